@@ -1,0 +1,129 @@
+/* The C runtime of numatp: what has to be exact about threads and memory order, and nothing that computes.
+ *
+ * A *rank* is one process on one NUMA node. Ranks share one mapping, the *window*. Inside a rank a *team* of pinned threads
+ * executes a *program*: a flat list of ops, each a compiled kernel and the address of its arguments.
+ * Kernels come from Numba, by address; this library never looks inside their arguments.
+ *
+ * Functions that return int return a numatp_status. All waits end when the job is aborted or a rank dies.
+ */
+#ifndef NUMATP_H
+#define NUMATP_H
+
+#include <stdint.h>
+
+#pragma GCC visibility push(default) /* everything else in the library is hidden */
+
+#define NUMATP_LINE 128          /* bytes: two cache lines, because the adjacent-line prefetcher pairs them */
+#define NUMATP_NOTE_BYTES 3072   /* what one rank can tell the others in one meeting */
+#define NUMATP_ABORT_BYTES 512   /* text of the message that ends a job, with its final 0 */
+#define NUMATP_MAX_RANKS 64
+
+enum numatp_status {
+    NUMATP_OK = 0,
+    NUMATP_ABORTED = 1,  /* see numatp_abort_rank and numatp_abort_text */
+    NUMATP_PENDING = 2,  /* not all ranks have come yet: do what you must (signals, children), then call again */
+    NUMATP_STOPPED = 3,  /* rank 0 ended the service */
+    NUMATP_FORKED = 4,   /* called in a child of the process that made the object */
+    NUMATP_SYSTEM = 5,   /* a system call failed: errno */
+};
+
+/* ------------------------------------------------------------------ programs */
+
+/* Thread `thread` of `threads` does its part of one op. Must not block, raise or allocate. */
+typedef void (*numatp_kernel)(void *args, int64_t thread, int64_t threads);
+
+struct numatp_op {
+    numatp_kernel run;
+    void *args;
+    int64_t barrier; /* not 0: all threads of the rank meet before this op */
+};
+
+struct numatp_program {
+    const struct numatp_op *ops;
+    int64_t num_ops;
+    int64_t num_syncs; /* how many of them are numatp_sync: the same number on every rank */
+};
+
+/* ------------------------------------------------------------------ ranks: who else is there */
+
+struct numatp_ranks;
+
+/* Bytes of the window's control section for `size` ranks; a multiple of the page size. Zero-filled memory is a valid
+ * start state, so the creator only has to make the file that long. */
+int64_t numatp_control_bytes(int size);
+
+/* Joins the job. `control` is this process's mapping of the control section. pids[r] is the process id of rank r where
+ * it is known and 0 where it is not (it is then learned at the first meeting). `crowded` is not 0 when the job has more
+ * threads than cores: then nothing spins, every wait yields at once. NULL with errno on failure. */
+struct numatp_ranks *numatp_ranks_open(void *control, int rank, int size, const int32_t *pids, int crowded);
+void numatp_ranks_close(struct numatp_ranks *);
+
+/* Set-up meeting of all ranks: returns NUMATP_OK once every rank has called it as often as this one, NUMATP_PENDING after
+ * about 50 ms without that (then call again: a repeated call counts once). Sleeps between looks: not for use inside a Step. */
+int numatp_meet(struct numatp_ranks *);
+
+/* Where rank r leaves what it wants to tell the others: NUMATP_NOTE_BYTES bytes in the window. Write your own, meet,
+ * read the others', meet again. */
+char *numatp_note(struct numatp_ranks *, int rank);
+
+/* Ends the job on every rank; the first caller's text is kept. Any thread may call it. */
+void numatp_abort(struct numatp_ranks *, const char *text);
+int numatp_abort_rank(struct numatp_ranks *);          /* rank that ended the job, -1 while it runs */
+const char *numatp_abort_text(struct numatp_ranks *);  /* "" while it runs */
+
+/* The lanes: `flags` is this process's mapping of numatp_flag_bytes(size, lanes) zero-filled bytes of the window.
+ * `lanes` is the smallest thread count of any rank. Before the first program with a sync. */
+int64_t numatp_flag_bytes(int size, int lanes);
+void numatp_ranks_lanes(struct numatp_ranks *, void *flags, int lanes);
+
+/* ------------------------------------------------------------------ team: the threads of this rank */
+
+struct numatp_team;
+
+/* Makes the calling thread thread 0 and starts threads - 1 more, each pinned to cpus[i] (not pinned where cpus[i] < 0).
+ * groups[i] names the L3 cache of thread i: above 16 threads the barrier has two levels, per group and between groups.
+ * The workers block all signals. NULL with errno on failure. */
+struct numatp_team *numatp_team_open(struct numatp_ranks *, int threads, const int32_t *cpus, const int32_t *groups);
+void numatp_team_close(struct numatp_team *); /* joins the workers; also safe after an abort and in a forked child */
+
+/* Runs a program on this rank alone (it holds no sync). Called by thread 0, as is all that follows. */
+int numatp_team_run(struct numatp_team *, const struct numatp_program *);
+
+/* The programs that a Step can name by index, the same sequence on every rank. The array stays the caller's. */
+void numatp_team_programs(struct numatp_team *, const struct numatp_program *programs, int64_t num_programs);
+
+/* One Step, rank 0: publishes it (what the ranks read of it was written to the window before), runs the program here,
+ * and returns when every rank has finished it: then all results in the window may be read and the next Step written. */
+int numatp_team_step(struct numatp_team *, int64_t program);
+
+/* Ranks > 0: run Steps as rank 0 publishes them. Returns NUMATP_STOPPED after rank 0's numatp_team_stop. Waits by spinning
+ * for about 10 ms after a Step, then sleeps in the kernel. */
+int numatp_team_serve(struct numatp_team *);
+int numatp_team_stop(struct numatp_team *); /* rank 0: ends the service on the other ranks */
+
+/* ------------------------------------------------------------------ sync: the meeting of one lane of every rank */
+
+/* An op's kernel. Thread i < lanes publishes lane i of this rank and waits until lane i of every rank is published:
+ * what the same thread wrote before it on any rank can then be read. Threads >= lanes skip. */
+struct numatp_sync_args {
+    struct numatp_team *team;
+    int64_t ordinal; /* 1, 2, ... among the syncs of the program */
+};
+void numatp_sync(void *args, int64_t thread, int64_t threads);
+
+/* ------------------------------------------------------------------ pages */
+
+/* Anonymous memory of `bytes` at a multiple of 2 MiB, huge pages advised, not touched. NULL with errno on failure. */
+void *numatp_pages_reserve(int64_t bytes);
+void numatp_pages_release(void *, int64_t bytes);
+
+/* Asks the kernel (move_pages) where the pages of [start, start + bytes) are: nodes[n] += pages on node n for n < num_nodes,
+ * *absent += pages not touched yet. NUMATP_SYSTEM where the call is refused. */
+int numatp_pages_nodes(const void *start, int64_t bytes, int64_t *nodes, int num_nodes, int64_t *absent);
+
+/* The page size that numatp_pages_nodes counts in, bytes. */
+int64_t numatp_page_bytes(void);
+
+#pragma GCC visibility pop
+
+#endif

@@ -1,0 +1,349 @@
+/* The team: the threads of one rank, their barrier, the executor of programs, and Steps. */
+#include "internal.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ONE_LEVEL_THREADS 16 /* up to here all threads of a barrier share one counter */
+#define STOP (-1)            /* program index that ends the service */
+
+/* A place where `expected` threads meet. The last one to come goes on to the parent for all, then lets the others go. */
+struct meeting {
+    _Alignas(NUMATP_LINE) _Atomic int32_t arrived;
+    int32_t expected;
+    struct meeting *parent;
+    _Alignas(NUMATP_LINE) _Atomic int64_t generation; /* times that all have come */
+};
+
+struct seat {
+    _Alignas(NUMATP_LINE) _Atomic int64_t finished; /* runs that this thread has left, also by an abort */
+    struct meeting *meeting;
+    struct numatp_team *team;
+    int thread;
+    pthread_t worker;
+};
+
+struct numatp_team {
+    struct numatp_gate gate; /* sequence: programs begun; opened by thread 0 */
+    struct numatp_ranks *ranks;
+    int threads;
+    int64_t runs;
+    const struct numatp_program *current; /* NULL: the workers end */
+    const struct numatp_program *programs; /* [num_programs] */
+    int64_t num_programs;
+    struct meeting *meetings; /* [1 + groups]: the first is the root */
+    struct seat seats[];      /* [threads] */
+};
+
+/* ------------------------------------------------------------------ barrier */
+
+static bool meet(struct numatp_ranks *ranks, struct meeting *meeting)
+{
+    int64_t generation = atomic_load_explicit(&meeting->generation, memory_order_relaxed); /* cannot move before we came */
+    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) + 1 < meeting->expected)
+        return numatp_wait(ranks, &meeting->generation, generation + 1, NUMATP_WATCH_ABORT);
+    if (meeting->parent && !meet(ranks, meeting->parent))
+        return false;
+    atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&meeting->generation, generation + 1, memory_order_release);
+    return true;
+}
+
+static inline bool barrier(struct numatp_team *team, int thread)
+{
+    return team->threads == 1 || meet(team->ranks, team->seats[thread].meeting);
+}
+
+/* Two levels where one counter would be fetched across L3 caches by many threads. */
+static bool make_meetings(struct numatp_team *team, const int32_t *groups)
+{
+    const int threads = team->threads;
+    struct meeting *root = aligned_alloc(NUMATP_LINE, (size_t)(1 + threads) * sizeof *root);
+    if (!root)
+        return false;
+    memset(root, 0, (size_t)(1 + threads) * sizeof *root);
+    team->meetings = root;
+    int levels = threads > ONE_LEVEL_THREADS ? 2 : 1;
+    for (int i = 0; i < threads; i++) {
+        struct meeting *meeting = root;
+        if (levels == 2) {
+            int first = 0; /* of the threads in this group */
+            while (groups[first] != groups[i])
+                first++;
+            meeting = &root[1 + first];
+            root->expected += first == i;
+            meeting->parent = root;
+        }
+        meeting->expected++;
+        team->seats[i].meeting = meeting;
+    }
+    return true;
+}
+
+/* ------------------------------------------------------------------ executor */
+
+/* Nothing of the program or the team's fields is read after the last barrier: thread 0 may then be preparing the next run. */
+static bool execute(struct numatp_team *team, int thread, const struct numatp_program *program)
+{
+    const int threads = team->threads;
+    const struct numatp_op *op = program->ops, *end = op + program->num_ops;
+    for (; op < end; op++) {
+        if (op->barrier && !barrier(team, thread))
+            return false;
+        if (numatp_aborted(team->ranks))
+            return false;
+        op->run(op->args, thread, threads);
+    }
+    return barrier(team, thread);
+}
+
+static void *work(void *argument)
+{
+    struct seat *seat = argument;
+    struct numatp_team *team = seat->team;
+    for (int64_t run = 1;; run++) {
+        numatp_gate_wait(team->ranks, &team->gate, run, false);
+        if (!team->current)
+            return NULL;
+        execute(team, seat->thread, team->current);
+        atomic_store_explicit(&seat->finished, run, memory_order_release);
+    }
+}
+
+static void begin(struct numatp_team *team, const struct numatp_program *program)
+{
+    team->current = program;
+    if (team->threads > 1)
+        numatp_gate_open(&team->gate, ++team->runs, false);
+}
+
+static int run(struct numatp_team *team, const struct numatp_program *program)
+{
+    if (numatp_aborted(team->ranks))
+        return NUMATP_ABORTED;
+    begin(team, program);
+    /* A sync that gave up returns like one that did not: only a job that still runs at the end has a result. */
+    if (execute(team, 0, program) && !numatp_aborted(team->ranks))
+        return NUMATP_OK;
+    /* Not before every worker is out: the caller may unmap what their kernels touch. */
+    for (int i = 1; i < team->threads; i++)
+        numatp_wait(team->ranks, &team->seats[i].finished, team->runs, NUMATP_WATCH_NOTHING);
+    return NUMATP_ABORTED;
+}
+
+int numatp_team_run(struct numatp_team *team, const struct numatp_program *program)
+{
+    if (numatp_forked(team->ranks))
+        return NUMATP_FORKED;
+    if (program->num_syncs) { /* it would wait for ranks that do not run it */
+        errno = EINVAL;
+        return NUMATP_SYSTEM;
+    }
+    return run(team, program);
+}
+
+/* ------------------------------------------------------------------ open and close */
+
+static void end_workers(struct numatp_team *team, int started)
+{
+    begin(team, NULL);
+    for (int i = 1; i < started; i++)
+        pthread_join(team->seats[i].worker, NULL);
+}
+
+static int start_worker(struct seat *seat, int32_t cpu)
+{
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    if (cpu >= 0) { /* born on its cpu: its stack is then on its node */
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpu, &set);
+        pthread_attr_setaffinity_np(&attributes, sizeof set, &set);
+    }
+    int error = pthread_create(&seat->worker, &attributes, work, seat);
+    pthread_attr_destroy(&attributes);
+    if (!error) {
+        char name[16];
+        snprintf(name, sizeof name, "numatp-%d-%d", seat->team->ranks->rank, seat->thread);
+        pthread_setname_np(seat->worker, name);
+    }
+    return error;
+}
+
+/* Signals are for the user's threads. Those that report a fault of the thread itself stay, or faulthandler is mute. */
+static void block_signals(sigset_t *before)
+{
+    sigset_t all;
+    sigfillset(&all);
+    const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS};
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++)
+        sigdelset(&all, faults[i]);
+    pthread_sigmask(SIG_SETMASK, &all, before);
+}
+
+struct numatp_team *numatp_team_open(struct numatp_ranks *ranks, int threads, const int32_t *cpus, const int32_t *groups)
+{
+    if (threads < 1) {
+        errno = EINVAL;
+        return NULL;
+    }
+    size_t bytes = sizeof(struct numatp_team) + (size_t)threads * sizeof(struct seat);
+    struct numatp_team *team = aligned_alloc(NUMATP_LINE, (size_t)numatp_round_up((int64_t)bytes, NUMATP_LINE));
+    if (!team)
+        return NULL;
+    memset(team, 0, bytes);
+    team->ranks = ranks;
+    team->threads = threads;
+    for (int i = 0; i < threads; i++) {
+        team->seats[i].team = team;
+        team->seats[i].thread = i;
+    }
+    int error = make_meetings(team, groups) ? 0 : ENOMEM, started = 1;
+    if (!error && cpus[0] >= 0) {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(cpus[0], &set);
+        error = sched_setaffinity(0, sizeof set, &set) < 0 ? errno : 0;
+    }
+    sigset_t before;
+    block_signals(&before);
+    for (; !error && started < threads; started += !error)
+        error = start_worker(&team->seats[started], cpus[started]);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (!error)
+        return team;
+    end_workers(team, started);
+    free(team->meetings);
+    free(team);
+    errno = error;
+    return NULL;
+}
+
+void numatp_team_close(struct numatp_team *team)
+{
+    if (!team)
+        return;
+    if (!numatp_forked(team->ranks)) /* a child made by fork has no workers */
+        end_workers(team, team->threads);
+    free(team->meetings);
+    free(team);
+}
+
+/* ------------------------------------------------------------------ Steps */
+
+void numatp_team_programs(struct numatp_team *team, const struct numatp_program *programs, int64_t num_programs)
+{
+    team->programs = programs;
+    team->num_programs = num_programs;
+}
+
+/* Until every other rank has finished Step `step`. */
+static bool wait_done(struct numatp_ranks *ranks, int64_t step)
+{
+    for (int r = 1; r < ranks->size; r++)
+        if (!numatp_wait(ranks, &ranks->control->rank[r].done, step, NUMATP_WATCH_PEERS))
+            return false;
+    return true;
+}
+
+/* The gate's fields are rewritten only after all ranks have read the last ones. */
+static bool publish(struct numatp_ranks *ranks, int64_t program, int64_t num_syncs)
+{
+    struct numatp_gate *steps = &ranks->control->steps;
+    if (!wait_done(ranks, ranks->step))
+        return false;
+    steps->program = program;
+    steps->num_syncs = num_syncs;
+    numatp_gate_open(steps, ++ranks->step, true);
+    return true;
+}
+
+static int run_step(struct numatp_team *team, const struct numatp_program *program)
+{
+    int status = run(team, program);
+    if (status == NUMATP_OK)
+        team->ranks->base += program->num_syncs;
+    return status;
+}
+
+int numatp_team_step(struct numatp_team *team, int64_t program)
+{
+    struct numatp_ranks *ranks = team->ranks;
+    if (numatp_forked(ranks))
+        return NUMATP_FORKED;
+    if (ranks->rank || program < 0 || program >= team->num_programs) {
+        errno = EINVAL;
+        return NUMATP_SYSTEM;
+    }
+    if (numatp_aborted(ranks) || !publish(ranks, program, team->programs[program].num_syncs))
+        return NUMATP_ABORTED;
+    int status = run_step(team, &team->programs[program]);
+    if (status == NUMATP_OK && !wait_done(ranks, ranks->step))
+        status = NUMATP_ABORTED;
+    return status;
+}
+
+/* A program that differs between ranks would make them wait for each other without end. */
+static const struct numatp_program *agreed_program(struct numatp_team *team)
+{
+    const struct numatp_gate *steps = &team->ranks->control->steps;
+    int64_t have = -1;
+    if (steps->program < team->num_programs) {
+        have = team->programs[steps->program].num_syncs;
+        if (have == steps->num_syncs)
+            return &team->programs[steps->program];
+    }
+    char text[NUMATP_ABORT_BYTES];
+    snprintf(text, sizeof text, "program %lld has %lld syncs on rank 0 and %lld on rank %d (-1: there is none)",
+             (long long)steps->program, (long long)steps->num_syncs, (long long)have, team->ranks->rank);
+    numatp_abort(team->ranks, text);
+    return NULL;
+}
+
+int numatp_team_serve(struct numatp_team *team)
+{
+    struct numatp_ranks *ranks = team->ranks;
+    if (numatp_forked(ranks))
+        return NUMATP_FORKED;
+    for (;;) {
+        struct numatp_gate *steps = &ranks->control->steps;
+        if (!numatp_gate_wait(ranks, steps, ranks->step + 1, true))
+            return NUMATP_ABORTED;
+        ranks->step++;
+        const bool stop = steps->program == STOP;
+        if (!stop) {
+            const struct numatp_program *program = agreed_program(team);
+            if (!program || run_step(team, program) != NUMATP_OK)
+                return NUMATP_ABORTED;
+        }
+        /* All threads are past the program's last barrier: what they wrote goes out with this. */
+        atomic_store_explicit(&ranks->control->rank[ranks->rank].done, ranks->step, memory_order_release);
+        if (stop)
+            return NUMATP_STOPPED;
+    }
+}
+
+int numatp_team_stop(struct numatp_team *team)
+{
+    struct numatp_ranks *ranks = team->ranks;
+    if (numatp_forked(ranks))
+        return NUMATP_FORKED;
+    if (ranks->step && ranks->control->steps.program == STOP) /* stopped already */
+        return NUMATP_OK;
+    return publish(ranks, STOP, 0) ? NUMATP_OK : NUMATP_ABORTED;
+}
+
+/* ------------------------------------------------------------------ sync */
+
+void numatp_sync(void *args, int64_t thread, int64_t threads)
+{
+    const struct numatp_sync_args *sync = args;
+    (void)threads;
+    numatp_sync_lane(sync->team->ranks, sync->ordinal, thread);
+}

@@ -1,0 +1,55 @@
+"""The `numatp` command: one line for an error on rank 0, silence on the others, and the same exit status on all."""
+
+import argparse
+import importlib
+import os
+import sys
+
+from numatp import __version__
+from numatp.errors import NumatpError, UserError
+from numatp.machine.launch import read_launch
+
+COMMANDS = {"generate": "generate text from a prompt", "pull": "download a model into the cache folder"}
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in one line, as all errors."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"{message} (see '{self.prog} --help')")
+
+
+def main() -> None:
+    # A pool of BLAS threads would outlive its use and disturb the pinned ones; numatp needs none.
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    parser = Parser(prog="numatp", description="LLM inference on all NUMA nodes of one server")
+    parser.add_argument("--version", action="version", version=f"numatp {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for name, text in COMMANDS.items():
+        if name in sys.argv[1:2] or not set(COMMANDS) & set(sys.argv[1:2]):
+            importlib.import_module(f"numatp.cli.{name}").add_arguments(commands.add_parser(name, help=text, description=text))
+    status = FAILURE
+    try:
+        arguments = parser.parse_args()
+        status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
+    except NumatpError as error:
+        status = USAGE if isinstance(error, UserError) else FAILURE
+        say(f"numatp: {error}")
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def say(line: str) -> None:
+    """A line on stderr, from rank 0 only: all ranks have the same to say."""
+    try:
+        launched = read_launch()
+    except NumatpError:
+        launched = None
+    if launched is None or launched.rank == 0:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,17 @@
+"""`numatp pull`: a model by name into the cache folder."""
+
+import argparse
+
+from numatp.cli.progress import Progress
+from numatp.files import models
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="name of a model, e.g. smollm2")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    with Progress("pull") as progress:
+        path = models.pull(arguments.model, progress.update)
+    print(path)
+    return 0

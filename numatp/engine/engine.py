@@ -1,0 +1,221 @@
+"""One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
+
+import ctypes
+import os
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from numatp import models
+from numatp.engine.cache import cache_bytes, layer_caches, num_blocks
+from numatp.engine.job import Job
+from numatp.engine.start import Start
+from numatp.errors import MachineError, NumatpError, RankError, UserError
+from numatp.files.gguf import read_gguf
+from numatp.kernels.sampling import greedy
+from numatp.machine import native, pages, topology
+from numatp.program.builder import Program
+from numatp.program.ops import Ops, Site
+from numatp.program.step import StepShape, StepWindow
+from numatp.weights.loader import Weights, plan
+from numatp.weights.splits import split
+
+MAX_CONTEXT = 8192  # tokens, unless more are asked for
+MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
+ONE_ROW, MANY_ROWS = 0, 1  # the programs, by index
+
+
+class Engine:
+    """Must be made and used by one thread, which becomes thread 0 of the rank's team and is pinned."""
+
+    def __init__(self, job: Job, start: Start, progress: Callable[[int, int], None] = lambda done, total: None):
+        self.job, self.comm, self.placement = job, start.comm, start.placement
+        self._library = native.library()
+        self._arenas: list[tuple[int, int]] = []
+        self._team = None
+        began = time.perf_counter()
+        self._agree(lambda: self._prepare(start.machine))
+        self._open_team()
+        self._agree(lambda: self._load(progress))
+        self._map_window()
+        self._agree(self._record)
+        self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))  # weights, of all ranks
+        self.load_seconds = time.perf_counter() - began
+        self.pages_line = self._check_pages()
+
+    def _agree(self, action: Callable[[], None]) -> None:
+        """Does something that may fail on one rank alone: then all ranks raise its error."""
+        failure: NumatpError | None = None
+        try:
+            action()
+        except RankError:
+            raise
+        except NumatpError as error:
+            failure = error
+        described = [type(failure).__name__, str(failure)] if failure else None
+        for rank, other in enumerate(self.comm.gather(described)):
+            if other:
+                kind = UserError if other[0] == "UserError" else MachineError
+                raise failure if failure and rank == self.comm.rank else kind(other[1])
+
+    def _prepare(self, machine: topology.Machine) -> None:
+        self.file = read_gguf(self.job.model)
+        self.model = models.find(self.file)
+        self.spec = self.model.read_spec(self.file)
+        sizes, comm = self.spec.sizes, self.comm
+        if sizes.head_size % 16 or sizes.width % 32 or sizes.ffn % 32:
+            raise UserError(
+                f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
+                "multiples of 16, 32 and 32; this model cannot be computed yet"
+            )
+        self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
+        if not 0 < self.context <= self.spec.context:
+            raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
+        self.split = split(sizes, comm.rank, comm.size)
+        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
+        self.cache_bytes = cache_bytes(sizes, self.split, self.spec.layers, self.context)
+        node = self.placement.node
+        # Ranks that share a node share its room.
+        self._check_room(node, topology.free_bytes(node), self.weight_bytes + self.cache_bytes + MARGIN)
+
+    def _check_room(self, node: int, free: int, needed: int) -> None:
+        limit = topology.memory_limit_bytes()
+        room, where = (free, f"node {node} has") if limit is None or free < limit else (limit, "this job's memory limit leaves")
+        if needed > room:
+            raise MachineError(
+                f"rank {self.comm.rank} needs {needed / 1e9:.1f} GB ({self.weight_bytes / 1e9:.1f} GB weights, "
+                f"{self.cache_bytes / 1e9:.1f} GB cache), {where} {room / 1e9:.1f} GB free: use more nodes, a smaller -c or model"
+            )
+
+    def _open_team(self) -> None:
+        cpus, groups = self.placement.cpus, self.placement.l3
+        array = ctypes.c_int32 * len(cpus)
+        self.threads = len(cpus)
+        self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
+        if not self._team:
+            raise MachineError(f"cannot start {self.threads} threads: {os.strerror(ctypes.get_errno())}")
+        self.lanes = min(self.comm.gather(self.threads))
+
+    def _run(self, program: Program) -> None:
+        self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
+
+    def _reserve(self, num_bytes: int) -> int:
+        address = pages.reserve(num_bytes)
+        self._arenas.append((address, num_bytes))
+        return address
+
+    def _load(self, progress: Callable[[int, int], None]) -> None:
+        self._weights_at = self._reserve(self.weight_bytes)
+        self.weights = Weights(self.slices, self._weights_at)
+        self.weights.load(self.file, self.threads, self._run, progress)
+
+    def _map_window(self) -> None:
+        comm, sizes = self.comm, self.spec.sizes
+        self.shape = StepShape(self.job.max_rows, 1, num_blocks(self.context))
+        flags = self._library.numatp_flag_bytes(comm.size, self.lanes)
+        self._flags = comm.map_shared([flags] + [0] * (comm.size - 1))[0]
+        self._library.numatp_ranks_lanes(comm.handle, self._flags.ctypes.data, self.lanes)
+        partial = self.job.max_rows * sizes.width * 4
+        buffers = comm.map_shared([2 * partial] * comm.size)
+        addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
+        self.partials = (addresses, addresses + np.uint64(partial))
+        # Logits of one row are enough while only the last token of a prompt is wanted.
+        padded = -(-sizes.vocab // 16) * 16
+        others = [0] * (comm.size - 1)
+        self.logits = comm.map_shared([padded * 4, *others])[0]
+        self.step_memory = comm.map_shared([self.shape.num_bytes, *others])[0]
+        self.step = StepWindow(self.shape, self.step_memory.view(np.int64))
+
+    def _record(self) -> None:
+        sizes, comm = self.spec.sizes, self.comm
+        cache = self._reserve(self.cache_bytes)
+        caches = layer_caches(cache, sizes, self.split, self.spec.layers, self.context)
+        site = Site(
+            comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
+            self.logits.ctypes.data, len(self.logits),
+        )  # fmt: skip
+        self.programs = []
+        for name, rows in (("one row", 1), ("many rows", self.job.max_rows)):
+            ops = Ops(name, site, rows)
+            self.model.forward(ops, self.spec, self.split, self.weights, caches)
+            self.programs.append(ops.finish())
+        self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
+        self._library.numatp_team_programs(self._team, self._records, len(self.programs))
+        if comm.rank == 0:
+            self._token = np.zeros(1, np.int64)
+            self._greedy_args = greedy.record(
+                logits=self.logits.ctypes.data, stride=len(self.logits), rows=self.step.num_logits.ctypes.data,
+                vocab=sizes.vocab, out=self._token.ctypes.data,
+            )  # fmt: skip
+            self._greedy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(greedy.address)
+
+    def _check_pages(self) -> str:
+        """One line that says where the weights are; MachineError on every rank if they are not local."""
+        counted = pages.count_by_node(self._weights_at, self.weight_bytes)
+        mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
+        parts = []
+        for rank, (node, counts) in enumerate(self.comm.gather([self.placement.node, mine])):
+            if counts is None:
+                parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
+                continue
+            local, total = counts
+            parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
+            if local < MIN_LOCAL * total and not self.job.allow_remote:
+                raise MachineError(
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}: free memory there, "
+                    "or run with --allow-remote"
+                )
+        return "weights " + ", ".join(parts)
+
+    # ------------------------------------------------------------ Steps, rank 0
+
+    def run_rows(self, tokens: list[int], first_position: int, want_logits: bool) -> None:
+        """One Step: the next tokens of the one sequence, whose cache blocks are 0, 1, 2, ...; at most max_rows of them."""
+        step, count = self.step, len(tokens)
+        step.num_rows[0], step.num_logits[0] = count, want_logits
+        step.tokens[:count] = tokens
+        step.positions[:count] = np.arange(first_position, first_position + count)
+        step.sequences[:count] = 0
+        step.logit_rows[0] = count - 1
+        step.tables[0] = np.arange(self.shape.table_length)
+        self.comm.check(self._library.numatp_team_step(self._team, ONE_ROW if count == 1 else MANY_ROWS))
+
+    def greedy_token(self) -> int:
+        """The most probable token of the last Step's row."""
+        self._greedy(self._greedy_args.ctypes.data, 0, 1)
+        return int(self._token[0])
+
+    # ------------------------------------------------------------ the other ranks, and the end
+
+    def serve(self) -> None:
+        """Runs Steps until rank 0 stops."""
+        status = self._library.numatp_team_serve(self._team)
+        if status != native.STOPPED:
+            self.comm.check(status)
+
+    def close(self) -> None:
+        """Ends the service on the other ranks (rank 0) and gives everything back. Safe after an error."""
+        if self._team:
+            if self.comm.rank == 0:
+                self._library.numatp_team_stop(self._team)
+            self._library.numatp_team_close(self._team)
+            self._team = None
+        for address, num_bytes in self._arenas:
+            pages.release(address, num_bytes)
+        self._arenas.clear()
+
+
+def serve(job: Job, start: Start) -> int:
+    """A whole life of a rank > 0; its exit status. Rank 0 says what went wrong, so this says nothing."""
+    try:
+        engine = Engine(job, start)
+        engine.serve()
+        engine.close()
+    except NumatpError:
+        return 1
+    except BaseException as error:
+        start.comm.abort(f"rank {start.comm.rank}: {type(error).__name__}: {error}")
+        raise
+    return 0

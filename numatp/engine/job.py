@@ -1,0 +1,15 @@
+"""What one run of the engine is asked to do; the same on every rank, and small enough to hand to a worker process."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Job:
+    model: str  # path of the file
+    context: int | None = None  # tokens that the cache holds; None: what the model was trained for, at most MAX_CONTEXT
+    threads: int | None = None  # per rank
+    nodes: str | None = None
+    cpus: str | None = None
+    keep_binding: bool = False
+    max_rows: int = 256  # tokens of a prompt in one Step
+    allow_remote: bool = False

@@ -1,0 +1,17 @@
+"""The exceptions that numatp raises on purpose; the command line prints them as one line."""
+
+
+class NumatpError(Exception):
+    """Anything numatp itself refuses or cannot do."""
+
+
+class UserError(NumatpError):
+    """Bad input: the message is one line and ends with the remedy."""
+
+
+class MachineError(NumatpError):
+    """This machine, or this job's share of it, cannot do what was asked."""
+
+
+class RankError(NumatpError):
+    """Another rank ended the job or died; the message names it."""

@@ -1,0 +1,31 @@
+"""Where numatp keeps what it makes or downloads."""
+
+import os
+from pathlib import Path
+
+from numatp.errors import UserError
+
+
+def cache_dir() -> Path:
+    """The cache folder, absolute because ranks may run in other folders; it need not exist yet."""
+    chosen, shared = os.environ.get("NUMATP_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
+    if chosen:
+        return Path(chosen).absolute()
+    if os.path.isabs(shared):  # XDG says to ignore a relative one
+        return Path(shared) / "numatp"
+    try:
+        return Path.home() / ".cache" / "numatp"
+    except RuntimeError:
+        raise UserError("this user has no home folder to keep a cache in; set NUMATP_CACHE_DIR to a writable folder") from None
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder`, a part of the cache, unless it is there. UserError if nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        reason = "Permission denied"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    raise UserError(f"{folder}: cannot write there: {reason}; set NUMATP_CACHE_DIR to a writable folder")

@@ -1,0 +1,245 @@
+"""Read the header of a GGUF file: its metadata, and where each tensor's bytes are. Never touches the tensors' data."""
+
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from numatp.files.gguf_header import (
+    ARRAY,
+    KINDS,
+    SCALARS,
+    STRING,
+    U32,
+    U64,
+    Header,
+    LazyArray,
+    Value,
+    damaged,
+    decode,
+    fail,
+    quote,
+    truncated,
+)
+
+# id: (name, weights per block, bytes per block). Ids 4, 5, 31-33 and 36-38 were withdrawn by ggml.
+TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
+}  # fmt: skip
+
+# Far above any real model; they keep Python's overhead per entry from exhausting memory.
+MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
+MAX_DIMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor: `shape` has rows first, so a matrix is (out, in); `offset` counts bytes from the start of the file."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+
+
+class Metadata(Mapping[str, Value]):
+    """Key to value; an array is decoded when it is first asked for, since only one rank needs the vocabulary."""
+
+    def __init__(self, entries: dict[str, int | float | str | LazyArray], header: bytes) -> None:
+        self.entries = entries
+        self._header = header
+        self._decoded: dict[str, Sequence[Value]] = {}
+
+    def __getitem__(self, key: str) -> Value:
+        entry = self.entries[key]
+        if not isinstance(entry, LazyArray):
+            return entry
+        if key not in self._decoded:
+            self._decoded[key] = decode(self._header, entry)[0]
+        return self._decoded[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+class GGUFFile:
+    """The header of one GGUF file.
+
+    The getters raise UserError, naming file and key, when the key is of another kind, or absent without a default.
+    """
+
+    def __init__(self, path: Path, size: int, metadata: Metadata) -> None:
+        self.path = path
+        self.size = size
+        self.metadata = metadata
+        self.tensors: dict[str, TensorInfo] = {}
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self._get(key, default, "a whole number")
+        return value if type(value) is int else self._wrong(key, "a whole number")
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self._get(key, default, "a finite number")
+        if type(value) in (int, float) and math.isfinite(value):
+            return float(value)
+        self._wrong(key, "a finite number")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._get(key, default, "a text")
+        if not isinstance(value, str):
+            self._wrong(key, "a text")
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            self._wrong(key, "a text in UTF-8")
+        return value
+
+    def flag(self, key: str, default: bool | None = None) -> bool:
+        value = self._get(key, default, "true or false")
+        return value if isinstance(value, bool) else self._wrong(key, "true or false")
+
+    def strings(self, key: str, default: Sequence[str] | None = None) -> Sequence[str]:
+        """Bytes that are not UTF-8 come back as lone surrogates (`surrogateescape`), so nothing of a token is lost."""
+        texts: Sequence[str] = self._list(key, default, "a list of texts", (STRING,))
+        return texts
+
+    def integers(self, key: str, default: Sequence[int] | None = None) -> Sequence[int]:
+        numbers: Sequence[int] = self._list(key, default, "a list of whole numbers", (0, 1, 2, 3, 4, 5, 10, 11))
+        return numbers
+
+    def fail(self, fault: str) -> NoReturn:
+        """Raise UserError about this file; `fault` ends with the remedy."""
+        fail(self.path, fault)
+
+    def _list(self, key: str, default: Any, expected: str, kinds: tuple[int, ...]) -> Any:
+        entry = self._get(key, default, expected)
+        if key not in self.metadata.entries:
+            return default
+        return self.metadata[key] if isinstance(entry, LazyArray) and entry.kind in kinds else self._wrong(key, expected)
+
+    def _get(self, key: str, default: Any, expected: str) -> Any:
+        entry = self.metadata.entries.get(key, default)
+        if entry is None:
+            self.fail(f"the metadata lacks {quote(key)} ({expected}); convert the model again with a current converter")
+        return entry
+
+    def _wrong(self, key: str, expected: str) -> NoReturn:
+        entry = self.metadata.entries[key]
+        found = f"an array of {entry.count} {KINDS[entry.kind]}" if isinstance(entry, LazyArray) else quote(entry)
+        self.fail(f"metadata {quote(key)} should be {expected} and is {found}; convert the model again")
+
+
+def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Read the header of a GGUF file of version 2 or 3. UserError (one line) for whatever is not a sound one."""
+    path = Path(path)
+    try:
+        # Without O_NONBLOCK, opening a named pipe would wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        fail(path, f"cannot open: {error.strerror}; check the path and its permissions")
+    except ValueError as error:
+        fail(path, f"cannot open: {error}; check the path")
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            fail(path, f"is {what}; give the path of a GGUF file")
+        return _parse(Header(fd, status.st_size, path))
+    except OSError as error:
+        fail(path, f"cannot read: {error.strerror}; check the disk, or copy the file again")
+    finally:
+        os.close(fd)
+
+
+def _parse(header: Header) -> GGUFFile:
+    path = header.path
+    if header.size == 0:
+        fail(path, "the file is empty; download it again")
+    header.need(min(header.size, 4), "the magic")
+    if header.data[:4] != b"GGUF":
+        fail(path, "not a GGUF file; give a model in GGUF format")
+    header.pos = 4
+    version = header.scalar(U32, "the version")
+    if version and version & 0xFFFF == 0:
+        fail(path, "a big-endian GGUF file; get the little-endian one, or convert it")
+    if version not in (2, 3):
+        fail(path, f"GGUF version {version}, and numatp reads 2 and 3; convert the model again with a current converter")
+    num_tensors, num_keys = header.scalar(U64, "the tensor count"), header.scalar(U64, "the metadata count")
+    if num_tensors > MAX_TENSORS or num_keys > MAX_KEYS:
+        damaged(path, f"it claims {num_tensors} tensors and {num_keys} metadata entries")
+
+    entries: dict[str, int | float | str | LazyArray] = {}
+    for index in range(num_keys):
+        key = header.name(f"the name of metadata entry {index}")
+        if key in entries:
+            damaged(path, f"metadata {quote(key)} is there twice")
+        entries[key] = _entry(header, f"metadata {quote(key)}")
+    infos = [_tensor_info(header, index) for index in range(num_tensors)]
+
+    file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos])))
+    parts = file.integer("split.count", 1)
+    if parts > 1:
+        fail(path, f"is one of {parts} parts of a split model; merge the parts into one file first")
+    alignment = file.integer("general.alignment", 32)
+    if alignment <= 0 or alignment & (alignment - 1):
+        damaged(path, f"alignment {alignment} is not a power of two")
+    file.tensors = _place(infos, -(-header.pos // alignment) * alignment, alignment, file)
+    return file
+
+
+def _entry(header: Header, what: str) -> int | float | str | LazyArray:
+    kind = header.scalar(U32, what)
+    if kind in SCALARS:
+        return header.scalar(SCALARS[kind], what)  # type: ignore[no-any-return]  # the table says int, float or bool
+    if kind == STRING:
+        return header.string(what).decode(errors="surrogateescape")
+    if kind == ARRAY:
+        return header.array(what)
+    damaged(header.path, f"{what} is of unknown kind {kind}")
+
+
+def _tensor_info(header: Header, index: int) -> TensorInfo:
+    """One row of the tensor table; its offset is still relative to the start of the data."""
+    name = header.name(f"the name of tensor {index}")
+    what = f"tensor {quote(name)}"
+    num_dims = header.scalar(U32, what)
+    if not 1 <= num_dims <= MAX_DIMS:
+        damaged(header.path, f"{what} has {num_dims} dimensions, not 1 to {MAX_DIMS}")
+    dims = [header.scalar(U64, what) for _ in range(num_dims)]  # fastest first, the reverse of a shape
+    type_id, offset = header.scalar(U32, what), header.scalar(U64, what)
+    if type_id not in TENSOR_TYPES:
+        fail(header.path, f"{what} has type id {type_id}, which numatp does not know; use a file in another quantisation")
+    type_name, per_block, block_bytes = TENSOR_TYPES[type_id]
+    if 0 in dims or dims[0] % per_block:
+        damaged(header.path, f"{what} has dimensions {dims}, not whole {type_name} blocks of {per_block}")
+    return TensorInfo(name, type_name, tuple(reversed(dims)), offset, math.prod(dims) // per_block * block_bytes)
+
+
+def _place(infos: list[TensorInfo], start: int, alignment: int, file: GGUFFile) -> dict[str, TensorInfo]:
+    """Make offsets absolute; every tensor must be aligned, inside the file and apart from the others."""
+    path, tensors = file.path, {}
+    for info in infos:
+        what, offset = f"tensor {quote(info.name)}", start + info.offset
+        if info.name in tensors:
+            damaged(path, f"{what} is there twice")
+        if info.offset % alignment:
+            damaged(path, f"{what} starts at byte {offset}, not at a multiple of {alignment}")
+        if offset + info.num_bytes > file.size:
+            truncated(path, what, offset + info.num_bytes, file.size)
+        tensors[info.name] = replace(info, offset=offset)
+    in_order = sorted(tensors.values(), key=lambda info: info.offset)
+    for one, other in zip(in_order, in_order[1:], strict=False):
+        if one.offset + one.num_bytes > other.offset:
+            damaged(path, f"tensors {quote(one.name)} and {quote(other.name)} overlap")
+    return tensors

@@ -1,0 +1,1 @@
+"""WHAT is computed? Numba kernels on SIMD vector types."""

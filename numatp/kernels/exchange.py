@@ -1,0 +1,54 @@
+"""The sums of the all-reduce. Lane i of a row is one contiguous part of its columns, the same on every rank.
+
+Every rank adds in rank order, so all ranks get the same bits.
+"""
+
+from numatp.kernels.compile import kernel, share
+from numatp.kernels.simd import load_f32x16, load_i64, load_pointer, offset, store_f32x16
+
+
+@kernel(partials="pointer", ranks="int", lanes="int", rows="pointer", width="int", out="pointer", add="int")
+def sum_partials(args, thread, threads):
+    """out (rows, width) = [out +] the sum over ranks of partials[rank] (rows, width); width a multiple of 16."""
+    if thread < args.lanes:
+        first, last = share(args.width // 16, thread, args.lanes)
+        for row in range(load_i64(args.rows, 0)):
+            start = row * args.width * 4
+            for i in range(first * 16, last * 16, 16):
+                total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
+                for rank in range(1, args.ranks):
+                    total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                if args.add:
+                    total = load_f32x16(offset(args.out, start), i) + total
+                store_f32x16(offset(args.out, start), i, total)
+
+
+@kernel(partials="pointer", rank="int", ranks="int", lanes="int", rows="pointer", width="int")
+def reduce_scatter(args, thread, threads):
+    """First half of the exchange for long messages: within each lane, rank r puts the sum of the r-th part in its own buffer."""
+    if thread < args.lanes:
+        lane, lane_end = share(args.width // 16, thread, args.lanes)
+        first, last = share(lane_end - lane, args.rank, args.ranks)
+        for row in range(load_i64(args.rows, 0)):
+            start = row * args.width * 4
+            for i in range((lane + first) * 16, (lane + last) * 16, 16):
+                total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
+                for rank in range(1, args.ranks):
+                    total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                store_f32x16(offset(load_pointer(args.partials, args.rank), start), i, total)
+
+
+@kernel(partials="pointer", ranks="int", lanes="int", rows="pointer", width="int", out="pointer", add="int")
+def gather(args, thread, threads):
+    """Second half: out (rows, width) = [out +] the sums, each read from the rank that made it."""
+    if thread < args.lanes:
+        lane, lane_end = share(args.width // 16, thread, args.lanes)
+        for row in range(load_i64(args.rows, 0)):
+            start = row * args.width * 4
+            for rank in range(args.ranks):
+                first, last = share(lane_end - lane, rank, args.ranks)
+                for i in range((lane + first) * 16, (lane + last) * 16, 16):
+                    total = load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                    if args.add:
+                        total = load_f32x16(offset(args.out, start), i) + total
+                    store_f32x16(offset(args.out, start), i, total)

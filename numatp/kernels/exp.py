@@ -1,0 +1,28 @@
+"""exp, and the activation functions made of it, on 16 lanes."""
+
+from numatp.kernels.compile import device
+from numatp.kernels.simd import exp2_int, fma, max_f32x16, min_f32x16, round_f32, splat_f32
+
+# exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.
+LOG2_E = 1.4426950408889634
+LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06
+SMALLEST, LARGEST = -87.0, 88.0  # 2**n stays a normal float32
+
+
+@device
+def exp(x):
+    """e**x, relative error below 1e-7 * 2; x is limited to [-87, 88]."""
+    x = min_f32x16(max_f32x16(x, splat_f32(SMALLEST)), splat_f32(LARGEST))
+    n = round_f32(x * splat_f32(LOG2_E))
+    r = fma(n, splat_f32(-LN2_LOW), fma(n, splat_f32(-LN2_HIGH), x))
+    # Taylor to r**7: its next term is at most 0.35**8 / 8! = 6e-9.
+    y = splat_f32(1 / 5040)
+    for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
+        y = fma(y, r, splat_f32(coefficient))
+    return y * exp2_int(n)
+
+
+@device
+def silu(x):
+    """x * sigmoid(x)."""
+    return x / (splat_f32(1) + exp(splat_f32(0) - x))

@@ -1,0 +1,63 @@
+"""Rotary position embedding (https://arxiv.org/abs/2104.09864), and the append to the key-value cache that follows it."""
+
+from math import cos, sin
+
+
+from numatp.kernels.attention import CACHE_BLOCK
+from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.simd import load_f32, load_f64, load_i64, offset, store_f16, store_f32
+
+
+@kernel(positions="pointer", rows="pointer", frequencies="pointer", pairs="int", out="pointer")
+def rotation_angles(args, thread, threads):
+    """out (rows, pairs, 2) = cos and sin of position * frequency; frequencies are float64 (pairs,)."""
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        position = load_i64(args.positions, row)
+        for i in range(args.pairs):
+            angle = position * load_f64(args.frequencies, i)
+            store_f32(args.out, (row * args.pairs + i) * 2, cos(angle))
+            store_f32(args.out, (row * args.pairs + i) * 2 + 1, sin(angle))
+
+
+@device
+def rotate_pairs(head, angles, pairs):
+    """Rotates the neighbours (2i, 2i + 1) of one head in place."""
+    for i in range(pairs):
+        c, s = load_f32(angles, 2 * i), load_f32(angles, 2 * i + 1)
+        a, b = load_f32(head, 2 * i), load_f32(head, 2 * i + 1)
+        store_f32(head, 2 * i, a * c - b * s)
+        store_f32(head, 2 * i + 1, a * s + b * c)
+
+
+@device
+def cache_place(tables, table_length, sequence, position):
+    """Block of the cache and place in it for a position of a sequence."""
+    return load_i64(tables, sequence * table_length + position // CACHE_BLOCK), position % CACHE_BLOCK
+
+
+@kernel(
+    qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int",
+    positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
+)  # fmt: skip
+def rotate_and_append(args, thread, threads):
+    """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache."""
+    heads = args.heads + 2 * args.kv_heads
+    first, last = share(load_i64(args.rows, 0) * heads, thread, threads)
+    for item in range(first, last):
+        row, head = item // heads, item % heads
+        values = offset(args.qkv, item * args.head_size * 4)
+        if head < args.heads + args.kv_heads:
+            rotate_pairs(values, offset(args.angles, row * args.pairs * 8), args.pairs)
+        if head >= args.heads:
+            block, place = cache_place(
+                args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row)
+            )
+            kv_head = (head - args.heads) % args.kv_heads
+            start = (block * args.kv_heads + kv_head) * CACHE_BLOCK * args.head_size  # first element of this head's block
+            if head < args.heads + args.kv_heads:
+                for d in range(args.head_size):
+                    store_f16(args.keys, start + d * CACHE_BLOCK + place, load_f32(values, d))
+            else:
+                for d in range(args.head_size):
+                    store_f16(args.values, start + place * args.head_size + d, load_f32(values, d))

@@ -1,0 +1,332 @@
+"""SIMD vector types for Numba: LLVM vectors of 16 lanes, and the few operations that kernels need.
+
+Everything here is the same on every ISA, because LLVM cuts a vector into what the machine has; what differs is in the
+ISA's own file (see dot.py). Memory is reached through a `Pointer` plus an index, so that LLVM sees pointer arithmetic and
+no integer casts.
+"""
+
+import operator
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+
+LANES = 16  # float32 lanes of one vector, and rows of one weight tile
+
+BYTE, HALF, FLOAT, DOUBLE = ir.IntType(8), ir.HalfType(), ir.FloatType(), ir.DoubleType()
+INT32, INT64 = ir.IntType(32), ir.IntType(64)
+
+
+class Pointer(types.Type):
+    """An address; arithmetic and loads count in the element that the operation names."""
+
+    def __init__(self):
+        super().__init__(name="Pointer")
+
+
+@register_model(Pointer)
+class PointerModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, BYTE.as_pointer())
+
+
+class Vector(types.Type):
+    """`lanes` elements of one LLVM type in a register."""
+
+    def __init__(self, element, lanes):
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"Vector({element}x{lanes})")
+
+
+ELEMENTS = {"f32": FLOAT, "f16": HALF, "i32": INT32, "i8": BYTE}
+
+
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, llvm_type(numba_type))
+
+
+pointer = Pointer()
+f32x16 = Vector("f32", 16)
+f16x16 = Vector("f16", 16)
+i32x16 = Vector("i32", 16)
+i8x64 = Vector("i8", 64)
+SCALARS = {types.float32: FLOAT, types.float64: DOUBLE, types.int64: INT64, types.int32: INT32, types.int8: BYTE, types.uint8: BYTE}
+
+
+def llvm_type(numba_type):
+    if isinstance(numba_type, Vector):
+        return ir.VectorType(ELEMENTS[numba_type.element], numba_type.lanes)
+    return SCALARS[numba_type]
+
+
+def constant(vector, value):
+    return ir.Constant(llvm_type(vector), [value] * vector.lanes)
+
+
+def splat(builder, scalar, lanes):
+    """LLVM vector with `scalar` in every lane."""
+    vector_type = ir.VectorType(scalar.type, lanes)
+    undefined = ir.Constant(vector_type, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, INT32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(INT32, lanes), [0] * lanes))
+
+
+def call_llvm(builder, name, result, *args):
+    function_type = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), args)
+
+
+def unary(result, argument, emit):
+    """Intrinsic of one argument: emit(builder, value) -> value."""
+
+    @intrinsic
+    def operation(typing_context, a):
+        return result(argument), lambda context, builder, signature, args: emit(builder, args[0])
+
+    return operation
+
+
+# ---------------------------------------------------------------- memory
+
+
+@intrinsic
+def offset(typing_context, p, num_bytes):
+    """p + num_bytes."""
+    return pointer(pointer, types.int64), lambda context, builder, signature, args: builder.gep(args[0], [args[1]])
+
+
+def element_address(builder, numba_type, element_type, p, index):
+    typed = builder.bitcast(p, element_type.as_pointer())
+    return builder.bitcast(builder.gep(typed, [index]), llvm_type(numba_type).as_pointer())
+
+
+def loader(numba_type, element_type, align):
+    @intrinsic
+    def load(typing_context, p, index):
+        def emit(context, builder, signature, args):
+            value = builder.load(element_address(builder, numba_type, element_type, *args))
+            value.align = align
+            return value
+
+        return numba_type(pointer, types.int64), emit
+
+    return load
+
+
+def storer(numba_type, element_type, align):
+    @intrinsic
+    def store(typing_context, p, index, value):
+        def emit(context, builder, signature, args):
+            instruction = builder.store(args[2], element_address(builder, numba_type, element_type, *args[:2]))
+            instruction.align = align
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, numba_type), emit
+
+    return store
+
+
+# The index counts elements; load_f32(p, 3) is the fourth float at p. Vectors may begin at any element.
+load_f32, store_f32 = loader(types.float32, FLOAT, 4), storer(types.float32, FLOAT, 4)
+load_f64 = loader(types.float64, DOUBLE, 8)
+load_i64, store_i64 = loader(types.int64, INT64, 8), storer(types.int64, INT64, 8)
+load_i32, store_i32 = loader(types.int32, INT32, 4), storer(types.int32, INT32, 4)
+load_u8, store_u8 = loader(types.uint8, BYTE, 1), storer(types.uint8, BYTE, 1)
+load_i8, store_i8 = loader(types.int8, BYTE, 1), storer(types.int8, BYTE, 1)
+load_f32x16, store_f32x16 = loader(f32x16, FLOAT, 4), storer(f32x16, FLOAT, 4)
+load_f16x16, store_f16x16 = loader(f16x16, HALF, 2), storer(f16x16, HALF, 2)
+load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
+
+
+@intrinsic
+def load_pointer(typing_context, p, index):
+    """The index-th address of a table of addresses."""
+
+    def emit(context, builder, signature, args):
+        table = builder.bitcast(args[0], BYTE.as_pointer().as_pointer())
+        return builder.load(builder.gep(table, [args[1]]))
+
+    return pointer(pointer, types.int64), emit
+
+
+@intrinsic
+def load_f16(typing_context, p, index):
+    def emit(context, builder, signature, args):
+        address = builder.gep(builder.bitcast(args[0], HALF.as_pointer()), [args[1]])
+        value = builder.load(address)
+        value.align = 2
+        return builder.fpext(value, FLOAT)
+
+    return types.float32(pointer, types.int64), emit
+
+
+@intrinsic
+def store_f16(typing_context, p, index, value):
+    def emit(context, builder, signature, args):
+        address = builder.gep(builder.bitcast(args[0], HALF.as_pointer()), [args[1]])
+        instruction = builder.store(builder.fptrunc(args[2], HALF), address)
+        instruction.align = 2
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, types.float32), emit
+
+
+@intrinsic
+def load_i8x4_splat(typing_context, p, index):
+    """The four int8 at p[index : index + 4], repeated 16 times."""
+
+    def emit(context, builder, signature, args):
+        address = builder.gep(args[0], [args[1]])
+        value = builder.load(builder.bitcast(address, INT32.as_pointer()))
+        value.align = 1
+        return builder.bitcast(splat(builder, value, LANES), llvm_type(i8x64))
+
+    return i8x64(pointer, types.int64), emit
+
+
+@intrinsic
+def prefetch(typing_context, p, num_bytes):
+    """Asks for the cache line at p + num_bytes; any address is harmless."""
+
+    def emit(context, builder, signature, args):
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(args[0], [args[1]]), INT32(0), INT32(3), INT32(1))
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64), emit
+
+
+# ---------------------------------------------------------------- arithmetic
+
+splat_f32 = unary(f32x16, types.float32, lambda builder, x: splat(builder, x, LANES))
+splat_i32 = unary(i32x16, types.int32, lambda builder, x: splat(builder, x, LANES))
+to_f32 = unary(f32x16, i32x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
+widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x16)))
+narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
+low_nibbles = unary(i8x64, i8x64, lambda builder, v: builder.and_(v, constant(i8x64, 0x0F)))
+round_to_i32 = unary(
+    i32x16,
+    f32x16,
+    lambda builder, v: builder.fptosi(call_llvm(builder, "llvm.rint.v16f32", v.type, v), llvm_type(i32x16)),
+)
+round_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.rint.v16f32", v.type, v))
+abs_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.fabs.v16f32", v.type, v))
+
+
+def _high_nibbles(builder, v):
+    # Shifted as 16-bit lanes, which every ISA has; the bits that come from the neighbour byte are masked off.
+    words = ir.VectorType(ir.IntType(16), 32)
+    shifted = builder.lshr(builder.bitcast(v, words), ir.Constant(words, [4] * 32))
+    return builder.and_(builder.bitcast(shifted, v.type), constant(i8x64, 0x0F))
+
+
+high_nibbles = unary(i8x64, i8x64, _high_nibbles)
+
+
+@intrinsic
+def fma(typing_context, a, b, c):
+    """a * b + c, rounded once."""
+
+    def emit(context, builder, signature, args):
+        return call_llvm(builder, "llvm.fma.v16f32", llvm_type(f32x16), *args)
+
+    return f32x16(f32x16, f32x16, f32x16), emit
+
+
+@intrinsic
+def max_f32x16(typing_context, a, b):
+    def emit(context, builder, signature, args):
+        return call_llvm(builder, "llvm.maxnum.v16f32", llvm_type(f32x16), *args)
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
+def min_f32x16(typing_context, a, b):
+    def emit(context, builder, signature, args):
+        return call_llvm(builder, "llvm.minnum.v16f32", llvm_type(f32x16), *args)
+
+    return f32x16(f32x16, f32x16), emit
+
+
+@intrinsic
+def store_i32_as_i8(typing_context, p, index, value):
+    """Stores 16 int32 that fit in int8 as 16 bytes at p[index]."""
+
+    def emit(context, builder, signature, args):
+        bytes16 = ir.VectorType(BYTE, LANES)
+        address = builder.bitcast(builder.gep(args[0], [args[1]]), bytes16.as_pointer())
+        instruction = builder.store(builder.trunc(args[2], bytes16), address)
+        instruction.align = 1
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, i32x16), emit
+
+
+def _halve(builder, v, combine):
+    """Combines lane i with lane i + n/2 until one is left: an order that depends on nothing but the lane count."""
+    lanes = v.type.count
+    while lanes > 1:
+        lanes //= 2
+        indices = ir.VectorType(INT32, lanes)
+        low = builder.shuffle_vector(v, v, ir.Constant(indices, list(range(lanes))))
+        high = builder.shuffle_vector(v, v, ir.Constant(indices, list(range(lanes, 2 * lanes))))
+        v = combine(builder, low, high)
+    return builder.extract_element(v, INT32(0))
+
+
+def _maximum(builder, a, b):
+    lanes = a.type.count
+    return call_llvm(builder, f"llvm.maxnum.v{lanes}f32", a.type, a, b)
+
+
+sum_f32x16 = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.fadd(x, y)))
+sum_i32x16 = unary(types.int32, i32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.add(x, y)))
+largest = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, _maximum))
+
+
+@intrinsic
+def keep_lanes(typing_context, num_lanes, kept, other):
+    """Lane i is kept[i] for i < num_lanes, else other[i]."""
+
+    def emit(context, builder, signature, args):
+        count = splat(builder, builder.trunc(args[0], INT32), LANES)
+        lane = ir.Constant(count.type, list(range(LANES)))
+        return builder.select(builder.icmp_signed("<", lane, count), args[1], args[2])
+
+    return f32x16(types.int64, f32x16, f32x16), emit
+
+
+@intrinsic
+def exp2_int(typing_context, n):
+    """2**n for whole n in float32's exponent range [-126, 127], built from its bits."""
+
+    def emit(context, builder, signature, args):
+        whole = builder.fptosi(args[0], llvm_type(i32x16))
+        bits = builder.shl(builder.add(whole, constant(i32x16, 127)), constant(i32x16, 23))
+        return builder.bitcast(bits, llvm_type(f32x16))
+
+    return f32x16(f32x16), emit
+
+
+def _define(op, vector, method):
+    @type_callable(op)
+    def typer(context):
+        def resolve(a, b):
+            if a == vector and b == vector:
+                return vector
+
+        return resolve
+
+    @lower_builtin(op, vector, vector)
+    def lower(context, builder, signature, args):
+        return getattr(builder, method)(*args)
+
+
+for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+    _define(_op, f32x16, _method)
+for _op, _method in ((operator.add, "add"), (operator.sub, "sub")):
+    _define(_op, i32x16, _method)
+_define(operator.xor, i8x64, "xor")

@@ -1,0 +1,78 @@
+"""Which instructions kernels may use: a few fixed levels, so that compiled kernels can be shared between hosts."""
+
+import os
+import sys
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from numatp.errors import MachineError, UserError
+
+
+@dataclass(frozen=True)
+class Level:
+    name: str
+    flags: frozenset[str]  # as /proc/cpuinfo spells them
+    numba_cpu: str  # NUMBA_CPU_NAME
+    numba_features: str  # NUMBA_CPU_FEATURES
+
+
+# The LLVM cpu name x86-64-v3 lets the compiler use all of these; it implies them and avx2, fma, f16c.
+V3_FLAGS = frozenset({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe", "popcnt"})
+V4_FLAGS = V3_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}
+
+# Numba takes the features as they are, in place of the host's. They repeat what the cpu name implies because numatp's kernels
+# look for "+avx512vnni" and the like in them. x86-64-v4 comes tuned to prefer 256-bit vectors (early Skylake lowered its
+# clock); explicit 512-bit vectors stay whole all the same, but loops that LLVM vectorises itself would get half the width.
+V3_FEATURES = "+avx2,+fma,+f16c"
+V4_FEATURES = f"{V3_FEATURES},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,-prefer-256-bit"
+
+LEVELS = (  # strongest first
+    Level("avx512vnni", V4_FLAGS | {"avx512_vnni"}, "x86-64-v4", f"{V4_FEATURES},+avx512vnni"),
+    Level("avx512bw", V4_FLAGS, "x86-64-v4", V4_FEATURES),
+    Level("avx2", V3_FLAGS, "x86-64-v3", V3_FEATURES),
+)
+
+
+def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> Level:
+    """The level that NUMATP_ISA names, or the strongest of this machine.
+
+    UserError if the machine lacks the one asked for, MachineError if it has none.
+    """
+    flags = _cpu_flags(root)
+    possible = [level for level in LEVELS if level.flags <= flags]
+    if not possible:
+        missing = ", ".join(sorted(LEVELS[-1].flags - flags))
+        raise MachineError(f"this machine's cpus lack {missing}: numatp needs an x86-64 cpu with AVX2, FMA and F16C")
+    wish = environ.get("NUMATP_ISA", "").strip().lower()
+    if not wish:
+        return possible[0]
+    for level in possible:
+        if level.name == wish:
+            return level
+    reason = "this machine lacks it" if any(level.name == wish for level in LEVELS) else "there is no such level"
+    names = ", ".join(level.name for level in possible)
+    raise UserError(f"NUMATP_ISA={wish}: {reason}; possible here: {names}")
+
+
+def set_numba_target(level: Level, environ: MutableMapping[str, str] = os.environ) -> bool:
+    """Make Numba compile for `level`. False, and nothing changed, if it is loaded already with another target."""
+    loaded = getattr(sys.modules.get("numba"), "config", None)
+    if loaded is not None:
+        target = (loaded.CPU_NAME, loaded.CPU_FEATURES)
+        return target == (level.numba_cpu, level.numba_features)
+    environ["NUMBA_CPU_NAME"] = level.numba_cpu
+    environ["NUMBA_CPU_FEATURES"] = level.numba_features
+    return True
+
+
+def _cpu_flags(root: str | Path) -> frozenset[str]:
+    # The first cpu's only: with hundreds of cpus the kernel takes many milliseconds to write the whole file.
+    try:
+        with open(Path(root, "proc/cpuinfo")) as lines:
+            for line in lines:
+                if line.startswith("flags"):
+                    return frozenset(line.partition(":")[2].split())
+    except OSError:
+        pass
+    return frozenset()

@@ -1,0 +1,64 @@
+"""The C runtime (native/numatp.h) through ctypes; calls release the GIL."""
+
+import ctypes
+from ctypes import POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from pathlib import Path
+
+from numatp.errors import MachineError
+
+OK, ABORTED, PENDING, STOPPED, FORKED, SYSTEM = range(6)
+NOTE_BYTES = 3072
+
+
+class Op(Structure):
+    _fields_ = (("run", c_void_p), ("args", c_void_p), ("barrier", c_int64))
+
+
+class ProgramRecord(Structure):
+    _fields_ = (("ops", POINTER(Op)), ("num_ops", c_int64), ("num_syncs", c_int64))
+
+
+SIGNATURES = {
+    "numatp_control_bytes": (c_int64, [c_int]),
+    "numatp_ranks_open": (c_void_p, [c_void_p, c_int, c_int, POINTER(c_int32), c_int]),
+    "numatp_ranks_close": (None, [c_void_p]),
+    "numatp_meet": (c_int, [c_void_p]),
+    "numatp_note": (c_void_p, [c_void_p, c_int]),
+    "numatp_abort": (None, [c_void_p, c_char_p]),
+    "numatp_abort_rank": (c_int, [c_void_p]),
+    "numatp_abort_text": (c_char_p, [c_void_p]),
+    "numatp_flag_bytes": (c_int64, [c_int, c_int]),
+    "numatp_ranks_lanes": (None, [c_void_p, c_void_p, c_int]),
+    "numatp_team_open": (c_void_p, [c_void_p, c_int, POINTER(c_int32), POINTER(c_int32)]),
+    "numatp_team_close": (None, [c_void_p]),
+    "numatp_team_run": (c_int, [c_void_p, POINTER(ProgramRecord)]),
+    "numatp_team_programs": (None, [c_void_p, POINTER(ProgramRecord), c_int64]),
+    "numatp_team_step": (c_int, [c_void_p, c_int64]),
+    "numatp_team_serve": (c_int, [c_void_p]),
+    "numatp_team_stop": (c_int, [c_void_p]),
+    "numatp_pages_reserve": (c_void_p, [c_int64]),
+    "numatp_pages_release": (None, [c_void_p, c_int64]),
+    "numatp_pages_nodes": (c_int, [c_void_p, c_int64, POINTER(c_int64), c_int, POINTER(c_int64)]),
+    "numatp_page_bytes": (c_int64, []),
+}
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The loaded library, its functions with their types."""
+    found = sorted(Path(__file__).parent.parent.glob("_native*.so"))
+    if not found:
+        raise MachineError("numatp's C runtime is not built: install numatp with pip ('pip install .' in its folder)")
+    loaded = ctypes.CDLL(str(found[0]), use_errno=True)
+    for name, (result, arguments) in SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+def address_of(name: str) -> int:
+    """Address of one of the library's functions, e.g. of an op's kernel."""
+    address = ctypes.cast(getattr(library(), name), c_void_p).value
+    assert address
+    return address

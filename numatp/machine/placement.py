@@ -1,0 +1,216 @@
+"""Which cpus and which node each rank of this host gets, as a pure function of machine, allowed cpus and wish; and bind()."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from numatp.errors import MachineError, UserError
+from numatp.machine.policy import prefer_node
+from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
+
+
+@dataclass(frozen=True)
+class Placement:
+    rank: int  # among the ranks of this host
+    size: int  # ranks of this host
+    node: int  # where its memory belongs
+    cpus: tuple[int, ...]  # one per team thread
+    mask: frozenset[int]  # all allowed cpus of the rank's cores: where the threads that are not pinned may run
+    l3: tuple[int, ...]  # per team thread: its L3 group
+    spans: bool  # its cores belong to more than one node
+    crowded: bool  # somewhere in the job two threads share a cpu, so no thread of it may spin
+    note: str  # a sentence worth showing, or ""
+
+
+def place(
+    machine: Machine,
+    allowed: frozenset[int],
+    size: int,
+    *,
+    threads: int | None = None,
+    nodes: str | None = None,
+    cpus: str | None = None,
+    smt: bool = False,
+    keep: bool = False,
+) -> list[Placement]:
+    """One placement for each of the `size` ranks of this host.
+
+    `threads` is per rank; more than there are cores use the siblings, more than there are cpus share them. `nodes` is a list
+    like "0,1", `cpus` one list per rank like "0-31|32-63". With `keep`, `allowed` is this rank's own affinity and stays as it
+    is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks compare (see mark_crowded).
+    UserError, one line, when the wish cannot be met.
+    """
+    if size < 1:
+        raise UserError(f"{size} ranks: ask for at least 1")
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads {threads}: ask for at least 1 thread per rank")
+    if sum(option is not None for option in (nodes, cpus)) + keep > 1:
+        raise UserError("--nodes, --cpus and --bind none exclude each other: give one of them")
+    allowed &= {cpu for core in machine.cores for cpu in core.cpus}
+    if not allowed:
+        raise MachineError("none of the cpus given to this job is online")
+    if keep:
+        shares = [_cores_within(machine, allowed)] * size
+    elif cpus is not None:
+        shares = [_cores_within(machine, part) for part in _parse_cpus(machine, allowed, size, cpus)]
+    else:
+        shares = _spread(machine, allowed, size, _choose_nodes(machine, allowed, nodes))
+    placements = [_placement(machine, rank, size, share, threads, smt) for rank, share in enumerate(shares)]
+    if keep:
+        return [mark_crowded([placement])[0] for placement in placements]
+    return mark_crowded(placements)
+
+
+def auto_ranks(machine: Machine, allowed: frozenset[int]) -> int:
+    """The number of usable nodes. Choosing by predicted speed (small models are often faster on one node) comes later."""
+    return max(1, len(_usable_nodes(machine, allowed)))
+
+
+def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
+    """The same, with crowded set for all if any two threads of them share a cpu."""
+    uses = Counter(cpu for placement in placements for cpu in placement.cpus)
+    crowded = any(count > 1 for count in uses.values())
+    return [replace(placement, crowded=crowded) for placement in placements]
+
+
+def describe(placements: Sequence[Placement]) -> str:
+    """One line for people."""
+    ranks = ", ".join(f"rank {p.rank} on node {p.node} (cpus {format_cpulist(p.cpus)})" for p in placements)
+    counts = [len(p.cpus) for p in placements]
+    if len(set(counts)) == 1:
+        threads = f"{counts[0]} thread{'s' * (counts[0] > 1)}{' each' * (len(counts) > 1)}"
+    else:
+        threads = f"{', '.join(map(str, counts))} threads"
+    crowded = "; threads share cpus, so they do not spin" if any(p.crowded for p in placements) else ""
+    return f"{len(counts)} rank{'s' * (len(counts) > 1)}: {ranks}; {threads}{crowded}"
+
+
+def bind(placement: Placement) -> list[str]:
+    """Confine this process to its rank's cpus and let its pages prefer the rank's node; returns sentences worth showing.
+
+    Call it before any other thread exists: threads take over the affinity and policy of the one that starts them.
+    MachineError if the kernel does not grant the cpus.
+    """
+    try:
+        os.sched_setaffinity(0, placement.mask)
+    except OSError as error:
+        cpus = format_cpulist(placement.mask)
+        raise MachineError(f"cannot bind to cpus {cpus}: {error.strerror}; try --bind none") from error
+    granted = os.sched_getaffinity(0)
+    if granted != placement.mask:  # the kernel cuts the mask to the cgroup's cpuset without a word
+        lost = format_cpulist(placement.mask - granted)
+        raise MachineError(f"the kernel does not grant cpus {lost} to this job: leave them out of --cpus, or try --bind none")
+    notes = [placement.note]
+    if not placement.spans:  # a rank over several nodes is better off with first touch
+        notes.append(prefer_node(placement.node))
+    return [note for note in notes if note]
+
+
+def _placement(machine: Machine, rank: int, size: int, share: list[Core], threads: int | None, smt: bool) -> Placement:
+    seats = [(core.cpus[0], core.l3) for core in share]
+    if smt or (threads or 0) > len(seats):
+        seats = [(cpu, core.l3) for core in share for cpu in core.cpus]
+    count = threads or len(seats)
+    # Fewer threads than seats spread over the share, so that all its L3 groups and their links to memory are used.
+    chosen = [seats[i * len(seats) // count] for i in range(count)]
+    owners = Counter(core.node for core in share)
+    node, note = _memory_node(machine, owners)
+    if len(owners) > 1:
+        note = f"rank {rank} has cpus of nodes {format_cpulist(owners)}: part of its memory traffic crosses between them"
+    mask = frozenset(cpu for core in share for cpu in core.cpus)
+    cpus, groups = tuple(cpu for cpu, _ in chosen), tuple(l3 for _, l3 in chosen)
+    return Placement(rank, size, node, cpus, mask, groups, len(owners) > 1, False, note)
+
+
+def _memory_node(machine: Machine, owners: Counter[int]) -> tuple[int, str]:
+    """(the node that owns most of the cores and has memory, or else the nearest that has; a sentence in the latter case)."""
+    with_memory = {node.id for node in machine.nodes if node.memory_bytes > 0}
+    most = min(owners, key=lambda n: (n not in with_memory, -owners[n], n))
+    if most in with_memory or not with_memory:
+        return most, ""
+    distances = next(node.distances for node in machine.nodes if node.id == most)
+    distance = dict(zip((node.id for node in machine.nodes), distances, strict=False))
+    nearest = min(with_memory, key=lambda n: (distance.get(n, 255), n))
+    return nearest, f"node {most} has no memory of its own: node {nearest} is the nearest that has"
+
+
+def _cores_within(machine: Machine, allowed: frozenset[int]) -> list[Core]:
+    """The cores as far as they are allowed, those that share an L3 side by side."""
+    cut = (replace(core, cpus=tuple(cpu for cpu in core.cpus if cpu in allowed)) for core in machine.cores)
+    return sorted((core for core in cut if core.cpus), key=lambda core: (core.l3, core.cpus[0]))
+
+
+def _usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
+    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
+
+
+def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -> list[Node]:
+    usable = {node.id: node for node in _usable_nodes(machine, allowed)}
+    if wish is None:
+        if usable:
+            return list(usable.values())
+        # Only nodes without memory are left: their cores still work, with the nearest memory.
+        return [node for node in machine.nodes if not allowed.isdisjoint(node.cpus)]
+    chosen = _parse(wish, "--nodes")
+    for wanted in chosen:
+        if wanted in usable:
+            continue
+        reason = "has no memory, or no cpu that this job may use"
+        if all(node.id != wanted for node in machine.nodes):
+            reason = "does not exist"
+        raise UserError(f"--nodes {wish}: node {wanted} {reason}; choose from {format_cpulist(usable) or 'none'}")
+    return [usable[n] for n in chosen]
+
+
+def _parse(text: str, option: str) -> tuple[int, ...]:
+    try:
+        numbers = parse_cpulist(text)
+    except UserError as error:
+        raise UserError(f"{option}: {error}") from error
+    if not numbers:
+        raise UserError(f"{option} {text!r}: an empty list; write it like 0-3,8")
+    return numbers
+
+
+def _parse_cpus(machine: Machine, allowed: frozenset[int], size: int, wish: str) -> list[frozenset[int]]:
+    parts = [frozenset(_parse(part, "--cpus")) for part in wish.split("|")]
+    if len(parts) != size:
+        raise UserError(f"--cpus {wish!r} is for {len(parts)} ranks, this host has {size}: give one list per rank")
+    refused = frozenset().union(*parts) - allowed
+    if refused:
+        text = format_cpulist(refused)
+        raise UserError(f"--cpus {wish!r}: this job may not use {text}; choose from {format_cpulist(allowed)}")
+    return parts
+
+
+def _spread(machine: Machine, allowed: frozenset[int], size: int, nodes: list[Node]) -> list[list[Core]]:
+    """The cores of each rank: ranks in order over nodes in order of package, cores of a node cut into contiguous runs."""
+    package = {core.node: core.package for core in reversed(machine.cores)}
+    nodes = sorted(nodes, key=lambda node: (package[node.id], node.id))
+    if size <= len(nodes):
+        homes = _spread_over_packages([package[node.id] for node in nodes], size)
+    else:
+        homes = [rank * len(nodes) // size for rank in range(size)]
+    cores = _cores_within(machine, allowed)
+    shares = []
+    for rank, home in enumerate(homes):
+        available = [core for core in cores if core.node == nodes[home].id]
+        sharers, place_in_line, total = homes.count(home), rank - homes.index(home), len(available)
+        first, end = place_in_line * total // sharers, (place_in_line + 1) * total // sharers
+        shares.append(available[first : max(end, first + 1)])  # more ranks than cores: some share one
+    return shares
+
+
+def _spread_over_packages(packages: list[int], size: int) -> list[int]:
+    """Indices of `size` nodes, given the package of each, ascending: packages take turns, within one they spread.
+
+    On machines with as many nodes in each package this is rank * nodes // size or as good.
+    """
+    room = Counter(packages)
+    taken: Counter[int] = Counter()
+    while taken.total() < size:
+        for p in sorted(room):
+            if taken[p] < room[p] and taken.total() < size:
+                taken[p] += 1
+    return [packages.index(p) + i * room[p] // taken[p] for p in sorted(taken) for i in range(taken[p])]

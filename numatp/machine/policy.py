@@ -1,0 +1,49 @@
+"""The memory policy of this process: which node new pages prefer. The only file that imports py-libnuma (`numa`).
+
+First touch by pinned threads already puts pages where they belong; the policy covers what other threads touch. So nothing
+here is an error: what cannot be done is one sentence.
+"""
+
+import re
+from pathlib import Path
+
+FIRST_TOUCH = "pages go to the node whose thread touches them first"
+
+
+def current_policy(root: str | Path = "/") -> str:
+    """Like "bind:0" or "interleave:0-1" (the kernel's words); "default" when none is set, "" when it cannot be read.
+
+    Read from /proc/self/numa_maps, which works without libnuma and where containers forbid get_mempolicy. A mapping without a
+    policy of its own shows that of the process; the first mapping is the interpreter's own file, which nobody binds.
+    """
+    try:
+        with open(Path(root, "proc/self/numa_maps")) as lines:
+            first = lines.readline()
+    except OSError:
+        return ""
+    match = re.match(r"[0-9a-f]+ ((?:weighted )?[a-z]+(?: \(many\))?\S*)", first)
+    return match[1] if match else ""
+
+
+def prefer_node(node: int) -> str:
+    """Let new pages of this process and its later threads prefer `node`; "" when done, otherwise a sentence saying why not.
+
+    A policy that came from outside (numactl) stays: whoever set it meant it.
+    """
+    before = current_policy()
+    if before not in ("", "default", f"prefer:{node}"):
+        return f"the memory policy {before} was set from outside (numactl?) and is kept"
+    try:
+        import numa  # type: ignore[import-untyped]  # has no types; costs about 20 ms, running ldconfig to find the library
+    except (ImportError, OSError, AttributeError):  # without libnuma.so it fails on the first symbol, not on loading
+        return f"libnuma is missing, so no memory policy is set: {FIRST_TOUCH}"
+    # get_mempolicy itself says silently whether the kernel lets us; libnuma's own functions print to stderr when refused.
+    if numa.LIBNUMA.get_mempolicy(None, None, 0, None, 0) != 0:
+        return f"the kernel refuses memory policies here (a container's rule?): {FIRST_TOUCH}"
+    if node not in numa.memory.get_allocation_allowed_nodes():
+        return f"this job may not allocate on node {node}: its pages go elsewhere"
+    numa.schedule.set_preferred_node(node)
+    # py-libnuma reports no failure, so look.
+    if numa.schedule.get_preferred_node() != node or current_policy() not in ("", f"prefer:{node}"):
+        return f"node {node} could not be made the preferred one: {FIRST_TOUCH}"
+    return ""

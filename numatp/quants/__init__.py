@@ -1,0 +1,44 @@
+"""HOW is a weight stored? One file per format, found by the lower-case name of its GGUF type.
+
+In memory every matrix is made of tiles of 16 rows by all of this rank's columns. A format file holds:
+
+    BLOCK_BYTES   bytes of BLOCK weights in the file
+    BLOCK         weights of one block along a row in the file
+    TILE_BYTES    bytes in memory of 16 rows x 32 columns
+    ACTIVATION    "q8" if dot_tile multiplies quantised rows (kernels/activation.py), "f32" if float32 rows
+    unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
+    pack          device function: 16 rows of the file to a tile
+    dot_tile      device function: a tile times one activation row, 16 results
+    element       device function: one weight of a tile
+
+Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks.
+"""
+
+import importlib
+import importlib.util
+from types import ModuleType
+
+from numatp.errors import UserError
+
+UNIT = 32  # columns
+TILE_ROWS = 16
+
+
+def find(gguf_type: str, tensor: str) -> ModuleType:
+    """The format's module, e.g. numatp.quants.q4_1; UserError naming the tensor if there is none."""
+    name = f"{__name__}.{gguf_type.lower()}"
+    if importlib.util.find_spec(name) is None:
+        raise UserError(f"tensor '{tensor}' has type {gguf_type}, which numatp cannot compute with; supported: {', '.join(names())}")
+    return importlib.import_module(name)
+
+
+def names() -> list[str]:
+    """GGUF names of all formats."""
+    from pkgutil import iter_modules
+
+    return sorted(module.name.upper() for module in iter_modules(__path__))
+
+
+def tile_bytes(format: ModuleType, columns: int) -> int:
+    """Bytes of one tile of 16 rows x `columns`; a multiple of 64, so that every tile begins on a cache line."""
+    return (columns // UNIT * format.TILE_BYTES + 63) // 64 * 64

@@ -1,0 +1,36 @@
+"""F16: plain float16, taken as blocks of 32 weights. Tile: 32 columns of 16 rows, column after column."""
+
+import numpy as np
+
+from numatp.kernels.compile import device
+from numatp.kernels.simd import fma, load_f16, load_f16x16, load_f32, offset, splat_f32, store_f16, widen
+
+BLOCK, BLOCK_BYTES = 32, 64
+TILE_BYTES = 16 * BLOCK_BYTES
+ACTIVATION = "f32"
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, columns * 2) to float32 (rows, columns)."""
+    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    for row in range(16):
+        values = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for k in range(units * 32):
+            store_f16(tile, k * 16 + row, load_f16(values, k) if row < rows else 0)
+
+
+@device
+def dot_tile(tile, x, units):
+    total = splat_f32(0)
+    for k in range(units * 32):
+        total = fma(widen(load_f16x16(tile, k * 16)), splat_f32(load_f32(x, k)), total)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    return load_f16(tile, column * 16 + row)

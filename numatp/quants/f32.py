@@ -1,0 +1,36 @@
+"""F32: plain float32, taken as blocks of 32 weights. Tile: 32 columns of 16 rows, column after column."""
+
+import numpy as np
+
+from numatp.kernels.compile import device
+from numatp.kernels.simd import fma, load_f32, load_f32x16, offset, splat_f32, store_f32
+
+BLOCK, BLOCK_BYTES = 32, 128
+TILE_BYTES = 16 * BLOCK_BYTES
+ACTIVATION = "f32"
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, columns * 4) to float32 (rows, columns)."""
+    return np.ascontiguousarray(raw).view(np.float32).astype(np.float32)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    for row in range(16):
+        values = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for k in range(units * 32):
+            store_f32(tile, k * 16 + row, load_f32(values, k) if row < rows else 0)
+
+
+@device
+def dot_tile(tile, x, units):
+    total = splat_f32(0)
+    for k in range(units * 32):
+        total = fma(load_f32x16(tile, k * 16), splat_f32(load_f32(x, k)), total)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    return load_f32(tile, column * 16 + row)

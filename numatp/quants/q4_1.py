@@ -1,0 +1,91 @@
+"""Q4_1: blocks of 32 weights with float16 scale d and minimum m; weight = d * q + m with q in 0..15.
+
+File block, 20 bytes: d, m, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31.
+Tile: per block 4 vectors of 64 bytes, vector j holding bytes 4j..4j+3 of each of the 16 rows; behind all blocks, per block
+16 d and 16 m.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.dot import dot_u8s8
+from numatp.kernels.simd import (
+    fma,
+    high_nibbles,
+    load_f16,
+    load_f16x16,
+    load_f32,
+    load_i8x4_splat,
+    load_i8x64,
+    load_i32,
+    load_u8,
+    low_nibbles,
+    offset,
+    prefetch,
+    splat_f32,
+    splat_i32,
+    store_f16,
+    store_i32,
+    to_f32,
+    widen,
+)
+
+BLOCK, BLOCK_BYTES = 32, 20
+TILE_BYTES = 16 * BLOCK_BYTES
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead; less than a tile of most matrices, far enough to hide DRAM
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 20) to float32 (rows, blocks * 32)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    d, m = (blocks[..., i : i + 2].copy().view(np.float16).astype(np.float32) for i in (0, 2))
+    q = np.concatenate([blocks[..., 4:] & 15, blocks[..., 4:] >> 4], axis=-1)
+    return (d * q.astype(np.float32) + m).reshape(rows, -1)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants = offset(tile, units * 256)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for unit in range(units):
+            if row < rows:
+                store_f16(constants, unit * 32 + row, load_f16(block, 0))
+                store_f16(constants, unit * 32 + 16 + row, load_f16(block, 1))
+                for j in range(4):
+                    store_i32(tile, unit * 64 + j * 16 + row, load_i32(block, 1 + j))
+            else:
+                store_i32(constants, unit * 16 + row // 2, 0)
+                store_i32(constants, unit * 16 + 8 + row // 2, 0)
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, units):
+    x_scales, x_sums = scales(x, units), block_sums(x, units)
+    constants = offset(tile, units * 256)
+    total = splat_f32(0)
+    for unit in range(units):
+        low, high = splat_i32(0), splat_i32(0)
+        for j in range(4):
+            q = load_i8x64(tile, j * 64)
+            low = dot_u8s8(low, low_nibbles(q), load_i8x4_splat(x, j * 4))
+            high = dot_u8s8(high, high_nibbles(q), load_i8x4_splat(x, j * 4 + 16))
+            prefetch(tile, PREFETCH + j * 64)
+        d, m = widen(load_f16x16(constants, 0)), widen(load_f16x16(constants, 16))
+        total = fma(m, splat_f32(load_f32(x_sums, unit)), total)
+        total = fma(d, to_f32(low + high) * splat_f32(load_f32(x_scales, unit)), total)
+        tile, constants, x = offset(tile, 256), offset(constants, 64), offset(x, 32)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit, k = column // 32, column % 32
+    q = load_u8(tile, unit * 256 + k % 16 // 4 * 64 + row * 4 + k % 4)
+    q = q >> 4 if k >= 16 else q & 15
+    constants = offset(tile, units * 256 + unit * 64)
+    return load_f16(constants, row) * q + load_f16(constants, 16 + row)

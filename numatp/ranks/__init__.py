@@ -1,0 +1,1 @@
+"""WHO else is there? Alone, local worker processes, or MPI."""

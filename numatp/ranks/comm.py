@@ -1,0 +1,102 @@
+"""WHO else is there? One interface for ranks that are alone, local processes or started by MPI: all meet in the window.
+
+The window is one memfd: a control section that C knows (native/numatp.h), then sections that the ranks map together as they
+learn their sizes. A memfd has no name, so nothing can be left behind.
+"""
+
+import ctypes
+import json
+import mmap
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numatp.errors import MachineError, RankError
+from numatp.machine import native
+
+
+def make_window() -> int:
+    """A new, empty window: a file descriptor."""
+    return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
+
+
+class Comm:
+    """This process as rank `rank` of `size` ranks on this host."""
+
+    def __init__(self, rank: int, size: int, window: int, pids: list[int], crowded: bool, look: Callable[[], None]):
+        """pids: process of each rank, 0 where unknown. look(): raises if a rank is known to be gone; called while waiting."""
+        self.rank, self.size, self._window, self._look = rank, size, window, look
+        self._library = native.library()
+        self._maps: list[mmap.mmap] = []
+        num_bytes = self._library.numatp_control_bytes(size)
+        if os.fstat(window).st_size < num_bytes:
+            os.ftruncate(window, num_bytes)
+        self._num_bytes = num_bytes
+        array = (ctypes.c_int32 * size)(*pids)
+        self.handle = self._library.numatp_ranks_open(self._map(0, num_bytes).ctypes.data, rank, size, array, crowded)
+        if not self.handle:
+            raise MachineError(f"cannot join the other ranks: {os.strerror(ctypes.get_errno())}")
+
+    def _map(self, start: int, num_bytes: int) -> np.ndarray:
+        mapped = mmap.mmap(self._window, num_bytes, offset=start)
+        self._maps.append(mapped)
+        return np.frombuffer(mapped, np.uint8)
+
+    def check(self, status: int) -> None:
+        """Raises what a status of the C runtime means, nothing for OK."""
+        if status == native.ABORTED:
+            raise RankError(self._library.numatp_abort_text(self.handle).decode(errors="replace"))
+        if status == native.FORKED:
+            raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
+        if status != native.OK:
+            raise MachineError(f"the C runtime failed: {os.strerror(ctypes.get_errno())}")
+
+    def meet(self) -> None:
+        """Returns when every rank has come; RankError if one died or ended the job."""
+        while (status := self._library.numatp_meet(self.handle)) == native.PENDING:
+            self._look()
+        self.check(status)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on every rank; values are small and JSON."""
+        note = json.dumps(value).encode()
+        assert len(note) < native.NOTE_BYTES, len(note)
+        ctypes.memmove(self._library.numatp_note(self.handle, self.rank), note + b"\0", len(note) + 1)
+        self.meet()
+        notes = [ctypes.string_at(self._library.numatp_note(self.handle, rank)) for rank in range(self.size)]
+        self.meet()
+        return [json.loads(note) for note in notes]
+
+    def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
+        """A new section of the window with one part per rank, uint8; each rank reserves its own part, so on its own node."""
+        starts, end = [], self._num_bytes
+        for size in num_bytes:
+            starts.append(end)
+            end += -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if self.rank == 0:
+            os.ftruncate(self._window, end)
+        self.meet()
+        self._num_bytes = end
+        section = self._map(starts[0], end - starts[0])
+        parts = [section[start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
+        error = None
+        try:
+            os.posix_fallocate(self._window, starts[self.rank], max(num_bytes[self.rank], 1))
+        except OSError as failure:
+            error = f"no memory for {num_bytes[self.rank] / 1e6:.0f} MB shared by the ranks: {failure.strerror}"
+        for message in self.gather(error):
+            if message:
+                raise MachineError(message)
+        return parts
+
+    def abort(self, text: str) -> None:
+        """Ends the job on every rank."""
+        self._library.numatp_abort(self.handle, text.encode()[:400])
+
+    def close(self) -> None:
+        if self.handle:
+            self._library.numatp_ranks_close(self.handle)
+            self.handle = None
+            os.close(self._window)

@@ -1,0 +1,52 @@
+"""Ranks without MPI: rank 0 is the calling process, the others are worker processes that it starts."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from numatp.errors import RankError
+from numatp.ranks.comm import Comm, make_window
+
+
+class Workers:
+    """The processes of ranks 1, 2, ...; started before anything slow, so that all ranks load at the same time."""
+
+    def __init__(self, module: str, size: int, job: dict[str, Any]):
+        """Runs `python -m module JOB` for each, JOB being the job with its rank, size, window and parent."""
+        self.size = size
+        self.window = make_window()
+        os.set_inheritable(self.window, True)
+        self.processes = []
+        for rank in range(1, size):
+            text = json.dumps({**job, "rank": rank, "size": size, "window": self.window, "parent": os.getpid()})
+            # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+            self.processes.append(process)
+
+    def comm(self, crowded: bool) -> Comm:
+        return Comm(0, self.size, self.window, [0] + [p.pid for p in self.processes], crowded, self._look)
+
+    def _look(self) -> None:
+        for rank, process in enumerate(self.processes, start=1):
+            if process.poll() is not None:
+                raise RankError(f"rank {rank} (process {process.pid}) ended with status {process.returncode}")
+
+    def close(self) -> None:
+        """Waits for the workers, which end by themselves once the job is stopped or aborted."""
+        for process in self.processes:
+            try:
+                process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def join(job: dict[str, Any], crowded: bool) -> Comm:
+    """The worker's side: its Comm from the JOB it was started with."""
+    pids = [job["parent"]] + [0] * (job["size"] - 1)
+    return Comm(job["rank"], job["size"], job["window"], pids, crowded, lambda: None)

@@ -1,0 +1,177 @@
+"""Text to token ids and back, for the byte-level BPE vocabularies ("gpt2") of GGUF files."""
+
+import codecs
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from numatp.errors import UserError
+from numatp.files.gguf import GGUFFile
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# `tokenizer.ggml.pre` -> the expressions that cut a text into words, each applied to the pieces of the one before.
+# What an expression does not match stays a piece of its own. BPE never merges across pieces.
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+SPLITS = {"smollm": (r"\p{N}", GPT2_WORDS)}
+
+# Values of `tokenizer.ggml.token_type`; the other kinds (unused, byte) stand for no text here.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+
+# Metadata names only one or two of the tokens that end a text; these names are the others, in models of today.
+END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+END_NAMES = {
+    "<|endoftext|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
+    "<end_of_turn>", "<eos>", "</s>", "[EOS]", "[EOT]", "<EOT>", "<｜end▁of▁sentence｜>",
+    "<|END_OF_TURN_TOKEN|>", "<|EOS_TOKEN|>",
+}  # fmt: skip
+
+
+def _byte_of_char() -> dict[str, int]:
+    """Byte-level vocabularies spell each byte as one printable character: itself, or the next one from U+0100 on."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + index): byte for index, byte in enumerate(others)}
+
+
+BYTE_OF_CHAR = _byte_of_char()
+
+
+class Tokenizer:
+    """Ids are positions in the model's vocabulary. Special tokens have a name in a prompt and no text in an answer."""
+
+    def __init__(
+        self,
+        tokens: Sequence[str],
+        kinds: Sequence[int],
+        bpe: "tokenizers.Tokenizer",
+        *,
+        bos: int | None,
+        eos: int | None,
+        eos_ids: frozenset[int],
+        chat_template: str | None,
+    ) -> None:
+        """`bos` and `eos`: the ids that `encode` puts around a text, None for none."""
+        self.vocab_size = len(tokens)
+        self.eos_ids = eos_ids
+        self.chat_template = chat_template
+        self._tokens = tokens
+        self._kinds = kinds
+        self._bpe = bpe
+        self._bos = bos
+        self._eos = eos
+        user_defined = {token: id for id, token in enumerate(tokens) if kinds[id] == USER_DEFINED and token}
+        named = {token: id for id, token in enumerate(tokens) if kinds[id] in (UNKNOWN, CONTROL) and token}
+        self._named = named | user_defined
+        self._all_names = _any_of(self._named)
+        self._user_names = _any_of(user_defined)
+
+    @classmethod
+    def from_gguf(cls, gguf: GGUFFile) -> "Tokenizer":
+        """UserError if the file's vocabulary is of another kind, splits words by an unknown rule, or is damaged."""
+        splits = _splits(gguf)
+        tokens = gguf.strings("tokenizer.ggml.tokens")
+        kinds = gguf.integers("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
+        if len(kinds) != len(tokens):
+            gguf.fail(f"{len(tokens)} tokens and {len(kinds)} token types: damaged; download it again")
+
+        def token_id(key: str) -> int:
+            id = gguf.integer(key)
+            if not 0 <= id < len(tokens):
+                gguf.fail(f"{key} is {id}, outside the {len(tokens)} tokens: damaged; download it again")
+            return id
+
+        ends = {token_id(key) for key in END_KEYS if key in gguf.metadata}
+        ends |= {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token in END_NAMES}
+        return cls(
+            tokens,
+            kinds,
+            _build_bpe(gguf, tokens, gguf.strings("tokenizer.ggml.merges"), splits),
+            bos=token_id("tokenizer.ggml.bos_token_id") if gguf.flag("tokenizer.ggml.add_bos_token", False) else None,
+            eos=token_id("tokenizer.ggml.eos_token_id") if gguf.flag("tokenizer.ggml.add_eos_token", False) else None,
+            eos_ids=frozenset(ends),
+            chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
+        )
+
+    def encode(self, text: str, special: bool = True) -> list[int]:
+        """The ids of `text`, with the model's own start and end tokens where it wants them and they are not there yet.
+
+        `special`: the name of a special token in the text stands for that token; False treats it as any other text,
+        which is right for text by somebody who must not steer the model.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"the text has half a character (a lone surrogate) at position {error.start}; remove it") from None
+        names = self._all_names if special else self._user_names
+        ids: list[int] = []
+        for place, piece in enumerate(names.split(text) if names else [text]):
+            if place % 2:  # split() puts what separates the pieces at the odd places
+                ids.append(self._named[piece])
+            elif piece:
+                ids += self._bpe.encode(piece).ids
+        if self._bos is not None and ids[:1] != [self._bos]:
+            ids.insert(0, self._bos)
+        if self._eos is not None and ids[-1:] != [self._eos]:
+            ids.append(self._eos)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens give nothing, and bytes that form no character U+FFFD."""
+        return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
+
+    def token_bytes(self, id: int) -> bytes:
+        if not 0 <= id < self.vocab_size:
+            raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
+        token, kind = self._tokens[id], self._kinds[id]
+        if kind == NORMAL and BYTE_OF_CHAR.keys() >= set(token):
+            return bytes(BYTE_OF_CHAR[char] for char in token)
+        return token.encode(errors="surrogateescape") if kind in (NORMAL, USER_DEFINED) else b""
+
+
+class StreamDecoder:
+    """Decodes ids one by one: the pieces together are what `decode` gives, and none ends inside a character."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        return self._utf8.decode(self._tokenizer.token_bytes(id))
+
+    def finish(self) -> str:
+        """What was held back; afterwards a new text can begin."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def _splits(gguf: GGUFFile) -> tuple[str, ...]:
+    model, rule = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre")
+    if model != "gpt2":
+        gguf.fail(f"its tokenizer is of kind {model!r}, and numatp has 'gpt2'; use another model")
+    if rule not in SPLITS:
+        gguf.fail(f"its tokenizer splits words by rule {rule!r}, and numatp has {', '.join(SPLITS)}; use another model")
+    return SPLITS[rule]
+
+
+def _build_bpe(gguf: GGUFFile, tokens: Sequence[str], merges: Sequence[str], splits: tuple[str, ...]) -> "tokenizers.Tokenizer":
+    import tokenizers  # here, because it costs 30 ms and most commands and all other ranks do without
+    from tokenizers import models, pre_tokenizers
+
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    pairs = [(left, right) for left, space, right in (merge.partition(" ") for merge in merges)]
+    try:
+        bpe = tokenizers.Tokenizer(models.BPE(vocab, pairs))
+    except Exception as error:  # the library raises bare Exception for a merge of unknown tokens
+        gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
+    words = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in splits]
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    return bpe
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of the names, a longer one before a shorter one that it begins with."""
+    alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
+    return re.compile(f"({alternatives})") if alternatives else None

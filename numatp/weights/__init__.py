@@ -1,0 +1,1 @@
+"""WHICH bytes are mine? Splits, and the loader."""

@@ -1,0 +1,197 @@
+"""From a file's tensors to this rank's matrices in memory that its own threads touched first.
+
+A model lists its tensors as rules: a name and a shape in words of Sizes. A word that the Split cuts is cut in that dimension,
+all else is whole. Nothing is mapped: rows are read into a small staging buffer and packed into one arena.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from math import prod
+from types import ModuleType
+
+import numpy as np
+
+from numatp import quants
+from numatp.errors import UserError
+from numatp.files.gguf import GGUFFile, TensorInfo
+from numatp.kernels.compile import specialize
+from numatp.program.builder import Builder, Program
+from numatp.weights.splits import Sizes, Split
+
+STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """This rank's part of a weight matrix, in tiles of 16 rows at `address`."""
+
+    name: str
+    format: ModuleType
+    address: int
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.rows // quants.TILE_ROWS)
+
+    @property
+    def units(self) -> int:
+        return self.columns // quants.UNIT
+
+    @property
+    def tile_bytes(self) -> int:
+        return quants.tile_bytes(self.format, self.columns)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.tiles * self.tile_bytes
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A whole vector as float32 at `address`."""
+
+    name: str
+    address: int
+    length: int
+
+    @property
+    def num_bytes(self) -> int:
+        return (self.length * 4 + 63) // 64 * 64
+
+
+def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
+    """Matrices that follow each other in memory, have one format and full tiles, as one: one op instead of several."""
+    joined: list[Matrix] = []
+    for matrix in matrices:
+        last = joined[-1] if joined else None
+        if (
+            last
+            and last.format is matrix.format
+            and last.columns == matrix.columns
+            and last.rows % quants.TILE_ROWS == 0
+            and last.address + last.num_bytes == matrix.address
+        ):
+            joined[-1] = replace(last, name=f"{last.name} + {matrix.name}", rows=last.rows + matrix.rows)
+        else:
+            joined.append(matrix)
+    return joined
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What of one tensor this rank loads, and what it becomes."""
+
+    info: TensorInfo
+    format: ModuleType
+    rows: range
+    columns: range
+    target: Matrix | Vector
+
+
+def _extent(words: str, sizes: Sizes, cut: Split | None) -> range:
+    """The range of one dimension: its cut part, or all of it without a cut."""
+    first, *others = words.split("*")
+    inner = prod(getattr(sizes, word) for word in others)
+    whole = range(getattr(sizes, first))
+    own = getattr(cut, first, whole) if cut else whole
+    return range(own.start * inner, own.stop * inner)
+
+
+def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
+    """Every tensor's slice, at an address counted from 0, and the bytes of all of them.
+
+    UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
+    does not use.
+    """
+    unused = file.tensors.keys() - {rule.name for rule in rules}
+    if unused:
+        raise UserError(f"{file.path}: tensor '{min(unused)}' is not part of this architecture as numatp knows it")
+    slices, address = [], 0
+    for rule in rules:
+        info = file.tensors.get(rule.name)
+        if info is None:
+            raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
+        expected = tuple(len(_extent(words, sizes, None)) for words in rule.shape)
+        if info.shape != expected:
+            raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
+        format = quants.find(info.type, rule.name)
+        *outer, columns = (_extent(words, sizes, cut) for words in rule.shape)
+        rows = outer[0] if outer else range(1)
+        target: Matrix | Vector
+        if outer:
+            if expected[-1] % quants.UNIT or columns.start % format.BLOCK or columns.stop % format.BLOCK:
+                raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
+            target = Matrix(rule.name, format, address, len(rows), len(columns))
+        else:
+            target = Vector(rule.name, address, len(columns))
+        slices.append(Slice(info, format, rows, columns, target))
+        address += target.num_bytes
+    return slices, address
+
+
+class Weights:
+    """This rank's tensors by name, at their place in the arena."""
+
+    def __init__(self, slices: list[Slice], arena: int):
+        self._slices = slices
+        self.tensors = {s.info.name: replace(s.target, address=s.target.address + arena) for s in slices}
+
+    def matrix(self, name: str) -> Matrix:
+        found = self.tensors[name]
+        assert isinstance(found, Matrix), name
+        return found
+
+    def vector(self, name: str) -> Vector:
+        found = self.tensors[name]
+        assert isinstance(found, Vector), name
+        return found
+
+    def load(
+        self, file: GGUFFile, threads: int, run: Callable[[Program], None], progress: Callable[[int, int], None]
+    ) -> None:
+        """Reads and packs everything; run() executes a program on the rank's threads. progress(bytes done, bytes in all)."""
+        widest = max(s.info.num_bytes // max(s.info.shape[0], 1) for s in self._slices if len(s.info.shape) > 1)
+        staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
+        staging = np.empty(staging_bytes * threads, np.uint8)
+        failed = np.zeros(1, np.int64)
+        done, total = 0, sum(s.target.num_bytes for s in self._slices)
+        with open(file.path, "rb") as source:
+            for piece in self._slices:
+                target = self.tensors[piece.info.name]
+                if isinstance(target, Vector):
+                    raw = np.frombuffer(os.pread(source.fileno(), piece.info.num_bytes, piece.info.offset), np.uint8)
+                    if len(raw) == piece.info.num_bytes:
+                        _floats_at(target)[:] = piece.format.unpack(raw.reshape(1, -1))[0]
+                    else:
+                        failed[0] = 1
+                elif target.num_bytes:
+                    row_bytes = piece.info.num_bytes // piece.info.shape[0]
+                    builder = Builder(f"load {target.name}")
+                    builder.add(
+                        specialize("matmul", "quant", piece.format.__name__).load, [], [],
+                        file=source.fileno(), position=piece.info.offset + piece.rows.start * row_bytes,
+                        row_bytes=row_bytes, rows=target.rows, first_unit=piece.columns.start // quants.UNIT,
+                        units=target.units, weights=target.address, tile_bytes=target.tile_bytes,
+                        staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
+                    )  # fmt: skip
+                    run(builder.finish([]))
+                if failed[0]:
+                    raise UserError(f"{file.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
+                done += target.num_bytes
+                progress(done, total)
+
+
+def _floats_at(vector: Vector) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_float * vector.length).from_address(vector.address))

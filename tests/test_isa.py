@@ -1,0 +1,93 @@
+"""numatp.machine.isa: levels by flags, and what Numba makes of them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from sysfs import AVX2, AVX512, write
+
+from numatp.errors import MachineError, UserError
+from numatp.machine.isa import LEVELS, Level, choose, set_numba_target
+
+# A loop that LLVM vectorises by itself, and the cpu it compiled for.
+LOOP = """
+import json, numba, re
+from numba import float32
+@numba.njit(fastmath=True)
+def axpy(a, x, y):
+    for i in range(x.shape[0]):
+        y[i] += a * x[i]
+axpy.compile((float32, float32[::1], float32[::1]))
+assembly = axpy.inspect_asm(axpy.signatures[0])
+registers = {name: bool(re.search(r"vfmadd.*" + name, assembly)) for name in ("ymm", "zmm")}
+print(json.dumps({"target": axpy.targetctx.codegen().magic_tuple()[1:], **registers}))
+"""
+
+
+def with_flags(root: Path, flags: str) -> Path:
+    write(root, "proc/cpuinfo", f"processor : 0\nflags\t\t: {flags}\nvmx flags : x\n\nprocessor : 1\nflags\t\t: nothing")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (f"{AVX512} avx512_vnni", "avx512vnni"),
+        (AVX512, "avx512bw"),
+        (f"{AVX512} avx512_vnni".replace("avx512bw", ""), "avx2"),  # Knights Landing: no bytes and words
+        (AVX2, "avx2"),
+    ],
+)
+def test_strongest_level(tmp_path: Path, flags: str, name: str) -> None:
+    assert choose({}, with_flags(tmp_path, flags)).name == name
+
+
+def test_the_wish_counts(tmp_path: Path) -> None:
+    root = with_flags(tmp_path, AVX512)
+    assert choose({"NUMATP_ISA": "AVX2 "}, root).name == "avx2"
+    assert choose({"NUMATP_ISA": ""}, root).name == "avx512bw"
+    with pytest.raises(UserError, match="NUMATP_ISA=avx512vnni: this machine lacks it; possible here: avx512bw, avx2$"):
+        choose({"NUMATP_ISA": "avx512vnni"}, root)
+    with pytest.raises(UserError, match="NUMATP_ISA=amx: there is no such level; possible here: avx512bw, avx2$"):
+        choose({"NUMATP_ISA": "amx"}, root)
+
+
+def test_too_old_a_machine(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match="lack avx2, fma:"):
+        choose({}, with_flags(tmp_path, AVX2.replace("avx2 fma", "")))
+    with pytest.raises(MachineError, match="AVX2"):
+        choose({}, tmp_path / "nothing")
+
+
+def test_numba_already_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    level, environ = LEVELS[-1], dict[str, str]()
+    config = SimpleNamespace(CPU_NAME=level.numba_cpu, CPU_FEATURES=level.numba_features)
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=config))  # type: ignore[arg-type]
+    assert set_numba_target(level, environ)
+    config.CPU_FEATURES = None
+    assert not set_numba_target(level, environ)
+    assert environ == {}
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_numba_compiles_for_the_level(level: Level, tmp_path: Path) -> None:
+    """The features are taken as they are: nothing of this host's is added, and AVX-512 loops are 512 bits wide."""
+    environ = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
+    # Numba may be loaded in this process by other tests; the child starts afresh.
+    code = f"import os\nfrom numatp.machine.isa import LEVELS, set_numba_target\nset_numba_target(LEVELS[{LEVELS.index(level)}])\n"
+    run = subprocess.run([sys.executable, "-c", code + LOOP], env=environ, capture_output=True, text=True, check=True)
+    seen = json.loads(run.stdout)
+    assert seen["target"] == [level.numba_cpu, level.numba_features]
+    assert (seen["ymm"], seen["zmm"]) == ((True, False) if level.name == "avx2" else (seen["ymm"], True))
+
+
+def test_machine_code_is_loaded_before_numba() -> None:
+    """Binding and the target come first, so nothing here may load numpy or numba."""
+    modules = "topology, isa, launch, placement, policy"
+    code = f"import sys\nfrom numatp.machine import {modules}\nprint([m for m in ('numpy', 'numba', 'numa') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

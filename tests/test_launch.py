@@ -1,0 +1,153 @@
+"""numatp.machine.launch: environments of launchers, made-up process trees, and one real mpirun."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sysfs import write, write_process
+
+from numatp.errors import MachineError
+from numatp.machine.launch import OWN_AFFINITY, Launch, allowed_cpus, find_launcher, read_launch
+from numatp.machine.topology import format_cpulist, read_machine
+
+OPENMPI = {f"OMPI_COMM_WORLD_{name}": str(n) for name, n in [("RANK", 3), ("SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_SIZE", 2)]}
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+BATCH = {"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+STEP |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
+SRUN = BATCH | STEP
+
+
+@pytest.mark.parametrize(
+    ("environ", "launch"),
+    [
+        ({}, None),
+        (OPENMPI, Launch("openmpi", 3, 4, 1, 2)),
+        (HYDRA, Launch("hydra", 3, 4, 1, 2)),
+        (SRUN, Launch("slurm", 5, 7, 1, 2)),
+        (SRUN | {"SLURM_NODEID": "3", "SLURM_PROCID": "6", "SLURM_LOCALID": "0"}, Launch("slurm", 6, 7, 0, 1)),
+        (BATCH, None),  # a batch script is not a task, whatever it asked for
+        (BATCH | {"SLURM_STEP_ID": "4294967291"}, None),  # nor is the batch step
+        (SRUN | {"SLURM_STEP_ID": "4294967290"}, None),  # nor salloc's interactive shell
+        (SRUN | OPENMPI, Launch("openmpi", 3, 4, 1, 2)),  # mpirun inside a job
+        (SRUN | HYDRA, Launch("hydra", 3, 4, 1, 2)),  # hydra starts its proxies with srun
+        (SRUN | {"PMI_RANK": "5", "PMI_SIZE": "7"}, Launch("slurm", 5, 7, 1, 2)),  # srun --mpi=pmi2
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+    ],
+)
+def test_launch(environ: dict[str, str], launch: Launch | None) -> None:
+    assert read_launch(environ) == launch
+
+
+def test_unclear_launch() -> None:
+    with pytest.raises(MachineError, match="MPI_LOCALNRANKS"):
+        read_launch({"PMI_RANK": "0", "PMI_SIZE": "2"})
+    with pytest.raises(MachineError, match="OMPI_COMM_WORLD_SIZE='' *, not a number"):
+        read_launch({"OMPI_COMM_WORLD_RANK": "0"})
+
+
+def processes(root: Path, launcher: str, given: str = "0-63", own: str = "0") -> Path:
+    """init, a shell, the launcher (30), a wrapper script, and this process (50)."""
+    write_process(root, 1, "init", 0, "0-127")
+    write_process(root, 20, "bash", 1, "0-100")
+    write_process(root, 30, launcher, 20, given)
+    write_process(root, 40, "my) (wrapper S 1", 30, own)
+    write_process(root, 50, "python", 40, own)
+    return root
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mpirun", "prterun", "prted", "prte", "orterun", "hydra_pmi_proxy", "hydra_bstrap_proxy", "mpiexec", "mpiexec.hydra"],
+)
+def test_launchers_affinity(tmp_path: Path, name: str) -> None:
+    cpus, source = allowed_cpus(processes(tmp_path, name), 50, OPENMPI)
+    assert format_cpulist(cpus) == "0-63"
+    assert source == f"the affinity of {name}, process 30"
+
+
+def test_nearest_launcher(tmp_path: Path) -> None:
+    processes(tmp_path, "prted", "0-31")
+    write_process(tmp_path, 20, "slurmstepd", 1, "0-63")
+    assert find_launcher(tmp_path, 50) == (30, "prted")
+    assert format_cpulist(allowed_cpus(tmp_path, 50, OPENMPI)[0]) == "0-31"
+
+
+def test_own_affinity_without_launcher(tmp_path: Path) -> None:
+    processes(tmp_path, "bash", own="4-7")
+    assert find_launcher(tmp_path, 50) is None
+    assert allowed_cpus(tmp_path, 50, {}) == (frozenset({4, 5, 6, 7}), OWN_AFFINITY)
+    cpus, source = allowed_cpus(tmp_path, 50, OPENMPI)  # the launcher is outside this pid namespace
+    assert (cpus, source) == (frozenset({4, 5, 6, 7}), f"{OWN_AFFINITY} (no launcher is visible above it)")
+
+
+def test_a_program_named_like_a_launcher_is_not_its_own(tmp_path: Path) -> None:
+    processes(tmp_path, "bash")
+    write_process(tmp_path, 50, "mpirun", 40, "0")
+    assert find_launcher(tmp_path, 50) is None
+
+
+def test_batch_script_keeps_its_taskset(tmp_path: Path) -> None:
+    processes(tmp_path, "slurmstepd", own="0-3")
+    assert allowed_cpus(tmp_path, 50, BATCH) == (frozenset({0, 1, 2, 3}), OWN_AFFINITY)
+
+
+def test_slurmstepd_of_a_shared_host(tmp_path: Path) -> None:
+    processes(tmp_path, "slurmstepd", own="0-3")
+    assert len(allowed_cpus(tmp_path, 50, SRUN | {"SLURM_CPUS_ON_NODE": "64"})[0]) == 64
+    cpus, source = allowed_cpus(tmp_path, 50, SRUN | {"SLURM_CPUS_ON_NODE": "8"})
+    assert cpus == frozenset({0, 1, 2, 3})
+    assert source == f"{OWN_AFFINITY} (slurmstepd has more than the 8 cpus of this job)"
+
+
+def test_cgroup_v2_limits_the_launcher(tmp_path: Path) -> None:
+    processes(tmp_path, "mpirun")
+    write(tmp_path, "proc/50/cgroup", "0::/job/rank")
+    (tmp_path / "sys/fs/cgroup/job/rank").mkdir(parents=True)  # without the controller: the group above counts
+    write(tmp_path, "sys/fs/cgroup/job/cpuset.cpus.effective", "8-11")
+    write(tmp_path, "sys/fs/cgroup/cpuset.cpus.effective", "0-127")
+    cpus, source = allowed_cpus(tmp_path, 50, OPENMPI)
+    assert format_cpulist(cpus) == "8-11"
+    assert source == "the affinity of mpirun, process 30, within the cpuset 8-11 of this process's cgroup"
+
+
+def test_cgroup_v1_limits_the_launcher(tmp_path: Path) -> None:
+    processes(tmp_path, "mpirun")
+    write(tmp_path, "proc/50/cgroup", "3:cpuset:/docker/abc\n0::/")
+    write(tmp_path, "sys/fs/cgroup/cpuset/cpuset.effective_cpus", "2-3")
+    assert format_cpulist(allowed_cpus(tmp_path, 50, OPENMPI)[0]) == "2-3"
+
+
+def test_launcher_outside_our_cgroup(tmp_path: Path) -> None:
+    processes(tmp_path, "mpirun", given="0-3", own="9")
+    write(tmp_path, "proc/50/cgroup", "0::/")
+    write(tmp_path, "sys/fs/cgroup/cpuset.cpus.effective", "8-11")
+    cpus, source = allowed_cpus(tmp_path, 50, OPENMPI)
+    assert cpus == frozenset({9})
+    assert source.startswith(OWN_AFFINITY)
+
+
+RANK = """
+import os
+from numatp.machine.launch import allowed_cpus, read_launch
+from numatp.machine.topology import format_cpulist as text
+launch = read_launch()
+print(launch.kind, launch.rank, launch.size, launch.local_rank, launch.local_size, "own", text(os.sched_getaffinity(0)),
+      "allowed", text(allowed_cpus()[0]))
+"""
+
+
+@pytest.mark.skipif(not (shutil.which("mpirun")), reason="no mpirun here")
+@pytest.mark.skipif(len(read_machine().cores) < 2, reason="mpirun refuses two ranks on one core")
+def test_bare_mpirun() -> None:
+    """Open MPI binds each of two ranks to one core; both must see what mpirun itself was given."""
+    may_be_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    command = ["mpirun", "-np", "2", sys.executable, "-c", RANK]
+    run = subprocess.run(command, env=os.environ | may_be_root, capture_output=True, text=True, check=True, timeout=120)
+    ours = format_cpulist(os.sched_getaffinity(0))
+    lines = sorted(line.split(" own ") for line in run.stdout.splitlines())
+    assert [line[0].partition(" ")[2] for line in lines] == ["0 2 0 2", "1 2 1 2"]
+    assert [line[1].partition(" allowed ")[2] for line in lines] == [ours, ours]
