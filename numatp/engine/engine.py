@@ -13,6 +13,7 @@ from numatp.engine.job import Job
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
+from numatp.kernels.compile import Kernel
 from numatp.kernels.sampling import greedy
 from numatp.machine import native, pages, topology
 from numatp.program.builder import Program
@@ -168,6 +169,10 @@ class Engine:
                     "or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
+
+    def compiled_kernels(self) -> list[str]:
+        """Kernels that this process had to compile because the cache did not hold them."""
+        return list(Kernel.compiled)
 
     # ------------------------------------------------------------ Steps, rank 0
 

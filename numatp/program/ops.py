@@ -23,7 +23,7 @@ class Value:
 
     buffers: tuple[Buffer, ...]
     width: int
-    division: object = ANYHOW
+    division: object = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
 
     def accesses(self) -> list[Access]:
         return [Access(buffer, self.division) for buffer in self.buffers]
@@ -120,8 +120,10 @@ class Ops:
 
     def _activation(self, x: Value, form: str, rows: int) -> tuple[Buffer, Access]:
         """x as the format of a matrix wants it: float32, or quantised once for all matrices that read it."""
+        # A product reads all rows on every thread, however they were written.
+        division = PRIVATE if x.division == PRIVATE else ANYHOW
         if form == "f32":
-            return x.buffers[0], x.accesses()[0]
+            return x.buffers[0], Access(x.buffers[0], division)
         if x not in self._quantized:
             row_bytes = activation.row_bytes(x.width)
             out = self._buffer(f"{x.buffers[0].name}.q8", row_bytes, self.private)

@@ -1,0 +1,37 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+BIN = Path(sys.executable).parent
+# mpirun refuses to start as root unless both are set; slots are not what is tested.
+os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+
+
+def run(*command, timeout=240, env=None):
+    """Runs a command with a time limit; standard output and error as text."""
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=timeout, env=os.environ | (env or {}), check=False
+    )
+
+
+def numatp(*arguments, **options):
+    return run(BIN / "numatp", *arguments, **options)
+
+
+def mpirun(ranks, *arguments, **options):
+    return run(BIN / "mpirun", "-np", ranks, *arguments, **options)
+
+
+@pytest.fixture(scope="session")
+def model_path():
+    """SmolLM2, pulled once; NUMATP_TEST_MODEL names another place."""
+    if "NUMATP_TEST_MODEL" in os.environ:
+        return Path(os.environ["NUMATP_TEST_MODEL"])
+    pulled = numatp("pull", "smollm2")
+    if pulled.returncode:
+        pytest.skip(f"SmolLM2 cannot be had: {pulled.stderr.strip()}")
+    return Path(pulled.stdout.strip())

@@ -1,0 +1,81 @@
+"""The engine against naive.py on tiny models, for any number of ranks, threads and any way to cut the prompt."""
+
+import sys
+
+import naive
+import numpy as np
+import pytest
+import tiny
+from conftest import TESTS, mpirun, run
+
+TOKENS = [int(t) for t in np.random.default_rng(1).integers(0, tiny.SIZES["vocab"], 70)]
+CHUNKS = (64, 1, 4, 1)  # across a cache block of 64; both programs
+
+# Largest relative error of a row of logits, as norms. F32 and F16 multiply exactly what naive.py multiplies: what is left is
+# float32 sums and now and then another rounding of a cached float16. The quantised formats round activations to 8 bits, a step of
+# about 2.5 / 127 of a block's size per value, sqrt(12) smaller as noise, over about 10 products in a chain, with a factor of 2.
+F16_ROUNDING = 2.0**-11
+TOLERANCE = {"F32": F16_ROUNDING, "F16": F16_ROUNDING, "Q8_0": 0.04, "Q4_1": 0.04}
+
+
+def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=()):
+    out = tmp_path / "logits.npy"
+    arguments = [path, out, 0 if launcher else ranks, threads, ",".join(map(str, TOKENS)), ",".join(map(str, chunks))]
+    command = [sys.executable, TESTS / "run_engine.py", *arguments]
+    result = mpirun(ranks, *command) if launcher else run(*command)
+    assert result.returncode == 0, result.stderr
+    return np.load(out)
+
+
+def expected(tensors, chunks=CHUNKS):
+    return naive.logits(tiny.SIZES, tensors, TOKENS)[np.cumsum(chunks) - 1]
+
+
+def error(got, wanted):
+    return (np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
+
+
+@pytest.mark.parametrize("matrix_type", ["F32", "F16", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_formats_agree_with_naive(tmp_path, matrix_type, tied):
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, tied)
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks=1)
+    assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5])
+@pytest.mark.parametrize("matrix_type", ["F32", "Q4_1"])
+def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type)
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
+    assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
+
+
+def test_threads_agree_with_naive(tmp_path):
+    tensors = tiny.write(tmp_path / "tiny.gguf")
+    for threads in (1, 3):
+        got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks=2, threads=threads)
+        assert error(got, expected(tensors)) < TOLERANCE["F32"]
+
+
+def test_mpi_ranks_agree_with_naive(tmp_path):
+    tensors = tiny.write(tmp_path / "tiny.gguf")
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks=2, launcher="mpirun")
+    assert error(got, expected(tensors)) < TOLERANCE["F32"]
+
+
+def test_steps_may_be_cut_anywhere(tmp_path):
+    tensors = tiny.write(tmp_path / "tiny.gguf")
+    for chunks in ((1,) * 70, (1, 2, 30, 37), (63, 7)):
+        got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks=2, chunks=chunks)
+        assert error(got, expected(tensors, chunks)) < TOLERANCE["F32"]
+
+
+def test_a_second_process_compiles_nothing(tmp_path):
+    tiny.write(tmp_path / "tiny.gguf", "Q4_1")
+    command = [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "out.npy", 1, 1, "5,6", "1,1"]
+    first = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
+    second = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "matmul_q4_1.matmul" in first.stdout
+    assert second.stdout.split() == ["compiled"]
