@@ -8,7 +8,11 @@ import pytest
 TESTS = Path(__file__).parent
 BIN = Path(sys.executable).parent
 # mpirun refuses to start as root unless both are set; slots are not what is tested.
-os.environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"}
+os.environ |= {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+}
 
 
 def run(*command, timeout=240, env=None):

@@ -16,7 +16,7 @@ from numatp.files.gguf import read_gguf
 from numatp.kernels.compile import Kernel
 from numatp.kernels.sampling import greedy
 from numatp.machine import native, pages, topology
-from numatp.program.builder import Program
+from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
@@ -99,7 +99,9 @@ class Engine:
             raise MachineError(f"cannot start {self.threads} threads: {os.strerror(ctypes.get_errno())}")
         self.lanes = min(self.comm.gather(self.threads))
 
-    def _run(self, program: Program) -> None:
+    def _run(self, kernel: Kernel, record: np.ndarray) -> None:
+        """One kernel on all threads of this rank."""
+        program = Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0)
         self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
 
     def _reserve(self, num_bytes: int) -> int:

@@ -1,5 +1,6 @@
 """Read the header of a GGUF file: its metadata, and where each tensor's bytes are. Never touches the tensors' data."""
 
+import itertools
 import math
 import os
 import stat
@@ -201,7 +202,7 @@ def _parse(header: Header) -> GGUFFile:
 def _entry(header: Header, what: str) -> int | float | str | LazyArray:
     kind = header.scalar(U32, what)
     if kind in SCALARS:
-        return header.scalar(SCALARS[kind], what)  # type: ignore[no-any-return]  # the table says int, float or bool
+        return header.scalar(SCALARS[kind], what)  # the table says int, float or bool
     if kind == STRING:
         return header.string(what).decode(errors="surrogateescape")
     if kind == ARRAY:
@@ -239,7 +240,7 @@ def _place(infos: list[TensorInfo], start: int, alignment: int, file: GGUFFile) 
             truncated(path, what, offset + info.num_bytes, file.size)
         tensors[info.name] = replace(info, offset=offset)
     in_order = sorted(tensors.values(), key=lambda info: info.offset)
-    for one, other in zip(in_order, in_order[1:], strict=False):
+    for one, other in itertools.pairwise(in_order):
         if one.offset + one.num_bytes > other.offset:
             damaged(path, f"tensors {quote(one.name)} and {quote(other.name)} overlap")
     return tensors

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from types import FunctionType, ModuleType
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import llvmlite
 import numba
@@ -29,7 +29,7 @@ from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 
 FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
 FIELD_DTYPES = {"pointer": np.uint64, "int": np.int64, "float": np.float64}  # each field fills 8 bytes
-OPTIONS = {"error_model": "numpy", "boundscheck": False}  # kernels must not raise: nobody would catch it
+OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}  # kernels must not raise: nobody would catch it
 
 
 class Args(types.Type):
@@ -65,7 +65,7 @@ def load_field(context, builder, args_type, value, name):
     return builder.fptrunc(loaded, FLOAT) if kind == "float" else loaded
 
 
-def device(function: FunctionType) -> Any:
+def device(function: Callable[..., Any]) -> Any:
     """A function that kernels use; always inlined."""
     return numba.njit(forceinline=True, **OPTIONS)(function)
 
@@ -101,20 +101,20 @@ def kernel_cache() -> Path:
 @contextlib.contextmanager
 def numba_cache_in(folder: Path) -> Iterator[None]:
     """Numba's cache folder is one global: the user's own setting comes back after us."""
-    previous = numba.config.CACHE_DIR
-    numba.config.CACHE_DIR = str(folder)
+    config: Any = numba.config
+    previous, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
         yield
     finally:
-        numba.config.CACHE_DIR = previous
+        config.CACHE_DIR = previous
 
 
 class Kernel:
     """A kernel by name: its argument record and, once asked for, the address of its machine code."""
 
-    compiled: list[str] = []  # names that this process compiled instead of loading them
+    compiled: ClassVar[list[str]] = []  # names that this process compiled instead of loading them
 
-    def __init__(self, function: FunctionType, fields: dict[str, str]):
+    def __init__(self, function: Callable[..., Any], fields: dict[str, str]):
         self.function, self.fields = function, fields
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         function.__qualname__ = self.name  # part of Numba's file name, which must differ between specialisations of one file
@@ -156,7 +156,7 @@ class Kernel:
         return record
 
 
-def kernel(**fields: str) -> Callable[[FunctionType], Kernel]:
+def kernel(**fields: str) -> Callable[[Callable[..., Any]], Kernel]:
     """Decorates a function (args, thread, threads); fields are name="pointer" | "int" | "float"."""
     return lambda function: Kernel(function, fields)
 

@@ -9,11 +9,11 @@ from types import ModuleType
 from numba import float32
 
 from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.pread import pread
 from numatp.kernels.exp import silu
+from numatp.kernels.pread import pread
 from numatp.kernels.simd import load_i64, offset, store_f32, store_f32x16, store_i64
 
-quant: ModuleType  # the format: set by specialize()
+quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
 
 
 @kernel(

@@ -34,7 +34,7 @@ def prefer_node(node: int) -> str:
     if before not in ("", "default", f"prefer:{node}"):
         return f"the memory policy {before} was set from outside (numactl?) and is kept"
     try:
-        import numa  # type: ignore[import-untyped]  # has no types; costs about 20 ms, running ldconfig to find the library
+        import numa
     except (ImportError, OSError, AttributeError):  # without libnuma.so it fails on the first symbol, not on loading
         return f"libnuma is missing, so no memory policy is set: {FIRST_TOUCH}"
     # get_mempolicy itself says silently whether the kernel lets us; libnuma's own functions print to stderr when refused.

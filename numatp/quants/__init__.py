@@ -28,7 +28,8 @@ def find(gguf_type: str, tensor: str) -> ModuleType:
     """The format's module, e.g. numatp.quants.q4_1; UserError naming the tensor if there is none."""
     name = f"{__name__}.{gguf_type.lower()}"
     if importlib.util.find_spec(name) is None:
-        raise UserError(f"tensor '{tensor}' has type {gguf_type}, which numatp cannot compute with; supported: {', '.join(names())}")
+        supported = ", ".join(names())
+        raise UserError(f"tensor '{tensor}' has type {gguf_type}, which numatp cannot compute with; supported: {supported}")
     return importlib.import_module(name)
 
 

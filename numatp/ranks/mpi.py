@@ -31,13 +31,13 @@ def join(launch: Launch, crowded: bool) -> Comm:
         window = make_window()
         os.ftruncate(window, 1)
     pid, number = world.bcast((os.getpid(), window), root=0)
-    error = None
+    refused = None
     if rank != 0:
         try:
             window = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as failure:
-            error = f"rank {rank} cannot open the window of rank 0 (process {pid}): {failure.strerror}"
-    for message in world.allgather(error):
+            refused = f"rank {rank} cannot open the window of rank 0 (process {pid}): {failure.strerror}"
+    for message in world.allgather(refused):
         if message:
             raise MachineError(f"{message}; the ranks must share one /proc (one container) and one user")
     return Comm(rank, launch.size, window, world.allgather(os.getpid()), crowded, lambda: None)

@@ -16,8 +16,7 @@ import numpy as np
 from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile, TensorInfo
-from numatp.kernels.compile import specialize
-from numatp.program.builder import Builder, Program
+from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
@@ -159,9 +158,9 @@ class Weights:
         return found
 
     def load(
-        self, file: GGUFFile, threads: int, run: Callable[[Program], None], progress: Callable[[int, int], None]
+        self, file: GGUFFile, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
     ) -> None:
-        """Reads and packs everything; run() executes a program on the rank's threads. progress(bytes done, bytes in all)."""
+        """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
         widest = max(s.info.num_bytes // max(s.info.shape[0], 1) for s in self._slices if len(s.info.shape) > 1)
         staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
         staging = np.empty(staging_bytes * threads, np.uint8)
@@ -178,15 +177,14 @@ class Weights:
                         failed[0] = 1
                 elif target.num_bytes:
                     row_bytes = piece.info.num_bytes // piece.info.shape[0]
-                    builder = Builder(f"load {target.name}")
-                    builder.add(
-                        specialize("matmul", "quant", piece.format.__name__).load, [], [],
+                    load = specialize("matmul", "quant", piece.format.__name__).load
+                    record = load.record(
                         file=source.fileno(), position=piece.info.offset + piece.rows.start * row_bytes,
                         row_bytes=row_bytes, rows=target.rows, first_unit=piece.columns.start // quants.UNIT,
                         units=target.units, weights=target.address, tile_bytes=target.tile_bytes,
                         staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
                     )  # fmt: skip
-                    run(builder.finish([]))
+                    run(load, record)
                 if failed[0]:
                     raise UserError(f"{file.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
                 done += target.num_bytes

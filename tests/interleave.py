@@ -1,0 +1,79 @@
+"""Runs a recorded program thread after thread instead of at the same time, with any one barrier taken out. Prints JSON.
+
+Between two barriers threads may run in any order, so running thread 0's part of a section first, or last, must give the same bits.
+Where a needed barrier is missing one of the two orders reads memory that was not written yet, which holds not-a-number.
+
+python interleave.py MODEL ROWS
+"""
+
+import ctypes
+import json
+import sys
+
+THREADS = 4  # divides no size of the tiny model evenly, so no two ops divide a buffer alike by chance
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def main():
+    from numatp.engine.job import Job
+    from numatp.engine.start import start
+
+    model, rows = sys.argv[1], int(sys.argv[2])
+    job = Job(model=model, threads=THREADS, max_rows=8)
+    started = start(job, 1)
+    import numpy as np
+
+    from numatp.engine.engine import Engine
+    from numatp.program.builder import Buffer
+
+    engine = Engine(job, started)
+    # Not at position 0, where rotation changes nothing. The places of the new rows hold not-a-number before each run.
+    cache, cache_bytes = engine._arenas[1]
+    ctypes.memset(cache, 0xFF, cache_bytes)
+    engine.run_rows([7, 8, 9], 0, want_logits=False)
+    before = ctypes.string_at(cache, cache_bytes)
+    engine.run_rows(list(range(rows)), 3, want_logits=True)
+    program = engine.programs[0 if rows == 1 else 1]
+    residual = next(b for b in program.keep if isinstance(b, Buffer) and b.name == "residual")
+
+    def results():
+        return ctypes.string_at(residual.address, rows * residual.stride) + engine.logits.tobytes()
+
+    wanted = results()
+
+    def run(without, order):
+        for memory in program.keep:
+            if isinstance(memory, np.ndarray) and memory.dtype == np.uint8:
+                memory.fill(0xFF)
+        ctypes.memmove(cache, before, cache_bytes)
+        for parity in engine.partials:
+            ctypes.memset(int(parity[0]), 0xFF, job.max_rows * engine.spec.sizes.width * 4)
+        engine.logits.fill(0xFF)
+        sections = [[]]
+        for i, op in enumerate(program.ops):
+            if op.barrier and i != without:
+                sections.append([])
+            sections[-1].append(op)
+        for section in sections:
+            for thread in order:
+                for op in section:
+                    KERNEL(op.address)(op.record.ctypes.data, thread, THREADS)
+        return results()
+
+    orders = (range(THREADS), range(THREADS)[::-1])
+    barriers = [i for i, op in enumerate(program.ops) if op.barrier]
+    unneeded = [i for i in barriers if all(run(i, order) == wanted for order in orders)]
+    print(
+        json.dumps(
+            {
+                "any_order": all(run(None, order) == wanted for order in orders),
+                "barriers": len(barriers),
+                "unneeded": [f"{i} before {program.ops[i].name}" for i in unneeded],
+            }
+        )
+    )
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()
