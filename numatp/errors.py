@@ -4,9 +4,13 @@
 class NumatpError(Exception):
     """Anything numatp itself refuses or cannot do."""
 
+    exit_status = 1
+
 
 class UserError(NumatpError):
     """Bad input: the message is one line and ends with the remedy."""
+
+    exit_status = 2
 
 
 class MachineError(NumatpError):

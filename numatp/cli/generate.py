@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         model=os.fspath(resolve_model(arguments.model)), context=arguments.ctx_size, threads=arguments.threads,
         nodes=arguments.nodes, cpus=arguments.cpus, keep_binding=arguments.bind == "none", allow_remote=arguments.allow_remote,
     )  # fmt: skip
-    if not os.path.exists(job.model):
-        raise UserError(f"{job.model}: no such file")
+    if not arguments.prompt:
+        raise UserError("the prompt is empty: give some text with -p")
     from numatp.engine.start import start
 
     started = start(job, arguments.ranks)

@@ -10,7 +10,7 @@ from numatp.errors import NumatpError, UserError
 from numatp.machine.launch import read_launch
 
 COMMANDS = {"generate": "generate text from a prompt", "pull": "download a model into the cache folder"}
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+FAILURE, INTERRUPTED = 1, 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,8 +35,10 @@ def main() -> None:
         arguments = parser.parse_args()
         status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
     except NumatpError as error:
-        status = USAGE if isinstance(error, UserError) else FAILURE
+        status = error.exit_status
         say(f"numatp: {error}")
+    except MemoryError:
+        say("numatp: out of memory: raise this job's limit, or use a smaller -c or model")
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone

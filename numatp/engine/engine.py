@@ -220,8 +220,8 @@ def serve(job: Job, start: Start) -> int:
         engine = Engine(job, start)
         engine.serve()
         engine.close()
-    except NumatpError:
-        return 1
+    except NumatpError as error:
+        return error.exit_status
     except BaseException as error:
         start.comm.abort(f"rank {start.comm.rank}: {type(error).__name__}: {error}")
         raise

@@ -12,7 +12,7 @@ def main() -> int:
         job, start = start_worker(json.loads(sys.argv[1]))
     except NumatpError as error:
         print(f"numatp: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     from numatp.engine.engine import serve
 
     return serve(job, start)

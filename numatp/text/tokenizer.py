@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile
@@ -166,8 +166,13 @@ def _build_bpe(gguf: GGUFFile, tokens: Sequence[str], merges: Sequence[str], spl
         bpe = tokenizers.Tokenizer(models.BPE(vocab, pairs))
     except Exception as error:  # the library raises bare Exception for a merge of unknown tokens
         gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
-    words = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in splits]
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([*words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    steps: list[Any] = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in splits]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    # A byte without a token is lost, but its neighbours must not merge as if it had never been there.
+    missing = "".join(char for char in BYTE_OF_CHAR if char not in vocab)
+    if missing:
+        steps.append(pre_tokenizers.Split(tokenizers.Regex(f"[{re.escape(missing)}]"), "removed"))
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return bpe
 
 

@@ -1,0 +1,185 @@
+"""The command as users start it: real model, real mpirun; bad input in one line, and faults that must not hang."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from conftest import BIN, mpirun, numatp
+
+PROMPT = ("-p", "The capital of France is", "-n", "8", "--temp", "0")
+NOT_MPIRUN = re.compile(r"^(numatp: .*)$", re.M)  # mpirun adds lines of its own when a rank fails
+
+
+def leftovers():
+    return set(os.listdir("/dev/shm"))
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_paris_with_local_ranks(model_path, ranks):
+    result = numatp("generate", "-m", model_path, *PROMPT, "--ranks", ranks)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(" Paris")
+    assert f"{ranks} rank" in result.stderr
+    assert result.stderr.count("100.0 % on node") == ranks
+    assert "tok/s" in result.stderr
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_paris_under_mpirun(model_path, ranks):
+    before = leftovers()
+    result = mpirun(ranks, "--oversubscribe", BIN / "numatp", "generate", "-m", model_path, *PROMPT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(" Paris")
+    assert result.stdout.count("Paris") == 1
+    assert f"{ranks} rank" in result.stderr
+    assert leftovers() == before
+
+
+def bad_models(folder, model_path):
+    truncated = folder / "truncated.gguf"
+    truncated.write_bytes(Path(model_path).read_bytes()[:50_000_000])
+    (folder / "text.gguf").write_text("not a model")
+    tiny.write(folder / "falcon.gguf", architecture="falcon")
+    tiny.write(folder / "q5.gguf", matrix_type="Q5_0")
+    tiny.write(folder / "missing.gguf", leave_out=("blk.1.attn_k",))
+    return {
+        "truncated.gguf": r"truncated",
+        "text.gguf": r"not a GGUF file",
+        "falcon.gguf": r"architecture 'falcon' is not supported; supported: llama",
+        "q5.gguf": r"tensor '.*' has type Q5_0, which numatp cannot compute with; supported: .*Q4_1",
+        "missing.gguf": r"tensor 'blk.1.attn_k.weight' is missing",
+        "absent.gguf": r"no such file",
+    }
+
+
+def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
+    before = leftovers()
+    for name, line in bad_models(tmp_path, model_path).items():
+        arguments = ("generate", "-m", tmp_path / name, *PROMPT)
+        for result in (numatp(*arguments), numatp(*arguments, "--ranks", 2), mpirun(2, BIN / "numatp", *arguments)):
+            ours = [text for text in NOT_MPIRUN.findall(result.stderr) if " rank" not in text[:17]]
+            assert len(ours) == 1, result.stderr
+            assert re.search(line, ours[0])
+            assert "Traceback" not in result.stderr
+            assert result.returncode == 2
+            assert result.stdout == ""
+    assert leftovers() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "COMMAND"),
+        (("generate",), "-m/--model"),
+        (("generate", "-m", "nothing", "-p", "x"), "no such file, and no model of that name; known names: smollm2"),
+        (("generate", "-m", "MODEL", "-p", ""), "prompt is empty"),
+        (("generate", "-m", "MODEL", "-p", "x", "-n", "0"), "not a whole number above 0"),
+        (("generate", "-m", "MODEL", "-p", "x", "-c", "9000"), "trained for 1 to 8192"),
+        (("generate", "-m", "MODEL", "-p", "one two three four five six", "-c", "3"), "larger -c"),
+        (("generate", "-m", "MODEL", "-p", "x", "--temp", "0.7"), "only 0"),
+        (("generate", "-m", "MODEL", "-p", "x", "--cpus", "4096"), "may not use"),
+        (("pull", "nothing"), "known names: smollm2"),
+    ],
+)
+def test_bad_arguments_in_one_line(model_path, arguments, line):
+    result = numatp(*(str(model_path) if a == "MODEL" else a for a in arguments))
+    assert result.returncode == 2
+    assert line in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_too_little_memory(model_path):
+    shell = f'ulimit -v 500000; exec "{BIN}/numatp" generate -m "{model_path}" -p x -n 2 --ranks 1'
+    result = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert re.search(r"numatp: .*memory", result.stderr.splitlines()[-1])
+    assert "Traceback" not in result.stderr
+
+
+def test_version():
+    result = numatp("--version")
+    assert (result.returncode, result.stdout) == (0, "numatp 0.1.0\n")
+
+
+def start_long_run(model_path, launcher=(), options=("--ranks", "2")):
+    command = [*launcher, BIN / "numatp", "generate", "-m", model_path, "-p", "Once upon a time", "-n", "5000", *options]
+    process = subprocess.Popen(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout and process.stdout.read(20)  # it is generating
+    return process
+
+
+def descendants(pid):
+    """(pid, command line) of all processes below pid."""
+    found, parents = [], {pid}
+    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()]
+    while new := [row for row in rows if int(row[1]) in parents and row not in found]:
+        found += new
+        parents |= {int(row[0]) for row in new}
+    return [(int(row[0]), row[2]) for row in found]
+
+
+def finish(process, seconds=15):
+    """(standard error, exit status), after making sure that nothing hangs."""
+    try:
+        error = process.communicate(timeout=seconds)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return error, process.returncode
+
+
+def gone(pids, seconds=5):
+    end = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_killed_local_rank_is_named(model_path):
+    process = start_long_run(model_path)
+    worker = next(pid for pid, command in descendants(process.pid) if "numatp.engine.worker" in command)
+    os.kill(worker, signal.SIGKILL)
+    error, status = finish(process)
+    assert status == 1
+    assert f"rank 1 (process {worker}) died" in error
+    assert "Traceback" not in error
+
+
+def test_killed_rank_0_takes_the_others_along(model_path):
+    process = start_long_run(model_path)
+    workers = [pid for pid, _ in descendants(process.pid)]
+    assert workers
+    process.kill()
+    finish(process)
+    assert gone(workers)
+
+
+def test_killed_mpi_rank_ends_the_job(model_path):
+    before = leftovers()
+    process = start_long_run(model_path, (BIN / "mpirun", "-np", "2"), ())
+    ranks = [pid for pid, command in descendants(process.pid) if "numatp" in command]
+    os.kill(ranks[-1], signal.SIGKILL)
+    _, status = finish(process)
+    assert status != 0
+    assert gone(ranks)
+    assert leftovers() == before
+
+
+def test_ctrl_c(model_path):
+    process = start_long_run(model_path)
+    workers = [pid for pid, _ in descendants(process.pid)]
+    process.send_signal(signal.SIGINT)
+    error, status = finish(process)
+    assert status == 130
+    assert "Traceback" not in error
+    assert gone(workers)
