@@ -134,7 +134,7 @@ class Engine:
     def _record(self) -> None:
         sizes, comm = self.spec.sizes, self.comm
         cache = self._reserve(self.cache_bytes)
-        caches = layer_caches(cache, sizes, self.split, self.spec.layers, self.context)
+        caches = layer_caches(cache, sizes, self.split, self.spec.layers)
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, len(self.logits),

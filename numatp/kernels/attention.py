@@ -1,7 +1,7 @@
 """Attention over a float16 cache in blocks, with the online softmax of https://arxiv.org/abs/1805.02867.
 
-Cache of one layer: keys (blocks, kv_heads, head_size, CACHE_BLOCK) so that one vector holds 16 tokens and no score needs a sum
-across lanes; values (blocks, kv_heads, CACHE_BLOCK, head_size).
+Within a block of the cache a layer has keys (kv_heads, head_size, CACHE_BLOCK), so that one vector holds 16 tokens and no score
+needs a sum across lanes, and values (kv_heads, CACHE_BLOCK, head_size).
 """
 
 from math import exp as scalar_exp
@@ -33,13 +33,13 @@ LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real 
 @kernel(
     qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
     group="int", scale="float", positions="pointer", sequences="pointer", tables="pointer", table_length="int",
-    keys="pointer", values="pointer", scratch="pointer", scratch_stride="int", out="pointer",
+    keys="pointer", values="pointer", block_stride="int", scratch="pointer", scratch_stride="int", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
     """out (rows, heads, head_size) = softmax(scale * q k) v over all positions up to the row's own.
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
-    scratch: CACHE_BLOCK floats per thread, scratch_stride bytes apart.
+    block_stride: bytes from one block of the cache to the next. scratch: CACHE_BLOCK floats per thread, scratch_stride bytes apart.
     """
     first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
     weights = offset(args.scratch, thread * args.scratch_stride)
@@ -55,8 +55,8 @@ def attention(args, thread, threads):
         for d in range(0, size, 16):
             store_f32x16(out, d, splat_f32(0))
         for start in range(0, tokens, CACHE_BLOCK):
-            block = (load_i64(table, start // CACHE_BLOCK) * args.kv_heads + kv_head) * CACHE_BLOCK * size
-            keys, values = offset(args.keys, block * 2), offset(args.values, block * 2)
+            place = load_i64(table, start // CACHE_BLOCK) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
+            keys, values = offset(args.keys, place), offset(args.values, place)
             s0, s1, s2, s3 = splat_f32(0), splat_f32(0), splat_f32(0), splat_f32(0)
             for d in range(size):
                 element = splat_f32(load_f32(q, d))

@@ -38,6 +38,7 @@ def cache_place(tables, table_length, sequence, position):
 @kernel(
     qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int",
     positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
+    block_stride="int",
 )  # fmt: skip
 def rotate_and_append(args, thread, threads):
     """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache."""
@@ -53,10 +54,12 @@ def rotate_and_append(args, thread, threads):
                 args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row)
             )
             kv_head = (head - args.heads) % args.kv_heads
-            start = (block * args.kv_heads + kv_head) * CACHE_BLOCK * args.head_size  # first element of this head's block
+            start = block * args.block_stride + kv_head * CACHE_BLOCK * args.head_size * 2  # of this head, bytes
             if head < args.heads + args.kv_heads:
+                keys = offset(args.keys, start)
                 for d in range(args.head_size):
-                    store_f16(args.keys, start + d * CACHE_BLOCK + place, load_f32(values, d))
+                    store_f16(keys, d * CACHE_BLOCK + place, load_f32(values, d))
             else:
+                kept = offset(args.values, start)
                 for d in range(args.head_size):
-                    store_f16(args.values, start + place * args.head_size + d, load_f32(values, d))
+                    store_f16(kept, place * args.head_size + d, load_f32(values, d))

@@ -31,7 +31,7 @@ class Value:
 
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys and values of one layer for this rank's KV heads (kernels/attention.py)."""
+    """Keys and values of one layer for this rank's KV heads (kernels/attention.py); strides go from block to block."""
 
     keys: Buffer
     values: Buffer
@@ -194,7 +194,7 @@ class Ops:
             qkv=qkv.buffers[0].address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
             angles=angles.address, pairs=angles.stride // 8, positions=self._positions, sequences=self._sequences,
             tables=step.tables.ctypes.data, table_length=step.shape.table_length,
-            keys=cache.keys.address, values=cache.values.address,
+            keys=cache.keys.address, values=cache.values.address, block_stride=cache.keys.stride,
         )  # fmt: skip
 
     def attention(
@@ -211,7 +211,7 @@ class Ops:
             first_head=heads.start, first_kv_head=kv_heads.start, group=group, scale=scale,
             positions=self._positions, sequences=self._sequences,
             tables=step.tables.ctypes.data, table_length=step.shape.table_length,
-            keys=cache.keys.address, values=cache.values.address,
+            keys=cache.keys.address, values=cache.values.address, block_stride=cache.keys.stride,
             scratch=scratch.address, scratch_stride=scratch.thread_stride, out=out.address,
         )  # fmt: skip
         return Value((out,), len(heads) * head_size)
