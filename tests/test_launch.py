@@ -130,6 +130,9 @@ def test_launcher_outside_our_cgroup(tmp_path: Path) -> None:
     assert source.startswith(OWN_AFFINITY)
 
 
+# Open MPI from PyPI sits beside the interpreter, which need not be on the path.
+MPIRUN = shutil.which("mpirun", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]))
+
 RANK = """
 import os
 from numatp.machine.launch import allowed_cpus, read_launch
@@ -140,12 +143,12 @@ print(launch.kind, launch.rank, launch.size, launch.local_rank, launch.local_siz
 """
 
 
-@pytest.mark.skipif(not (shutil.which("mpirun")), reason="no mpirun here")
+@pytest.mark.skipif(MPIRUN is None, reason="no mpirun here")
 @pytest.mark.skipif(len(read_machine().cores) < 2, reason="mpirun refuses two ranks on one core")
 def test_bare_mpirun() -> None:
     """Open MPI binds each of two ranks to one core; both must see what mpirun itself was given."""
     may_be_root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    command = ["mpirun", "-np", "2", sys.executable, "-c", RANK]
+    command = [str(MPIRUN), "-np", "2", sys.executable, "-c", RANK]
     run = subprocess.run(command, env=os.environ | may_be_root, capture_output=True, text=True, check=True, timeout=120)
     ours = format_cpulist(os.sched_getaffinity(0))
     lines = sorted(line.split(" own ") for line in run.stdout.splitlines())

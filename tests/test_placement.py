@@ -151,7 +151,9 @@ def test_nodes_by_hand(tmp_path: Path) -> None:
     xeon(tmp_path, nodes_per_package=2)
     by_hand = plan(tmp_path, 2, nodes="1,3")
     assert by_hand == "2 ranks: rank 0 on node 1 (cpus 16-31), rank 1 on node 3 (cpus 48-63); 16 threads each"
-    assert plan(tmp_path, 2, nodes="2") == "2 ranks: rank 0 on node 2 (cpus 32-39), rank 1 on node 2 (cpus 40-47); 8 threads each"
+    assert (
+        plan(tmp_path, 2, nodes="2") == "2 ranks: rank 0 on node 2 (cpus 32-39), rank 1 on node 2 (cpus 40-47); 8 threads each"
+    )
 
 
 def test_cpus_by_hand(tmp_path: Path) -> None:

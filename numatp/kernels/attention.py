@@ -54,8 +54,8 @@ def attention(args, thread, threads):
         highest, total = float32(LOWEST), float32(0)
         for d in range(0, size, 16):
             store_f32x16(out, d, splat_f32(0))
-        for start in range(0, tokens, CACHE_BLOCK):
-            place = load_i64(table, start // CACHE_BLOCK) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
+        for block in range((tokens + CACHE_BLOCK - 1) // CACHE_BLOCK):
+            place = load_i64(table, block) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
             keys, values = offset(args.keys, place), offset(args.values, place)
             s0, s1, s2, s3 = splat_f32(0), splat_f32(0), splat_f32(0), splat_f32(0)
             for d in range(size):
@@ -64,7 +64,7 @@ def attention(args, thread, threads):
                 s1 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), s1)
                 s2 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 32)), s2)
                 s3 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 48)), s3)
-            scale, lowest, seen = splat_f32(args.scale), splat_f32(LOWEST), tokens - start
+            scale, lowest, seen = splat_f32(args.scale), splat_f32(LOWEST), tokens - block * CACHE_BLOCK
             s0, s1 = keep_lanes(seen, s0 * scale, lowest), keep_lanes(seen - 16, s1 * scale, lowest)
             s2, s3 = keep_lanes(seen - 32, s2 * scale, lowest), keep_lanes(seen - 48, s3 * scale, lowest)
             new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))

@@ -135,10 +135,13 @@ class Kernel:
                     ready.touch()
         return self._cfunc
 
+    @property
+    def signature(self) -> Any:
+        return types.void(Args(tuple(self.fields.items())), types.int64, types.int64)
+
     def _compile(self) -> Any:
-        signature = types.void(Args(tuple(self.fields.items())), types.int64, types.int64)
         with numba_cache_in(kernel_cache()):
-            compiled = numba.cfunc(signature, cache=True, **OPTIONS)(self.function)
+            compiled = numba.cfunc(self.signature, cache=True, **OPTIONS)(self.function)
         if compiled.cache_hits == 0:
             Kernel.compiled.append(self.name)
         return compiled

@@ -89,7 +89,8 @@ def load(args, thread, threads):
     first, last = share(tiles, thread, threads)
     staging = offset(args.staging, thread * args.staging_bytes)
     batch = args.staging_bytes // (16 * args.row_bytes)  # tiles of one read
-    for start in range(first, last, batch):
+    for read in range((last - first + batch - 1) // batch):
+        start = first + read * batch
         stop = min(start + batch, last)
         rows = min(stop * 16, args.rows) - start * 16
         if not read_fully(args.file, staging, rows * args.row_bytes, args.position + start * 16 * args.row_bytes):

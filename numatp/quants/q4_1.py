@@ -58,8 +58,8 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
                 for j in range(4):
                     store_i32(tile, unit * 64 + j * 16 + row, load_i32(block, 1 + j))
             else:
-                store_i32(constants, unit * 16 + row // 2, 0)
-                store_i32(constants, unit * 16 + 8 + row // 2, 0)
+                store_f16(constants, unit * 32 + row, 0)
+                store_f16(constants, unit * 32 + 16 + row, 0)
             block = offset(block, BLOCK_BYTES)
 
 
