@@ -50,9 +50,7 @@ def make_machine(
                 write(root, f"{here}/cache/index3/type", "Unified")
                 write(root, f"{here}/cache/index3/shared_cpu_list", format_cpulist(group - offline))
     sizes = dict.fromkeys(nodes or [0], 64) | (memory_gib or {})
-    write(
-        root, "proc/meminfo", f"MemTotal: {sum(sizes.values()) * GIB_IN_KB} kB\nMemFree: 1048576 kB\nMemAvailable: 2097152 kB"
-    )
+    write(root, "proc/meminfo", f"MemTotal: {sum(sizes.values()) * GIB_IN_KB} kB\nMemFree: 1048576 kB\nMemAvailable: 2097152 kB")
     write(root, "proc/cpuinfo", f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: none\n")
     for node, size in sizes.items() if nodes is not None else ():
         here = f"sys/devices/system/node/node{node}"

@@ -66,7 +66,7 @@ def test_too_old_a_machine(tmp_path: Path) -> None:
 def test_numba_already_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     level, environ = LEVELS[-1], dict[str, str]()
     config = SimpleNamespace(CPU_NAME=level.numba_cpu, CPU_FEATURES=level.numba_features)
-    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=config))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=config))
     assert set_numba_target(level, environ)
     config.CPU_FEATURES = None
     assert not set_numba_target(level, environ)
@@ -78,9 +78,7 @@ def test_numba_compiles_for_the_level(level: Level, tmp_path: Path) -> None:
     """The features are taken as they are: nothing of this host's is added, and AVX-512 loops are 512 bits wide."""
     environ = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
     # Numba may be loaded in this process by other tests; the child starts afresh.
-    code = (
-        f"import os\nfrom numatp.machine.isa import LEVELS, set_numba_target\nset_numba_target(LEVELS[{LEVELS.index(level)}])\n"
-    )
+    code = f"import os\nfrom numatp.machine.isa import LEVELS, set_numba_target\nset_numba_target(LEVELS[{LEVELS.index(level)}])\n"
     run = subprocess.run([sys.executable, "-c", code + LOOP], env=environ, capture_output=True, text=True, check=True)
     seen = json.loads(run.stdout)
     assert seen["target"] == [level.numba_cpu, level.numba_features]
@@ -90,8 +88,6 @@ def test_numba_compiles_for_the_level(level: Level, tmp_path: Path) -> None:
 def test_machine_code_is_loaded_before_numba() -> None:
     """Binding and the target come first, so nothing here may load numpy or numba."""
     modules = "topology, isa, launch, placement, policy"
-    code = (
-        f"import sys\nfrom numatp.machine import {modules}\nprint([m for m in ('numpy', 'numba', 'numa') if m in sys.modules])"
-    )
+    code = f"import sys\nfrom numatp.machine import {modules}\nprint([m for m in ('numpy', 'numba', 'numa') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

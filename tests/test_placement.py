@@ -5,13 +5,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sysfs import desktop, epyc, make_machine, xeon
 
 from numatp.errors import MachineError, UserError
+from numatp.machine import policy
 from numatp.machine.placement import Placement, auto_ranks, bind, describe, mark_crowded, place
-from numatp.machine.policy import current_policy
+from numatp.machine.policy import OURS, current_policy, prefer_node
 from numatp.machine.topology import Machine, format_cpulist, parse_cpulist, read_machine
 
 
@@ -151,9 +153,7 @@ def test_nodes_by_hand(tmp_path: Path) -> None:
     xeon(tmp_path, nodes_per_package=2)
     by_hand = plan(tmp_path, 2, nodes="1,3")
     assert by_hand == "2 ranks: rank 0 on node 1 (cpus 16-31), rank 1 on node 3 (cpus 48-63); 16 threads each"
-    assert (
-        plan(tmp_path, 2, nodes="2") == "2 ranks: rank 0 on node 2 (cpus 32-39), rank 1 on node 2 (cpus 40-47); 8 threads each"
-    )
+    assert plan(tmp_path, 2, nodes="2") == "2 ranks: rank 0 on node 2 (cpus 32-39), rank 1 on node 2 (cpus 40-47); 8 threads each"
 
 
 def test_cpus_by_hand(tmp_path: Path) -> None:
@@ -276,3 +276,58 @@ def test_policy_words(tmp_path: Path, line: str, policy: str) -> None:
     maps.write_text(f"{line}\n")
     assert current_policy(tmp_path) == policy
     assert current_policy(tmp_path / "nothing") == ""
+
+
+class Libnuma:
+    """Stands in for py-libnuma and the kernel behind it, which needs a second node to say anything of interest."""
+
+    def __init__(self, policy: str = "default", refused: bool = False, nodes: tuple[int, ...] = (0, 1), deaf: bool = False):
+        self.policy, self.deaf, self.nodes, self.set_to = policy, deaf, nodes, list[int]()
+        self.LIBNUMA = SimpleNamespace(get_mempolicy=lambda *_: -1 if refused else 0)
+        self.memory = SimpleNamespace(get_allocation_allowed_nodes=lambda: list(nodes))
+        self.schedule = SimpleNamespace(set_preferred_node=self.prefer, get_preferred_node=self.preferred)
+
+    def prefer(self, node: int) -> None:
+        self.set_to.append(node)
+        if not self.deaf:
+            self.policy = f"prefer:{node}"
+
+    def preferred(self) -> int:
+        return int(self.policy.partition(":")[2] or 0)  # 0 when none is set, as older libnuma says
+
+
+@pytest.mark.parametrize(
+    ("numa", "environ", "note", "final"),
+    [
+        (Libnuma(), {}, "", "prefer:1"),
+        (Libnuma("bind:0"), {}, "the memory policy bind:0 was set from outside", "bind:0"),
+        (Libnuma("prefer:0"), {}, "the memory policy prefer:0 was set from outside", "prefer:0"),
+        (Libnuma("prefer:0"), {OURS: "prefer:0"}, "", "prefer:1"),  # handed down by rank 0
+        (Libnuma("bind:0"), {OURS: "prefer:0"}, "the memory policy bind:0 was set from outside", "bind:0"),
+        (Libnuma(refused=True), {}, "the kernel refuses memory policies here", "default"),
+        (Libnuma(nodes=(0,)), {}, "this job may not allocate on node 1", "default"),
+        (Libnuma(deaf=True), {}, "node 1 could not be made the preferred one", "default"),
+    ],
+)
+def test_prefer_node(numa: Libnuma, environ: dict[str, str], note: str, final: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numa", numa)
+    monkeypatch.setattr(policy, "current_policy", lambda: numa.policy)
+    said = prefer_node(1, environ)
+    assert (said.startswith(note), bool(said)) == (True, bool(note))
+    assert numa.policy == final
+    assert environ.get(OURS) == ("prefer:1" if not note else environ.get(OURS))
+    assert numa.set_to == ([1] if not note or numa.deaf else [])
+
+
+def test_an_unread_failure_is_seen_on_node_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Older libnuma says "node 0" when nothing is preferred; only /proc tells the difference."""
+    numa = Libnuma(deaf=True)
+    monkeypatch.setitem(sys.modules, "numa", numa)
+    monkeypatch.setattr(policy, "current_policy", lambda: numa.policy)
+    assert prefer_node(0, {}) == "node 0 could not be made the preferred one: pages go to the node whose thread touches them first"
+
+
+def test_without_libnuma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numa", None)
+    monkeypatch.setattr(policy, "current_policy", lambda: "default")
+    assert prefer_node(0, {}).startswith("libnuma is missing")

@@ -9,9 +9,7 @@ SIZES = {
 }  # fmt: skip
 
 
-def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0):
-    """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
-    rng, s = np.random.default_rng(seed), SIZES
+def shapes_of(s, tied):
     shapes = {"token_embd": (s["vocab"], s["width"]), "output_norm": (s["width"],)}
     if not tied:
         shapes["output"] = (s["vocab"], s["width"])
@@ -27,6 +25,10 @@ def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(
             f"blk.{i}.ffn_up": (s["ffn"], s["width"]),
             f"blk.{i}.ffn_down": (s["width"], s["ffn"]),
         }
+    return shapes
+
+
+def writer_of(path, architecture, s):
     writer = gguf.GGUFWriter(str(path), architecture)
     writer.add_block_count(s["layers"])
     writer.add_context_length(s["context"])
@@ -37,8 +39,13 @@ def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(
     writer.add_layer_norm_rms_eps(s["epsilon"])
     writer.add_rope_freq_base(s["rope_base"])
     writer.add_rope_dimension_count(s["head_size"])
-    tensors = {}
-    for name, shape in shapes.items():
+    return writer
+
+
+def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0):
+    """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
+    rng, writer, tensors = np.random.default_rng(seed), writer_of(path, architecture, SIZES), {}
+    for name, shape in shapes_of(SIZES, tied).items():
         if name in leave_out:
             continue
         if len(shape) == 1:
@@ -54,3 +61,17 @@ def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(
     writer.write_tensors_to_file()
     writer.close()
     return tensors
+
+
+def write_huge(path):
+    """A model of some terabytes whose file is a header and a hole."""
+    s = SIZES | {"width": 8192, "ffn": 1 << 20, "layers": 64}
+    writer = writer_of(path, "llama", s)
+    for name, shape in shapes_of(s, tied=True).items():
+        writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float32), 4 * int(np.prod(shape)))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    with open(path, "r+b") as file:
+        file.truncate(8 << 40)

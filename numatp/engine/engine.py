@@ -37,7 +37,8 @@ class Engine:
         self._arenas: list[tuple[int, int]] = []
         self._team = None
         began = time.perf_counter()
-        self._agree(lambda: self._prepare(start.machine))
+        self._agree(self._prepare)
+        self._check_room()
         self._open_team()
         self._agree(lambda: self._load(progress))
         self._map_window()
@@ -61,7 +62,7 @@ class Engine:
                 kind = UserError if other[0] == "UserError" else MachineError
                 raise failure if failure and rank == self.comm.rank else kind(other[1])
 
-    def _prepare(self, machine: topology.Machine) -> None:
+    def _prepare(self) -> None:
         self.file = read_gguf(self.job.model)
         self.model = models.find(self.file)
         self.spec = self.model.read_spec(self.file)
@@ -77,17 +78,25 @@ class Engine:
         self.split = split(sizes, comm.rank, comm.size)
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
         self.cache_bytes = cache_bytes(sizes, self.split, self.spec.layers, self.context)
-        node = self.placement.node
-        # Ranks that share a node share its room.
-        self._check_room(node, topology.free_bytes(node), self.weight_bytes + self.cache_bytes + MARGIN)
 
-    def _check_room(self, node: int, free: int, needed: int) -> None:
-        limit = topology.memory_limit_bytes()
-        room, where = (free, f"node {node} has") if limit is None or free < limit else (limit, "this job's memory limit leaves")
-        if needed > room:
+    def _check_room(self) -> None:
+        """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
+        node, limit = self.placement.node, topology.memory_limit_bytes()
+        needed = self.weight_bytes + self.cache_bytes + MARGIN
+        asked = self.comm.gather([node, needed, topology.free_bytes(node)])
+        for place in sorted({place for place, _, _ in asked}):
+            ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
+            wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
+            if wanted > free:
+                raise MachineError(
+                    f"node {place} has {free / 1e9:.1f} GB free and its ranks {ranks} would need {wanted / 1e9:.1f} GB there "
+                    "(weights, cache and a margin): use more nodes, a smaller -c or a smaller model"
+                )
+        total = sum(bytes_ for _, bytes_, _ in asked)
+        if limit is not None and total > limit:
             raise MachineError(
-                f"rank {self.comm.rank} needs {needed / 1e9:.1f} GB ({self.weight_bytes / 1e9:.1f} GB weights, "
-                f"{self.cache_bytes / 1e9:.1f} GB cache), {where} {room / 1e9:.1f} GB free: use more nodes, a smaller -c or model"
+                f"this job's memory limit leaves {limit / 1e9:.1f} GB and the ranks need {total / 1e9:.1f} GB: raise the limit, "
+                "or use a smaller -c or model"
             )
 
     def _open_team(self) -> None:
@@ -117,9 +126,9 @@ class Engine:
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
         self.shape = StepShape(self.job.max_rows, 1, num_blocks(self.context))
-        flags = self._library.numatp_flag_bytes(comm.size, self.lanes)
-        self._flags = comm.map_shared([flags] + [0] * (comm.size - 1))[0]
-        self._library.numatp_ranks_lanes(comm.handle, self._flags.ctypes.data, self.lanes)
+        # Whole pages per rank, so the parts follow each other without gaps, as the C runtime expects.
+        self._flags = comm.map_shared([self._library.numatp_flag_bytes(1, self.lanes)] * comm.size)
+        self._library.numatp_ranks_lanes(comm.handle, self._flags[0].ctypes.data, self.lanes)
         partial = self.job.max_rows * sizes.width * 4
         buffers = comm.map_shared([2 * partial] * comm.size)
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)

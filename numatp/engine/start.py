@@ -22,22 +22,24 @@ class Start:
 
     comm: "Comm"
     placement: placement.Placement
-    machine: topology.Machine
     line: str  # the placement of all ranks, for people
     notes: list[str]
     workers: "Workers | None" = None
 
 
-def place(job: Job, rank: int, size: int) -> tuple[topology.Machine, placement.Placement, str, list[str]]:
-    machine = topology.read_machine()
-    keep = job.keep_binding
-    allowed = frozenset(os.sched_getaffinity(0)) if keep else launch.allowed_cpus()[0]
-    placements = placement.place(
-        machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=keep
-    )  # fmt: skip
-    notes = placement.bind(placements[rank])
+def find_places(job: Job, size: int) -> list[placement.Placement]:
+    """Where all ranks of this host belong; the same on each of them, unless every rank keeps what its launcher gave it."""
+    allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
+    return placement.place(
+        topology.read_machine(), allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding
+    )
+
+
+def settle(places: list[placement.Placement], rank: int) -> list[str]:
+    """Binds this process to its place and sets what Numba compiles for; returns sentences worth showing."""
+    notes = placement.bind(places[rank])
     isa.set_numba_target(isa.choose())
-    return machine, placements[rank], placement.describe(placements), notes
+    return notes
 
 
 def start(job: Job, ranks: int | None) -> Start:
@@ -46,30 +48,34 @@ def start(job: Job, ranks: int | None) -> Start:
     if launched and launched.size > 1:
         if ranks not in (None, launched.size):
             raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.kind}")
-        machine, place_, line, notes = place(job, launched.local_rank, launched.local_size)
+        places, rank = find_places(job, launched.local_size), launched.local_rank
+        notes = settle(places, rank)
         from numatp.ranks.mpi import join
 
-        return Start(join(launched, place_.crowded), place_, machine, line, notes)
+        return Start(join(launched, places[rank].crowded), places[rank], placement.describe(places), notes)
     if ranks is None:
         ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
+    places = find_places(job, ranks)
+    isa.choose()  # a wrong wish ends here, before there are workers
     workers = None
     if ranks > 1:
         # Before this process is bound: the workers find their own places in what the whole job was given.
         from numatp.ranks.local import Workers
 
         workers = Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
-    machine, place_, line, notes = place(job, 0, ranks)
+    notes = settle(places, 0)
     if workers:
-        return Start(workers.comm(place_.crowded), place_, machine, line, notes, workers)
+        return Start(workers.comm(places[0].crowded), places[0], placement.describe(places), notes, workers)
     from numatp.ranks.alone import alone
 
-    return Start(alone(place_.crowded), place_, machine, line, notes)
+    return Start(alone(places[0].crowded), places[0], placement.describe(places), notes)
 
 
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
-    job = Job(**described["job"])
-    machine, place_, line, notes = place(job, described["rank"], described["size"])
+    job, rank = Job(**described["job"]), described["rank"]
+    places = find_places(job, described["size"])
+    notes = settle(places, rank)
     from numatp.ranks.local import join
 
-    return job, Start(join(described, place_.crowded), place_, machine, line, notes)
+    return job, Start(join(described, places[rank].crowded), places[rank], placement.describe(places), notes)

@@ -202,7 +202,8 @@ def _parse(header: Header) -> GGUFFile:
 def _entry(header: Header, what: str) -> int | float | str | LazyArray:
     kind = header.scalar(U32, what)
     if kind in SCALARS:
-        return header.scalar(SCALARS[kind], what)  # the table says int, float or bool
+        value: int | float = header.scalar(SCALARS[kind], what)
+        return value
     if kind == STRING:
         return header.string(what).decode(errors="surrogateescape")
     if kind == ARRAY:

@@ -47,13 +47,18 @@ class Header:
         self.path = path
         self._fd = fd
 
-    def need(self, count: int, what: str) -> None:
-        """Have `count` bytes from here in `data`, or say that `what` is cut off."""
+    def check(self, count: int, what: str) -> None:
+        """Can there be `count` bytes from here? Reads nothing."""
         end = self.pos + count
         if end > self.size:
             truncated(self.path, what, end, self.size)
         if end > MAX_HEADER:
             damaged(self.path, f"{what} would make the header larger than {MAX_HEADER >> 20} MiB")
+
+    def need(self, count: int, what: str) -> None:
+        """Have `count` bytes from here in `data`, or say that `what` is cut off."""
+        self.check(count, what)
+        end = self.pos + count
         while end > len(self.data):
             more = os.pread(self._fd, max(CHUNK, end - len(self.data)), len(self.data))
             if not more:  # the file has shrunk meanwhile
@@ -85,8 +90,7 @@ class Header:
             damaged(self.path, f"{what} is an array of unknown kind {kind}")
         if depth > MAX_NESTING:
             damaged(self.path, f"{what} nests arrays more than {MAX_NESTING} deep")
-        if count * SMALLEST[kind] > self.size - self.pos:
-            truncated(self.path, what, self.pos + count * SMALLEST[kind], self.size)
+        self.check(count * SMALLEST[kind], what)
         start = self.pos
         if kind == STRING:
             self._walk_strings(count, what)

@@ -4,10 +4,13 @@ First touch by pinned threads already puts pages where they belong; the policy c
 here is an error: what cannot be done is one sentence.
 """
 
+import os
 import re
+from collections.abc import MutableMapping
 from pathlib import Path
 
 FIRST_TOUCH = "pages go to the node whose thread touches them first"
+OURS = "NUMATP_MEMORY_POLICY"  # environment: the policy that numatp itself has set here or in a process above
 
 
 def current_policy(root: str | Path = "/") -> str:
@@ -25,13 +28,14 @@ def current_policy(root: str | Path = "/") -> str:
     return match[1] if match else ""
 
 
-def prefer_node(node: int) -> str:
+def prefer_node(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
     """Let new pages of this process and its later threads prefer `node`; "" when done, otherwise a sentence saying why not.
 
-    A policy that came from outside (numactl) stays: whoever set it meant it.
+    A policy that came from outside (numactl) stays: whoever set it meant it. One that a numatp process handed down to the
+    worker it started does not: the worker's node is another one.
     """
     before = current_policy()
-    if before not in ("", "default", f"prefer:{node}"):
+    if before not in ("", "default", f"prefer:{node}", environ.get(OURS)):
         return f"the memory policy {before} was set from outside (numactl?) and is kept"
     try:
         import numa
@@ -46,4 +50,5 @@ def prefer_node(node: int) -> str:
     # py-libnuma reports no failure, so look.
     if numa.schedule.get_preferred_node() != node or current_policy() not in ("", f"prefer:{node}"):
         return f"node {node} could not be made the preferred one: {FIRST_TOUCH}"
+    environ[OURS] = f"prefer:{node}"
     return ""

@@ -1,0 +1,145 @@
+"""The tokenizer against recorded ids of llama.cpp (tests/data/make_smollm2_tokens.py), and streams of pieces."""
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import pytest
+
+from numatp.errors import UserError
+from numatp.files.gguf import read_gguf
+from numatp.text.tokenizer import BYTE_OF_CHAR, StreamDecoder, Tokenizer
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "smollm2_tokens.json").read_text())
+NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_path):
+    return Tokenizer.from_gguf(read_gguf(model_path))
+
+
+def test_the_ids_of_llama_cpp(tokenizer):
+    wrong = [row for row in RECORDED if tokenizer.encode(row["text"], special=row["special"]) != row["ids"]]
+    assert len(RECORDED) > 300 and not wrong
+
+
+def test_text_comes_back(tokenizer):
+    # Bytes that this vocabulary has no token for are lost, as in llama.cpp.
+    known = {BYTE_OF_CHAR[token] for token in tokenizer._tokens if token in BYTE_OF_CHAR}
+    texts = [row["text"] for row in RECORDED if not row["special"] or "<" not in row["text"]]
+    whole = [text for text in texts if known.issuperset(text.encode())]
+    assert len(whole) > 200
+    for text in whole:
+        assert tokenizer.decode(tokenizer.encode(text, special=False)) == text
+
+
+def test_what_the_model_says_of_itself(tokenizer):
+    assert tokenizer.vocab_size == 49152
+    assert tokenizer.eos_ids == {0, 2}  # <|endoftext|> by its name, <|im_end|> by the metadata
+    assert "<|im_start|>" in tokenizer.chat_template
+
+
+def test_special_tokens_have_no_text(tokenizer):
+    ids = tokenizer.encode("<|im_start|>user\nhi<|im_end|>")
+    assert ids[0] == 1 and ids[-1] == 2
+    assert tokenizer.decode(ids) == "user\nhi"
+
+
+def test_pieces_never_hold_half_a_character(tokenizer):
+    rng, decoder = random.Random(1), StreamDecoder(tokenizer)
+    texts = [tokenizer.encode(row["text"]) for row in RECORDED]
+    noise = [[rng.randrange(tokenizer.vocab_size) for _ in range(200)] for _ in range(20)]
+    bytes_alone = [id for id in range(tokenizer.vocab_size) if len(tokenizer.token_bytes(id)) == 1]
+    noise += [[rng.choice(bytes_alone) for _ in range(100)] for _ in range(50)]
+    for ids in texts + noise:  # one decoder for all of them: finish() begins anew
+        pieces = [decoder.push(id) for id in ids]
+        assert "".join([*pieces, decoder.finish()]) == tokenizer.decode(ids)
+    for text in ("日本語", "👍🏽", "नमस्ते", "e\u0301"):
+        pieces = [decoder.push(id) for id in tokenizer.encode(text)]
+        assert "\ufffd" not in "".join(pieces) and decoder.finish() == ""
+    cut = next(id for id in bytes_alone if tokenizer.token_bytes(id)[0] in range(0xE0, 0xF0))
+    assert (decoder.push(cut), decoder.finish(), decoder.finish()) == ("", "\ufffd", "")
+
+
+def test_bad_input(tokenizer):
+    with pytest.raises(UserError, match=r"lone surrogate\) at position 2; remove it"):
+        tokenizer.encode("ab\ud800")
+    for id in (-1, 49152):
+        with pytest.raises(UserError, match=rf"token id {id} is outside the vocabulary; use 0 to 49151"):
+            tokenizer.decode([id])
+
+
+def small(path, **changes):
+    """A vocabulary of all bytes and a few tokens more; `changes` replace metadata, None leaves a key out."""
+    tokens = [*BYTE_OF_CHAR, "ab", "abc", "<s>", "<end>", "<tool>", "<tool>s", "", "<unused>", "日"]
+    kinds = [NORMAL] * 258 + [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED, CONTROL, UNUSED, NORMAL]
+    values = {
+        "model": "gpt2", "pre": "smollm", "tokens": tokens, "token_type": kinds, "merges": ["a b", "ab c"],
+        "bos_token_id": 258, "eos_token_id": 259, "add_bos_token": True, "add_eos_token": True,
+    } | changes  # fmt: skip
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in values.items():
+        add = {str: writer.add_string, list: writer.add_array, int: writer.add_uint32, bool: writer.add_bool}
+        if value is not None:
+            add[type(value)](f"tokenizer.ggml.{key}", value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return read_gguf(path)
+
+
+def test_start_and_end_tokens(tmp_path):
+    a, abc = BYTE_ID["a"], 257
+    tokenizer = Tokenizer.from_gguf(small(tmp_path / "both.gguf"))
+    assert tokenizer.encode("abca") == [258, abc, a, 259]
+    assert tokenizer.encode("<s>abc<end>") == [258, abc, 259]  # a chat template may have written them
+    assert tokenizer.encode("") == [258, 259]
+    assert (tokenizer.eos_ids, tokenizer.chat_template) == ({259}, None)
+    tokenizer = Tokenizer.from_gguf(small(tmp_path / "none.gguf", add_bos_token=None, add_eos_token=False))
+    assert tokenizer.encode("abca") == [abc, a]
+    tokenizer = Tokenizer.from_gguf(small(tmp_path / "eot.gguf", eot_token_id=258, eom_token_id=260))
+    assert tokenizer.eos_ids == {258, 259, 260}
+
+
+BYTE_ID = {char: index for index, char in enumerate(BYTE_OF_CHAR)}
+
+
+def test_user_defined_and_unused_tokens(tmp_path):
+    tokenizer = Tokenizer.from_gguf(small(tmp_path / "x.gguf", add_bos_token=False, add_eos_token=False))
+    spelt = [BYTE_ID[char] for char in "<s>"]
+    assert tokenizer.encode("<tool>s<tool><s>") == [261, 260, 258]  # the longest name counts
+    assert tokenizer.encode("<tool>s<tool><s>", special=False) == [261, 260, *spelt]  # those of the user always count
+    assert tokenizer.encode("<unused>") == [BYTE_ID[char] for char in "<unused>"]
+    assert tokenizer.decode([260, 258, 263, 264, BYTE_ID["Ã"]]) == "<tool>日\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"model": "llama"}, "its tokenizer is of kind 'llama', and numatp has 'gpt2'; use another model"),
+        ({"pre": "klingon"}, "its tokenizer splits words by rule 'klingon', and numatp has smollm; use another model"),
+        ({"pre": None}, "the metadata lacks 'tokenizer.ggml.pre'"),
+        ({"merges": None}, "the metadata lacks 'tokenizer.ggml.merges'"),
+        ({"tokens": [1, 2]}, "metadata 'tokenizer.ggml.tokens' should be a list of texts"),
+        ({"token_type": [1]}, "265 tokens and 1 token types: damaged"),
+        ({"merges": ["a b", "x y"]}, "its vocabulary does not fit together"),
+        ({"merges": ["nospace"]}, "its vocabulary does not fit together"),
+        ({"eos_token_id": 265}, "tokenizer.ggml.eos_token_id is 265, outside the 265 tokens"),
+        ({"bos_token_id": None}, "the metadata lacks 'tokenizer.ggml.bos_token_id'"),
+    ],
+)
+def test_vocabularies_that_cannot_be_used(tmp_path, changes, line):
+    path = tmp_path / "x.gguf"
+    with pytest.raises(UserError) as caught:
+        Tokenizer.from_gguf(small(path, **changes))
+    assert str(caught.value).startswith(f"{path}: {line}") and str(caught.value).isprintable()
+
+
+def test_the_library_is_loaded_only_for_a_tokenizer():
+    code = "import sys, numatp.text.tokenizer, numatp.files.models; print('tokenizers' in sys.modules, 'numpy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False False\n"
