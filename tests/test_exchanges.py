@@ -80,6 +80,17 @@ def test_with_one_buffer_instead_of_two(plain):
     assert run(plain, "processes", "1,1", 300_000, 0, "onebuffer").returncode != 0
 
 
+def test_lanes_alone(plain):
+    result = run(plain, "processes", "2,3", 60_000, 1, "lanes")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("fault", ["skipempty", "onesync", "nolanebarrier"])
+def test_a_broken_use_is_seen(tmp_path, fault):
+    program = build(tmp_path, "-O2", f"-DSECONDS={HANG}")
+    assert run(program, "processes", "2,3", 200_000, 1, fault, timeout=60).returncode != 0
+
+
 BROKEN = {
     "wait for exactly the number": (
         ("internal.h", "while (atomic_load_explicit(word, memory_order_acquire) < value)", "while (atomic_load(word) != value)"),

@@ -299,7 +299,7 @@ CHILD = """
 import resource, sys
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-resource.setrlimit(resource.RLIMIT_AS, (300 << 20, 300 << 20))
+resource.setrlimit(resource.RLIMIT_AS, (150 << 20, 150 << 20))
 for path in sys.argv[1:]:
     try:
         read_gguf(path)

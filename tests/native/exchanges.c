@@ -1,7 +1,9 @@
 /* Random exchanges between ranks with every result checked: `exchanges MODE THREADS STEPS CROWDED [FAULT]`.
  *
  * MODE: processes or threads (ranks as thread groups, for ThreadSanitizer). THREADS: one number per rank, like 2,1.
- * FAULT: nobarrier (before the sync), onebuffer (instead of two), kill (rank 1 dies in the middle: success is a clean abort).
+ * FAULT: nobarrier (before the sync), onebuffer (instead of two), kill (rank 1 dies in the middle: success is a clean abort),
+ * skipempty (an empty lane of rank 1 does not publish), onesync (of the two of the long form); lanes is no fault: each lane fills, sums and
+ * checks its own part, with one barrier between reading an exchange and the next one; nolanebarrier leaves that out.
  * Exit status 0 only if all was right; a hang ends by alarm. Prints exchanges and microseconds per exchange. */
 #include <pthread.h>
 #include <signal.h>
@@ -21,9 +23,9 @@
 #endif
 #define EXCHANGES 6
 
-static const int64_t LENGTHS[EXCHANGES] = {1000, 3, 333, 4096, 1, 64}; /* some shorter than there are lanes */
+static const int64_t LENGTHS[EXCHANGES] = {1000, 3, 333, 4096, 64, 1}; /* some shorter than there are lanes */
 
-static int size, threads_of[NUMATP_MAX_RANKS], lanes, crowded, no_barrier, one_buffer, kill_one, by_threads;
+static int size, threads_of[NUMATP_MAX_RANKS], lanes, crowded, no_barrier, one_buffer, kill_one, by_threads, skip_empty, one_sync, by_lanes, no_lane_barrier;
 static int64_t steps;
 static char *window; /* control, flags, partials [size][2][MAX_LENGTH] float, results [size], payload */
 static int64_t flags_at, partials_at, results_at, window_bytes;
@@ -82,6 +84,64 @@ static void sum(void *args, int64_t thread, int64_t threads)
             total += partial(r, e->ordinal)[i];
         e->me->out[i] = total;
     }
+}
+
+/* The long form: in its lane, rank r makes the r-th part of the sum in its own buffer; after a second sync all gather. */
+static void reduce(void *args, int64_t thread, int64_t threads)
+{
+    struct exchange *e = args;
+    (void)threads;
+    if (thread >= lanes)
+        return;
+    int64_t first = e->length * thread / lanes, last = e->length * (thread + 1) / lanes, count = last - first;
+    delay(e->me, thread + 71);
+    for (int64_t i = first + count * e->me->rank / size; i < first + count * (e->me->rank + 1) / size; i++) {
+        float total = 0;
+        for (int r = 0; r < size; r++)
+            total += partial(r, e->ordinal)[i];
+        partial(e->me->rank, e->ordinal)[i] = total;
+    }
+}
+
+static void gather(void *args, int64_t thread, int64_t threads)
+{
+    struct exchange *e = args;
+    (void)threads;
+    if (thread >= lanes)
+        return;
+    int64_t first = e->length * thread / lanes, last = e->length * (thread + 1) / lanes, count = last - first;
+    for (int r = 0; r < size; r++)
+        for (int64_t i = first + count * r / size; i < first + count * (r + 1) / size; i++)
+            e->me->out[i] = partial(r, e->ordinal)[i];
+}
+
+/* Each lane for itself: it fills, and later checks, only what it also exchanges. */
+static void fill_lane(void *args, int64_t thread, int64_t threads)
+{
+    (void)threads;
+    if (thread < lanes)
+        fill(args, thread, lanes);
+}
+
+static void check_lane(void *args, int64_t thread, int64_t threads)
+{
+    struct exchange *e = args;
+    (void)threads;
+    for (int64_t i = e->length * thread / lanes; thread < lanes && i < e->length * (thread + 1) / lanes; i++) {
+        float wanted = 0;
+        for (int r = 0; r < size; r++)
+            wanted += value(r, step_now(), e->ordinal, i);
+        if (e->me->out[i] != wanted)
+            wrong = 1;
+    }
+}
+
+/* For the last exchange of a Step, whose one element leaves all lanes but one empty. */
+static void sync_unless_empty(void *args, int64_t thread, int64_t threads)
+{
+    int64_t length = LENGTHS[EXCHANGES - 1];
+    if (thread < lanes && length * thread / lanes != length * (thread + 1) / lanes)
+        numatp_sync(args, thread, threads);
 }
 
 static void check(void *args, int64_t thread, int64_t threads)
@@ -155,9 +215,9 @@ static int run_rank(int number)
     static int32_t nowhere[64];
     struct rank *me = calloc(1, sizeof *me);
     struct exchange exchanges[EXCHANGES];
-    struct numatp_sync_args syncs[EXCHANGES];
-    struct numatp_op ops[EXCHANGES * 4 + 2];
-    int num_ops = 0, status;
+    struct numatp_sync_args syncs[EXCHANGES + 1];
+    struct numatp_op ops[EXCHANGES * 4 + 8];
+    int num_ops = 0, num_syncs = 0, status;
     memset(nowhere, 0xFF, sizeof nowhere);
     me->rank = number;
     me->seed = 1 + (unsigned)number * 977;
@@ -172,15 +232,25 @@ static int run_rank(int number)
         ;
     ops[num_ops++] = (struct numatp_op){die, me, 0};
     for (int k = 0; k < EXCHANGES; k++) {
+        int long_form = k == 3 && !by_lanes;
         exchanges[k] = (struct exchange){me, k + 1, LENGTHS[k]};
-        syncs[k] = (struct numatp_sync_args){me->team, k + 1};
-        ops[num_ops++] = (struct numatp_op){fill, &exchanges[k], 0};
-        ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[k], !no_barrier};
-        ops[num_ops++] = (struct numatp_op){sum, &exchanges[k], 0};
-        ops[num_ops++] = (struct numatp_op){check, &exchanges[k], 1};
+        ops[num_ops++] = (struct numatp_op){by_lanes ? fill_lane : fill, &exchanges[k], by_lanes && !no_lane_barrier};
+        syncs[num_syncs] = (struct numatp_sync_args){me->team, num_syncs + 1};
+        ops[num_ops++] = (struct numatp_op){skip_empty && number == 1 && k == EXCHANGES - 1 ? sync_unless_empty : numatp_sync, &syncs[num_syncs], !no_barrier && !by_lanes};
+        num_syncs++;
+        if (long_form) {
+            ops[num_ops++] = (struct numatp_op){reduce, &exchanges[k], 0};
+            if (!one_sync) {
+                syncs[num_syncs] = (struct numatp_sync_args){me->team, num_syncs + 1};
+                ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[num_syncs], 0};
+                num_syncs++;
+            }
+        }
+        ops[num_ops++] = (struct numatp_op){long_form ? gather : sum, &exchanges[k], 0};
+        ops[num_ops++] = (struct numatp_op){by_lanes ? check_lane : check, &exchanges[k], !by_lanes};
     }
     ops[num_ops++] = (struct numatp_op){finish, me, 0};
-    struct numatp_program program = {ops, num_ops, EXCHANGES};
+    struct numatp_program program = {ops, num_ops, num_syncs};
     numatp_team_programs(me->team, &program, 1);
     int outcome = number ? numatp_team_serve(me->team) != NUMATP_STOPPED : lead(ranks, me);
     numatp_team_close(me->team);
@@ -209,6 +279,10 @@ int main(int argc, char **argv)
     no_barrier = !strcmp(fault, "nobarrier");
     one_buffer = !strcmp(fault, "onebuffer");
     kill_one = !strcmp(fault, "kill");
+    skip_empty = !strcmp(fault, "skipempty");
+    one_sync = !strcmp(fault, "onesync");
+    no_lane_barrier = !strcmp(fault, "nolanebarrier");
+    by_lanes = no_lane_barrier || !strcmp(fault, "lanes");
     flags_at = page_up(numatp_control_bytes(size));
     partials_at = flags_at + page_up(numatp_flag_bytes(size, lanes));
     results_at = partials_at + (int64_t)size * 2 * MAX_LENGTH * (int64_t)sizeof(float);
