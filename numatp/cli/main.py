@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import time
 
 from numatp import __version__
 from numatp.errors import NumatpError, UserError
@@ -11,6 +12,7 @@ from numatp.machine.launch import read_launch
 
 COMMANDS = {"generate": "generate text from a prompt", "pull": "download a model into the cache folder"}
 FAILURE, INTERRUPTED = 1, 130
+PATIENCE = 3  # seconds
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,14 +46,22 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.stdout.flush()
+    if status and not speaks():
+        # A launcher ends all ranks as soon as one fails: rank 0, which says why, has to be the first.
+        time.sleep(PATIENCE)
     sys.exit(status)
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its job that talks to the user."""
+    try:
+        launched = read_launch()
+    except NumatpError:
+        return True
+    return launched is None or launched.rank == 0
 
 
 def say(line: str) -> None:
     """A line on stderr, from rank 0 only: all ranks have the same to say."""
-    try:
-        launched = read_launch()
-    except NumatpError:
-        launched = None
-    if launched is None or launched.rank == 0:
+    if speaks():
         print(line, file=sys.stderr, flush=True)
