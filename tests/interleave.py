@@ -3,7 +3,7 @@
 Between two barriers threads may run in any order, so running thread 0's part of a section first, or last, must give the same bits.
 Where a needed barrier is missing one of the two orders reads memory that was not written yet, which holds not-a-number.
 
-python interleave.py MODEL ROWS
+python interleave.py MODEL ROWS PROGRAM
 """
 
 import ctypes
@@ -18,26 +18,37 @@ def main():
     from numatp.engine.job import Job
     from numatp.engine.start import start
 
-    model, rows = sys.argv[1], int(sys.argv[2])
-    job = Job(model=model, threads=THREADS, max_rows=8)
+    model, rows, program_name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+    job = Job(model=model, threads=THREADS, max_rows=16)
     started = start(job, 1)
     import numpy as np
 
     from numatp.engine.engine import Engine
     from numatp.program.builder import Buffer
+    from numatp.program.step import Span
 
     engine = Engine(job, started)
     # Not at position 0, where rotation changes nothing. The places of the new rows hold not-a-number before each run.
     cache, cache_bytes = engine._arenas[1]
     ctypes.memset(cache, 0xFF, cache_bytes)
-    engine.run_rows([7, 8, 9], 0, want_logits=False)
+    blocks = [[0] for _ in engine.pools]
+    engine.run([Span(0, [7, 8, 9], 0, blocks, want_logits=False)])
     before = ctypes.string_at(cache, cache_bytes)
-    engine.run_rows(list(range(rows)), 3, want_logits=True)
-    program = engine.programs[0 if rows == 1 else 1]
+    if program_name == "scores":
+        engine.score([Span(0, list(range(rows)), 3, blocks, targets=list(range(rows)))])
+    else:
+        engine.run([Span(0, list(range(rows)), 3, blocks)])
+    program = next(program for program in engine.programs if program.name == program_name)
     residual = next(b for b in program.keep if isinstance(b, Buffer) and b.name == "residual")
 
+    def outputs():
+        """What rank 0 reads: spare rows of the last group hold anything."""
+        if program_name == "scores":
+            return engine.scores[0][:rows, :3]
+        return engine.logits[:1, : engine.spec.sizes.vocab]
+
     def results():
-        return ctypes.string_at(residual.address, rows * residual.stride) + engine.logits.tobytes()
+        return ctypes.string_at(residual.address, rows * residual.stride) + outputs().tobytes()
 
     wanted = results()
 
@@ -48,7 +59,8 @@ def main():
         ctypes.memmove(cache, before, cache_bytes)
         for parity in engine.partials:
             ctypes.memset(int(parity[0]), 0xFF, job.max_rows * engine.spec.sizes.width * 4)
-        engine.logits.fill(0xFF)
+        engine.logits.fill(float("nan"))
+        engine.scores[0].fill(float("nan"))
         sections = [[]]
         for i, op in enumerate(program.ops):
             if op.barrier and i != without:

@@ -1,6 +1,7 @@
 """A small program for tests: logits of the last token of each prompt part, as one .npy file.
 
 python run_engine.py MODEL OUT RANKS THREADS TOKENS CHUNKS — chunks like 5,1,1: how many tokens each Step gets.
+OUT.scores.npy gets the log-probability of each token after the first, from the score op.
 """
 
 import sys
@@ -11,21 +12,29 @@ def main():
     from numatp.engine.start import start
 
     model, out, ranks, threads, tokens, chunks = sys.argv[1:]
-    job = Job(model=model, threads=int(threads) or None, max_rows=64)
+    job = Job(model=model, threads=int(threads) or None, max_rows=64, max_sequences=2)
     started = start(job, int(ranks) or None)
     import numpy as np
 
     from numatp.engine.engine import Engine, serve
+    from numatp.program.step import Span
 
     if started.comm.rank:
         return serve(job, started)
     engine = Engine(job, started)
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
+    tables = engine.blocks.reserve(len(ids), engine.max_rows)
     for count in map(int, chunks.split(",")):
-        engine.run_rows(ids[position : position + count], position, want_logits=True)
+        engine.run([Span(1, ids[position : position + count], position, tables.prepare(position, count))])
         position += count
-        rows.append(engine.logits.view(np.float32)[: engine.spec.sizes.vocab].copy())
+        rows.append(engine.logits[0, : engine.spec.sizes.vocab].copy())
     np.save(out, np.array(rows))
+    other, scores = engine.blocks.reserve(len(ids), engine.max_rows), []
+    for start_at in range(0, len(ids) - 1, 33):
+        part = ids[start_at : min(start_at + 33, len(ids) - 1)]
+        span = Span(0, part, start_at, other.prepare(start_at, len(part)), targets=ids[start_at + 1 : start_at + 34])
+        scores.append(engine.score([span]))
+    np.save(out.replace(".npy", ".scores.npy"), np.concatenate(scores))
     print("compiled", *engine.compiled_kernels())
     engine.close()
     if started.workers:

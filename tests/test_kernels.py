@@ -14,6 +14,7 @@ from numatp.errors import NumatpError
 from numatp.kernels import activation, attention, exchange, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
+from numatp.kernels.rows import GROUP
 from numatp.machine import isa
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -61,27 +62,66 @@ def packed_matrix(tmp_path, format_name, raw, first_unit, units):
     return tiles, tile_bytes
 
 
-def quantized(x):
-    """(rows as the kernel quantises them, their exact values)."""
+def grouped(x, form, pitch):
+    """(groups of rows as the matrix kernels want them, bytes of a group)."""
     rows, width = x.shape
-    stride = activation.row_bytes(width)
-    out = aligned(rows * stride)
-    call(
-        activation.quantize, x=x, x_stride=width * 4, x_thread_stride=0, out=out, out_stride=stride, out_thread_stride=0,
-        rows=np.array([rows]), blocks=width // 32, private=0,
-    )  # fmt: skip
-    table = out.reshape(rows, stride)
-    codes = table[:, :width].view(np.int8).reshape(rows, -1, 32).astype(np.float64)
-    scales = table[:, width : width + width // 8].copy().view(np.float32).astype(np.float64)
-    return out, (codes * scales[..., None]).reshape(rows, width)
+    group = activation.group_bytes(form, width, pitch)
+    out = aligned(-(-rows // pitch) * group)
+    common = {
+        "x": x, "x_stride": width * 4, "x_thread_stride": 0, "select": np.arange(rows), "rows": np.array([rows]), "out": out,
+        "out_group": group, "out_thread_stride": 0, "pitch": pitch, "private": 0,
+    }  # fmt: skip
+    if form == "q8":
+        call(activation.quantize, blocks=width // 32, **common)
+    else:
+        call(activation.interleave, width=width, **common)
+    return out, group
 
 
-def test_quantize_rounds_to_nearest():
+def tables_of(group, blocks, pitch):
+    """The parts of one q8 group by name; (pitch, ...)."""
+    values, parts, start = blocks * pitch, {}, 0
+    for name, kind, per_value in (
+        ("codes", np.int8, 32), ("scales", np.float32, 1), ("sums", np.float32, 1), ("integer_sums", np.int32, 1),
+        ("half_sums", np.float32, 2), ("half_integer_sums", np.int32, 2),
+    ):  # fmt: skip
+        size = values * per_value * np.dtype(kind).itemsize
+        part = group[start : start + size].copy().view(kind)
+        if name == "codes":
+            parts[name] = part.reshape(blocks, pitch, 32).transpose(1, 0, 2)
+        else:
+            parts[name] = part.reshape(blocks, per_value, pitch).transpose(2, 0, 1)
+        start += size
+    return parts
+
+
+def quantized(x, pitch):
+    """(groups, bytes of a group, the exact values of the rows)."""
+    rows, width = x.shape
+    out, group = grouped(x, "q8", pitch)
+    values = []
+    for start in range(0, len(out), max(group, 1)):
+        parts = tables_of(out[start : start + group], width // 32, pitch)
+        values.append((parts["codes"] * parts["scales"].astype(np.float64)).reshape(pitch, width))
+    return out, group, np.concatenate(values)[:rows] if values else np.zeros((rows, 0))
+
+
+@pytest.mark.parametrize("pitch", [1, 4, 16])
+def test_quantize_rounds_to_nearest_and_sums(pitch):
     x = np.random.default_rng(0).standard_normal((5, 96)).astype(np.float32)
     x[2] = 0
-    _, values = quantized(x)
+    out, group, values = quantized(x, pitch)
     step = np.abs(x.reshape(5, -1, 32)).max(-1).repeat(32).reshape(5, 96) / 127
     assert (np.abs(values - x) <= step * (0.5 + 127 * EPSILON)).all()
+    for row in range(5):
+        start = row // pitch * group
+        parts = {name: part[row % pitch] for name, part in tables_of(out[start : start + group], 3, pitch).items()}
+        halves = parts["codes"].reshape(3, 2, 16).astype(np.int64).sum(-1)
+        assert (parts["half_integer_sums"] == halves).all()
+        assert (parts["integer_sums"][:, 0] == halves.sum(-1)).all()
+        scales = parts["scales"].astype(np.float64)
+        assert np.abs(parts["half_sums"] - halves * scales).max() <= EPSILON * 127 * 16 * scales.max()
+        assert np.abs(parts["sums"] - halves.sum(-1, keepdims=True) * scales).max() <= EPSILON * 127 * 32 * scales.max()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -92,23 +132,27 @@ def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 3), (33, 1, 2), (16, 2, 1), (7, 0, 0)])
-def test_matmul(tmp_path, format_name, rows, first_unit, units):
+@pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
+def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows):
     raw, values = weights(format_name, rows, 96)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
-    x = np.random.default_rng(1).standard_normal((4, units * 32)).astype(np.float32)
-    source, exact = quantized(x) if quants.find(format_name, "test").ACTIVATION == "q8" else (x, x.astype(np.float64))
+    x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
+    pitch = 1 if num_rows == 1 else GROUP
+    if quants.find(format_name, "test").ACTIVATION == "q8":
+        source, group, exact = quantized(x, pitch)
+    else:
+        source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
     padded = -(-rows // 16) * 16
-    out = np.full((4, padded), np.nan, np.float32)
-    stride = activation.row_bytes(units * 32) if source is not x else units * 128
+    out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
     matmul = specialize("matmul", "quant", quants.find(format_name, "test").__name__).matmul
     call(
-        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([4]), x=source,
-        x_stride=stride, x_thread_stride=0, out=out, out_stride=padded * 4,
+        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
+        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4,
     )  # fmt: skip
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
     # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
     bound = 8 * EPSILON * np.sqrt(max(units, 1)) * (np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4)
-    assert (np.abs(out[:, :rows] - exact @ part.T) <= bound).all()
+    assert (np.abs(out[:num_rows, :rows] - exact @ part.T) <= bound).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -125,22 +169,6 @@ def test_embed(tmp_path, format_name):
     assert (out[2:] == 0).all()
 
 
-def test_gated_matmul(tmp_path):
-    raw, values = weights("F32", 64, 96)
-    gate, tile_bytes = packed_matrix(tmp_path, "F32", raw, 0, 3)
-    x = np.random.default_rng(1).standard_normal((2, 96)).astype(np.float32) * 3
-    out = np.empty((2, 32), np.float32)
-    call(
-        specialize("matmul", "quant", "numatp.quants.f32").gated_matmul, gate=gate, up=gate[2 * tile_bytes :], tiles=2,
-        tile_bytes=tile_bytes, units=3, rows=np.array([2]), x=x, x_stride=96 * 4, x_thread_stride=0, out=out, out_stride=128,
-    )  # fmt: skip
-    product = x.astype(np.float64) @ values.T.astype(np.float64)
-    g, u = product[:, :32], product[:, 32:]
-    wanted = g / (1 + np.exp(-g)) * u
-    size = np.abs(x) @ np.abs(values).T
-    assert (np.abs(out - wanted) <= 32 * EPSILON * (1 + size[:, :32]) * size[:, 32:]).all()
-
-
 def test_rms_norm_selects_rows():
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     weight, out = np.linspace(0.5, 2, 64, dtype=np.float32), np.empty((2, 64), np.float32)
@@ -152,44 +180,110 @@ def test_rms_norm_selects_rows():
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
 
 
-def test_attention_and_rotation_over_shuffled_blocks():
-    """Two sequences whose blocks are mixed in the cache; places that are not filled hold not-a-number."""
-    rng, heads, kv_heads, size, block = np.random.default_rng(0), 6, 3, 32, attention.CACHE_BLOCK
-    lengths, tables = (150, 70), np.array([[4, 0, 3], [5, 2, 1]])
-    stride = 2 * kv_heads * size * block * 2
-    cache, wanted, out = aligned(6 * stride), [], np.empty((2, heads * size), np.float32)
-    scratch = np.empty((3, block), np.float32)
-    last_rows = np.empty((2, (heads + 2 * kv_heads) * size), np.float32)
-    frequencies = 100.0 ** (-np.arange(0, size, 2) / size)
-    for sequence, length in enumerate(lengths):
-        qkv = rng.standard_normal((length, heads + 2 * kv_heads, size)).astype(np.float32)
-        turn = np.exp(1j * np.arange(length)[:, None, None] * frequencies)
-        turned = (qkv[:, : heads + kv_heads, 0::2] + 1j * qkv[:, : heads + kv_heads, 1::2].astype(np.float64)) * turn
-        exact = np.stack([turned.real, turned.imag], -1).reshape(length, heads + kv_heads, size)
-        angles, positions = np.empty((length, size), np.float32), np.arange(length)
-        common = {"rows": np.array([length]), "positions": positions}
-        call(rope.rotation_angles, frequencies=frequencies, pairs=size // 2, out=angles, **common)
-        call(
-            rope.rotate_and_append, qkv=qkv, heads=heads, kv_heads=kv_heads, head_size=size, angles=angles, pairs=size // 2,
-            sequences=np.full(length, sequence), tables=tables, table_length=3, keys=cache, values=cache[stride // 2 :],
-            block_stride=stride, **common,
-        )  # fmt: skip
-        assert np.abs(qkv[:, : heads + kv_heads] - exact).max() <= 4 * EPSILON * np.abs(exact).max()
-        last_rows[sequence] = qkv[-1].reshape(-1)
-        k = exact[:, heads:].astype(np.float16).astype(np.float64)
-        v = qkv[:, heads + kv_heads :].astype(np.float16).astype(np.float64)
-        for head in range(heads):
-            scores = k[:, head // 2] @ exact[-1, head] * 0.25
+def rotated(x, frequencies, neighbours):
+    """float64 (tokens, heads, size) with token t's pairs turned by t * frequency."""
+    first, second = (x[..., 0::2], x[..., 1::2]) if neighbours else np.split(x.astype(np.float64), 2, -1)
+    turned = (first + 1j * second.astype(np.float64)) * np.exp(1j * np.arange(len(x))[:, None, None] * frequencies)
+    parts = [turned.real, turned.imag]
+    return np.stack(parts, -1).reshape(x.shape) if neighbours else np.concatenate(parts, -1)
+
+
+class Attention:
+    """Sequences in one cache whose blocks are mixed; places that are not filled hold not-a-number."""
+
+    def __init__(self, lengths, heads, kv_heads, size, neighbours=True):
+        rng, block = np.random.default_rng(0), attention.CACHE_BLOCK
+        self.heads, self.kv_heads, self.size = heads, kv_heads, size
+        self.table_length = max(-(-length // block) for length in lengths)
+        self.tables = rng.permutation(len(lengths) * self.table_length).reshape(len(lengths), -1)
+        self.stride = 2 * kv_heads * size * block * 2
+        self.cache = aligned(self.tables.size * self.stride)
+        frequencies = 100.0 ** (-np.arange(0, size, 2) / size)
+        self.q, self.exact = [], []
+        for sequence, length in enumerate(lengths):
+            qkv = rng.standard_normal((length, heads + 2 * kv_heads, size)).astype(np.float32)
+            exact = rotated(qkv[:, : heads + kv_heads], frequencies, neighbours)
+            angles, positions = np.empty((length, size), np.float32), np.arange(length)
+            common = {"rows": np.array([length]), "positions": positions}
+            call(rope.rotation_angles, frequencies=frequencies, pairs=size // 2, out=angles, **common)
+            call(
+                rope.rotate_and_append, qkv=qkv, heads=heads, kv_heads=kv_heads, head_size=size, angles=angles,
+                pairs=size // 2, step=2 if neighbours else 1, apart=1 if neighbours else size // 2,
+                sequences=np.full(length, sequence), tables=self.tables, table_length=self.table_length, keys=self.cache,
+                values=self.cache[self.stride // 2 :], block_stride=self.stride, **common,
+            )  # fmt: skip
+            assert np.abs(qkv[:, : heads + kv_heads] - exact).max() <= 4 * EPSILON * np.abs(exact).max()
+            self.q.append(qkv[:, :heads])
+            k = exact[:, heads:].astype(np.float16).astype(np.float64)
+            v = qkv[:, heads + kv_heads :].astype(np.float16).astype(np.float64)
+            self.exact.append((exact[:, :heads], k, v))
+
+    def wanted(self, sequence, position, window):
+        """float64 (heads, size)."""
+        q, k, v = self.exact[sequence]
+        seen = slice(max(position + 1 - window, 0), position + 1)
+        out = []
+        for head in range(self.heads):
+            kv = head // (self.heads // self.kv_heads)
+            scores = k[seen, kv] @ q[position, head] * 0.25
             p = np.exp(scores - scores.max())
-            wanted.append(p @ v[:, head // 2] / p.sum())
-    call(
-        attention.attention, qkv=last_rows, rows=np.array([2]), heads=heads, kv_heads=kv_heads, head_size=size, first_head=0,
-        first_kv_head=0, group=2, scale=0.25, positions=np.array(lengths) - 1, sequences=np.array([0, 1]), tables=tables,
-        table_length=3, keys=cache, values=cache[stride // 2 :], block_stride=stride, scratch=scratch,
-        scratch_stride=block * 4, out=out,
-    )  # fmt: skip
-    # A key whose float32 differs in its last bit may round to the float16 next to it.
-    assert np.abs(out.reshape(-1) - np.concatenate(wanted)).max() <= 2.0**-11
+            out.append(p @ v[seen, kv] / p.sum())
+        return np.array(out)
+
+    def run(self, spans, window=attention.NO_WINDOW, threads=3, heads=None):
+        """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads."""
+        heads = heads or range(self.heads)
+        group = self.heads // self.kv_heads
+        kv_heads = range(heads.start // group, -(-heads.stop // group))
+        assert kv_heads == range(self.kv_heads) or len(self.tables) == 1
+        q = np.concatenate([self.q[s][p : p + n, heads.start : heads.stop] for s, n, p in spans])
+        q = np.ascontiguousarray(q)
+        starts = np.cumsum([0] + [n for _, n, _ in spans])
+        table = np.array([(s, start, n, p) for (s, n, p), start in zip(spans, starts, strict=False)])
+        offset = kv_heads.start * self.size * attention.CACHE_BLOCK * 2
+        out = np.full(q.shape, np.nan, np.float32)
+        scratch = np.full((threads, attention.SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
+        parts = np.full((len(self.q), len(heads), attention.SPLITS, attention.part_bytes(self.size) // 4), np.nan, np.float32)
+        finished = np.zeros((len(self.q), len(kv_heads)), np.int64)
+        call(
+            attention.attention, threads=threads, q=q, q_stride=len(heads) * self.size * 4, heads=len(heads),
+            kv_heads=len(kv_heads), head_size=self.size, first_head=heads.start, first_kv_head=kv_heads.start, group=group,
+            scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]), tables=self.tables,
+            table_length=self.table_length, keys=self.cache[offset:], values=self.cache[offset + self.stride // 2 :],
+            block_stride=self.stride, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts, finished=finished, out=out,
+        )  # fmt: skip
+        assert (finished == 0).all()
+        return out
+
+
+# A key whose float32 differs in its last bit may round to the float16 next to it.
+KEY_ROUNDING = 2.0**-11
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 3, 32), (4, 4, 48), (7, 1, 64), (20, 1, 16)])
+@pytest.mark.parametrize("window", [attention.NO_WINDOW, 100])
+def test_attention(heads, kv_heads, size, window):
+    """Prompts, rows that follow a long past, and single rows of other sequences in one Step."""
+    case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7)
+    spans = [(1, 70, 0), (0, 1, 299), (2, 37, 93)]
+    wanted = np.concatenate([[case.wanted(s, p + i, window) for i in range(n)] for s, n, p in spans])
+    assert np.abs(case.run(spans, window) - wanted).max() <= KEY_ROUNDING
+
+
+def test_attention_gives_the_same_bits_on_any_number_of_threads():
+    case = Attention((1100,), 6, 3, 32)  # 18 blocks: more than one per part
+    for span in ((0, 1, 1099), (0, 45, 1000)):
+        first = case.run([span], threads=1)
+        assert (first.view(np.int32) == case.run([span], threads=5).view(np.int32)).all()
+    assert np.abs(case.run([(0, 1, 1099)])[0] - case.wanted(0, 1099, attention.NO_WINDOW)).max() <= KEY_ROUNDING
+
+
+def test_attention_of_a_rank_whose_heads_begin_inside_a_group():
+    case = Attention((70,), 6, 3, 32)
+    heads = range(3, 6)  # head 3 shares the KV head of head 2, which is another rank's
+    wanted = case.wanted(0, 69, attention.NO_WINDOW)[3:6]
+    assert np.abs(case.run([(0, 1, 69)], heads=heads)[0] - wanted).max() <= KEY_ROUNDING
+    assert np.abs(case.run([(0, 5, 65)], heads=heads)[4] - wanted).max() <= KEY_ROUNDING
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])

@@ -49,6 +49,19 @@ def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
     tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type)
     got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
     assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
+    scores = np.load(tmp_path / "logits.scores.npy")
+    assert np.abs(scores - expected_scores(tensors)).max() < TOLERANCE[matrix_type] * LOGIT_SIZE
+
+
+def expected_scores(tensors):
+    """Log-probability of each token after the first."""
+    logits = naive.logits(tiny.SIZES, tensors, TOKENS)[:-1]
+    top = logits.max(-1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(-1))
+    return logits[np.arange(len(logits)), TOKENS[1:]] - log_sum
+
+
+LOGIT_SIZE = 4.0  # logits of the tiny model have a standard deviation of 1; the largest errors are of the largest
 
 
 def test_threads_agree_with_naive(tmp_path):

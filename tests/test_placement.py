@@ -271,7 +271,7 @@ def test_bind_does_not_shrink_in_silence() -> None:
     ],
 )
 def test_policy_words(tmp_path: Path, line: str, policy: str) -> None:
-    maps = tmp_path / "proc/self/numa_maps"
+    maps = tmp_path / "proc/thread-self/numa_maps"
     maps.parent.mkdir(parents=True)
     maps.write_text(f"{line}\n")
     assert current_policy(tmp_path) == policy

@@ -9,10 +9,10 @@ from conftest import TESTS, run
 
 
 @pytest.mark.parametrize("matrix_type", ["Q4_1", "F32"])
-@pytest.mark.parametrize("rows", [1, 5])
-def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type):
+@pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5), ("scores", 5)])
+def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program):
     tiny.write(tmp_path / "tiny.gguf", matrix_type)
-    result = run(sys.executable, TESTS / "interleave.py", tmp_path / "tiny.gguf", rows)
+    result = run(sys.executable, TESTS / "interleave.py", tmp_path / "tiny.gguf", rows, program)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["any_order"]

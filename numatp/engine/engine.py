@@ -8,24 +8,27 @@ from collections.abc import Callable
 import numpy as np
 
 from numatp import models
-from numatp.engine.cache import cache_bytes, layer_caches, num_blocks
+from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.job import Job
+from numatp.engine.sampling import SamplingParams
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
+from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.kernels.sampling import greedy
 from numatp.machine import native, pages, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
-from numatp.program.step import StepShape, StepWindow
+from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
 from numatp.weights.splits import split
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
-ONE_ROW, MANY_ROWS = 0, 1  # the programs, by index
+ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
+ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 
 class Engine:
@@ -67,22 +70,24 @@ class Engine:
         self.model = models.find(self.file)
         self.spec = self.model.read_spec(self.file)
         sizes, comm = self.spec.sizes, self.comm
-        if sizes.head_size % 16 or sizes.width % 32 or sizes.ffn % 32:
+        if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
             raise UserError(
                 f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-                "multiples of 16, 32 and 32; this model cannot be computed yet"
+                f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
             )
         self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
         if not 0 < self.context <= self.spec.context:
             raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
+        self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
         self.split = split(sizes, comm.rank, comm.size)
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
-        self.cache_bytes = cache_bytes(sizes, self.split, self.spec.layers, self.context)
+        self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
+        self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
         node, limit = self.placement.node, topology.memory_limit_bytes()
-        needed = self.weight_bytes + self.cache_bytes + MARGIN
+        needed = self.weight_bytes + self.cache.num_bytes + MARGIN
         asked = self.comm.gather([node, needed, topology.free_bytes(node)])
         for place in sorted({place for place, _, _ in asked}):
             ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
@@ -125,41 +130,42 @@ class Engine:
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
-        self.shape = StepShape(self.job.max_rows, 1, num_blocks(self.context))
+        self.shape = StepShape(self.max_rows, self.job.max_sequences, num_blocks(self.context), len(self.pools))
         # Whole pages per rank, so the parts follow each other without gaps, as the C runtime expects.
         self._flags = comm.map_shared([self._library.numatp_flag_bytes(1, self.lanes)] * comm.size)
         self._library.numatp_ranks_lanes(comm.handle, self._flags[0].ctypes.data, self.lanes)
-        partial = self.job.max_rows * sizes.width * 4
+        partial = self.max_rows * sizes.width * 4
         buffers = comm.map_shared([2 * partial] * comm.size)
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         self.partials = (addresses, addresses + np.uint64(partial))
-        # Logits of one row are enough while only the last token of a prompt is wanted.
-        padded = -(-sizes.vocab // 16) * 16
+        self.scores = [part.view(np.float32).reshape(-1, 4) for part in comm.map_shared([self.max_rows * 16] * comm.size)]
         others = [0] * (comm.size - 1)
-        self.logits = comm.map_shared([padded * 4, *others])[0]
+        rows, padded = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (self.job.max_sequences, sizes.vocab))
+        self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
         self.step_memory = comm.map_shared([self.shape.num_bytes, *others])[0]
         self.step = StepWindow(self.shape, self.step_memory.view(np.int64))
 
     def _record(self) -> None:
         sizes, comm = self.spec.sizes, self.comm
-        cache = self._reserve(self.cache_bytes)
-        caches = layer_caches(cache, sizes, self.split, self.spec.layers)
+        self._cache_at = self._reserve(self.cache.num_bytes)
+        caches = self.cache.at(self._cache_at)
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
-            self.logits.ctypes.data, len(self.logits),
+            self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
         )  # fmt: skip
         self.programs = []
-        for name, rows in (("one row", 1), ("many rows", self.job.max_rows)):
-            ops = Ops(name, site, rows)
+        for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
+            ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
         self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
         self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
-            self._token = np.zeros(1, np.int64)
+            self.blocks = Blocks(self.pools)
+            self._tokens = np.zeros(self.job.max_sequences, np.int64)
             self._greedy_args = greedy.record(
-                logits=self.logits.ctypes.data, stride=len(self.logits), rows=self.step.num_logits.ctypes.data,
-                vocab=sizes.vocab, out=self._token.ctypes.data,
+                logits=self.logits.ctypes.data, stride=self.logits.strides[0], rows=self.step.num_logits.ctypes.data,
+                vocab=sizes.vocab, out=self._tokens.ctypes.data,
             )  # fmt: skip
             self._greedy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(greedy.address)
 
@@ -187,21 +193,27 @@ class Engine:
 
     # ------------------------------------------------------------ Steps, rank 0
 
-    def run_rows(self, tokens: list[int], first_position: int, want_logits: bool) -> None:
-        """One Step: the next tokens of the one sequence, whose cache blocks are 0, 1, 2, ...; at most max_rows of them."""
-        step, count = self.step, len(tokens)
-        step.num_rows[0], step.num_logits[0] = count, want_logits
-        step.tokens[:count] = tokens
-        step.positions[:count] = np.arange(first_position, first_position + count)
-        step.sequences[:count] = 0
-        step.logit_rows[0] = count - 1
-        step.tables[0] = np.arange(self.shape.table_length)
-        self.comm.check(self._library.numatp_team_step(self._team, ONE_ROW if count == 1 else MANY_ROWS))
+    def run(self, spans: list[Span]) -> None:
+        """One Step; the logits of the rows that want them are then in `logits`, in the order of the spans."""
+        self.step.write(spans)
+        self._run_step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
 
-    def greedy_token(self) -> int:
-        """The most probable token of the last Step's row."""
+    def score(self, spans: list[Span]) -> np.ndarray:
+        """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans."""
+        self.step.write(spans)
+        self._run_step(SCORES)
+        parts = np.array(self.scores)[:, : self.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
+        highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
+        top = highest.max(0)
+        return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+
+    def _run_step(self, program: int) -> None:
+        self.comm.check(self._library.numatp_team_step(self._team, program))
+
+    def sample(self, params: list[SamplingParams]) -> list[int]:
+        """The next token after each of the last Step's rows of logits."""
         self._greedy(self._greedy_args.ctypes.data, 0, 1)
-        return int(self._token[0])
+        return self._tokens[: self.step.num_logits[0]].tolist()
 
     # ------------------------------------------------------------ the other ranks, and the end
 
@@ -224,8 +236,9 @@ class Engine:
 
 
 def serve(job: Job, start: Start) -> int:
-    """A whole life of a rank > 0; its exit status. Rank 0 says what went wrong, so this says nothing."""
+    """A whole life of a worker process; its exit status. Rank 0 says what went wrong, so this says nothing."""
     try:
+        start.bind()
         engine = Engine(job, start)
         engine.serve()
         engine.close()

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Job:
     model: str  # path of the file
-    context: int | None = None  # tokens that the cache holds; None: what the model was trained for, at most MAX_CONTEXT
+    context: int | None = None  # tokens that the cache holds, of all sequences; None: what the model was trained for, at most MAX_CONTEXT
     threads: int | None = None  # per rank
     nodes: str | None = None
     cpus: str | None = None
     keep_binding: bool = False
-    max_rows: int = 256  # tokens of a prompt in one Step
+    max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
+    max_sequences: int = 1  # at the same time
     allow_remote: bool = False

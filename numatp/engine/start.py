@@ -1,6 +1,6 @@
-"""From a started process to a rank that knows its place: binding, Numba's target and the Comm, in the order that matters.
+"""From a started process to a rank that knows its place, Numba's target and the Comm, in the order that matters.
 
-Nothing here may import numpy or numba before the process is bound and the target set.
+Nothing here may import numba before the target is set. Only the engine's thread is bound: the caller's own is left alone.
 """
 
 import os
@@ -23,8 +23,12 @@ class Start:
     comm: "Comm"
     placement: placement.Placement
     line: str  # the placement of all ranks, for people
-    notes: list[str]
     workers: "Workers | None" = None
+    mpi: bool = False  # a launcher started this process, so every rank runs the user's script
+
+    def bind(self) -> list[str]:
+        """Binds the calling thread, and threads that it starts, to the place; returns sentences worth showing."""
+        return placement.bind(self.placement)
 
 
 def find_places(job: Job, size: int) -> list[placement.Placement]:
@@ -35,13 +39,6 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     )
 
 
-def settle(places: list[placement.Placement], rank: int) -> list[str]:
-    """Binds this process to its place and sets what Numba compiles for; returns sentences worth showing."""
-    notes = placement.bind(places[rank])
-    isa.set_numba_target(isa.choose())
-    return notes
-
-
 def start(job: Job, ranks: int | None) -> Start:
     """Rank 0 of local ranks, or this rank of the launcher's. `ranks`: how many, None for the launcher's or one per node."""
     launched = launch.read_launch()
@@ -49,33 +46,29 @@ def start(job: Job, ranks: int | None) -> Start:
         if ranks not in (None, launched.size):
             raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.kind}")
         places, rank = find_places(job, launched.local_size), launched.local_rank
-        notes = settle(places, rank)
+        isa.set_numba_target(isa.choose())
         from numatp.ranks.mpi import join
 
-        return Start(join(launched, places[rank].crowded), places[rank], placement.describe(places), notes)
+        return Start(join(launched, places[rank].crowded), places[rank], placement.describe(places), mpi=True)
     if ranks is None:
         ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
     places = find_places(job, ranks)
-    isa.choose()  # a wrong wish ends here, before there are workers
-    workers = None
+    isa.set_numba_target(isa.choose())  # a wrong wish ends here, before there are workers
     if ranks > 1:
-        # Before this process is bound: the workers find their own places in what the whole job was given.
         from numatp.ranks.local import Workers
 
         workers = Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
-    notes = settle(places, 0)
-    if workers:
-        return Start(workers.comm(places[0].crowded), places[0], placement.describe(places), notes, workers)
+        return Start(workers.comm(places[0].crowded), places[0], placement.describe(places), workers)
     from numatp.ranks.alone import alone
 
-    return Start(alone(places[0].crowded), places[0], placement.describe(places), notes)
+    return Start(alone(places[0].crowded), places[0], placement.describe(places))
 
 
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
     job, rank = Job(**described["job"]), described["rank"]
     places = find_places(job, described["size"])
-    notes = settle(places, rank)
+    isa.set_numba_target(isa.choose())
     from numatp.ranks.local import join
 
-    return job, Start(join(described, places[rank].crowded), places[rank], placement.describe(places), notes)
+    return job, Start(join(described, places[rank].crowded), places[rank], placement.describe(places))

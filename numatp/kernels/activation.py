@@ -1,7 +1,11 @@
-"""The 8-bit form of an activation row, which the integer kernels multiply.
+"""Activation rows in the order in which the matrix kernels multiply them.
 
-A row of K values, K a multiple of 32, is stored as K int8, then per block of 32 a float32 scale, a float32 sum of the block's
-values as quantised (scale * sum of int8), and an int32 sum of its int8; the whole padded to 64 bytes.
+The rows of a Step are taken in groups of `pitch`: 1 for Steps of one row, GROUP (kernels/rows.py) for others, the last group
+filled up with rows that mean nothing. Within a group, what a kernel reads at the same time lies side by side:
+
+"f32": float32 (width, pitch).
+"q8": int8 (blocks, pitch, 32), then float32 scales (blocks, pitch), float32 sums of the quantised values (blocks, pitch), int32
+sums of the int8 (blocks, pitch), and both sums for the halves of a block, (blocks, 2, pitch); padded to 64 bytes.
 """
 
 from numba import float32
@@ -10,6 +14,7 @@ from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.simd import (
     abs_f32,
     largest,
+    load_f32,
     load_f32x16,
     load_i64,
     max_f32x16,
@@ -26,35 +31,45 @@ BLOCK = 32
 SMALLEST_SCALE = 1e-30  # below it 1 / scale may overflow; such a block is zero to every reader
 
 
-def row_bytes(width: int) -> int:
-    """Bytes of one quantised row of `width` values."""
-    return (width + width // BLOCK * 12 + 63) // 64 * 64
+def group_bytes(form: str, width: int, pitch: int) -> int:
+    """Bytes of one group of `pitch` rows of `width` values, in form "f32" or "q8"."""
+    return (pitch * (4 * width if form == "f32" else width + width // BLOCK * 28) + 63) // 64 * 64
+
+
+# Of a q8 group at x with `values` = blocks * pitch; the tables of halves have twice as many entries.
 
 
 @device
-def scales(x, blocks):
-    """Pointer to the row's scales, float32 (blocks,)."""
-    return offset(x, blocks * 32)
+def scales(x, values):
+    return offset(x, values * 32)
 
 
 @device
-def block_sums(x, blocks):
-    """Pointer to the sums of the quantised values, float32 (blocks,)."""
-    return offset(x, blocks * 36)
+def block_sums(x, values):
+    return offset(x, values * 36)
 
 
 @device
-def integer_sums(x, blocks):
-    """Pointer to the sums of the int8 values, int32 (blocks,)."""
-    return offset(x, blocks * 40)
+def integer_sums(x, values):
+    return offset(x, values * 40)
+
+
+@device
+def half_sums(x, values):
+    return offset(x, values * 44)
+
+
+@device
+def half_integer_sums(x, values):
+    return offset(x, values * 52)
 
 
 @kernel(
-    x="pointer", x_stride="int", x_thread_stride="int", out="pointer", out_stride="int", out_thread_stride="int", rows="pointer",
-    blocks="int", private="int",
+    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", blocks="int",
+    out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
 )  # fmt: skip
 def quantize(args, thread, threads):
-    """float32 rows at x (bytes from row to row: x_stride) to quantised rows at out.
+    """Row i of "q8" groups at out, out_group bytes apart = row select[i] of x, float32 rows x_stride bytes apart.
 
     private: every thread makes all rows for itself, at its own place; else the threads share the rows.
     """
@@ -62,18 +77,42 @@ def quantize(args, thread, threads):
     first, last = share(rows, thread, threads)
     if args.private:
         first, last = 0, rows
+    pitch, values = args.pitch, args.blocks * args.pitch
     for row in range(first, last):
-        x = offset(args.x, row * args.x_stride + thread * args.x_thread_stride)
-        out = offset(args.out, row * args.out_stride + thread * args.out_thread_stride)
+        x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
+        out = offset(args.out, row // pitch * args.out_group + thread * args.out_thread_stride)
         for block in range(args.blocks):
             low, high = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
             magnitude = largest(max_f32x16(abs_f32(low), abs_f32(high)))
             scale = magnitude / float32(127)
             inverse = splat_f32(float32(1) / scale if scale > SMALLEST_SCALE else float32(0))
             low8, high8 = round_to_i32(low * inverse), round_to_i32(high * inverse)
-            store_i32_as_i8(out, block * 32, low8)
-            store_i32_as_i8(out, block * 32 + 16, high8)
-            total = sum_i32x16(low8 + high8)
-            store_f32(scales(out, args.blocks), block, scale)
-            store_f32(block_sums(out, args.blocks), block, scale * total)
-            store_i32(integer_sums(out, args.blocks), block, total)
+            place = block * pitch + row % pitch
+            store_i32_as_i8(out, place * 32, low8)
+            store_i32_as_i8(out, place * 32 + 16, high8)
+            sum_low, sum_high = sum_i32x16(low8), sum_i32x16(high8)
+            store_f32(scales(out, values), place, scale)
+            store_f32(block_sums(out, values), place, scale * (sum_low + sum_high))
+            store_i32(integer_sums(out, values), place, sum_low + sum_high)
+            half = 2 * block * pitch + row % pitch
+            store_f32(half_sums(out, values), half, scale * sum_low)
+            store_f32(half_sums(out, values), half + pitch, scale * sum_high)
+            store_i32(half_integer_sums(out, values), half, sum_low)
+            store_i32(half_integer_sums(out, values), half + pitch, sum_high)
+
+
+@kernel(
+    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", width="int",
+    out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
+)  # fmt: skip
+def interleave(args, thread, threads):
+    """Row i of "f32" groups at out = row select[i] of x; otherwise as quantize."""
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
+        out = offset(args.out, row // args.pitch * args.out_group + thread * args.out_thread_stride)
+        for i in range(args.width):
+            store_f32(out, i * args.pitch + row % args.pitch, load_f32(x, i))

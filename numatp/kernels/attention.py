@@ -2,15 +2,33 @@
 
 Within a block of the cache a layer has keys (kv_heads, head_size, CACHE_BLOCK), so that one vector holds 16 tokens and no score
 needs a sum across lanes, and values (kv_heads, CACHE_BLOCK, head_size).
+
+Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
+its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
+parts for different threads; whoever finishes last adds the parts up, always in the same order. Neither the cut nor the order
+depends on the number of threads.
 """
 
 from math import exp as scalar_exp
 
 from numba import float32
 
-from numatp.kernels.compile import kernel, share
+from numatp.kernels.compile import device, kernel
 from numatp.kernels.exp import exp
+from numatp.kernels.rows import (
+    FEW,
+    GROUP,
+    add_outer_apart,
+    add_rows,
+    load_rows,
+    scale_rows,
+    store_rows,
+    zero_few_rows,
+    zero_group,
+    zero_row,
+)
 from numatp.kernels.simd import (
+    fetch_add,
     fma,
     keep_lanes,
     largest,
@@ -21,69 +39,278 @@ from numatp.kernels.simd import (
     max_f32x16,
     offset,
     splat_f32,
+    store_f32,
     store_f32x16,
+    store_i64,
     sum_f32x16,
     widen,
 )
 
 CACHE_BLOCK = 64  # tokens
 LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is 0 to the softmax
+SPLITS = 16
+NO_WINDOW = 1 << 30  # tokens; must fit int32
+MAX_HEAD_SIZE = 256
+PITCH = (MAX_HEAD_SIZE + 16) * 4  # bytes from query to query in scratch; not a power of two, which would crowd a few cache sets
+SCORES_PITCH = CACHE_BLOCK * 4
+
+# Scratch of one thread: queries, their sums of values, their scores of one block; then per query the highest score, the sum of
+# the softmax's weights, and what the last block changed the earlier sums by.
+ACCUMULATED = GROUP * PITCH
+SCORES = 2 * GROUP * PITCH
+HIGHEST = SCORES + GROUP * SCORES_PITCH
+TOTAL = HIGHEST + GROUP * 4
+CORRECTION = TOTAL + GROUP * 4
+SCRATCH_BYTES = CORRECTION + GROUP * 4
+PART_HEAD = 16  # floats before the values of a part: its highest score and its total
+
+
+def part_bytes(head_size: int) -> int:
+    """Bytes of one part of one query head."""
+    return (PART_HEAD + head_size) * 4
+
+
+@device
+def load_queries(scratch, q, stride, count, size, room):
+    """Copies `count` queries, `stride` bytes apart, and clears those up to `room`, and the sums."""
+    for m in range(room):
+        query, sums = offset(scratch, m * PITCH), offset(scratch, ACCUMULATED + m * PITCH)
+        for d in range(0, size, 16):
+            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
+            store_f32x16(sums, d, splat_f32(0))
+        store_f32(offset(scratch, HIGHEST), m, float32(LOWEST))
+        store_f32(offset(scratch, TOTAL), m, float32(0))
+
+
+@device
+def score_group(scratch, keys, size, zero):
+    """Queries times the keys of one block: as many accumulators as registers hold."""
+    for part in range(0, CACHE_BLOCK, 16):
+        s = zero
+        for d in range(size):
+            s = add_outer_apart(s, widen(load_f16x16(keys, d * CACHE_BLOCK + part)), offset(scratch, d * 4), PITCH)
+        store_rows(offset(scratch, SCORES), SCORES_PITCH, part, s)
+
+
+@device
+def score_few(scratch, keys, size, zero):
+    """The same for few queries, four vectors of tokens at once, so that sums do not wait for each other."""
+    s0, s1, s2, s3 = zero, zero, zero, zero
+    for d in range(size):
+        q = offset(scratch, d * 4)
+        s0 = add_outer_apart(s0, widen(load_f16x16(keys, d * CACHE_BLOCK)), q, PITCH)
+        s1 = add_outer_apart(s1, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), q, PITCH)
+        s2 = add_outer_apart(s2, widen(load_f16x16(keys, d * CACHE_BLOCK + 32)), q, PITCH)
+        s3 = add_outer_apart(s3, widen(load_f16x16(keys, d * CACHE_BLOCK + 48)), q, PITCH)
+    scores = offset(scratch, SCORES)
+    store_rows(scores, SCORES_PITCH, 0, s0)
+    store_rows(scores, SCORES_PITCH, 16, s1)
+    store_rows(scores, SCORES_PITCH, 32, s2)
+    store_rows(scores, SCORES_PITCH, 48, s3)
+
+
+@device
+def visible(s, part, unseen, seen, other):
+    """s in lanes of tokens unseen <= token < seen, else `other`; `part`: the first lane's token."""
+    return keep_lanes(unseen - part, other, keep_lanes(seen - part, s, other))
+
+
+@device
+def softmax(scratch, m, scale, unseen, seen):
+    """Turns the scores of query m over tokens [unseen, seen) of a block into weights, as if this were the last block."""
+    scores = offset(scratch, SCORES + m * SCORES_PITCH)
+    highest = load_f32(offset(scratch, HIGHEST), m)
+    factor, lowest, zero = splat_f32(scale), splat_f32(LOWEST), splat_f32(0)
+    s0 = visible(load_f32x16(scores, 0) * factor, 0, unseen, seen, lowest)
+    s1 = visible(load_f32x16(scores, 16) * factor, 16, unseen, seen, lowest)
+    s2 = visible(load_f32x16(scores, 32) * factor, 32, unseen, seen, lowest)
+    s3 = visible(load_f32x16(scores, 48) * factor, 48, unseen, seen, lowest)
+    new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
+    top = splat_f32(new_highest)
+    s0 = visible(exp(s0 - top), 0, unseen, seen, zero)
+    s1 = visible(exp(s1 - top), 16, unseen, seen, zero)
+    s2 = visible(exp(s2 - top), 32, unseen, seen, zero)
+    s3 = visible(exp(s3 - top), 48, unseen, seen, zero)
+    store_f32x16(scores, 0, s0)
+    store_f32x16(scores, 16, s1)
+    store_f32x16(scores, 32, s2)
+    store_f32x16(scores, 48, s3)
+    correction = float32(scalar_exp(highest - new_highest))
+    total = load_f32(offset(scratch, TOTAL), m) * correction + sum_f32x16((s0 + s1) + (s2 + s3))
+    store_f32(offset(scratch, HIGHEST), m, new_highest)
+    store_f32(offset(scratch, TOTAL), m, total)
+    store_f32(offset(scratch, CORRECTION), m, correction)
+
+
+@device
+def add_values(scratch, values, size, tokens, zero):
+    """Adds the weighted values of the first `tokens` tokens of a block; later places may hold not-a-number and are not read."""
+    sums, weights = offset(scratch, ACCUMULATED), offset(scratch, SCORES)
+    for d in range(0, size, 16):
+        a0 = scale_rows(load_rows(sums, PITCH, d, zero), offset(scratch, CORRECTION))
+        for t in range(tokens):
+            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), offset(weights, t * 4), SCORES_PITCH)
+        store_rows(sums, PITCH, d, a0)
+
+
+@device
+def add_values_few(scratch, values, size, tokens, zero):
+    """The same for few queries, four tokens at once."""
+    sums, weights = offset(scratch, ACCUMULATED), offset(scratch, SCORES)
+    for d in range(0, size, 16):
+        a0 = scale_rows(load_rows(sums, PITCH, d, zero), offset(scratch, CORRECTION))
+        a1, a2, a3 = zero, zero, zero
+        for four in range(tokens // 4):
+            t = 4 * four
+            w = offset(weights, t * 4)
+            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), w, SCORES_PITCH)
+            a1 = add_outer_apart(a1, widen(load_f16x16(values, (t + 1) * size + d)), offset(w, 4), SCORES_PITCH)
+            a2 = add_outer_apart(a2, widen(load_f16x16(values, (t + 2) * size + d)), offset(w, 8), SCORES_PITCH)
+            a3 = add_outer_apart(a3, widen(load_f16x16(values, (t + 3) * size + d)), offset(w, 12), SCORES_PITCH)
+        for t in range(tokens // 4 * 4, tokens):
+            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), offset(weights, t * 4), SCORES_PITCH)
+        store_rows(sums, PITCH, d, add_rows(add_rows(a0, a1), add_rows(a2, a3)))
+
+
+@device
+def attend(args, scratch, table, kv_head, first_block, last_block, count, position, step):
+    """Online softmax of the `count` queries in scratch over blocks [first, last); query m is at position + m * step."""
+    size = args.head_size
+    for block in range(first_block, last_block):
+        place = load_i64(table, block) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
+        keys, values = offset(args.keys, place), offset(args.values, place)
+        tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
+        if count == 1:
+            score_few(scratch, keys, size, zero_row())
+        elif count > FEW:
+            score_group(scratch, keys, size, zero_group())
+        else:
+            score_few(scratch, keys, size, zero_few_rows())
+        for m in range(count):
+            seen = position + m * step + 1 - block * CACHE_BLOCK
+            softmax(scratch, m, args.scale, seen - args.window, seen)
+        if count == 1:
+            add_values_few(scratch, values, size, tokens, zero_row())
+        elif count > FEW:
+            add_values(scratch, values, size, tokens, zero_group())
+        else:
+            add_values_few(scratch, values, size, tokens, zero_few_rows())
+
+
+@device
+def room_for(count):
+    """Queries that the operations on `count` of them touch."""
+    return 1 if count == 1 else (GROUP if count > FEW else FEW)
+
+
+@device
+def store_result(scratch, m, size, out):
+    inverse = splat_f32(float32(1) / load_f32(offset(scratch, TOTAL), m))
+    for d in range(0, size, 16):
+        store_f32x16(out, d, load_f32x16(offset(scratch, ACCUMULATED + m * PITCH), d) * inverse)
+
+
+@device
+def store_part(scratch, m, size, part):
+    store_f32(part, 0, load_f32(offset(scratch, HIGHEST), m))
+    store_f32(part, 1, load_f32(offset(scratch, TOTAL), m))
+    for d in range(0, size, 16):
+        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(scratch, ACCUMULATED + m * PITCH), d))
+
+
+@device
+def join_parts(parts, num_parts, part_size, size, out):
+    """The result of one query head from its parts."""
+    highest, total = float32(LOWEST), float32(0)
+    for i in range(num_parts):
+        highest = max(highest, load_f32(offset(parts, i * part_size), 0))
+    for i in range(num_parts):
+        part = offset(parts, i * part_size)
+        total += load_f32(part, 1) * float32(scalar_exp(load_f32(part, 0) - highest))
+    for d in range(0, size, 16):
+        sums = splat_f32(0)
+        for i in range(num_parts):
+            part = offset(parts, i * part_size)
+            weight = float32(scalar_exp(load_f32(part, 0) - highest)) / total
+            sums = fma(splat_f32(weight), load_f32x16(part, PART_HEAD + d), sums)
+        store_f32x16(out, d, sums)
+
+
+@device
+def attend_prompt(args, scratch, table, head, row, count, position):
+    """Rows [row, row + count) of one sequence, one query head."""
+    size = args.head_size
+    kv_head = (args.first_head + head) // args.group - args.first_kv_head
+    load_queries(scratch, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, room_for(count))
+    first = max(position + 1 - args.window, 0) // CACHE_BLOCK
+    attend(args, scratch, table, kv_head, first, (position + count - 1) // CACHE_BLOCK + 1, count, position, 1)
+    for m in range(count):
+        store_result(scratch, m, size, offset(args.out, ((row + m) * args.heads + head) * size * 4))
+
+
+@device
+def attend_row(args, scratch, table, sequence, kv_head, row, position, first, last, split, num_splits):
+    """Blocks [first, last) of one row, for the query heads that read one KV head."""
+    size, part_size = args.head_size, (PART_HEAD + args.head_size) * 4
+    group_start = (args.first_kv_head + kv_head) * args.group - args.first_head
+    head, end = max(group_start, 0), min(group_start + args.group, args.heads)
+    parts = offset(args.parts, sequence * args.heads * SPLITS * part_size)
+    out = offset(args.out, row * args.heads * size * 4)
+    for start in range((end - head + GROUP - 1) // GROUP):
+        start = head + start * GROUP
+        count = min(end - start, GROUP)
+        load_queries(scratch, offset(args.q, row * args.q_stride + start * size * 4), size * 4, count, size, room_for(count))
+        attend(args, scratch, table, kv_head, first, last, count, position, 0)
+        for m in range(count):
+            if num_splits == 1:
+                store_result(scratch, m, size, offset(out, (start + m) * size * 4))
+            else:
+                store_part(scratch, m, size, offset(parts, ((start + m) * SPLITS + split) * part_size))
+    if num_splits > 1:
+        finished = offset(args.finished, (sequence * args.kv_heads + kv_head) * 8)
+        if fetch_add(finished, 1) == num_splits - 1:
+            store_i64(finished, 0, 0)
+            for h in range(head, end):
+                join_parts(offset(parts, h * SPLITS * part_size), num_splits, part_size, size, offset(out, h * size * 4))
 
 
 @kernel(
-    qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
-    group="int", scale="float", positions="pointer", sequences="pointer", tables="pointer", table_length="int",
-    keys="pointer", values="pointer", block_stride="int", scratch="pointer", scratch_stride="int", out="pointer",
+    q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
+    group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer", table_length="int",
+    keys="pointer", values="pointer", block_stride="int", scratch="pointer", scratch_stride="int", parts="pointer",
+    finished="pointer", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
-    """out (rows, heads, head_size) = softmax(scale * q k) v over all positions up to the row's own.
+    """out (rows, heads, head_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
-    block_stride: bytes from one block of the cache to the next. scratch: CACHE_BLOCK floats per thread, scratch_stride bytes apart.
+    spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,
+    from thread to thread of scratch (SCRATCH_BYTES each). parts: (sequences, heads, SPLITS, part_bytes); finished: int64
+    (sequences, kv_heads), zeros.
     """
-    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
-    weights = offset(args.scratch, thread * args.scratch_stride)
-    size = args.head_size
-    for item in range(first, last):
-        row, head = item // args.heads, item % args.heads
-        kv_head = (args.first_head + head) // args.group - args.first_kv_head
-        q = offset(args.qkv, (row * (args.heads + 2 * args.kv_heads) + head) * size * 4)
-        out = offset(args.out, item * size * 4)
-        tokens = load_i64(args.positions, row) + 1
-        table = offset(args.tables, load_i64(args.sequences, row) * args.table_length * 8)
-        highest, total = float32(LOWEST), float32(0)
-        for d in range(0, size, 16):
-            store_f32x16(out, d, splat_f32(0))
-        for block in range((tokens + CACHE_BLOCK - 1) // CACHE_BLOCK):
-            place = load_i64(table, block) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
-            keys, values = offset(args.keys, place), offset(args.values, place)
-            s0, s1, s2, s3 = splat_f32(0), splat_f32(0), splat_f32(0), splat_f32(0)
-            for d in range(size):
-                element = splat_f32(load_f32(q, d))
-                s0 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK)), s0)
-                s1 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), s1)
-                s2 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 32)), s2)
-                s3 = fma(element, widen(load_f16x16(keys, d * CACHE_BLOCK + 48)), s3)
-            scale, lowest, seen = splat_f32(args.scale), splat_f32(LOWEST), tokens - block * CACHE_BLOCK
-            s0, s1 = keep_lanes(seen, s0 * scale, lowest), keep_lanes(seen - 16, s1 * scale, lowest)
-            s2, s3 = keep_lanes(seen - 32, s2 * scale, lowest), keep_lanes(seen - 48, s3 * scale, lowest)
-            new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
-            correction = float32(scalar_exp(highest - new_highest))
-            top, zero = splat_f32(new_highest), splat_f32(0)
-            s0, s1 = keep_lanes(seen, exp(s0 - top), zero), keep_lanes(seen - 16, exp(s1 - top), zero)
-            s2, s3 = keep_lanes(seen - 32, exp(s2 - top), zero), keep_lanes(seen - 48, exp(s3 - top), zero)
-            total = total * correction + sum_f32x16((s0 + s1) + (s2 + s3))
-            highest = new_highest
-            store_f32x16(weights, 0, s0)
-            store_f32x16(weights, 16, s1)
-            store_f32x16(weights, 32, s2)
-            store_f32x16(weights, 48, s3)
-            for d in range(0, size, 16):
-                sums = load_f32x16(out, d) * splat_f32(correction)
-                # Places behind `seen` may hold anything, not-a-number too: they must not be read.
-                for token in range(min(seen, CACHE_BLOCK)):
-                    sums = fma(splat_f32(load_f32(weights, token)), widen(load_f16x16(values, token * size + d)), sums)
-                store_f32x16(out, d, sums)
-        inverse = splat_f32(float32(1) / total)
-        for d in range(0, size, 16):
-            store_f32x16(out, d, load_f32x16(out, d) * inverse)
+    scratch = offset(args.scratch, thread * args.scratch_stride)
+    unit = 0  # one thread's piece of work
+    for span in range(load_i64(args.num_spans, 0)):
+        span = offset(args.spans, span * 32)
+        sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
+        table = offset(args.tables, sequence * args.table_length * 8)
+        if rows == 1:
+            first = max(position + 1 - args.window, 0) // CACHE_BLOCK
+            blocks = position // CACHE_BLOCK + 1 - first
+            split_blocks = (blocks + SPLITS - 1) // SPLITS
+            num_splits = (blocks + split_blocks - 1) // split_blocks
+            for kv_head in range(args.kv_heads):
+                for split in range(num_splits):
+                    if unit % threads == thread:
+                        start = first + split * split_blocks
+                        stop = min(start + split_blocks, first + blocks)
+                        attend_row(args, scratch, table, sequence, kv_head, row, position, start, stop, split, num_splits)
+                    unit += 1
+        else:
+            for tile in range((rows + GROUP - 1) // GROUP):
+                start = tile * GROUP
+                for head in range(args.heads):
+                    if unit % threads == thread:
+                        count = min(rows - start, GROUP)
+                        attend_prompt(args, scratch, table, head, row + start, count, position + start)
+                    unit += 1

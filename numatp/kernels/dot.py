@@ -1,10 +1,12 @@
-"""The dot product of bytes of the ISA that Numba compiles for."""
+"""The file of kernels/isa/ for the ISA that Numba compiles for."""
 
 from numatp.kernels.compile import has_feature
 
 if has_feature("avx512vnni"):
-    from numatp.kernels.isa.avx512vnni import dot_u8s8
+    from numatp.kernels.isa import avx512vnni as isa
+elif has_feature("avx512bw"):
+    from numatp.kernels.isa import avx512bw as isa
 else:
-    from numatp.kernels.isa.plain import dot_u8s8
+    from numatp.kernels.isa import avx2 as isa
 
-__all__ = ["dot_u8s8"]
+__all__ = ["isa"]

@@ -4,50 +4,110 @@ A matrix lies in tiles of 16 rows (numatp.quants). Threads take contiguous range
 so each thread first touches the memory that it will read.
 """
 
+from math import exp as scalar_exp
 from types import ModuleType
 
 from numba import float32
 
 from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.exp import silu
+from numatp.kernels.exp import exp
 from numatp.kernels.pread import pread
-from numatp.kernels.simd import load_i64, offset, store_f32, store_f32x16, store_i64
+from numatp.kernels.rows import FEW, GROUP, store_rows, zero_few_rows, zero_group, zero_row
+from numatp.kernels.score import LOWEST
+from numatp.kernels.simd import (
+    keep_lanes,
+    largest,
+    load_f32,
+    load_f32x16,
+    load_i64,
+    offset,
+    splat_f32,
+    store_f32,
+    store_i64,
+    sum_f32x16,
+)
 
 quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
+L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
+
+
+@device
+def multiply(weights, units, rows, x, pitch, out, out_stride):
+    """out (rows, 16) = the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may be overwritten."""
+    if rows == 1:
+        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, zero_row()))
+    elif rows > GROUP - FEW:
+        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, zero_group()))
+    else:
+        for few in range((rows + FEW - 1) // FEW):
+            result = quant.dot_tile(weights, x, few * FEW, pitch, units, zero_few_rows())
+            store_rows(offset(out, few * FEW * out_stride), out_stride, 0, result)
 
 
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", rows="pointer",
-    x="pointer", x_stride="int", x_thread_stride="int", out="pointer", out_stride="int",
+    x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int",
 )  # fmt: skip
 def matmul(args, thread, threads):
-    """out (rows, tiles * 16) = x (rows, units * 32) times the transposed matrix. Strides are bytes from row to row."""
-    rows = load_i64(args.rows, 0)
+    """out (rows, tiles * 16) = x (rows, units * 32) times the transposed matrix.
+
+    x: groups of `pitch` rows, x_group bytes apart. out_stride: bytes from row to row; the last group's spare rows are written too.
+    """
+    rows, pitch = load_i64(args.rows, 0), args.pitch
     x = offset(args.x, thread * args.x_thread_stride)
     first, last = share(args.tiles, thread, threads)
-    for tile in range(first, last):
-        weights = offset(args.weights, tile * args.tile_bytes)
-        for row in range(rows):
-            result = quant.dot_tile(weights, offset(x, row * args.x_stride), args.units)
-            store_f32x16(offset(args.out, row * args.out_stride), tile * 16, result)
+    # As many tiles as stay in the L2 cache while all groups of rows pass by.
+    batch = max(L2_BYTES // max(args.tile_bytes, 1), 1)
+    for start in range((last - first + batch - 1) // batch):
+        start = first + start * batch
+        for group in range((rows + pitch - 1) // pitch):
+            out = offset(args.out, group * pitch * args.out_stride)
+            for tile in range(start, min(start + batch, last)):
+                multiply(
+                    offset(args.weights, tile * args.tile_bytes), args.units, min(rows - group * pitch, pitch),
+                    offset(x, group * args.x_group), pitch, offset(out, tile * 64), args.out_stride,
+                )  # fmt: skip
 
 
 @kernel(
-    gate="pointer", up="pointer", tiles="int", tile_bytes="int", units="int", rows="pointer",
-    x="pointer", x_stride="int", x_thread_stride="int", out="pointer", out_stride="int",
+    weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
+    rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int",
+    out="pointer", out_thread_stride="int",
 )  # fmt: skip
-def gated_matmul(args, thread, threads):
-    """out (rows, tiles * 16) = silu(gate x) * (up x), both matrices of one shape and format."""
-    rows = load_i64(args.rows, 0)
-    x = offset(args.x, thread * args.x_thread_stride)
+def score(args, thread, threads):
+    """What each row's log-softmax over the tokens [first_token, first_token + vocab) needs of this thread's tiles.
+
+    out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), and the logit of the row's target if it is here,
+    else LOWEST. The logits themselves are never stored; scratch: (pitch, 16) floats per thread.
+    """
+    rows, pitch = load_i64(args.rows, 0), args.pitch
+    logits, out = offset(args.scratch, thread * args.scratch_stride), offset(args.out, thread * args.out_thread_stride)
     first, last = share(args.tiles, thread, threads)
+    for row in range(rows):
+        store_f32(out, row * 4, float32(LOWEST))
+        store_f32(out, row * 4 + 1, float32(0))
+        store_f32(out, row * 4 + 2, float32(LOWEST))
     for tile in range(first, last):
-        at = tile * args.tile_bytes
-        for row in range(rows):
-            values = offset(x, row * args.x_stride)
-            gate = quant.dot_tile(offset(args.gate, at), values, args.units)
-            up = quant.dot_tile(offset(args.up, at), values, args.units)
-            store_f32x16(offset(args.out, row * args.out_stride), tile * 16, silu(gate) * up)
+        here = args.vocab - tile * 16  # logits of this tile, if less than 16
+        for group in range((rows + pitch - 1) // pitch):
+            count = min(rows - group * pitch, pitch)
+            multiply(
+                offset(args.weights, tile * args.tile_bytes), args.units, count, offset(args.x, group * args.x_group), pitch,
+                logits, 64,
+            )  # fmt: skip
+            for m in range(count):
+                row = group * pitch + m
+                values = keep_lanes(here, load_f32x16(logits, m * 16), splat_f32(LOWEST))
+                highest, total = load_f32(out, row * 4), load_f32(out, row * 4 + 1)
+                top = largest(values)
+                if top > highest:
+                    total *= float32(scalar_exp(highest - top))
+                    highest = top
+                store_f32(out, row * 4, highest)
+                store_f32(out, row * 4 + 1, total + sum_f32x16(keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))))
+                target = load_i64(args.targets, row) - args.first_token - tile * 16
+                if 0 <= target and target < min(here, 16):
+                    store_f32(out, row * 4 + 2, load_f32(logits, m * 16 + target))
 
 
 @kernel(

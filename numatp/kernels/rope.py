@@ -20,13 +20,14 @@ def rotation_angles(args, thread, threads):
 
 
 @device
-def rotate_pairs(head, angles, pairs):
-    """Rotates the neighbours (2i, 2i + 1) of one head in place."""
+def rotate_pairs(head, angles, pairs, step, apart):
+    """Rotates the pairs (i * step, i * step + apart) of one head in place."""
     for i in range(pairs):
         c, s = load_f32(angles, 2 * i), load_f32(angles, 2 * i + 1)
-        a, b = load_f32(head, 2 * i), load_f32(head, 2 * i + 1)
-        store_f32(head, 2 * i, a * c - b * s)
-        store_f32(head, 2 * i + 1, a * s + b * c)
+        first, second = i * step, i * step + apart
+        a, b = load_f32(head, first), load_f32(head, second)
+        store_f32(head, first, a * c - b * s)
+        store_f32(head, second, a * s + b * c)
 
 
 @device
@@ -36,19 +37,22 @@ def cache_place(tables, table_length, sequence, position):
 
 
 @kernel(
-    qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int",
-    positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
+    qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int", step="int",
+    apart="int", positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
     block_stride="int",
 )  # fmt: skip
 def rotate_and_append(args, thread, threads):
-    """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache."""
+    """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache.
+
+    Pair i of a head is (i * step, i * step + apart): neighbours with step 2, halves with step 1 and apart = pairs.
+    """
     heads = args.heads + 2 * args.kv_heads
     first, last = share(load_i64(args.rows, 0) * heads, thread, threads)
     for item in range(first, last):
         row, head = item // heads, item % heads
         values = offset(args.qkv, item * args.head_size * 4)
         if head < args.heads + args.kv_heads:
-            rotate_pairs(values, offset(args.angles, row * args.pairs * 8), args.pairs)
+            rotate_pairs(values, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
         if head >= args.heads:
             block, place = cache_place(
                 args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row)

@@ -153,6 +153,17 @@ def load_pointer(typing_context, p, index):
 
 
 @intrinsic
+def fetch_add(typing_context, p, value):
+    """Adds to the int64 at p and returns what it was; orders the memory accesses of both sides."""
+
+    def emit(context, builder, signature, args):
+        word = builder.bitcast(args[0], INT64.as_pointer())
+        return builder.atomic_rmw("add", word, args[1], "acq_rel")
+
+    return types.int64(pointer, types.int64), emit
+
+
+@intrinsic
 def load_f16(typing_context, p, index):
     def emit(context, builder, signature, args):
         address = builder.gep(builder.bitcast(args[0], HALF.as_pointer()), [args[1]])

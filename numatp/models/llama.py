@@ -5,7 +5,7 @@ from math import sqrt
 import numpy as np
 
 from numatp.files.gguf import GGUFFile
-from numatp.models.spec import Spec
+from numatp.models.spec import Attention, Spec
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
@@ -24,7 +24,7 @@ def read_spec(file: GGUFFile) -> Spec:
     )
     return Spec(
         sizes=sizes,
-        layers=file.integer("llama.block_count"),
+        layers=(Attention(),) * file.integer("llama.block_count"),
         context=file.integer("llama.context_length"),
         epsilon=file.number("llama.attention.layer_norm_rms_epsilon"),
         rope_base=file.number("llama.rope.freq_base", default=10000.0),
@@ -35,7 +35,7 @@ def read_spec(file: GGUFFile) -> Spec:
 def rules(spec: Spec) -> list[Rule]:
     """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
     listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer in range(spec.layers):
+    for layer in range(len(spec.layers)):
         listed += [
             Rule(f"blk.{layer}.{name}.weight", shape)
             for name, shape in (
@@ -65,11 +65,11 @@ def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[Lay
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.rotate_and_append(qkv, len(split.heads), len(split.kv_heads), sizes.head_size, angles, cache)
+        p.rotate_and_append(qkv, len(split.heads), len(split.kv_heads), sizes.head_size, angles, cache, neighbours=True)
         h = p.attention(qkv, split.heads, split.kv_heads, sizes.group, sizes.head_size, 1 / sqrt(sizes.head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
-        h = p.gated_matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight"))
+        h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
         x = p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
     x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

@@ -1,20 +1,23 @@
 """The vocabulary in which a model file says its forward pass; each word records one or more ops.
 
 Two programs are recorded from one description: for Steps of one row, where every thread makes small activations for itself
-(cheaper than a barrier), and for Steps of many rows, where threads share the rows.
+(cheaper than a barrier), and for Steps of many rows, where threads share the rows. A third ends in scores instead of logits.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from numatp.kernels import activation, attention, exchange, norm, rope
+from numatp.kernels import activation, attention, exchange, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.rows import GROUP
+from numatp.kernels.score import join_scores
 from numatp.program.builder import ANYHOW, PRIVATE, Access, Buffer, Builder, Program
 from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
+LINE = 128  # bytes; threads must not share cache lines, which are fetched in pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,10 +26,23 @@ class Value:
 
     buffers: tuple[Buffer, ...]
     width: int
+    rows: int  # address of their number
     division: object = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
 
     def accesses(self) -> list[Access]:
         return [Access(buffer, self.division) for buffer in self.buffers]
+
+    @property
+    def address(self) -> int:
+        return self.buffers[0].address
+
+    @property
+    def stride(self) -> int:
+        return self.buffers[0].stride
+
+    @property
+    def thread_stride(self) -> int:
+        return self.buffers[0].thread_stride
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,15 @@ class LayerCache:
 
     keys: Buffer
     values: Buffer
+    table: int  # which of the Step's tables lists its blocks
+    window: int = attention.NO_WINDOW  # tokens that a row sees, itself included
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """The state of a recurrent layer; its stride goes from sequence to sequence."""
+
+    state: Buffer
 
 
 @dataclass(frozen=True)
@@ -49,45 +74,49 @@ class Site:
     width: int  # of the residual stream
     step: StepWindow
     partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (size,), each of (max_rows, width) float32
-    logits: int  # address of (max_rows, logit_stride bytes)
+    logits: int  # address of (max_sequences, logit_stride bytes)
     logit_stride: int
+    scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
 
 
 class Ops:
-    """Records one program; `max_rows` is the most rows a Step of it may have."""
+    """Records one program; `max_rows` is the most rows a Step of it may have, a multiple of GROUP or 1."""
 
-    def __init__(self, name: str, site: Site, max_rows: int):
-        self.site, self.max_rows = site, max_rows
+    def __init__(self, name: str, site: Site, max_rows: int, scored: bool = False):
+        self.site, self.max_rows, self.scored = site, max_rows, scored
         self.private = max_rows == 1
+        self.pitch = 1 if self.private else GROUP
+        assert max_rows % self.pitch == 0
         self._builder = Builder(name)
         self._memory: list[np.ndarray] = []
         self._buffers: dict[str, Buffer] = {}
-        self._quantized: dict[Value, Buffer] = {}
+        self._activations: dict[tuple[Value, str], tuple[Buffer, Access]] = {}
         self._num_exchanges = 0
         self._partials = [
             Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)
         ]
-        self._logits = Buffer("logits", site.logits, site.logit_stride)
         step = site.step
-        self._rows, self._positions, self._sequences = (
-            a.ctypes.data for a in (step.num_rows, step.positions, step.sequences)
-        )
-        self._all_rows = np.arange(step.shape.max_rows)
-        self._memory.append(self._all_rows)
+        self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
+        self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))
+        self._all_rows = self._kept(np.arange(step.shape.max_rows))
 
     def finish(self) -> Program:
         return self._builder.finish([*self._memory, *self._buffers.values()])
 
     # ------------------------------------------------------------ memory
 
-    def _buffer(self, name: str, row_bytes: int, private: bool = False) -> Buffer:
+    def _kept(self, array: np.ndarray) -> int:
+        """The address of an array that lives as long as the program."""
+        self._memory.append(array)
+        return array.ctypes.data
+
+    def _buffer(self, name: str, row_bytes: int, private: bool = False, rows: int | None = None) -> Buffer:
         """Memory for (max_rows, row_bytes), per thread if private; one buffer per name, used by all layers."""
         if name not in self._buffers:
-            copy = (self.max_rows * row_bytes + 127) // 128 * 128  # threads must not share cache lines
+            copy = ((rows or self.max_rows) * row_bytes + LINE - 1) // LINE * LINE
             copies = self.site.threads if private else 1
-            memory = np.full(copy * copies + 128, 0xFF, np.uint8)  # not-a-number, so that a missing op is seen
-            self._memory.append(memory)
-            address = (memory.ctypes.data + 127) // 128 * 128
+            memory = np.full(copy * copies + LINE, 0xFF, np.uint8)  # not-a-number, so that a missing op is seen
+            address = (self._kept(memory) + LINE - 1) // LINE * LINE
             self._buffers[name] = Buffer(name, address, row_bytes, copy if private else 0)
         buffer = self._buffers[name]
         assert buffer.stride == row_bytes, (name, buffer.stride, row_bytes)
@@ -100,48 +129,53 @@ class Ops:
     def _lanes(self, width: int) -> tuple[str, int, int]:
         return ("columns", width, self.site.lanes)
 
-    def _share_of_rows(self) -> object:
-        return PRIVATE if self.private else ("rows", self.site.threads)
+    def _share_of_rows(self, rows: int) -> object:
+        return PRIVATE if self.private else ("rows", rows, self.site.threads)
 
     # ------------------------------------------------------------ normalisation and products
 
     def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False) -> Value:
         """(rows, width); logits_only: just the rows whose logits are wanted."""
-        step = self.site.step
-        out = self._buffer(f"norm{x.width}", x.width * 4, self.private)
+        rows, select = (self._num_logits, self.site.step.logit_rows.ctypes.data) if logits_only else (self._rows, self._all_rows)
+        out, division = self._buffer(f"norm{x.width}", x.width * 4, self.private), self._share_of_rows(rows)
         self._builder.add(
-            norm.rms_norm, x.accesses(), [Access(out, self._share_of_rows())],
-            x=x.buffers[0].address, rows=step.num_logits.ctypes.data if logits_only else self._rows,
-            select=step.logit_rows.ctypes.data if logits_only else self._all_rows.ctypes.data,
-            weight=weight.address, width=x.width, epsilon=epsilon,
+            norm.rms_norm, x.accesses(), [Access(out, division)],
+            x=x.address, rows=rows, select=select, weight=weight.address, width=x.width, epsilon=epsilon,
             out=out.address, out_thread_stride=out.thread_stride, private=self.private,
         )  # fmt: skip
-        return Value((out,), x.width, self._share_of_rows())
+        return Value((out,), x.width, rows, division)
 
-    def _activation(self, x: Value, form: str, rows: int) -> tuple[Buffer, Access]:
-        """x as the format of a matrix wants it: float32, or quantised once for all matrices that read it."""
+    def _activation(self, x: Value, form: str) -> tuple[Buffer, Access]:
+        """x as a matrix wants it (kernels/activation.py), made once for all matrices that read it."""
+        if (x, form) not in self._activations:
+            self._activations[x, form] = self._make_activation(x, form)
+        return self._activations[x, form]
+
+    def _make_activation(self, x: Value, form: str) -> tuple[Buffer, Access]:
         # A product reads all rows on every thread, however they were written.
-        division = PRIVATE if x.division == PRIVATE else ANYHOW
-        if form == "f32":
-            return x.buffers[0], Access(x.buffers[0], division)
-        if x not in self._quantized:
-            row_bytes = activation.row_bytes(x.width)
-            out = self._buffer(f"{x.buffers[0].name}.q8", row_bytes, self.private)
-            self._builder.add(
-                activation.quantize, x.accesses(), [Access(out, self._share_of_rows())],
-                x=x.buffers[0].address, x_stride=x.buffers[0].stride, x_thread_stride=x.buffers[0].thread_stride,
-                out=out.address, out_stride=row_bytes, out_thread_stride=out.thread_stride,
-                rows=rows, blocks=x.width // activation.BLOCK, private=self.private,
-            )  # fmt: skip
-            self._quantized[x] = out
-        return self._quantized[x], Access(self._quantized[x], PRIVATE if self.private else ANYHOW)
+        if form == "f32" and self.private:
+            return x.buffers[0], Access(x.buffers[0], PRIVATE if x.division == PRIVATE else ANYHOW)
+        group = activation.group_bytes(form, x.width, self.pitch)
+        out = self._buffer(f"{x.buffers[0].name}.{form}", group, self.private, rows=self.max_rows // self.pitch)
+        # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
+        division = self._share_of_rows(x.rows)
+        kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK}) if form == "q8" else (
+            activation.interleave, {"width": x.width}
+        )  # fmt: skip
+        self._builder.add(
+            kernel, x.accesses(), [Access(out, division)],
+            x=x.address, x_stride=x.stride, x_thread_stride=x.thread_stride, select=self._all_rows, rows=x.rows,
+            out=out.address, out_group=group, out_thread_stride=out.thread_stride, pitch=self.pitch, private=self.private,
+            **width,
+        )  # fmt: skip
+        return out, Access(out, PRIVATE if self.private else ANYHOW)
 
-    def _product(self, x: Value, weight: Matrix, out: Buffer, rows: int) -> None:
-        source, access = self._activation(x, weight.format.ACTIVATION, rows)
+    def _product(self, x: Value, weight: Matrix, out: Buffer) -> None:
+        source, access = self._activation(x, weight.format.ACTIVATION)
         self._builder.add(
             _of(weight, "matmul"), [access], [Access(out, self._columns(weight.rows))], weight.num_bytes,
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
-            rows=rows, x=source.address, x_stride=source.stride, x_thread_stride=source.thread_stride,
+            rows=x.rows, x=source.address, x_group=source.stride, x_thread_stride=source.thread_stride, pitch=self.pitch,
             out=out.address, out_stride=out.stride,
         )  # fmt: skip
 
@@ -152,69 +186,77 @@ class Ops:
         buffers, column = [], 0
         for weight in neighbours_joined(weights):
             part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, width * 4))
-            self._product(x, weight, part, self._rows)
+            self._product(x, weight, part)
             buffers.append(part)
             column += weight.rows
-        return Value(tuple(buffers), width)
+        return Value(tuple(buffers), width, x.rows)
 
-    def gated_matmul(self, x: Value, gate: Matrix, up: Matrix) -> Value:
-        """silu(gate x) * (up x): (rows, local_ffn)."""
-        assert gate.format is up.format, "gate and up of one layer have one format"
-        source, access = self._activation(x, gate.format.ACTIVATION, self._rows)
-        out = self._buffer("gated", gate.rows * 4)
+    def silu_gate(self, x: Value) -> Value:
+        """silu(first half of the columns) * second half."""
+        width = x.width // 2
+        out, division = self._buffer("gated", width * 4, self.private), self._share_of_rows(x.rows)
         self._builder.add(
-            _of(gate, "gated_matmul"), [access], [Access(out, self._columns(gate.rows))], gate.num_bytes + up.num_bytes,
-            gate=gate.address, up=up.address, tiles=gate.tiles, tile_bytes=gate.tile_bytes, units=gate.units,
-            rows=self._rows, x=source.address, x_stride=source.stride, x_thread_stride=source.thread_stride,
-            out=out.address, out_stride=out.stride,
+            gate.silu_gate, x.accesses(), [Access(out, division)],
+            gate=x.address, up=x.address + width * 4, stride=x.stride, rows=x.rows, width=width,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
         )  # fmt: skip
-        return Value((out,), gate.rows)
+        return Value((out,), width, x.rows, division)
 
     # ------------------------------------------------------------ attention
 
     def rotation(self, frequencies: np.ndarray) -> Buffer:
         """cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""
         out = self._buffer("angles", len(frequencies) * 8)
-        self._memory.append(frequencies)
         self._builder.add(
             rope.rotation_angles, [], [Access(out)],
-            positions=self._positions, rows=self._rows, frequencies=frequencies.ctypes.data, pairs=len(frequencies),
+            positions=self._positions, rows=self._rows, frequencies=self._kept(frequencies), pairs=len(frequencies),
             out=out.address,
         )  # fmt: skip
         return out
 
-    def rotate_and_append(
-        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer, cache: LayerCache
-    ) -> None:
-        """Rotates q and k of qkv (rows, heads + 2 kv_heads, head_size) in place; appends k and v to the cache."""
+    def _cache(self, cache: LayerCache) -> dict[str, int]:
         step = self.site.step
+        return {
+            "tables": step.tables[cache.table].ctypes.data, "table_length": step.shape.table_length,
+            "keys": cache.keys.address, "values": cache.values.address, "block_stride": cache.keys.stride,
+        }  # fmt: skip
+
+    def rotate_and_append(
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer, cache: LayerCache, neighbours: bool
+    ) -> None:
+        """Rotates q and k of qkv (rows, heads + 2 kv_heads, head_size) in place; appends k and v to the cache.
+
+        neighbours: pair i is (2i, 2i + 1), as GGUF files of Llama have it; else (i, i + pairs).
+        """
+        pairs = angles.stride // 8
         self._builder.add(
             rope.rotate_and_append, [*qkv.accesses(), Access(angles)],
             [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
-            qkv=qkv.buffers[0].address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
-            angles=angles.address, pairs=angles.stride // 8, positions=self._positions, sequences=self._sequences,
-            tables=step.tables.ctypes.data, table_length=step.shape.table_length,
-            keys=cache.keys.address, values=cache.values.address, block_stride=cache.keys.stride,
+            qkv=qkv.address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
+            angles=angles.address, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
+            positions=self._positions, sequences=self._sequences, **self._cache(cache),
         )  # fmt: skip
 
     def attention(
         self, qkv: Value, heads: range, kv_heads: range, group: int, head_size: int, scale: float, cache: LayerCache
     ) -> Value:
         """(rows, local_heads * head_size). heads, kv_heads: this rank's, as numbers in the model; group: heads per KV head."""
-        step = self.site.step
-        scratch = self._buffer("scores", attention.CACHE_BLOCK * 4, private=True)
+        sequences = self.site.step.shape.max_sequences
+        scratch = self._buffer("attention scratch", attention.SCRATCH_BYTES, private=True, rows=1)
+        parts = self._buffer("parts", len(heads) * attention.SPLITS * attention.part_bytes(head_size), rows=sequences)
+        if "finished" not in self._buffers:
+            counters = self._kept(np.zeros(sequences * max(len(kv_heads), 1), np.int64))
+            self._buffers["finished"] = Buffer("finished", counters)
         out = self._buffer("attention", len(heads) * head_size * 4)
         self._builder.add(
             attention.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
-            [Access(out), Access(scratch, PRIVATE)],
-            qkv=qkv.buffers[0].address, rows=self._rows, heads=len(heads), kv_heads=len(kv_heads), head_size=head_size,
-            first_head=heads.start, first_kv_head=kv_heads.start, group=group, scale=scale,
-            positions=self._positions, sequences=self._sequences,
-            tables=step.tables.ctypes.data, table_length=step.shape.table_length,
-            keys=cache.keys.address, values=cache.values.address, block_stride=cache.keys.stride,
-            scratch=scratch.address, scratch_stride=scratch.thread_stride, out=out.address,
+            [Access(out), Access(parts), Access(scratch, PRIVATE)],
+            q=qkv.address, q_stride=qkv.stride, heads=len(heads), kv_heads=len(kv_heads), head_size=head_size,
+            first_head=heads.start, first_kv_head=kv_heads.start, group=group, scale=scale, window=cache.window,
+            spans=self._spans, num_spans=self._num_spans, scratch=scratch.address, scratch_stride=scratch.thread_stride,
+            parts=parts.address, finished=self._buffers["finished"].address, out=out.address, **self._cache(cache),
         )  # fmt: skip
-        return Value((out,), len(heads) * head_size)
+        return Value((out,), len(heads) * head_size, self._rows)
 
     # ------------------------------------------------------------ what ranks do together
 
@@ -229,12 +271,12 @@ class Ops:
             out=partial.address, out_stride=partial.stride,
         )  # fmt: skip
         assert width == self.site.width
-        return self._exchange(partial, Value((self._buffer("residual", width * 4),), width), add=False)
+        return self._exchange(partial, Value((self._buffer("residual", width * 4),), width, self._rows), add=False)
 
     def add_product(self, x: Value, h: Value, weight: Matrix) -> Value:
         """x + weight h, in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
         partial = self._partials[(self._num_exchanges + 1) % 2]
-        self._product(h, weight, partial, self._rows)
+        self._product(h, weight, partial)
         return self._exchange(partial, x, add=True)
 
     def _exchange(self, partial: Buffer, x: Value, add: bool) -> Value:
@@ -249,7 +291,7 @@ class Ops:
         common = {
             "partials": table.ctypes.data, "ranks": site.size, "lanes": site.lanes, "rows": self._rows, "width": x.width,
         }  # fmt: skip
-        result = {"out": x.buffers[0].address, "add": add}
+        result = {"out": x.address, "add": add}
         if site.size > 1:
             self._builder.sync(site.team, mine)
         # With two ranks both ways read the same bytes from the peer.
@@ -259,12 +301,30 @@ class Ops:
             self._builder.add(exchange.gather, [mine, out], [out], **common, **result)
         else:
             self._builder.add(exchange.sum_partials, [mine, out], [out], **common, **result)
-        return Value(x.buffers, x.width)
+        return Value(x.buffers, x.width, x.rows)
 
     def logits(self, x: Value, weight: Matrix, first_token: int) -> None:
-        """This rank's columns of the logits (num_logits, vocab), into the window."""
-        part = Buffer("logits", self._logits.address + first_token * 4, self._logits.stride)
-        self._product(x, weight, part, self.site.step.num_logits.ctypes.data)
+        """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window."""
+        if self.scored:
+            return self._score(x, weight, first_token)
+        site = self.site
+        self._product(x, weight, Buffer("logits", site.logits + first_token * 4, site.logit_stride))
+
+    def _score(self, x: Value, weight: Matrix, first_token: int) -> None:
+        source, access = self._activation(x, weight.format.ACTIVATION)
+        scratch = self._buffer("score scratch", 64, private=True, rows=self.pitch)
+        parts = self._buffer("scores", 16, private=True)
+        self._builder.add(
+            _of(weight, "score"), [access], [Access(parts, self._columns(weight.rows)), Access(scratch, PRIVATE)], weight.num_bytes,
+            weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
+            first_token=first_token, targets=self.site.step.targets.ctypes.data, rows=x.rows, x=source.address,
+            x_group=source.stride, pitch=self.pitch, scratch=scratch.address, scratch_stride=scratch.thread_stride,
+            out=parts.address, out_thread_stride=parts.thread_stride,
+        )  # fmt: skip
+        self._builder.add(
+            join_scores, [Access(parts)], [Access(Buffer("window scores", self.site.scores))],
+            parts=parts.address, parts_thread_stride=parts.thread_stride, rows=x.rows, out=self.site.scores,
+        )  # fmt: skip
 
 
 def _of(weight: Matrix, kernel: str) -> Kernel:

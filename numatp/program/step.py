@@ -1,6 +1,7 @@
 """The Step as it lies in the window: what rank 0 tells all ranks to compute, in one contiguous piece of int64 arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,21 +11,61 @@ class StepShape:
     """How much one Step can hold; the same on every rank."""
 
     max_rows: int  # tokens of one Step
-    max_sequences: int
+    max_sequences: int  # sequences that have a place in the caches
     table_length: int  # cache blocks of one sequence
+    num_tables: int  # kinds of cache that are cut in blocks
 
     @property
     def num_bytes(self) -> int:
-        return 8 * (2 + 4 * self.max_rows + self.max_sequences * self.table_length)
+        rows, sequences = self.max_rows, self.max_sequences
+        return 8 * (3 + 5 * rows + 4 * sequences + self.num_tables * sequences * self.table_length)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The next tokens of one sequence."""
+
+    sequence: int  # its place, 0 .. max_sequences - 1
+    tokens: list[int]
+    position: int  # of the first token
+    tables: Sequence[Sequence[int]]  # per kind of cache: block numbers, from the sequence's first block on
+    want_logits: bool = True  # of the last token
+    targets: list[int] = field(default_factory=list)  # instead of logits, score the last tokens as followed by these
 
 
 class StepWindow:
-    """Views of the Step at `address`. A row is one token of one sequence; its cache blocks are tables[sequences[row]]."""
+    """Views of a Step in memory. A row is one token of one sequence; a span is rows of one sequence that follow each other."""
 
     def __init__(self, shape: StepShape, memory: np.ndarray):
         """memory: int64 (shape.num_bytes // 8,)."""
         self.shape = shape
-        rows = shape.max_rows
-        parts = np.split(memory, np.cumsum([1, 1, rows, rows, rows, rows]))
-        self.num_rows, self.num_logits, self.tokens, self.positions, self.sequences, self.logit_rows, tables = parts
-        self.tables = tables.reshape(shape.max_sequences, shape.table_length)  # block numbers
+        rows, sequences = shape.max_rows, shape.max_sequences
+        parts = np.split(memory, np.cumsum([1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences]))
+        self.num_rows, self.num_logits, self.num_spans = parts[:3]
+        self.tokens, self.positions, self.sequences = parts[3:6]  # per row
+        self.logit_rows, self.targets = parts[6:8]  # per row that wants logits or a score: its row; the token to score
+        self.spans = parts[8].reshape(sequences, 4)  # sequence, first row, number of rows, first position
+        self.tables = parts[9].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
+
+    def write(self, spans: list[Span]) -> None:
+        """At most max_rows tokens in all, at most one span per sequence."""
+        row = wanted = 0
+        for i, span in enumerate(spans):
+            count = len(span.tokens)
+            rows = slice(row, row + count)
+            self.tokens[rows] = span.tokens
+            self.positions[rows] = np.arange(span.position, span.position + count)
+            self.sequences[rows] = span.sequence
+            self.spans[i] = span.sequence, row, count, span.position
+            for table, blocks in zip(self.tables, span.tables, strict=True):
+                table[span.sequence, : len(blocks)] = blocks
+            if span.targets:
+                scored = slice(wanted, wanted + len(span.targets))
+                self.logit_rows[scored] = np.arange(row + count - len(span.targets), row + count)
+                self.targets[scored] = span.targets
+                wanted += len(span.targets)
+            elif span.want_logits:
+                self.logit_rows[wanted] = row + count - 1
+                wanted += 1
+            row += count
+        self.num_rows[0], self.num_logits[0], self.num_spans[0] = row, wanted, len(spans)

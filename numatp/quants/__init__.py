@@ -5,10 +5,11 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     BLOCK_BYTES   bytes of BLOCK weights in the file
     BLOCK         weights of one block along a row in the file
     TILE_BYTES    bytes in memory of 16 rows x 32 columns
-    ACTIVATION    "q8" if dot_tile multiplies quantised rows (kernels/activation.py), "f32" if float32 rows
+    ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
     pack          device function: 16 rows of the file to a tile
-    dot_tile      device function: a tile times one activation row, 16 results
+    dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
+                  tile times as many activation rows from the first-th of the group at x
     element       device function: one weight of a tile
 
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks.

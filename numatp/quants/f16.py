@@ -3,7 +3,8 @@
 import numpy as np
 
 from numatp.kernels.compile import device
-from numatp.kernels.simd import fma, load_f16, load_f16x16, load_f32, offset, splat_f32, store_f16, widen
+from numatp.kernels.rows import add_outer
+from numatp.kernels.simd import load_f16, load_f16x16, offset, store_f16, widen
 
 BLOCK, BLOCK_BYTES = 32, 64
 TILE_BYTES = 16 * BLOCK_BYTES
@@ -24,10 +25,10 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 
 @device
-def dot_tile(tile, x, units):
-    total = splat_f32(0)
+def dot_tile(tile, x, first, pitch, units, total):
+    x = offset(x, first * 4)
     for k in range(units * 32):
-        total = fma(widen(load_f16x16(tile, k * 16)), splat_f32(load_f32(x, k)), total)
+        total = add_outer(total, widen(load_f16x16(tile, k * 16)), offset(x, k * pitch * 4))
     return total
 
 

@@ -9,25 +9,19 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
-from numatp.kernels.dot import dot_u8s8
+from numatp.kernels.rows import add_dot, add_outer, block
 from numatp.kernels.simd import (
-    fma,
     high_nibbles,
     load_f16,
     load_f16x16,
-    load_f32,
-    load_i8x4_splat,
     load_i8x64,
     load_i32,
     load_u8,
     low_nibbles,
     offset,
     prefetch,
-    splat_f32,
-    splat_i32,
     store_f16,
     store_i32,
-    to_f32,
     widen,
 )
 
@@ -64,21 +58,22 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 
 @device
-def dot_tile(tile, x, units):
-    x_scales, x_sums = scales(x, units), block_sums(x, units)
+def dot_tile(tile, x, first, pitch, units, total):
     constants = offset(tile, units * 256)
-    total = splat_f32(0)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
     for unit in range(units):
-        low, high = splat_i32(0), splat_i32(0)
-        for j in range(4):
-            q = load_i8x64(tile, j * 64)
-            low = dot_u8s8(low, low_nibbles(q), load_i8x4_splat(x, j * 4))
-            high = dot_u8s8(high, high_nibbles(q), load_i8x4_splat(x, j * 4 + 16))
-            prefetch(tile, PREFETCH + j * 64)
-        d, m = widen(load_f16x16(constants, 0)), widen(load_f16x16(constants, 16))
-        total = fma(m, splat_f32(load_f32(x_sums, unit)), total)
-        total = fma(d, to_f32(low + high) * splat_f32(load_f32(x_scales, unit)), total)
-        tile, constants, x = offset(tile, 256), offset(constants, 64), offset(x, 32)
+        q0, q1, q2, q3 = load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192)
+        for line in range(4):
+            prefetch(tile, PREFETCH + line * 64)
+        weights = block(
+            low_nibbles(q0), low_nibbles(q1), low_nibbles(q2), low_nibbles(q3),
+            high_nibbles(q0), high_nibbles(q1), high_nibbles(q2), high_nibbles(q3),
+        )  # fmt: skip
+        total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
+        total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
+        tile, constants, x = offset(tile, 256), offset(constants, 64), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 

@@ -1,31 +1,25 @@
 """Q8_0: blocks of 32 weights with a float16 scale d; weight = d * q with q in -128..127.
 
 File block, 34 bytes: d, then 32 int8.
-Tile: per block 8 vectors of 64 bytes, vector j holding q + 128 for columns 4j..4j+3 of each of the 16 rows (the dot product
-takes unsigned weights); behind all blocks, per block 16 d.
+Tile: per block 8 vectors of 64 bytes, vector j holding q + 128 for columns 4j..4j+3 of each of the 16 rows (some ISAs
+multiply unsigned weights); behind all blocks, per block 16 d.
 """
 
 import numpy as np
 
 from numatp.kernels.activation import integer_sums, scales
 from numatp.kernels.compile import device
-from numatp.kernels.dot import dot_u8s8
+from numatp.kernels.rows import add_dot_biased, block
 from numatp.kernels.simd import (
-    fma,
     load_f16,
     load_f16x16,
-    load_f32,
-    load_i8x4_splat,
     load_i8x64,
     load_i32,
     load_u8,
     offset,
     prefetch,
-    splat_f32,
-    splat_i32,
     store_f16,
     store_i32,
-    to_f32,
     widen,
 )
 
@@ -60,21 +54,20 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 
 @device
-def dot_tile(tile, x, units):
-    x_scales, x_sums = scales(x, units), integer_sums(x, units)
+def dot_tile(tile, x, first, pitch, units, total):
     constants = offset(tile, units * 512)
-    total = splat_f32(0)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
     for unit in range(units):
-        # Starting at -128 * sum(x) takes back the 128 that every weight carries.
-        even, odd = splat_i32(-128 * load_i32(x_sums, unit)), splat_i32(0)
-        for j in range(4):
-            even = dot_u8s8(even, load_i8x64(tile, j * 128), load_i8x4_splat(x, j * 8))
-            odd = dot_u8s8(odd, load_i8x64(tile, j * 128 + 64), load_i8x4_splat(x, j * 8 + 4))
-            prefetch(tile, PREFETCH + j * 128)
-            prefetch(tile, PREFETCH + j * 128 + 64)
-        d = widen(load_f16x16(constants, 0))
-        total = fma(d, to_f32(even + odd) * splat_f32(load_f32(x_scales, unit)), total)
-        tile, constants, x = offset(tile, 512), offset(constants, 32), offset(x, 32)
+        weights = block(
+            load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
+            load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),
+        )  # fmt: skip
+        for line in range(8):
+            prefetch(tile, PREFETCH + line * 64)
+        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_sums)
+        tile, constants, x = offset(tile, 512), offset(constants, 32), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 

@@ -17,6 +17,9 @@ from numatp.errors import MachineError, RankError
 from numatp.machine import native
 
 
+PIECE = 1024  # characters of a note; as JSON within JSON an ASCII character takes at most 2 bytes
+
+
 def make_window() -> int:
     """A new, empty window: a file descriptor."""
     return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
@@ -68,6 +71,16 @@ class Comm:
         notes = [ctypes.string_at(self._library.numatp_note(self.handle, rank)) for rank in range(self.size)]
         self.meet()
         return [json.loads(note) for note in notes]
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value (JSON, of any size) on every rank."""
+        text, pieces, more = json.dumps(value), [], True
+        while more:
+            mine = [text[:PIECE], len(text) > PIECE] if self.rank == 0 else None
+            piece, more = self.gather(mine)[0]
+            pieces.append(piece)
+            text = text[PIECE:]
+        return json.loads("".join(pieces))
 
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
         """A new section of the window with one part per rank, uint8; each rank reserves its own part, so on its own node."""

@@ -1,0 +1,75 @@
+"""Options that several commands share, with llama.cpp's names."""
+
+import argparse
+import logging
+import os
+import sys
+
+from numatp.engine.job import Job
+from numatp.engine.sampling import SamplingParams
+from numatp.errors import UserError
+from numatp.files.models import resolve_model
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
+    return int(text)
+
+
+def rank_count(text: str) -> int | None:
+    return None if text == "auto" else positive(text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
+    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
+    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
+    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
+    parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
+    parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
+    parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
+    parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+
+
+def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
+    described = {
+        "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
+        "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
+        "max_rows": min(arguments.batch_size, arguments.ubatch_size), "allow_remote": arguments.allow_remote,
+    }  # fmt: skip
+    return Job(**(described | changes))
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-n", "--predict", type=positive, default=128, metavar="N", help="tokens to generate (default 128)")
+    parser.add_argument("--temp", type=float, default=0.0, metavar="T", help="temperature; only 0 (greedy) for now")
+
+
+def params_of(arguments: argparse.Namespace) -> SamplingParams:
+    if arguments.temp:
+        raise UserError("--temp: only 0 (greedy) is supported for now")
+    return SamplingParams(temperature=arguments.temp, max_tokens=arguments.predict)
+
+
+def note(text: str) -> None:
+    print(f"numatp: {text}", file=sys.stderr, flush=True)
+
+
+def show_log() -> None:
+    """What the library logs goes to standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("numatp: %(message)s"))
+    log = logging.getLogger("numatp")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+

@@ -1,0 +1,113 @@
+"""The engine on a thread of its own, for callers on any thread. The caller's threads are never pinned and can be interrupted."""
+
+import contextlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING
+
+from numatp.engine.job import Job
+from numatp.engine.start import Start, start
+from numatp.errors import NumatpError, RankError
+
+if TYPE_CHECKING:
+    from numatp.engine.engine import Engine
+    from numatp.engine.requests import Request, ScoreRequest
+
+
+class Service:
+    """One rank of a job. Rank 0 takes requests; the others serve it until it closes."""
+
+    def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
+        self.start: Start = start(job, ranks)
+        self.notes: list[str] = []
+        self._inbox: SimpleQueue[Request | ScoreRequest | None] = SimpleQueue()
+        self._ready: Future[Engine] = Future()
+        self._failed: BaseException | None = None
+        self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def rank(self) -> int:
+        return self.start.comm.rank
+
+    def engine(self) -> "Engine":
+        """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
+        return self._ready.result()
+
+    def submit(self, request: "Request | ScoreRequest") -> None:
+        """A Request or ScoreRequest (engine/requests.py), rank 0."""
+        if self._failed:
+            request.put(self._failed)
+        else:
+            self._inbox.put(request)
+
+    def wait(self) -> None:
+        """Returns when the engine's thread has ended: on other ranks when rank 0 closes. Raises what ended it."""
+        while self._thread.is_alive():
+            self._thread.join(0.2)
+        if self._failed:
+            raise self._failed
+
+    def close(self) -> None:
+        """Ends the job: requests under way are cancelled. Safe to call twice."""
+        self._inbox.put(None)
+        self._thread.join()
+        if self.start.workers:
+            self.start.workers.close()
+
+    def abort(self, text: str) -> None:
+        """Ends the job on every rank at once."""
+        self.start.comm.abort(text)
+
+    # ------------------------------------------------------------ the engine's thread
+
+    def _run(self, job: Job, progress: Callable[[int, int], None]) -> None:
+        try:
+            self.notes = self.start.bind()
+            from numatp.engine.engine import Engine
+
+            engine = Engine(job, self.start, progress)
+            self._ready.set_result(engine)
+            try:
+                if self.rank:
+                    engine.serve()
+                else:
+                    self._serve_requests(engine)
+            finally:
+                engine.close()
+        except BaseException as error:
+            self._failed = error if isinstance(error, NumatpError) else RankError(f"{type(error).__name__}: {error}")
+            self._failed.__cause__ = None if error is self._failed else error
+            if not isinstance(error, RankError):
+                self.start.comm.abort(f"rank {self.rank}: {error}" if not isinstance(error, NumatpError) else str(error))
+            if not self._ready.done():
+                self._ready.set_exception(self._failed)
+            self._refuse_waiting()
+
+    def _serve_requests(self, engine: "Engine") -> None:
+        from numatp.engine.requests import Scheduler
+
+        scheduler, closing = Scheduler(engine), False
+        try:
+            while scheduler.busy or not closing:
+                with contextlib.suppress(Empty):
+                    while True:  # all that is there; waiting only when there is nothing else to do
+                        request = self._inbox.get(block=not scheduler.busy and not closing)
+                        if request is None:
+                            closing = True
+                            scheduler.cancel()
+                        else:
+                            scheduler.submit(request)
+                if scheduler.busy:
+                    scheduler.step()
+        except BaseException as error:
+            scheduler.fail(error)
+            raise
+
+    def _refuse_waiting(self) -> None:
+        while not self._inbox.empty():
+            request = self._inbox.get()
+            if request is not None:
+                request.put(self._failed)

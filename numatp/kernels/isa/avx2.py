@@ -1,0 +1,42 @@
+"""AVX2: as AVX-512 without VNNI, on halves of 256 bits; 16 registers hold fewer rows."""
+
+from llvmlite import ir
+
+from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16
+
+GROUP = 4
+HALF_BYTES, HALF_WORDS, HALF_INTS = (ir.VectorType(ir.IntType(bits), 256 // bits) for bits in (8, 16, 32))
+
+
+def _half(builder, v, index):
+    lanes = v.type.count // 2
+    chosen = ir.Constant(ir.VectorType(INT32, lanes), list(range(index * lanes, (index + 1) * lanes)))
+    return builder.shuffle_vector(v, v, chosen)
+
+
+def _join(builder, low, high):
+    lanes = ir.Constant(ir.VectorType(INT32, 2 * low.type.count), list(range(2 * low.type.count)))
+    return builder.shuffle_vector(low, high, lanes)
+
+
+def dot(builder, total, weights, x):
+    sums = []
+    for index in (0, 1):
+        halves = (_half(builder, v, index) for v in (weights, x))
+        pairs = call_llvm(builder, "llvm.x86.avx2.pmadd.ub.sw", HALF_WORDS, *halves)
+        sums.append(call_llvm(builder, "llvm.x86.avx2.pmadd.wd", HALF_INTS, pairs, ir.Constant(HALF_WORDS, [1] * 16)))
+    return builder.add(total, _join(builder, *sums))
+
+
+def dot_biased(builder, total, weights, x):
+    signed, zero = builder.xor(weights, constant(i8x64, -128)), constant(i8x64, 0)
+    magnitude = builder.select(builder.icmp_signed("<", signed, zero), builder.sub(zero, signed), signed)
+    moved = []
+    for index in (0, 1):
+        halves = (_half(builder, v, index) for v in (x, signed))
+        moved.append(call_llvm(builder, "llvm.x86.avx2.psign.b", HALF_BYTES, *halves))
+    return dot(builder, total, magnitude, _join(builder, *moved))
+
+
+def start(builder, sum_of_x):
+    return constant(i32x16, 0)

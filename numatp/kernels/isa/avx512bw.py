@@ -1,0 +1,29 @@
+"""AVX-512 without VNNI: bytes are multiplied and added in pairs to 16 bits, then in pairs to 32.
+
+The first step saturates at 32767, so one factor must not exceed 128 where the other reaches 127: weights of all eight bits go in
+as their magnitudes, and their signs move to x.
+"""
+
+from llvmlite import ir
+
+from numatp.kernels.simd import call_llvm, constant, i8x64, i32x16
+
+GROUP = 16
+
+
+def dot(builder, total, weights, x):
+    words = ir.VectorType(ir.IntType(16), 32)
+    pairs = call_llvm(builder, "llvm.x86.avx512.pmaddubs.w.512", words, weights, x)
+    fours = call_llvm(builder, "llvm.x86.avx512.pmaddw.d.512", total.type, pairs, ir.Constant(words, [1] * 32))
+    return builder.add(total, fours)
+
+
+def dot_biased(builder, total, weights, x):
+    signed, zero = builder.xor(weights, constant(i8x64, -128)), constant(i8x64, 0)
+    negative = builder.icmp_signed("<", signed, zero)
+    magnitude = builder.select(negative, builder.sub(zero, signed), signed)
+    return dot(builder, total, magnitude, builder.select(negative, builder.sub(zero, x), x))
+
+
+def start(builder, sum_of_x):
+    return constant(i32x16, 0)

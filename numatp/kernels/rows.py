@@ -1,0 +1,234 @@
+"""Products of one weight vector with several activation rows at once: a vector of 16 results per row, all in registers.
+
+`Rows` is the type of such results. Every operation works on all its rows, unrolled, so one source serves one row and sixteen.
+What belongs to a row lies side by side in memory (kernels/activation.py): the rows' scales, sums or elements follow each other,
+and 32 bytes of one row those of the row before.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+from numatp.kernels.dot import isa
+from numatp.kernels.simd import (
+    FLOAT,
+    INT32,
+    INT64,
+    LANES,
+    call_llvm,
+    constant,
+    element_address,
+    f32x16,
+    i8x64,
+    i32x16,
+    llvm_type,
+    pointer,
+    splat,
+)
+
+GROUP = isa.GROUP  # rows that one pass over a tile multiplies
+FEW = 4  # what is left is multiplied this many at a time; divides GROUP
+
+
+class Vectors(types.Type):
+    """`count` vectors of one type in registers."""
+
+    def __init__(self, vector, count):
+        self.vector, self.count = vector, count
+        super().__init__(name=f"Vectors({vector} x {count})")
+
+
+@register_model(Vectors)
+class VectorsModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, ir.ArrayType(llvm_type(numba_type.vector), numba_type.count))
+
+
+def Rows(count):
+    """The type of 16 float32 results for each of `count` rows."""
+    return Vectors(f32x16, count)
+
+
+def zeros(count):
+    @intrinsic
+    def make(typing_context):
+        return Rows(count)(), lambda context, builder, signature, args: ir.Constant(context.get_value_type(Rows(count)), None)
+
+    return make
+
+
+zero_row, zero_few_rows, zero_group = zeros(1), zeros(FEW), zeros(GROUP)
+
+
+def vectors_of(vector, count):
+    """Intrinsic that makes Vectors of its `count` arguments."""
+
+    def emit(context, builder, signature, args):
+        value = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
+        for i, arg in enumerate(args):
+            value = builder.insert_value(value, arg, i)
+        return value
+
+    signature = Vectors(vector, count)(*[vector] * count)
+    if count == 4:
+
+        @intrinsic
+        def make4(typing_context, a, b, c, d):
+            return signature, emit
+
+        return make4
+
+    @intrinsic
+    def make8(typing_context, a, b, c, d, e, f, g, h):
+        return signature, emit
+
+    return make8
+
+
+half_block, block = vectors_of(i8x64, 4), vectors_of(i8x64, 8)  # the weights of 16 rows x 16 or 32 columns, 4 columns a vector
+
+
+def load_splat(builder, p, element_type, index, num_bytes=0):
+    """The index-th element behind p + num_bytes in all lanes."""
+    address = builder.bitcast(builder.gep(p, [INT64(num_bytes)]), element_type.as_pointer())
+    value = builder.load(builder.gep(address, [INT64(index)]))
+    value.align = 1 if num_bytes else 4
+    return splat(builder, value, LANES)
+
+
+def map_rows(builder, rows, change):
+    """rows with row m replaced by change(m, rows[m])."""
+    for m in range(rows.type.count):
+        rows = builder.insert_value(rows, change(m, builder.extract_value(rows, m)), m)
+    return rows
+
+
+def fused(builder, a, b, c):
+    return call_llvm(builder, "llvm.fma.v16f32", c.type, a, b, c)
+
+
+def dot_emitter(dot, start):
+    """total[m] += d * scales[m] * (weights . x[m]), the dot product over int8 of 4 * (number of weight vectors) columns."""
+
+    def emit(builder, total, weights, d, x, scales, sums):
+        vectors = [builder.extract_value(weights, j) for j in range(weights.type.count)]
+
+        def row(m, sum_):
+            integers = start(builder, m, sums)
+            for j, vector in enumerate(vectors):
+                bytes4 = load_splat(builder, x, INT32, j, 32 * m)
+                integers = dot(builder, integers, vector, builder.bitcast(bytes4, vector.type))
+            scaled = builder.fmul(builder.sitofp(integers, d.type), load_splat(builder, scales, FLOAT, m))
+            return fused(builder, d, scaled, sum_)
+
+        return map_rows(builder, total, row)
+
+    return emit
+
+
+_emit_dot = dot_emitter(isa.dot, lambda builder, m, sums: constant(i32x16, 0))
+_emit_dot_biased = dot_emitter(
+    isa.dot_biased, lambda builder, m, sums: isa.start(builder, load_splat(builder, sums, INT32, m))
+)
+
+
+@intrinsic
+def add_dot(typing_context, total, weights, d, x, scales):
+    """total[m] + d * scales[m] * (weights . x[m]); weights in 0..128, x int8 (rows, 32) from its first column to multiply."""
+
+    def emit(context, builder, signature, args):
+        return _emit_dot(builder, *args, None)
+
+    return total(total, weights, f32x16, pointer, pointer), emit
+
+
+@intrinsic
+def add_dot_biased(typing_context, total, weights, d, x, scales, sums):
+    """The same for signed weights stored + 128; sums: int32 (rows,), the sum of each x over these columns."""
+
+    def emit(context, builder, signature, args):
+        return _emit_dot_biased(builder, *args)
+
+    return total(total, weights, f32x16, pointer, pointer, pointer), emit
+
+
+@intrinsic
+def add_outer(typing_context, total, w, s):
+    """total[m] + w * s[m], s float32 (rows,)."""
+
+    def emit(context, builder, signature, args):
+        total, w, s = args
+        return map_rows(builder, total, lambda m, sum_: fused(builder, w, load_splat(builder, s, FLOAT, m), sum_))
+
+    return total(total, f32x16, pointer), emit
+
+
+@intrinsic
+def add_outer_apart(typing_context, total, w, s, pitch):
+    """total[m] + w * s[m], the floats s[m] `pitch` bytes apart (a constant, so that addresses cost nothing)."""
+
+    def emit(context, builder, signature, args):
+        total, w, s, pitch = args
+
+        def row(m, sum_):
+            address = builder.bitcast(builder.gep(s, [builder.mul(pitch, INT64(m))]), FLOAT.as_pointer())
+            value = builder.load(address)
+            value.align = 4
+            return fused(builder, w, splat(builder, value, LANES), sum_)
+
+        return map_rows(builder, total, row)
+
+    return total(total, f32x16, pointer, types.int64), emit
+
+
+@intrinsic
+def scale_rows(typing_context, rows, s):
+    """rows[m] * s[m], s float32 (rows,)."""
+
+    def emit(context, builder, signature, args):
+        rows, s = args
+        return map_rows(builder, rows, lambda m, row: builder.fmul(row, load_splat(builder, s, FLOAT, m)))
+
+    return rows(rows, pointer), emit
+
+
+@intrinsic
+def add_rows(typing_context, a, b):
+    def emit(context, builder, signature, args):
+        a, b = args
+        return map_rows(builder, a, lambda m, row: builder.fadd(row, builder.extract_value(b, m)))
+
+    return a(a, b), emit
+
+
+@intrinsic
+def load_rows(typing_context, p, stride, index, like):
+    """As many rows as `like` has: 16 floats each at p + m * stride bytes, from the index-th float on."""
+
+    def emit(context, builder, signature, args):
+        p, stride, index, like = args
+
+        def row(m, _):
+            place = builder.gep(p, [builder.mul(stride, INT64(m))])
+            value = builder.load(element_address(builder, f32x16, FLOAT, place, index))
+            value.align = 4
+            return value
+
+        return map_rows(builder, like, row)
+
+    return like(pointer, types.int64, types.int64, like), emit
+
+
+@intrinsic
+def store_rows(typing_context, p, stride, index, rows):
+    """Stores row m as 16 floats at p + m * stride bytes, from the index-th float on."""
+
+    def emit(context, builder, signature, args):
+        p, stride, index, rows = args
+        for m in range(rows.type.count):
+            place = builder.gep(p, [builder.mul(stride, INT64(m))])
+            store = builder.store(builder.extract_value(rows, m), element_address(builder, f32x16, FLOAT, place, index))
+            store.align = 4
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, types.int64, rows), emit

@@ -1,0 +1,299 @@
+"""The library: a model that generates, chats and scores, from any thread of a script, a notebook or an MPI program."""
+
+import atexit
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from queue import SimpleQueue
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+
+from numatp.engine.job import Job
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.service import Service
+from numatp.errors import NumatpError, RankError, UserError
+from numatp.files.models import resolve_model
+
+if TYPE_CHECKING:
+    from numatp.engine.requests import Finish, Request
+
+log = logging.getLogger("numatp")
+Message = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One answer."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length", "cancelled"]
+    prompt_tokens: int
+    prompt_seconds: float  # until the first token
+    decoded_tokens: int
+    decode_seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How probable a text was, token by token."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # natural logarithm, of each token but the first, given all before it
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where the model is."""
+
+    model: str  # path
+    ranks: int
+    threads: int  # of this rank
+    context: int  # tokens of all sequences together
+    placement: str  # one line for people
+    weight_bytes: int  # of this rank
+    cache_bytes: int  # of this rank
+
+
+@dataclass(frozen=True)
+class Stats:
+    load_seconds: float
+    weight_bytes_per_token: int  # that all ranks together read to decode one token
+    pages: str  # one line: where the kernel says the weights are
+
+
+class LLM:
+    """A model in memory, on all NUMA nodes of this machine.
+
+    model: name of a pulled model or path of a GGUF file. ranks: "auto" (one per NUMA node, or the launcher's) or a number.
+    threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together; None is what the model
+    was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". max_sequences: how many are generated at the same
+    time. ubatch: tokens of one Step. progress(done, total): bytes, while loading.
+
+    Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
+
+    Under mpirun every rank runs the script and makes the same calls: rank 0's arguments count, all ranks get its results, and
+    calls that differ raise RankError on all ranks. The methods may be called from several threads (not under mpirun).
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        ranks: Literal["auto"] | int = "auto",
+        threads: int | None = None,
+        ctx: int | None = None,
+        *,
+        nodes: str | None = None,
+        cpus: str | None = None,
+        max_sequences: int = 16,
+        ubatch: int = 512,
+        allow_remote: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ):
+        job = Job(
+            model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
+            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote,
+        )  # fmt: skip
+        self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
+        self._collective = self._service.start.mpi
+
+    @classmethod
+    def over(cls, job: Job, service: Service) -> "LLM":
+        """On rank 0 of a service whose other ranks only serve."""
+        llm = cls.__new__(cls)
+        llm._open(job, service)
+        return llm
+
+    def _open(self, job: Job, service: Service) -> None:
+        from numatp.files.gguf import read_gguf
+        from numatp.text.tokenizer import Tokenizer
+
+        self._service, self._collective, self._turn = service, False, Lock()
+        atexit.register(self.close)
+        try:
+            log.info(service.start.line)
+            try:
+                self.tokenizer = Tokenizer.from_gguf(read_gguf(job.model))
+            finally:
+                engine = service.engine()
+        except BaseException:
+            self.close()
+            raise
+        for note in service.notes:
+            log.warning(note)
+        log.info(engine.pages_line)
+        self.rank = service.rank
+        self.plan = Plan(
+            job.model, service.start.comm.size, engine.threads, engine.context, service.start.line, engine.weight_bytes,
+            engine.cache.num_bytes,
+        )  # fmt: skip
+        self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
+
+    # ------------------------------------------------------------ what it does
+
+    @overload
+    def generate(self, prompt: str | list[int], params: SamplingParams | None = None) -> Output: ...
+    @overload
+    def generate(self, prompt: list[str] | list[list[int]], params: SamplingParams | None = None) -> list[Output]: ...
+
+    def generate(
+        self, prompt: str | list[int] | list[str] | list[list[int]], params: SamplingParams | None = None
+    ) -> Output | list[Output]:
+        """Continues a text, or token ids; a list of texts (or of lists of ids) gives a list of Outputs, generated together.
+
+        UserError for an empty prompt, or one that leaves no room in the context.
+        """
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return self._answers("generate", lambda: [self._submit(prompt, params)])[0]  # type: ignore[arg-type]
+        return self._answers("generate", lambda: [self._submit(one, params) for one in prompt])  # type: ignore[arg-type]
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
+        """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template."""
+        return self._answers("chat", lambda: [self._submit(messages, params)])[0]
+
+    def stream(
+        self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None = None
+    ) -> Iterator[str]:
+        """The text piece by piece, for a text, token ids or chat messages. Closing the iterator cancels the rest.
+
+        Under mpirun the pieces reach other ranks than 0 when the answer is complete.
+        """
+        if self._collective:
+            pieces = self._together("stream", lambda: list(self._submit(prompt, params)))
+            return iter(pieces)
+        return iter(self._submit(prompt, params))
+
+    def score(self, text: str | list[int], count: int | None = None) -> Scores:
+        """Log-probabilities of the last `count` tokens, by default of all but the first."""
+        from numatp.engine.requests import ScoreRequest
+
+        def work() -> Scores:
+            tokens = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+            wanted = len(tokens) - 1 if count is None else count
+            if len(tokens) < 2 or not 0 < wanted < len(tokens):
+                raise UserError(f"a text of {len(tokens)} tokens has no {wanted} scores: give at least two tokens")
+            self._check_length(tokens)
+            done: SimpleQueue[list[float] | BaseException] = SimpleQueue()
+            self._service.submit(ScoreRequest(tokens, wanted, done.put))
+            scores = done.get()
+            if isinstance(scores, BaseException):
+                raise scores
+            return Scores(tokens, scores)
+
+        return Scores(**self._together("score", lambda: asdict(work()))) if self._collective else work()
+
+    def close(self) -> None:
+        """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""
+        atexit.unregister(self.close)
+        self._service.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None and self._collective:
+            self._service.abort(f"rank {self.rank}: {error[1]}")  # the others may be waiting for our next call
+        self.close()
+
+    # ------------------------------------------------------------ inside
+
+    def answer(self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None = None) -> "Answer":
+        """The same as stream, as an Answer, which also tells how it ended."""
+        return self._submit(prompt, params)
+
+    def _check_length(self, tokens: list[int], room: int = 0) -> None:
+        context, vocab = self.plan.context, self.tokenizer.vocab_size
+        if not tokens:
+            raise UserError("the prompt is empty: give some text")
+        if len(tokens) + room > context:
+            raise UserError(f"the prompt has {len(tokens)} tokens, the context {context}: a shorter prompt or a larger context (-c)")
+        for token in tokens:
+            if not 0 <= token < vocab:
+                raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
+
+    def _submit(self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None) -> "Answer":
+        if isinstance(prompt, str):
+            tokens = self.tokenizer.encode(prompt)
+        elif prompt and isinstance(prompt[0], dict):
+            tokens = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
+        else:
+            tokens = list(prompt)  # type: ignore[arg-type]
+        self._check_length(tokens, room=1)
+        return Answer(self, tokens, params or SamplingParams())
+
+    def _answers(self, call: str, submit: Callable[[], list["Answer"]]) -> list[Output]:
+        def work() -> list[Output]:
+            return [answer.output() for answer in submit()]
+
+        if self._collective:
+            return [Output(**described) for described in self._together(call, lambda: [asdict(output) for output in work()])]
+        return work()
+
+    def _together(self, call: str, work: Callable[[], T]) -> T:
+        """Under mpirun: rank 0 does the work, all ranks get its result or its error."""
+        comm = self._service.start.comm
+        with self._turn:
+            calls = comm.gather(call)
+            if len(set(calls)) > 1:
+                said = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(calls))
+                raise RankError(f"under mpirun every rank must make the same calls, but they called {said}")
+            error: NumatpError | None = None
+            result: Any = None
+            if comm.rank == 0:
+                try:
+                    result = work()
+                except RankError:
+                    raise
+                except NumatpError as failure:
+                    error = failure
+            failed, result = comm.share([[type(error).__name__, str(error)] if error else None, result])
+            if error:
+                raise error
+            if failed:
+                raise (UserError if failed[0] == "UserError" else NumatpError)(failed[1])
+            return result
+
+
+class Answer:
+    """A text under way: iterate over its pieces, or take the whole as an Output."""
+
+    def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
+        from numatp.engine.requests import Request
+        from numatp.text.stops import Stops
+        from numatp.text.tokenizer import StreamDecoder
+
+        self._queue: SimpleQueue[int | Finish | BaseException] = SimpleQueue()
+        self._decoder, self._stops = StreamDecoder(llm.tokenizer), Stops(params.stop)
+        self._request: Request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
+        self.token_ids: list[int] = []
+        self.finish: Finish | None = None
+        llm._service.submit(self._request)
+
+    def __iter__(self) -> Iterator[str]:
+        try:
+            while self.finish is None:
+                item = self._queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, int):
+                    if self._stops.found:
+                        continue  # tokens that were under way when the stop string was seen
+                    self.token_ids.append(item)
+                    piece = self._stops.push(self._decoder.push(item))
+                    if self._stops.found:
+                        self._request.cancelled.set()
+                else:
+                    self.finish = replace(item, reason="stop") if self._stops.found else item
+                    piece = "" if self._stops.found else self._stops.push(self._decoder.finish()) + self._stops.finish()
+                if piece:
+                    yield piece
+        finally:
+            self._request.cancelled.set()
+
+    def output(self) -> Output:
+        text = "".join(self)
+        assert self.finish
+        f = self.finish
+        return Output(text, self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds)
