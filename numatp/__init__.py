@@ -1,9 +1,9 @@
 """numatp: tensor-parallel LLM inference on the NUMA nodes of one server, one rank per node.
 
-    from numatp import LLM, SamplingParams
+from numatp import LLM, SamplingParams
 
-    with LLM("smollm2") as llm:
-        print(llm.generate("The capital of France is", SamplingParams(max_tokens=16)).text)
+with LLM("smollm2") as llm:
+    print(llm.generate("The capital of France is", SamplingParams(max_tokens=16)).text)
 """
 
 from typing import TYPE_CHECKING, Any

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams
@@ -16,10 +16,11 @@ from numatp.errors import NumatpError, RankError, UserError
 from numatp.files.models import resolve_model
 
 if TYPE_CHECKING:
-    from numatp.engine.requests import Finish, Request
+    from numatp.engine.requests import Finish
 
 log = logging.getLogger("numatp")
 Message = dict[str, Any]
+Prompt = str | list[int] | Sequence[Message]  # text, token ids or a chat
 T = TypeVar("T")
 
 
@@ -146,16 +147,16 @@ class LLM:
         UserError for an empty prompt, or one that leaves no room in the context.
         """
         if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-            return self._answers("generate", lambda: [self._submit(prompt, params)])[0]  # type: ignore[arg-type]
-        return self._answers("generate", lambda: [self._submit(one, params) for one in prompt])  # type: ignore[arg-type]
+            one = cast("Prompt", prompt)
+            return self._answers("generate", lambda: [self._submit(one, params)])[0]
+        several = cast("list[Prompt]", prompt)
+        return self._answers("generate", lambda: [self._submit(one, params) for one in several])
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
         """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template."""
         return self._answers("chat", lambda: [self._submit(messages, params)])[0]
 
-    def stream(
-        self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None = None
-    ) -> Iterator[str]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text piece by piece, for a text, token ids or chat messages. Closing the iterator cancels the rest.
 
         Under mpirun the pieces reach other ranks than 0 when the answer is complete.
@@ -199,27 +200,27 @@ class LLM:
 
     # ------------------------------------------------------------ inside
 
-    def answer(self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None = None) -> "Answer":
+    def answer(self, prompt: Prompt, params: SamplingParams | None = None) -> "Answer":
         """The same as stream, as an Answer, which also tells how it ended."""
         return self._submit(prompt, params)
 
     def _check_length(self, tokens: list[int], room: int = 0) -> None:
-        context, vocab = self.plan.context, self.tokenizer.vocab_size
+        limit, vocab = self.plan.context, self.tokenizer.vocab_size
         if not tokens:
             raise UserError("the prompt is empty: give some text")
-        if len(tokens) + room > context:
-            raise UserError(f"the prompt has {len(tokens)} tokens, the context {context}: a shorter prompt or a larger context (-c)")
+        if len(tokens) + room > limit:
+            raise UserError(f"the prompt has {len(tokens)} tokens, the context {limit}: a shorter prompt or a larger -c (ctx)")
         for token in tokens:
             if not 0 <= token < vocab:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
-    def _submit(self, prompt: str | list[int] | Sequence[Message], params: SamplingParams | None) -> "Answer":
+    def _submit(self, prompt: Prompt, params: SamplingParams | None) -> "Answer":
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], dict):
             tokens = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
         else:
-            tokens = list(prompt)  # type: ignore[arg-type]
+            tokens = list(cast("list[int]", prompt))
         self._check_length(tokens, room=1)
         return Answer(self, tokens, params or SamplingParams())
 
@@ -266,7 +267,7 @@ class Answer:
 
         self._queue: SimpleQueue[int | Finish | BaseException] = SimpleQueue()
         self._decoder, self._stops = StreamDecoder(llm.tokenizer), Stops(params.stop)
-        self._request: Request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
+        self._request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
         llm._service.submit(self._request)

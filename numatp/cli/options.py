@@ -71,5 +71,3 @@ def show_log() -> None:
     log = logging.getLogger("numatp")
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-
-

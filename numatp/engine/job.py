@@ -6,7 +6,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Job:
     model: str  # path of the file
-    context: int | None = None  # tokens that the cache holds, of all sequences; None: what the model was trained for, at most MAX_CONTEXT
+    context: int | None = None  # tokens of all sequences in the cache; None: what the model was trained for, up to MAX_CONTEXT
     threads: int | None = None  # per rank
     nodes: str | None = None
     cpus: str | None = None

@@ -107,6 +107,7 @@ class Service:
             raise
 
     def _refuse_waiting(self) -> None:
+        assert self._failed
         while not self._inbox.empty():
             request = self._inbox.get()
             if request is not None:

@@ -1,12 +1,9 @@
 """The file of kernels/isa/ for the ISA that Numba compiles for."""
 
+import importlib
+
 from numatp.kernels.compile import has_feature
 
-if has_feature("avx512vnni"):
-    from numatp.kernels.isa import avx512vnni as isa
-elif has_feature("avx512bw"):
-    from numatp.kernels.isa import avx512bw as isa
-else:
-    from numatp.kernels.isa import avx2 as isa
+LEVELS = ("avx512vnni", "avx512bw", "avx2")  # strongest first
 
-__all__ = ["isa"]
+isa = importlib.import_module(f"numatp.kernels.isa.{next(level for level in LEVELS if has_feature(level))}")

@@ -106,7 +106,7 @@ def score(args, thread, threads):
                 store_f32(out, row * 4, highest)
                 store_f32(out, row * 4 + 1, total + sum_f32x16(keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))))
                 target = load_i64(args.targets, row) - args.first_token - tile * 16
-                if 0 <= target and target < min(here, 16):
+                if target >= 0 and target < min(here, 16):
                     store_f32(out, row * 4 + 2, load_f32(logits, m * 16 + target))
 
 

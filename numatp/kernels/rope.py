@@ -54,9 +54,7 @@ def rotate_and_append(args, thread, threads):
         if head < args.heads + args.kv_heads:
             rotate_pairs(values, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
         if head >= args.heads:
-            block, place = cache_place(
-                args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row)
-            )
+            block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
             kv_head = (head - args.heads) % args.kv_heads
             start = block * args.block_stride + kv_head * CACHE_BLOCK * args.head_size * 2  # of this head, bytes
             if head < args.heads + args.kv_heads:

@@ -127,9 +127,7 @@ def dot_emitter(dot, start):
 
 
 _emit_dot = dot_emitter(isa.dot, lambda builder, m, sums: constant(i32x16, 0))
-_emit_dot_biased = dot_emitter(
-    isa.dot_biased, lambda builder, m, sums: isa.start(builder, load_splat(builder, sums, INT32, m))
-)
+_emit_dot_biased = dot_emitter(isa.dot_biased, lambda builder, m, sums: isa.start(builder, load_splat(builder, sums, INT32, m)))
 
 
 @intrinsic

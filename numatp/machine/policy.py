@@ -16,8 +16,8 @@ OURS = "NUMATP_MEMORY_POLICY"  # environment: the policy that numatp itself has 
 def current_policy(root: str | Path = "/") -> str:
     """Like "bind:0" or "interleave:0-1" (the kernel's words); "default" when none is set, "" when it cannot be read.
 
-    Read from /proc/thread-self/numa_maps, which works without libnuma and where containers forbid get_mempolicy. A mapping without a
-    policy of its own shows that of the process; the first mapping is the interpreter's own file, which nobody binds.
+    Read from /proc/thread-self/numa_maps, which works without libnuma and where containers forbid get_mempolicy. A mapping
+    without a policy of its own shows that of the thread; the first mapping is the interpreter's own file, which nobody binds.
     """
     try:
         with open(Path(root, "proc/thread-self/numa_maps")) as lines:

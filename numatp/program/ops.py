@@ -92,9 +92,7 @@ class Ops:
         self._buffers: dict[str, Buffer] = {}
         self._activations: dict[tuple[Value, str], tuple[Buffer, Access]] = {}
         self._num_exchanges = 0
-        self._partials = [
-            Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)
-        ]
+        self._partials = [Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)]
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
         self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))

@@ -62,7 +62,7 @@ def dot_tile(tile, x, first, pitch, units, total):
     constants = offset(tile, units * 256)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for unit in range(units):
+    for _ in range(units):
         q0, q1, q2, q3 = load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192)
         for line in range(4):
             prefetch(tile, PREFETCH + line * 64)

@@ -58,7 +58,7 @@ def dot_tile(tile, x, first, pitch, units, total):
     constants = offset(tile, units * 512)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for unit in range(units):
+    for _ in range(units):
         weights = block(
             load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
             load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),

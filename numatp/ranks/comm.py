@@ -16,7 +16,6 @@ import numpy as np
 from numatp.errors import MachineError, RankError
 from numatp.machine import native
 
-
 PIECE = 1024  # characters of a note; as JSON within JSON an ASCII character takes at most 2 bytes
 
 
