@@ -10,7 +10,12 @@ from numatp import __version__
 from numatp.errors import NumatpError, UserError
 from numatp.machine.launch import read_launch
 
-COMMANDS = {"generate": "generate text from a prompt", "pull": "download a model into the cache folder"}
+COMMANDS = {
+    "generate": "generate text from a prompt",
+    "chat": "talk with a model",
+    "perplexity": "how well a model predicts a text",
+    "pull": "download a model into the cache folder",
+}
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds
 

@@ -59,7 +59,7 @@ class Tokenizer:
         self._tokens = tokens
         self._kinds = kinds
         self._bpe = bpe
-        self._bos = bos
+        self.bos = bos
         self._eos = eos
         user_defined = {token: id for id, token in enumerate(tokens) if kinds[id] == USER_DEFINED and token}
         named = {token: id for id, token in enumerate(tokens) if kinds[id] in (UNKNOWN, CONTROL) and token}
@@ -111,8 +111,8 @@ class Tokenizer:
                 ids.append(self._named[piece])
             elif piece:
                 ids += self._bpe.encode(piece).ids
-        if self._bos is not None and ids[:1] != [self._bos]:
-            ids.insert(0, self._bos)
+        if self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
         if self._eos is not None and ids[-1:] != [self._eos]:
             ids.append(self._eos)
         return ids

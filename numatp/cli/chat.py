@@ -1,0 +1,61 @@
+"""`numatp chat`: a conversation at the terminal, or one message per line of standard input."""
+
+import argparse
+import sys
+
+from numatp.cli.generate import show_answer
+from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
+from numatp.cli.session import run_session
+from numatp.errors import RankError, UserError
+from numatp.llm import LLM, Message
+
+HELP = "Ctrl-C ends an answer, Ctrl-D the conversation, /clear forgets it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    add_sampling(parser)
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    job, params = job_of(arguments), params_of(arguments)
+    start: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
+
+    def converse(llm: LLM) -> int:
+        if sys.stdin.isatty():
+            note(HELP)
+        messages = list(start)
+        while (text := read_message()) is not None:
+            if text == "/clear":
+                messages = list(start)
+                continue
+            if not text.strip():
+                continue
+            messages.append({"role": "user", "content": text})
+            try:
+                messages.append({"role": "assistant", "content": show_answer(llm, messages, params)})
+            except KeyboardInterrupt:
+                print(flush=True)
+                messages.pop()
+            except RankError:
+                raise
+            except UserError as error:  # the conversation has outgrown the context
+                messages.pop()
+                if not sys.stdin.isatty():
+                    raise
+                note(f"{error}; /clear begins again")
+        return 0
+
+    return run_session(job, arguments.ranks, converse)
+
+
+def read_message() -> str | None:
+    """The next line; None at the end of the input."""
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        print(flush=True)
+        return ""
