@@ -133,7 +133,8 @@ def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 3), (33, 1, 2), (16, 2, 1), (7, 0, 0)])
 @pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
-def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows):
+@pytest.mark.parametrize("add", [False, True])
+def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
     raw, values = weights(format_name, rows, 96)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
@@ -144,15 +145,20 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows):
         source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
     padded = -(-rows // 16) * 16
     out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
+    before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
+    if add:
+        out[:num_rows] = before
     matmul = specialize("matmul", "quant", quants.find(format_name, "test").__name__).matmul
     call(
         matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
-        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4,
+        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
     )  # fmt: skip
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
     # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
-    bound = 8 * EPSILON * np.sqrt(max(units, 1)) * (np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4)
-    assert (np.abs(out[:num_rows, :rows] - exact @ part.T) <= bound).all()
+    before = before[:, :rows]
+    magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
+    bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
+    assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -178,6 +184,18 @@ def test_rms_norm_selects_rows():
     )  # fmt: skip
     wanted = x[[4, 1]] / np.sqrt((x[[4, 1]].astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3) * weight
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+
+
+def test_layer_norm_selects_rows():
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32) + 3
+    weight, out = np.linspace(0.5, 2, 64, dtype=np.float32), np.empty((2, 64), np.float32)
+    call(
+        norm.layer_norm, x=x, rows=np.array([2]), select=np.array([4, 1]), weight=weight, width=64, epsilon=1e-3, scale=0.3,
+        out=out, out_thread_stride=0, private=0,
+    )  # fmt: skip
+    apart = x[[4, 1]] - x[[4, 1]].astype(np.float64).mean(-1, keepdims=True)
+    wanted = 0.3 * apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 1e-3) * weight
+    assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(x).max()
 
 
 def rotated(x, frequencies, neighbours):

@@ -5,13 +5,17 @@ import sys
 
 import pytest
 import tiny
+import tiny_cohere2
 from conftest import TESTS, run
 
+MODELS = {"llama": tiny, "cohere2": tiny_cohere2}
 
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("matrix_type", ["Q4_1", "F32"])
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5), ("scores", 5)])
-def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program):
-    tiny.write(tmp_path / "tiny.gguf", matrix_type)
+def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program, model):
+    MODELS[model].write(tmp_path / "tiny.gguf", matrix_type)
     result = run(sys.executable, TESTS / "interleave.py", tmp_path / "tiny.gguf", rows, program)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)

@@ -39,3 +39,29 @@ def rms_norm(args, thread, threads):
         scale = splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
         for i in range(0, args.width, 16):
             store_f32x16(out, i, load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
+
+
+@kernel(
+    x="pointer", rows="pointer", select="pointer", weight="pointer", width="int", epsilon="float", scale="float",
+    out="pointer", out_thread_stride="int", private="int",
+)  # fmt: skip
+def layer_norm(args, thread, threads):
+    """out[i] = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight * scale of x[select[i]]; otherwise as rms_norm."""
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        x = offset(args.x, load_i64(args.select, row) * args.width * 4)
+        out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
+        sums = splat_f32(0)
+        for i in range(0, args.width, 16):
+            sums = sums + load_f32x16(x, i)
+        mean = splat_f32(sum_f32x16(sums) / float32(args.width))
+        squares = splat_f32(0)
+        for i in range(0, args.width, 16):
+            apart = load_f32x16(x, i) - mean
+            squares = fma(apart, apart, squares)
+        scale = splat_f32(args.scale / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
+        for i in range(0, args.width, 16):
+            store_f32x16(out, i, (load_f32x16(x, i) - mean) * scale * load_f32x16(args.weight, i))

@@ -134,12 +134,19 @@ class Ops:
 
     def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False) -> Value:
         """(rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.rms_norm, x, weight, logits_only, epsilon=epsilon)
+
+    def layer_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
+        """scale * the normalised rows, (rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.layer_norm, x, weight, logits_only, epsilon=epsilon, scale=scale)
+
+    def _normalize(self, kernel: Kernel, x: Value, weight: Vector, logits_only: bool, **numbers: float) -> Value:
         rows, select = (self._num_logits, self.site.step.logit_rows.ctypes.data) if logits_only else (self._rows, self._all_rows)
         out, division = self._buffer(f"norm{x.width}", x.width * 4, self.private), self._share_of_rows(rows)
         self._builder.add(
-            norm.rms_norm, x.accesses(), [Access(out, division)],
-            x=x.address, rows=rows, select=select, weight=weight.address, width=x.width, epsilon=epsilon,
-            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+            kernel, x.accesses(), [Access(out, division)], 0,
+            x=x.address, rows=rows, select=select, weight=weight.address, width=x.width,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private, **numbers,
         )  # fmt: skip
         return Value((out,), x.width, rows, division)
 
@@ -168,13 +175,15 @@ class Ops:
         )  # fmt: skip
         return out, Access(out, PRIVATE if self.private else ANYHOW)
 
-    def _product(self, x: Value, weight: Matrix, out: Buffer) -> None:
+    def _product(self, x: Value, weight: Matrix, out: Buffer, add: bool = False) -> None:
+        """out = [out +] weight x."""
         source, access = self._activation(x, weight.format.ACTIVATION)
+        mine = Access(out, self._columns(weight.rows))
         self._builder.add(
-            _of(weight, "matmul"), [access], [Access(out, self._columns(weight.rows))], weight.num_bytes,
+            _of(weight, "matmul"), [access, mine] if add else [access], [mine], weight.num_bytes,
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
             rows=x.rows, x=source.address, x_group=source.stride, x_thread_stride=source.thread_stride, pitch=self.pitch,
-            out=out.address, out_stride=out.stride,
+            out=out.address, out_stride=out.stride, add=add,
         )  # fmt: skip
 
     def matmul(self, name: str, x: Value, *weights: Matrix) -> Value:
@@ -220,18 +229,19 @@ class Ops:
         }  # fmt: skip
 
     def rotate_and_append(
-        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer, cache: LayerCache, neighbours: bool
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer | None, cache: LayerCache, neighbours: bool
     ) -> None:
         """Rotates q and k of qkv (rows, heads + 2 kv_heads, head_size) in place; appends k and v to the cache.
 
-        neighbours: pair i is (2i, 2i + 1), as GGUF files of Llama have it; else (i, i + pairs).
+        angles: of the first pairs of a head, the rest is not turned; None: nothing is. neighbours: pair i is (2i, 2i + 1), as
+        GGUF files of Llama have it; else (i, i + pairs).
         """
-        pairs = angles.stride // 8
+        pairs = angles.stride // 8 if angles else 0
         self._builder.add(
-            rope.rotate_and_append, [*qkv.accesses(), Access(angles)],
+            rope.rotate_and_append, [*qkv.accesses(), *([Access(angles)] if angles else [])],
             [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
             qkv=qkv.address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
-            angles=angles.address, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
+            angles=angles.address if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
             positions=self._positions, sequences=self._sequences, **self._cache(cache),
         )  # fmt: skip
 
@@ -273,8 +283,13 @@ class Ops:
 
     def add_product(self, x: Value, h: Value, weight: Matrix) -> Value:
         """x + weight h, in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
+        return self.add_products(x, (h, weight))
+
+    def add_products(self, x: Value, *products: tuple[Value, Matrix]) -> Value:
+        """x + the sum of weight h over several (h, weight): what a rank holds of them is added up before the one exchange."""
         partial = self._partials[(self._num_exchanges + 1) % 2]
-        self._product(h, weight, partial)
+        for i, (h, weight) in enumerate(products):
+            self._product(h, weight, partial, add=i > 0)
         return self._exchange(partial, x, add=True)
 
     def _exchange(self, partial: Buffer, x: Value, add: bool) -> Value:

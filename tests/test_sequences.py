@@ -1,0 +1,93 @@
+"""Layers that forget, and several sequences in one Step, against naive passes over one whole sequence after another."""
+
+import json
+import sys
+
+import naive_cohere2
+import numpy as np
+import pytest
+import tiny_cohere2
+from conftest import TESTS, run
+from test_model import F16_ROUNDING, error
+
+
+def tolerance(matrix_type, layers):
+    """Largest relative error of a row of logits, as test_model.py derives it: quantised rows are noise in every product."""
+    return F16_ROUNDING if matrix_type == "F32" else 2 * 2.5 / 127 / np.sqrt(12) * np.sqrt(4 * layers + 1)
+
+
+# name: (tiny model, its naive forward)
+MODELS = {"cohere2": (tiny_cohere2, naive_cohere2)}
+LENGTHS = (230, 41, 150)  # more than three times the window, less than it, more than twice; windows of 70, cache blocks of 64
+SEQUENCES = [np.random.default_rng(i).integers(0, 200, length).tolist() for i, length in enumerate(LENGTHS)]
+
+# Steps of [sequence, number of tokens], at most 48 tokens in all.
+TOGETHER = [
+    [[0, 45]], [[2, 1], [0, 40], [1, 7]], [[2, 30]], *[[[2, 9], [0, 20], [1, 8]]] * 4, *[[[0, 1], [2, 25], [1, 1]]] * 2,
+    *[[[1, 1], [0, 1], [2, 1]]] * 3, *[[[0, 40], [2, 5]]] * 2, *[[[0, 1]]] * 20, *[[[2, 1]]] * 20,
+]  # fmt: skip
+ALONE = [[[0, n]] for n in (1, 2, 40, *[1] * 20, 48, 48, *[1] * 60, 11)]
+
+
+def run_plan(path, tmp_path, ranks, steps, sequences, threads=0):
+    plan = json.dumps({"sequences": sequences, "steps": steps})
+    out = tmp_path / "rows.npz"
+    result = run(sys.executable, TESTS / "run_sequences.py", path, out, ranks, threads, plan)
+    assert result.returncode == 0, result.stderr
+    return dict(np.load(out)), json.loads(result.stdout)
+
+
+def log_probabilities(logits):
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def check(model, got, sequences, tensors, matrix_type="F32"):
+    module, reference = MODELS[model]
+    allowed = tolerance(matrix_type, module.SIZES["layers"])
+    for sequence, tokens in enumerate(sequences):
+        wanted = reference.logits(module.SIZES, tensors, tokens)
+        positions = [int(name.split(",")[1]) for name in got if name.startswith(f"{sequence},")]
+        assert max(positions) == len(tokens) - 1
+        assert error(np.array([got[f"{sequence},{p}"] for p in positions]), wanted[positions]) < allowed
+        scores = log_probabilities(wanted[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
+        # Logits' errors are bounded as norms; a single one may be as large as the largest logits are above the typical one.
+        size = 4 * np.sqrt((wanted**2).mean())
+        assert np.abs(got[f"scores{sequence}"] - scores).max() < allowed * size
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1), (3, 2), (5, 1)])
+def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads):
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
+    got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, ranks, TOGETHER, SEQUENCES, threads)
+    check(model, got, SEQUENCES, tensors)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("matrix_type", ["F32", "Q4_1"])
+def test_one_sequence_cut_anywhere_agrees_with_naive(tmp_path, model, matrix_type):
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf", matrix_type)
+    got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, ALONE, SEQUENCES[:1])
+    check(model, got, SEQUENCES[:1], tensors, matrix_type)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_sequence_alone_and_in_company(tmp_path, model):
+    MODELS[model][0].write(tmp_path / "tiny.gguf")
+    together, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, TOGETHER, SEQUENCES)
+    for sequence, tokens in enumerate(SEQUENCES):
+        steps = [[[0, count] for other, count in step if other == sequence] for step in TOGETHER]
+        alone, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, [step for step in steps if step], [tokens])
+        for name, row in alone.items():
+            if "," in name:
+                assert error(together[f"{sequence},{name.split(',')[1]}"][None], row[None]) < F16_ROUNDING
+
+
+def test_a_window_uses_its_blocks_again(tmp_path):
+    tiny_cohere2.write(tmp_path / "tiny.gguf")
+    for steps, sequences in ((TOGETHER, SEQUENCES), (ALONE, SEQUENCES[:1])):
+        _, counts = run_plan(tmp_path / "tiny.gguf", tmp_path, 1, steps, sequences)
+        for window, taken, different in counts:
+            assert taken == sum(-(-len(tokens) // 64) for tokens in sequences)
+            assert different < taken if window == tiny_cohere2.SIZES["window"] else different == taken
