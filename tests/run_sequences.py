@@ -4,6 +4,7 @@ python run_sequences.py MODEL OUT RANKS THREADS PLAN — PLAN is JSON: "sequence
 [sequence, number of tokens]. Prints JSON: per kind of cache [its window, blocks taken, different blocks among them].
 """
 
+import ctypes
 import json
 import sys
 
@@ -49,12 +50,21 @@ def main():
         hidden = [max(position + 1 - window, 0) // CACHE_BLOCK for window in engine.blocks.windows]
         return [[NOWHERE] * places + row[places:] for places, row in zip(hidden, numbers, strict=True)]
 
+    def wipe_free_blocks():
+        """Fills what no sequence holds with not-a-number, on rank 0: a block given back too early is seen."""
+        layers = engine.cache.at(engine._cache_at)
+        for pool, free in zip(engine.pools, engine.blocks._free, strict=True):
+            keys = layers[pool.layers[0]].keys  # the first of a block's layers, which lie side by side
+            for block in free:
+                ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
+
     for scored in (False, True):  # the second time in blocks and states that the first time has left full
         tables, done = [engine.blocks.reserve(len(tokens), engine.max_rows) for tokens in sequences], [0] * len(sequences)
         for step in steps:
             spans = spans_of(step, done, tables, scored)
             if not spans:
                 continue
+            wipe_free_blocks()
             if scored:
                 result = iter(engine.score(spans).tolist())
                 for span in spans:
