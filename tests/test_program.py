@@ -6,9 +6,10 @@ import sys
 import pytest
 import tiny
 import tiny_cohere2
+import tiny_qwen3next
 from conftest import TESTS, run
 
-MODELS = {"llama": tiny, "cohere2": tiny_cohere2}
+MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3next": tiny_qwen3next}
 
 
 @pytest.mark.parametrize("model", MODELS)

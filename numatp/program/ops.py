@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numatp.kernels import activation, attention, exchange, gate, norm, rope
+from numatp.kernels import activation, attention, delta, exchange, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
+from numatp.kernels.simd import LANES
 from numatp.program.builder import ANYHOW, PRIVATE, Access, Buffer, Builder, Program
 from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined
@@ -189,10 +190,10 @@ class Ops:
     def matmul(self, name: str, x: Value, *weights: Matrix) -> Value:
         """(rows, sum of the matrices' rows): the products side by side."""
         width = sum(weight.rows for weight in weights)
-        whole = self._buffer(name, width * 4)
+        whole = self._buffer(name, -(-width // LANES) * LANES * 4)  # whole tiles are written
         buffers, column = [], 0
         for weight in neighbours_joined(weights):
-            part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, width * 4))
+            part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, whole.stride))
             self._product(x, weight, part)
             buffers.append(part)
             column += weight.rows
@@ -209,7 +210,32 @@ class Ops:
         )  # fmt: skip
         return Value((out,), width, x.rows, division)
 
+    def sigmoid_gate(self, x: Value, gate_: Value) -> Value:
+        """x * sigmoid(gate), both (rows, width)."""
+        out, division = self._buffer(f"{x.buffers[0].name}.gated", x.width * 4, self.private), self._share_of_rows(x.rows)
+        self._builder.add(
+            gate.sigmoid_gate, [*x.accesses(), *gate_.accesses()], [Access(out, division)],
+            x=x.address, x_stride=x.stride, gate=gate_.address, gate_stride=gate_.stride, rows=x.rows, width=x.width,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows, division)
+
     # ------------------------------------------------------------ attention
+
+    def _heads(self, qkv: Value, heads: int) -> list[Access]:
+        """Accesses of ops whose threads divide the heads of all rows."""
+        return [Access(buffer, ("heads", heads, self.site.threads)) for buffer in qkv.buffers]
+
+    def rms_norm_heads(
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, q_weight: Vector, k_weight: Vector, epsilon: float
+    ) -> None:
+        """Normalises each q and k head of qkv (rows, heads + 2 kv_heads, head_size) in place; weights (head_size,)."""
+        mine = self._heads(qkv, heads + 2 * kv_heads)
+        self._builder.add(
+            norm.rms_norm_heads, mine, mine,
+            x=qkv.address, rows=self._rows, heads=heads + 2 * kv_heads, q_heads=heads, k_heads=kv_heads, size=head_size,
+            q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
+        )  # fmt: skip
 
     def rotation(self, frequencies: np.ndarray) -> Buffer:
         """cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""
@@ -237,9 +263,10 @@ class Ops:
         GGUF files of Llama have it; else (i, i + pairs).
         """
         pairs = angles.stride // 8 if angles else 0
+        mine = self._heads(qkv, heads + 2 * kv_heads)
         self._builder.add(
-            rope.rotate_and_append, [*qkv.accesses(), *([Access(angles)] if angles else [])],
-            [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
+            rope.rotate_and_append, [*mine, *([Access(angles)] if angles else [])],
+            [*mine, Access(cache.keys), Access(cache.values)],
             qkv=qkv.address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
             angles=angles.address if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
             positions=self._positions, sequences=self._sequences, **self._cache(cache),
@@ -265,6 +292,45 @@ class Ops:
             parts=parts.address, finished=self._buffers["finished"].address, out=out.address, **self._cache(cache),
         )  # fmt: skip
         return Value((out,), len(heads) * head_size, self._rows)
+
+    # ------------------------------------------------------------ linear attention
+
+    def causal_conv(self, x: Value, weight: Vector, width: int, state: LayerState) -> Value:
+        """silu of a convolution over the last `width` rows of a sequence, channel by channel; weight (width, channels)."""
+        assert len(x.buffers) == 1, "the channels are divided as the product that made them"
+        out, columns = self._buffer(f"{x.buffers[0].name}.conv", x.width * 4), self._columns(x.width)
+        self._builder.add(
+            delta.causal_conv, [Access(x.buffers[0], columns), Access(state.state)], [Access(out, columns), Access(state.state)],
+            x=x.address, x_stride=x.stride, channels=x.width, weight=weight.address, width=width, state=state.state.address,
+            state_stride=state.state.stride, spans=self._spans, num_spans=self._num_spans, out=out.address, out_stride=out.stride,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows)
+
+    def gated_delta(
+        self, qkv: Value, gates: Value, decay: Vector, bias: Vector, key_heads: int, group: int, head_size: int, conv_width: int,
+        epsilon: float, state: LayerState,
+    ) -> Value:  # fmt: skip
+        """(rows, key_heads * group * head_size) by the gated delta rule (kernels/delta.py); key_heads: this rank's."""
+        out = self._buffer("delta", key_heads * group * head_size * 4)
+        self._builder.add(
+            delta.gated_delta, [*qkv.accesses(), *gates.accesses(), Access(state.state)], [Access(out), Access(state.state)],
+            qkv=qkv.address, qkv_stride=qkv.stride, gates=gates.address, gates_stride=gates.stride, decay=decay.address,
+            bias=bias.address, key_heads=key_heads, group=group, head_size=head_size, epsilon=epsilon,
+            state=state.state.address + delta.conv_bytes(qkv.width, conv_width), state_stride=state.state.stride,
+            spans=self._spans, num_spans=self._num_spans, out=out.address, out_stride=out.stride,
+        )  # fmt: skip
+        return Value((out,), key_heads * group * head_size, qkv.rows)
+
+    def gated_rms_norm(self, x: Value, gate_: Value, weight: Vector, epsilon: float) -> Value:
+        """rms_norm of each head of x (rows, heads * size) * silu(gate); weight (size,)."""
+        out, division = self._buffer(f"{x.buffers[0].name}.norm", x.width * 4, self.private), self._share_of_rows(x.rows)
+        self._builder.add(
+            norm.gated_rms_norm, [*x.accesses(), *gate_.accesses()], [Access(out, division)],
+            x=x.address, x_stride=x.stride, gate=gate_.address, gate_stride=gate_.stride, rows=x.rows,
+            heads=x.width // weight.length, size=weight.length, weight=weight.address, epsilon=epsilon,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows, division)
 
     # ------------------------------------------------------------ what ranks do together
 
