@@ -26,10 +26,8 @@ def shapes():
     return found
 
 
-def write(path, matrix_type="F32"):
-    """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
-    s, rng, tensors = SIZES, np.random.default_rng(0), {}
-    writer = gguf.GGUFWriter(str(path), "cohere2")
+def writer_of(path):
+    s, writer = SIZES, gguf.GGUFWriter(str(path), "cohere2")
     writer.add_block_count(s["layers"])
     writer.add_context_length(s["context"])
     writer.add_embedding_length(s["width"])
@@ -42,6 +40,12 @@ def write(path, matrix_type="F32"):
     writer.add_sliding_window(s["window"])
     writer.add_logit_scale(s["logit_scale"])
     writer.add_vocab_size(s["vocab"])
+    return writer
+
+
+def write(path, matrix_type="F32"):
+    """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
+    rng, writer, tensors = np.random.default_rng(0), writer_of(path), {}
     for name, shape in shapes().items():
         if len(shape) == 1:
             data, kind = rng.uniform(0.5, 1.5, shape).astype(np.float32), gguf.GGMLQuantizationType.F32
