@@ -28,6 +28,8 @@ def read_spec(file: GGUFFile) -> Qwen3NextSpec:
 
     if integer("expert_count", default=0):
         file.fail("has experts, which numatp cannot compute for this architecture yet; use another model")
+    if integer("nextn_predict_layers", default=0):
+        file.fail("has layers that predict further tokens, which numatp does not use; convert the model without them")
     head_size, linear_head_size = integer("attention.key_length"), integer("ssm.state_size")
     value_heads, key_heads = integer("ssm.time_step_rank"), integer("ssm.group_count")
     if not 0 < key_heads <= value_heads or value_heads % key_heads or linear_head_size <= 0 or linear_head_size % 16:
