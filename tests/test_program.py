@@ -23,3 +23,5 @@ def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, 
     assert seen["any_order"]
     assert seen["barriers"] > 10
     assert seen["unneeded"] == []
+    # One to hand out the embedding; a layer needs two, or one where attention and feed-forward stand side by side.
+    assert seen["exchanges"] == 1 + MODELS[model].SIZES["layers"] * (1 if model == "cohere2" else 2)

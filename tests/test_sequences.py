@@ -97,3 +97,27 @@ def test_a_window_uses_its_blocks_again(tmp_path):
         for window, taken, different in counts:
             assert taken == sum(-(-len(tokens) // 64) for tokens in sequences)
             assert different < taken if window == tiny_cohere2.SIZES["window"] else different == taken
+
+
+def greedy(model, tensors, prompt, count):
+    module, reference = MODELS[model]
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(reference.logits(module.SIZES, tensors, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_requests_that_wait_for_room_get_the_answers_that_they_would_get_alone(tmp_path, model):
+    """Two places and blocks for about two of five requests: places, blocks and states are used again and again."""
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 200, length).tolist() for length in (130, 20, 75, 100, 1)]
+    plan = {"prompts": prompts, "max_tokens": 12, "context": 260, "at_once": 2, "cancelled": 1}
+    result = run(sys.executable, TESTS / "run_requests.py", tmp_path / "tiny.gguf", 2, json.dumps(plan))
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout)
+    assert 0 < len(answers[1]) < 12
+    for number, prompt in enumerate(prompts):
+        wanted = greedy(model, tensors, prompt, 12 if number != 1 else len(answers[1]))
+        assert answers[number] == wanted
