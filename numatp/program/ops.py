@@ -189,8 +189,10 @@ class Ops:
 
     def matmul(self, name: str, x: Value, *weights: Matrix) -> Value:
         """(rows, sum of the matrices' rows): the products side by side."""
+        # Whole tiles are written: only the last matrix may end inside one.
+        assert all(weight.rows % LANES == 0 for weight in weights[:-1]), name
         width = sum(weight.rows for weight in weights)
-        whole = self._buffer(name, -(-width // LANES) * LANES * 4)  # whole tiles are written
+        whole = self._buffer(name, -(-width // LANES) * LANES * 4)
         buffers, column = [], 0
         for weight in neighbours_joined(weights):
             part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, whole.stride))
