@@ -80,6 +80,7 @@ def main():
             {
                 "any_order": all(run(None, order) == wanted for order in orders),
                 "barriers": len(barriers),
+                "exchanges": sum(op.name == "exchange.sum_partials" for op in program.ops),
                 "unneeded": [f"{i} before {program.ops[i].name}" for i in unneeded],
             }
         )

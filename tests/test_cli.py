@@ -50,7 +50,7 @@ def bad_models(folder, model_path):
     return {
         "truncated.gguf": r"truncated",
         "text.gguf": r"not a GGUF file",
-        "falcon.gguf": r"architecture 'falcon' is not supported; supported: llama",
+        "falcon.gguf": r"architecture 'falcon' is not supported; supported: .*llama",
         "q5.gguf": r"tensor '.*' has type Q5_0, which numatp cannot compute with; supported: .*Q4_1",
         "missing.gguf": r"tensor 'blk.1.attn_k.weight' is missing",
         "absent.gguf": r"no such file",

@@ -11,7 +11,7 @@ from conftest import run
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, attention, exchange, norm, rope, sampling
+from numatp.kernels import activation, attention, delta, exchange, gate, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.rows import GROUP
@@ -133,7 +133,8 @@ def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 3), (33, 1, 2), (16, 2, 1), (7, 0, 0)])
 @pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
-def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows):
+@pytest.mark.parametrize("add", [False, True])
+def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
     raw, values = weights(format_name, rows, 96)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
@@ -144,15 +145,20 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows):
         source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
     padded = -(-rows // 16) * 16
     out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
+    before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
+    if add:
+        out[:num_rows] = before
     matmul = specialize("matmul", "quant", quants.find(format_name, "test").__name__).matmul
     call(
         matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
-        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4,
+        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
     )  # fmt: skip
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
     # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
-    bound = 8 * EPSILON * np.sqrt(max(units, 1)) * (np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4)
-    assert (np.abs(out[:num_rows, :rows] - exact @ part.T) <= bound).all()
+    before = before[:, :rows]
+    magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
+    bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
+    assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -178,6 +184,18 @@ def test_rms_norm_selects_rows():
     )  # fmt: skip
     wanted = x[[4, 1]] / np.sqrt((x[[4, 1]].astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3) * weight
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+
+
+def test_layer_norm_selects_rows():
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32) + 3
+    weight, out = np.linspace(0.5, 2, 64, dtype=np.float32), np.empty((2, 64), np.float32)
+    call(
+        norm.layer_norm, x=x, rows=np.array([2]), select=np.array([4, 1]), weight=weight, width=64, epsilon=1e-3, scale=0.3,
+        out=out, out_thread_stride=0, private=0,
+    )  # fmt: skip
+    apart = x[[4, 1]] - x[[4, 1]].astype(np.float64).mean(-1, keepdims=True)
+    wanted = 0.3 * apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 1e-3) * weight
+    assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(x).max()
 
 
 def rotated(x, frequencies, neighbours):
@@ -313,8 +331,117 @@ def test_greedy_takes_the_first_of_equals():
     assert out.tolist() == [1, 1]
 
 
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x.astype(np.float64)))
+
+
+def rms_normed(x, weight, epsilon):
+    x = x.astype(np.float64)
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * weight
+
+
+@pytest.mark.parametrize("kernel", [gate.silu_gate, gate.sigmoid_gate], ids=lambda kernel: kernel.name)
+def test_gates(kernel):
+    rng = np.random.default_rng(0)
+    x, opening, out = rng.standard_normal((5, 48)).astype(np.float32), *np.empty((2, 5, 48), np.float32)
+    opening[:] = 4 * rng.standard_normal((5, 48))
+    rest = {"rows": np.array([5]), "width": 48, "out": out, "out_thread_stride": 0, "private": 0}
+    if kernel is gate.silu_gate:
+        call(kernel, gate=opening, up=x, stride=48 * 4, **rest)
+        wanted = opening * sigmoid(opening) * x
+    else:
+        call(kernel, x=x, x_stride=48 * 4, gate=opening, gate_stride=48 * 4, **rest)
+        wanted = x * sigmoid(opening)
+    assert np.abs(out - wanted).max() <= 8 * EPSILON * np.abs(wanted).max()
+
+
+def test_rms_norm_heads_leaves_the_values():
+    x = np.random.default_rng(0).standard_normal((5, 3 + 2 + 2, 32)).astype(np.float32)
+    weights = np.random.default_rng(1).uniform(0.5, 2, (2, 32)).astype(np.float32)
+    wanted = x.astype(np.float64)
+    wanted[:, :3], wanted[:, 3:5] = rms_normed(x[:, :3], weights[0], 1e-3), rms_normed(x[:, 3:5], weights[1], 1e-3)
+    call(
+        norm.rms_norm_heads, x=x, rows=np.array([5]), heads=7, q_heads=3, k_heads=2, size=32, q_weight=weights[0],
+        k_weight=weights[1], epsilon=1e-3,
+    )  # fmt: skip
+    assert np.abs(x - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+
+
+def test_gated_rms_norm():
+    x, opening = np.random.default_rng(0).standard_normal((2, 5, 3, 32)).astype(np.float32)
+    weight, out = np.linspace(0.5, 2, 32, dtype=np.float32), np.empty((5, 3, 32), np.float32)
+    call(
+        norm.gated_rms_norm, x=x, x_stride=96 * 4, gate=opening, gate_stride=96 * 4, rows=np.array([5]), heads=3, size=32,
+        weight=weight, epsilon=1e-3, out=out, out_thread_stride=0, private=0,
+    )  # fmt: skip
+    wanted = rms_normed(x, weight, 1e-3) * opening * sigmoid(opening)
+    assert np.abs(out - wanted).max() <= 32 * EPSILON * np.abs(wanted).max()
+
+
+SPANS = [[(1, 5, 0)], [(0, 2, 0), (1, 1, 5)], [(1, 2, 6), (0, 1, 2)], [(0, 7, 3)]]  # Steps of (sequence, rows, first position)
+
+
+def run_spans(kernel, length, inputs, out_width, state, **args):
+    """float32 (2 sequences, length, out_width): what a kernel makes of inputs {name: (2, length, ...)} in the Steps of SPANS."""
+    results = np.full((2, length, out_width), np.nan, np.float32)
+    for spans in SPANS:
+        starts = np.cumsum([0] + [rows for _, rows, _ in spans])
+        table = np.array([(s, start, rows, p) for (s, rows, p), start in zip(spans, starts, strict=False)])
+        rows = {name: np.concatenate([x[s, p : p + n] for s, n, p in spans]) for name, x in inputs.items()}
+        strides = {f"{name}_stride": x.strides[0] for name, x in rows.items()}
+        out = np.full((starts[-1], out_width), np.nan, np.float32)
+        call(
+            kernel, spans=table, num_spans=np.array([len(spans)]), state=state, state_stride=state.strides[0], out=out,
+            out_stride=out_width * 4, **rows, **strides, **args,
+        )  # fmt: skip
+        for (s, n, p), start in zip(spans, starts, strict=False):
+            results[s, p : p + n] = out[start : start + n]
+    return results
+
+
+@pytest.mark.parametrize("width", [2, 4, 7])
+def test_causal_conv(width):
+    rng, channels = np.random.default_rng(0), 80
+    x, weight = rng.standard_normal((2, 10, channels)).astype(np.float32), rng.standard_normal((width, channels)).astype(np.float32)
+    state = np.full((2, delta.conv_bytes(channels, width) // 4), np.nan, np.float32)
+    out = run_spans(delta.causal_conv, 10, {"x": x}, channels, state, channels=channels, weight=weight, width=width)
+    past = np.concatenate([np.zeros((2, width - 1, channels)), x], 1)
+    sums = sum(past[:, j : j + 10] * weight[j].astype(np.float64) for j in range(width))
+    for sequence, length in ((0, 10), (1, 8)):
+        wanted = (sums * sigmoid(sums))[sequence, :length]
+        assert np.abs(out[sequence, :length] - wanted).max() <= 8 * width * EPSILON * np.abs(sums).max()
+
+
+def test_gated_delta():
+    rng, key_heads, group, size = np.random.default_rng(0), 3, 2, 32
+    heads = key_heads * group
+    qkv = rng.standard_normal((2, 10, 2 * key_heads + heads, size)).astype(np.float32)
+    gates = 2 * rng.standard_normal((2, 10, key_heads, 2, group)).astype(np.float32)
+    gates[:, 4] = 200  # an exponential of it does not fit float32
+    gates[:, 5] = -200
+    decay, bias = -rng.uniform(0.02, 1.5, heads).astype(np.float32), rng.standard_normal(heads).astype(np.float32)
+    state = np.full((2, heads * size * size), np.nan, np.float32)
+    out = run_spans(
+        delta.gated_delta, 10, {"qkv": qkv, "gates": gates}, heads * size, state, decay=decay, bias=bias, key_heads=key_heads,
+        group=group, head_size=size, epsilon=1e-3,
+    ).reshape(2, 10, heads, size)  # fmt: skip
+    q, k, v = np.split(qkv.astype(np.float64), [key_heads, 2 * key_heads], 2)
+    q, k = ((x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)).repeat(group, 2) for x in (q, k))
+    beta = sigmoid(gates[:, :, :, 0]).reshape(2, 10, heads)
+    kept = np.exp(decay * np.logaddexp(0, gates[:, :, :, 1].reshape(2, 10, heads).astype(np.float64) + bias))
+    for sequence, length in ((0, 10), (1, 8)):
+        s = np.zeros((heads, size, size))
+        for t in range(length):
+            s *= kept[sequence, t, :, None, None]
+            change = v[sequence, t] - np.einsum("hkv,hk->hv", s, k[sequence, t])
+            s += np.einsum("hk,hv->hkv", k[sequence, t], beta[sequence, t, :, None] * change)
+            wanted = np.einsum("hkv,hk->hv", s, q[sequence, t]) / np.sqrt(size)
+            # Each token adds the rounding of sums over `size` terms as large as a value.
+            assert np.abs(out[sequence, t] - wanted).max() <= EPSILON * np.sqrt(size) * (t + 1) * np.abs(v).max()
+
+
 def all_kernels():
-    modules = [activation, attention, exchange, norm, rope, sampling]
+    modules = [activation, attention, delta, exchange, gate, norm, rope, sampling]
     modules += [specialize("matmul", "quant", quants.find(name, "test").__name__) for name in FORMATS]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
 

@@ -5,16 +5,23 @@ import sys
 
 import pytest
 import tiny
+import tiny_cohere2
+import tiny_qwen3next
 from conftest import TESTS, run
 
+MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3next": tiny_qwen3next}
 
+
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("matrix_type", ["Q4_1", "F32"])
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5), ("scores", 5)])
-def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program):
-    tiny.write(tmp_path / "tiny.gguf", matrix_type)
+def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program, model):
+    MODELS[model].write(tmp_path / "tiny.gguf", matrix_type)
     result = run(sys.executable, TESTS / "interleave.py", tmp_path / "tiny.gguf", rows, program)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["any_order"]
     assert seen["barriers"] > 10
     assert seen["unneeded"] == []
+    # One to hand out the embedding; a layer needs two, or one where attention and feed-forward stand side by side.
+    assert seen["exchanges"] == 1 + MODELS[model].SIZES["layers"] * (1 if model == "cohere2" else 2)

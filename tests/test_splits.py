@@ -23,3 +23,15 @@ def test_a_rank_holds_the_kv_heads_that_its_heads_read(heads, kv_heads, head_siz
         own = split(sizes, rank, size)
         assert set(own.kv_heads) == {head // sizes.group for head in own.heads}
         assert own.heads.start * head_size % 32 == 0
+
+
+@pytest.mark.parametrize("size", range(1, 6))
+@pytest.mark.parametrize(("key_heads", "value_heads", "head_size"), [(16, 32, 128), (5, 10, 32), (7, 7, 16), (0, 0, 0)])
+def test_linear_heads_are_cut_where_whole_columns_begin(key_heads, value_heads, head_size, size):
+    sizes = Sizes(
+        width=64, heads=4, kv_heads=2, head_size=32, ffn=96, vocab=100, linear_key_heads=key_heads, linear_value_heads=value_heads,
+        linear_head_size=head_size,
+    )  # fmt: skip
+    parts = [split(sizes, rank, size).linear_key_heads for rank in range(size)]
+    assert [head for one in parts for head in one] == list(range(key_heads))
+    assert all(one.start * sizes.linear_group * head_size % 32 == 0 or one.start == key_heads for one in parts)

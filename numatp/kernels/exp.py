@@ -23,6 +23,11 @@ def exp(x):
 
 
 @device
+def sigmoid(x):
+    return splat_f32(1) / (splat_f32(1) + exp(splat_f32(0) - x))
+
+
+@device
 def silu(x):
     """x * sigmoid(x)."""
     return x / (splat_f32(1) + exp(splat_f32(0) - x))

@@ -12,7 +12,7 @@ from numba import float32
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import FEW, GROUP, store_rows, zero_few_rows, zero_group, zero_row
+from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, zero_few_rows, zero_group, zero_row
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import (
     keep_lanes,
@@ -32,24 +32,33 @@ L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
 
 
 @device
-def multiply(weights, units, rows, x, pitch, out, out_stride):
-    """out (rows, 16) = the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may be overwritten."""
+def sums_before(out, out_stride, add, zero):
+    """What a product is added to: the rows of out, or zero."""
+    return load_rows(out, out_stride, 0, zero) if add else zero
+
+
+@device
+def multiply(weights, units, rows, x, pitch, out, out_stride, add):
+    """out (rows, 16) = [out +] the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may change."""
     if rows == 1:
-        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, zero_row()))
+        before = sums_before(out, out_stride, add, zero_row())
+        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, before))
     elif rows > GROUP - FEW:
-        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, zero_group()))
+        before = sums_before(out, out_stride, add, zero_group())
+        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, before))
     else:
         for few in range((rows + FEW - 1) // FEW):
-            result = quant.dot_tile(weights, x, few * FEW, pitch, units, zero_few_rows())
-            store_rows(offset(out, few * FEW * out_stride), out_stride, 0, result)
+            place = offset(out, few * FEW * out_stride)
+            before = sums_before(place, out_stride, add, zero_few_rows())
+            store_rows(place, out_stride, 0, quant.dot_tile(weights, x, few * FEW, pitch, units, before))
 
 
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", rows="pointer",
-    x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int",
+    x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int", add="int",
 )  # fmt: skip
 def matmul(args, thread, threads):
-    """out (rows, tiles * 16) = x (rows, units * 32) times the transposed matrix.
+    """out (rows, tiles * 16) = [out +] x (rows, units * 32) times the transposed matrix.
 
     x: groups of `pitch` rows, x_group bytes apart. out_stride: bytes from row to row; the last group's spare rows are written too.
     """
@@ -66,6 +75,7 @@ def matmul(args, thread, threads):
                 multiply(
                     offset(args.weights, tile * args.tile_bytes), args.units, min(rows - group * pitch, pitch),
                     offset(x, group * args.x_group), pitch, offset(out, tile * 64), args.out_stride,
+                    args.add,
                 )  # fmt: skip
 
 
@@ -93,7 +103,7 @@ def score(args, thread, threads):
             count = min(rows - group * pitch, pitch)
             multiply(
                 offset(args.weights, tile * args.tile_bytes), args.units, count, offset(args.x, group * args.x_group), pitch,
-                logits, 64,
+                logits, 64, False,
             )  # fmt: skip
             for m in range(count):
                 row = group * pitch + m

@@ -4,7 +4,8 @@ from math import sqrt
 
 from numba import float32
 
-from numatp.kernels.compile import kernel, share
+from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.exp import silu
 from numatp.kernels.simd import (
     fma,
     load_f32x16,
@@ -14,6 +15,15 @@ from numatp.kernels.simd import (
     store_f32x16,
     sum_f32x16,
 )
+
+
+@device
+def inverse_rms(x, size, epsilon):
+    """1 / sqrt(mean(x**2) + epsilon) of `size` floats in all lanes."""
+    squares = splat_f32(0)
+    for i in range(0, size, 16):
+        squares = fma(load_f32x16(x, i), load_f32x16(x, i), squares)
+    return splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(size) + epsilon))
 
 
 @kernel(
@@ -33,9 +43,72 @@ def rms_norm(args, thread, threads):
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.width * 4)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
-        squares = splat_f32(0)
-        for i in range(0, args.width, 16):
-            squares = fma(load_f32x16(x, i), load_f32x16(x, i), squares)
-        scale = splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
+        scale = inverse_rms(x, args.width, args.epsilon)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
+
+
+@kernel(
+    x="pointer", rows="pointer", select="pointer", weight="pointer", width="int", epsilon="float", scale="float",
+    out="pointer", out_thread_stride="int", private="int",
+)  # fmt: skip
+def layer_norm(args, thread, threads):
+    """out[i] = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight * scale of x[select[i]]; otherwise as rms_norm."""
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        x = offset(args.x, load_i64(args.select, row) * args.width * 4)
+        out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
+        sums = splat_f32(0)
+        for i in range(0, args.width, 16):
+            sums = sums + load_f32x16(x, i)
+        mean = splat_f32(sum_f32x16(sums) / float32(args.width))
+        squares = splat_f32(0)
+        for i in range(0, args.width, 16):
+            apart = load_f32x16(x, i) - mean
+            squares = fma(apart, apart, squares)
+        scale = splat_f32(args.scale / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
+        for i in range(0, args.width, 16):
+            store_f32x16(out, i, (load_f32x16(x, i) - mean) * scale * load_f32x16(args.weight, i))
+
+
+@kernel(
+    x="pointer", rows="pointer", heads="int", q_heads="int", k_heads="int", size="int", q_weight="pointer", k_weight="pointer",
+    epsilon="float",
+)  # fmt: skip
+def rms_norm_heads(args, thread, threads):
+    """rms_norm in place of each of the first q_heads and the next k_heads of x (rows, heads, size); weights (size,).
+
+    Threads divide the heads of all rows as rope.rotate_and_append does.
+    """
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        head, x = item % args.heads, offset(args.x, item * args.size * 4)
+        if head < args.q_heads + args.k_heads:
+            scale = inverse_rms(x, args.size, args.epsilon)
+            weight = args.q_weight if head < args.q_heads else args.k_weight
+            for i in range(0, args.size, 16):
+                store_f32x16(x, i, load_f32x16(x, i) * scale * load_f32x16(weight, i))
+
+
+@kernel(
+    x="pointer", x_stride="int", gate="pointer", gate_stride="int", rows="pointer", heads="int", size="int", weight="pointer",
+    epsilon="float", out="pointer", out_thread_stride="int", private="int",
+)  # fmt: skip
+def gated_rms_norm(args, thread, threads):
+    """out = rms_norm of each head of x (rows, heads, size) * silu(gate), gate of the same shape; private as in rms_norm."""
+    rows, width = load_i64(args.rows, 0), args.heads * args.size
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        out = offset(args.out, row * width * 4 + thread * args.out_thread_stride)
+        for head in range(args.heads):
+            x = offset(args.x, row * args.x_stride + head * args.size * 4)
+            gate = offset(args.gate, row * args.gate_stride + head * args.size * 4)
+            scale = inverse_rms(x, args.size, args.epsilon)
+            for i in range(0, args.size, 16):
+                value = load_f32x16(x, i) * scale * load_f32x16(args.weight, i)
+                store_f32x16(out, head * args.size + i, value * silu(load_f32x16(gate, i)))

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numatp.kernels import activation, attention, exchange, gate, norm, rope
+from numatp.kernels import activation, attention, delta, exchange, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
+from numatp.kernels.simd import LANES
 from numatp.program.builder import ANYHOW, PRIVATE, Access, Buffer, Builder, Program
 from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined
@@ -134,12 +135,19 @@ class Ops:
 
     def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False) -> Value:
         """(rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.rms_norm, x, weight, logits_only, epsilon=epsilon)
+
+    def layer_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
+        """scale * the normalised rows, (rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.layer_norm, x, weight, logits_only, epsilon=epsilon, scale=scale)
+
+    def _normalize(self, kernel: Kernel, x: Value, weight: Vector, logits_only: bool, **numbers: float) -> Value:
         rows, select = (self._num_logits, self.site.step.logit_rows.ctypes.data) if logits_only else (self._rows, self._all_rows)
         out, division = self._buffer(f"norm{x.width}", x.width * 4, self.private), self._share_of_rows(rows)
         self._builder.add(
-            norm.rms_norm, x.accesses(), [Access(out, division)],
-            x=x.address, rows=rows, select=select, weight=weight.address, width=x.width, epsilon=epsilon,
-            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+            kernel, x.accesses(), [Access(out, division)], 0,
+            x=x.address, rows=rows, select=select, weight=weight.address, width=x.width,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private, **numbers,
         )  # fmt: skip
         return Value((out,), x.width, rows, division)
 
@@ -168,22 +176,26 @@ class Ops:
         )  # fmt: skip
         return out, Access(out, PRIVATE if self.private else ANYHOW)
 
-    def _product(self, x: Value, weight: Matrix, out: Buffer) -> None:
+    def _product(self, x: Value, weight: Matrix, out: Buffer, add: bool = False) -> None:
+        """out = [out +] weight x."""
         source, access = self._activation(x, weight.format.ACTIVATION)
+        mine = Access(out, self._columns(weight.rows))
         self._builder.add(
-            _of(weight, "matmul"), [access], [Access(out, self._columns(weight.rows))], weight.num_bytes,
+            _of(weight, "matmul"), [access, mine] if add else [access], [mine], weight.num_bytes,
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
             rows=x.rows, x=source.address, x_group=source.stride, x_thread_stride=source.thread_stride, pitch=self.pitch,
-            out=out.address, out_stride=out.stride,
+            out=out.address, out_stride=out.stride, add=add,
         )  # fmt: skip
 
     def matmul(self, name: str, x: Value, *weights: Matrix) -> Value:
         """(rows, sum of the matrices' rows): the products side by side."""
+        # Whole tiles are written: only the last matrix may end inside one.
+        assert all(weight.rows % LANES == 0 for weight in weights[:-1]), name
         width = sum(weight.rows for weight in weights)
-        whole = self._buffer(name, width * 4)
+        whole = self._buffer(name, -(-width // LANES) * LANES * 4)
         buffers, column = [], 0
         for weight in neighbours_joined(weights):
-            part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, width * 4))
+            part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, whole.stride))
             self._product(x, weight, part)
             buffers.append(part)
             column += weight.rows
@@ -200,7 +212,32 @@ class Ops:
         )  # fmt: skip
         return Value((out,), width, x.rows, division)
 
+    def sigmoid_gate(self, x: Value, gate_: Value) -> Value:
+        """x * sigmoid(gate), both (rows, width)."""
+        out, division = self._buffer(f"{x.buffers[0].name}.gated", x.width * 4, self.private), self._share_of_rows(x.rows)
+        self._builder.add(
+            gate.sigmoid_gate, [*x.accesses(), *gate_.accesses()], [Access(out, division)],
+            x=x.address, x_stride=x.stride, gate=gate_.address, gate_stride=gate_.stride, rows=x.rows, width=x.width,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows, division)
+
     # ------------------------------------------------------------ attention
+
+    def _heads(self, qkv: Value, heads: int) -> list[Access]:
+        """Accesses of ops whose threads divide the heads of all rows."""
+        return [Access(buffer, ("heads", heads, self.site.threads)) for buffer in qkv.buffers]
+
+    def rms_norm_heads(
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, q_weight: Vector, k_weight: Vector, epsilon: float
+    ) -> None:
+        """Normalises each q and k head of qkv (rows, heads + 2 kv_heads, head_size) in place; weights (head_size,)."""
+        mine = self._heads(qkv, heads + 2 * kv_heads)
+        self._builder.add(
+            norm.rms_norm_heads, mine, mine,
+            x=qkv.address, rows=self._rows, heads=heads + 2 * kv_heads, q_heads=heads, k_heads=kv_heads, size=head_size,
+            q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
+        )  # fmt: skip
 
     def rotation(self, frequencies: np.ndarray) -> Buffer:
         """cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""
@@ -220,18 +257,20 @@ class Ops:
         }  # fmt: skip
 
     def rotate_and_append(
-        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer, cache: LayerCache, neighbours: bool
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, angles: Buffer | None, cache: LayerCache, neighbours: bool
     ) -> None:
         """Rotates q and k of qkv (rows, heads + 2 kv_heads, head_size) in place; appends k and v to the cache.
 
-        neighbours: pair i is (2i, 2i + 1), as GGUF files of Llama have it; else (i, i + pairs).
+        angles: of the first pairs of a head, the rest is not turned; None: nothing is. neighbours: pair i is (2i, 2i + 1), as
+        GGUF files of Llama have it; else (i, i + pairs).
         """
-        pairs = angles.stride // 8
+        pairs = angles.stride // 8 if angles else 0
+        mine = self._heads(qkv, heads + 2 * kv_heads)
         self._builder.add(
-            rope.rotate_and_append, [*qkv.accesses(), Access(angles)],
-            [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
+            rope.rotate_and_append, [*mine, *([Access(angles)] if angles else [])],
+            [*mine, Access(cache.keys), Access(cache.values)],
             qkv=qkv.address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
-            angles=angles.address, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
+            angles=angles.address if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
             positions=self._positions, sequences=self._sequences, **self._cache(cache),
         )  # fmt: skip
 
@@ -256,6 +295,45 @@ class Ops:
         )  # fmt: skip
         return Value((out,), len(heads) * head_size, self._rows)
 
+    # ------------------------------------------------------------ linear attention
+
+    def causal_conv(self, x: Value, weight: Vector, width: int, state: LayerState) -> Value:
+        """silu of a convolution over the last `width` rows of a sequence, channel by channel; weight (width, channels)."""
+        assert len(x.buffers) == 1, "the channels are divided as the product that made them"
+        out, columns = self._buffer(f"{x.buffers[0].name}.conv", x.width * 4), self._columns(x.width)
+        self._builder.add(
+            delta.causal_conv, [Access(x.buffers[0], columns), Access(state.state)], [Access(out, columns), Access(state.state)],
+            x=x.address, x_stride=x.stride, channels=x.width, weight=weight.address, width=width, state=state.state.address,
+            state_stride=state.state.stride, spans=self._spans, num_spans=self._num_spans, out=out.address, out_stride=out.stride,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows)
+
+    def gated_delta(
+        self, qkv: Value, gates: Value, decay: Vector, bias: Vector, key_heads: int, group: int, head_size: int, conv_width: int,
+        epsilon: float, state: LayerState,
+    ) -> Value:  # fmt: skip
+        """(rows, key_heads * group * head_size) by the gated delta rule (kernels/delta.py); key_heads: this rank's."""
+        out = self._buffer("delta", key_heads * group * head_size * 4)
+        self._builder.add(
+            delta.gated_delta, [*qkv.accesses(), *gates.accesses(), Access(state.state)], [Access(out), Access(state.state)],
+            qkv=qkv.address, qkv_stride=qkv.stride, gates=gates.address, gates_stride=gates.stride, decay=decay.address,
+            bias=bias.address, key_heads=key_heads, group=group, head_size=head_size, epsilon=epsilon,
+            state=state.state.address + delta.conv_bytes(qkv.width, conv_width), state_stride=state.state.stride,
+            spans=self._spans, num_spans=self._num_spans, out=out.address, out_stride=out.stride,
+        )  # fmt: skip
+        return Value((out,), key_heads * group * head_size, qkv.rows)
+
+    def gated_rms_norm(self, x: Value, gate_: Value, weight: Vector, epsilon: float) -> Value:
+        """rms_norm of each head of x (rows, heads * size) * silu(gate); weight (size,)."""
+        out, division = self._buffer(f"{x.buffers[0].name}.norm", x.width * 4, self.private), self._share_of_rows(x.rows)
+        self._builder.add(
+            norm.gated_rms_norm, [*x.accesses(), *gate_.accesses()], [Access(out, division)],
+            x=x.address, x_stride=x.stride, gate=gate_.address, gate_stride=gate_.stride, rows=x.rows,
+            heads=x.width // weight.length, size=weight.length, weight=weight.address, epsilon=epsilon,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return Value((out,), x.width, x.rows, division)
+
     # ------------------------------------------------------------ what ranks do together
 
     def embed(self, weight: Matrix, first_token: int) -> Value:
@@ -273,8 +351,13 @@ class Ops:
 
     def add_product(self, x: Value, h: Value, weight: Matrix) -> Value:
         """x + weight h, in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
+        return self.add_products(x, (h, weight))
+
+    def add_products(self, x: Value, *products: tuple[Value, Matrix]) -> Value:
+        """x + the sum of weight h over several (h, weight): what a rank holds of them is added up before the one exchange."""
         partial = self._partials[(self._num_exchanges + 1) % 2]
-        self._product(h, weight, partial)
+        for i, (h, weight) in enumerate(products):
+            self._product(h, weight, partial, add=i > 0)
         return self._exchange(partial, x, add=True)
 
     def _exchange(self, partial: Buffer, x: Value, add: bool) -> Value:

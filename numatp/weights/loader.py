@@ -82,10 +82,21 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
 
 @dataclass(frozen=True)
 class Rule:
-    """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads."""
+    """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads.
+
+    Rows "a*b + c*d" are parts below each other that are cut one by one. part (i, n) takes of each thing that the first word counts
+    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column.
+    """
 
     name: str
     shape: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+    table: bool = False
+
+    @property
+    def key(self) -> str:
+        """What the model calls the weight."""
+        return self.name if self.part[1] == 1 else f"{self.name}[{self.part[0]}]"
 
 
 @dataclass(frozen=True)
@@ -94,18 +105,27 @@ class Slice:
 
     info: TensorInfo
     format: ModuleType
-    rows: range
+    rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
 
 
-def _extent(words: str, sizes: Sizes, cut: Split | None) -> range:
-    """The range of one dimension: its cut part, or all of it without a cut."""
-    first, *others = words.split("*")
-    inner = prod(getattr(sizes, word) for word in others)
-    whole = range(getattr(sizes, first))
-    own = getattr(cut, first, whole) if cut else whole
-    return range(own.start * inner, own.stop * inner)
+def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
+    """The ranges of one dimension: its cut parts, or all of it without a cut."""
+    ranges, start = [], 0
+    for term in words.split(" + "):
+        first, *others = term.split("*")
+        inner = prod(int(word) if word.isdigit() else getattr(sizes, word) for word in others)
+        whole = range(getattr(sizes, first))
+        own = getattr(cut, first, whole) if cut else whole
+        i, parts = part
+        if parts == 1:
+            ranges.append(range(start + own.start * inner, start + own.stop * inner))
+        else:
+            size = inner // parts
+            ranges += [range(begin, begin + size) for begin in (start + (thing * parts + i) * size for thing in own)]
+        start += len(whole) * inner
+    return ranges
 
 
 def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
@@ -122,19 +142,23 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         info = file.tensors.get(rule.name)
         if info is None:
             raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
-        expected = tuple(len(_extent(words, sizes, None)) for words in rule.shape)
+        expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
         if info.shape != expected:
             raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
         format = quants.find(info.type, rule.name)
-        *outer, columns = (_extent(words, sizes, cut) for words in rule.shape)
-        rows = outer[0] if outer else range(1)
+        (columns,) = _extent(rule.shape[-1], sizes, cut)
+        outer = rule.shape[:-1]
+        rows = _extent(outer[0], sizes, cut, rule.part) if outer else [range(1)]
+        num_rows = sum(map(len, rows))
         target: Matrix | Vector
-        if outer:
+        if outer and not rule.table:
             if expected[-1] % quants.UNIT or columns.start % format.BLOCK or columns.stop % format.BLOCK:
                 raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
-            target = Matrix(rule.name, format, address, len(rows), len(columns))
+            if any(len(some) % quants.TILE_ROWS for some in rows[:-1]):
+                raise UserError(f"{file.path}: tensor '{rule.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
+            target = Matrix(rule.key, format, address, num_rows, len(columns))
         else:
-            target = Vector(rule.name, address, len(columns))
+            target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target))
         address += target.num_bytes
     return slices, address
@@ -145,7 +169,7 @@ class Weights:
 
     def __init__(self, slices: list[Slice], arena: int):
         self._slices = slices
-        self.tensors = {s.info.name: replace(s.target, address=s.target.address + arena) for s in slices}
+        self.tensors = {s.target.name: replace(s.target, address=s.target.address + arena) for s in slices}
 
     def matrix(self, name: str) -> Matrix:
         found = self.tensors[name]
@@ -168,23 +192,28 @@ class Weights:
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         with open(file.path, "rb") as source:
             for piece in self._slices:
-                target = self.tensors[piece.info.name]
+                target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
                     raw = np.frombuffer(os.pread(source.fileno(), piece.info.num_bytes, piece.info.offset), np.uint8)
                     if len(raw) == piece.info.num_bytes:
-                        _floats_at(target)[:] = piece.format.unpack(raw.reshape(1, -1))[0]
+                        whole = piece.format.unpack(raw.reshape(piece.info.shape[0] if len(piece.info.shape) > 1 else 1, -1))
+                        own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
+                        _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
                     else:
                         failed[0] = 1
                 elif target.num_bytes:
                     row_bytes = piece.info.num_bytes // piece.info.shape[0]
                     load = specialize("matmul", "quant", piece.format.__name__).load
-                    record = load.record(
-                        file=source.fileno(), position=piece.info.offset + piece.rows.start * row_bytes,
-                        row_bytes=row_bytes, rows=target.rows, first_unit=piece.columns.start // quants.UNIT,
-                        units=target.units, weights=target.address, tile_bytes=target.tile_bytes,
-                        staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
-                    )  # fmt: skip
-                    run(load, record)
+                    address = target.address
+                    for rows in piece.rows:
+                        record = load.record(
+                            file=source.fileno(), position=piece.info.offset + rows.start * row_bytes,
+                            row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
+                            units=target.units, weights=address, tile_bytes=target.tile_bytes,
+                            staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
+                        )  # fmt: skip
+                        run(load, record)
+                        address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
                 if failed[0]:
                     raise UserError(f"{file.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
                 done += target.num_bytes

@@ -17,11 +17,20 @@ class Sizes:
     head_size: int
     ffn: int
     vocab: int
+    linear_key_heads: int = 0  # of linear attention; its queries have as many heads
+    linear_value_heads: int = 0
+    linear_head_size: int = 0
+    conv_width: int = 0  # inputs that a short convolution sees
 
     @property
     def group(self) -> int:
         """Query heads that share one KV head."""
         return self.heads // self.kv_heads
+
+    @property
+    def linear_group(self) -> int:
+        """Value heads that share a key head in linear attention."""
+        return self.linear_value_heads // max(self.linear_key_heads, 1)
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Split:
     kv_heads: range  # all that its query heads read, so a KV head at a border is on both sides
     ffn: range
     vocab: range
+    linear_key_heads: range = range(0)  # each with all its value heads
 
 
 def part(count: int, unit: int, rank: int, size: int) -> range:
@@ -42,7 +52,12 @@ def part(count: int, unit: int, rank: int, size: int) -> range:
 
 def split(sizes: Sizes, rank: int, size: int) -> Split:
     """Any number of ranks; a rank may get nothing of a small size."""
-    heads_per_unit = COLUMN_UNIT // gcd(COLUMN_UNIT, sizes.head_size)  # heads whose columns fill whole units
-    heads = part(sizes.heads, heads_per_unit, rank, size)
+    heads = part(sizes.heads, _heads_per_unit(sizes.head_size), rank, size)
     kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
-    return Split(heads, kv_heads, part(sizes.ffn, COLUMN_UNIT, rank, size), part(sizes.vocab, ROW_UNIT, rank, size))
+    linear = part(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size), rank, size)
+    return Split(heads, kv_heads, part(sizes.ffn, COLUMN_UNIT, rank, size), part(sizes.vocab, ROW_UNIT, rank, size), linear)
+
+
+def _heads_per_unit(columns: int) -> int:
+    """Heads of so many columns each that together fill whole units."""
+    return COLUMN_UNIT // gcd(COLUMN_UNIT, columns)

@@ -1,0 +1,91 @@
+"""Several sequences in each Step: logits of the last token of each span, then the scores of all tokens, as one .npz file.
+
+python run_sequences.py MODEL OUT RANKS THREADS PLAN — PLAN is JSON: "sequences", lists of tokens, and "steps", lists of
+[sequence, number of tokens]. Prints JSON: per kind of cache [its window, blocks taken, different blocks among them].
+"""
+
+import ctypes
+import json
+import sys
+
+NOWHERE = 1 << 40  # no block has this number: reading it ends the process
+MAX_ROWS = 48
+
+
+def main():
+    from numatp.engine.job import Job
+    from numatp.engine.start import start
+
+    model, out, ranks, threads, text = sys.argv[1:]
+    plan = json.loads(text)
+    sequences, steps = plan["sequences"], plan["steps"]
+    job = Job(model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences))
+    started = start(job, int(ranks) or None)
+    import numpy as np
+
+    from numatp.engine.engine import Engine, serve
+    from numatp.kernels.attention import CACHE_BLOCK
+    from numatp.program.step import Span
+
+    if started.comm.rank:
+        return serve(job, started)
+    engine = Engine(job, started)
+    for free in engine.blocks._free:
+        np.random.default_rng(0).shuffle(free)
+    vocab, rows, scores, counts = engine.spec.sizes.vocab, {}, {}, []
+
+    def spans_of(step, done, tables, scored):
+        spans = []
+        for sequence, count in step:
+            tokens, first = sequences[sequence], done[sequence]
+            count = min(count, len(tokens) - scored - first)
+            if count:
+                done[sequence] += count
+                part, targets = tokens[first : first + count], tokens[first + 1 : first + 1 + count] if scored else []
+                spans.append(Span(sequence, part, first, usable(tables[sequence].prepare(first, count), first), targets=targets))
+        return spans
+
+    def usable(numbers, position):
+        """The tables with every place before a window made unusable."""
+        hidden = [max(position + 1 - window, 0) // CACHE_BLOCK for window in engine.blocks.windows]
+        return [[NOWHERE] * places + row[places:] for places, row in zip(hidden, numbers, strict=True)]
+
+    def wipe_free_blocks():
+        """Fills what no sequence holds with not-a-number, on rank 0: a block given back too early is seen."""
+        layers = engine.cache.at(engine._cache_at)
+        for pool, free in zip(engine.pools, engine.blocks._free, strict=True):
+            keys = layers[pool.layers[0]].keys  # the first of a block's layers, which lie side by side
+            for block in free:
+                ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
+
+    for scored in (False, True):  # the second time in blocks and states that the first time has left full
+        tables, done = [engine.blocks.reserve(len(tokens), engine.max_rows) for tokens in sequences], [0] * len(sequences)
+        for step in steps:
+            spans = spans_of(step, done, tables, scored)
+            if not spans:
+                continue
+            wipe_free_blocks()
+            if scored:
+                result = iter(engine.score(spans).tolist())
+                for span in spans:
+                    scores.setdefault(span.sequence, []).extend(next(result) for _ in span.tokens)
+            else:
+                engine.run(spans)
+                for i, span in enumerate(spans):
+                    position = span.position + len(span.tokens) - 1
+                    rows[f"{span.sequence},{position}"] = engine.logits[i, :vocab].copy()
+        for pool, window in enumerate(engine.blocks.windows):
+            taken = [number for table in tables for number in table.numbers[pool]]
+            counts.append([window, len(taken), len(set(taken))])
+        for table in tables:
+            table.release()
+    np.savez(out, **rows, **{f"scores{sequence}": values for sequence, values in scores.items()})
+    print(json.dumps(counts))
+    engine.close()
+    if started.workers:
+        started.workers.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

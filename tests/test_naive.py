@@ -1,0 +1,27 @@
+"""The naive forward passes against logits that llama.cpp computed (tests/data/make_tiny_logits.py), so that one misreading of an
+architecture cannot pass both in them and in numatp.
+"""
+
+import json
+
+import naive_cohere2
+import naive_qwen3next
+import numpy as np
+import pytest
+import tiny_cohere2
+import tiny_qwen3next
+from conftest import TESTS
+from test_model import F16_ROUNDING, error
+
+RECORDED = json.loads((TESTS / "data/tiny_logits.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "tiny", "naive"), [("cohere2", tiny_cohere2, naive_cohere2), ("qwen3next", tiny_qwen3next, naive_qwen3next)]
+)
+def test_naive_is_what_llama_cpp_computes(tmp_path, name, tiny, naive):
+    tensors = tiny.write(tmp_path / "tiny.gguf")
+    positions = [int(position) for position in RECORDED[name]]
+    got = naive.logits(tiny.SIZES, tensors, RECORDED["tokens"])[positions]
+    # llama.cpp rounds more than its cache to float16: attention's weights and queries too.
+    assert error(got, np.array(list(RECORDED[name].values()))) < 4 * F16_ROUNDING

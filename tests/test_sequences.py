@@ -1,0 +1,123 @@
+"""Layers that forget, and several sequences in one Step, against naive passes over one whole sequence after another."""
+
+import json
+import sys
+
+import naive_cohere2
+import naive_qwen3next
+import numpy as np
+import pytest
+import tiny_cohere2
+import tiny_qwen3next
+from conftest import TESTS, run
+from test_model import F16_ROUNDING, error
+
+
+def eight_bits(rows):
+    """Blocks of 32 values as 8-bit integers times a scale, which is how quantised formats take their rows."""
+    blocks = rows.reshape(len(rows), -1, 32)
+    scales = np.abs(blocks).max(-1, keepdims=True) / 127
+    return (np.rint(blocks / scales) * scales).reshape(rows.shape)
+
+
+# name: (tiny model, its naive forward)
+MODELS = {"cohere2": (tiny_cohere2, naive_cohere2), "qwen3next": (tiny_qwen3next, naive_qwen3next)}
+LENGTHS = (230, 41, 150)  # more than three times the window, less than it, more than twice; windows of 70, cache blocks of 64
+SEQUENCES = [np.random.default_rng(i).integers(0, 200, length).tolist() for i, length in enumerate(LENGTHS)]
+
+# Steps of [sequence, number of tokens], at most 48 tokens in all.
+TOGETHER = [
+    [[0, 45]], [[2, 1], [0, 40], [1, 7]], [[2, 30]], *[[[2, 9], [0, 20], [1, 8]]] * 4, *[[[0, 1], [2, 25], [1, 1]]] * 2,
+    *[[[1, 1], [0, 1], [2, 1]]] * 3, *[[[0, 40], [2, 5]]] * 2, *[[[0, 1]]] * 20, *[[[2, 1]]] * 20,
+]  # fmt: skip
+ALONE = [[[0, n]] for n in (1, 2, 40, *[1] * 20, 48, 48, *[1] * 60, 11)]
+
+
+def run_plan(path, tmp_path, ranks, steps, sequences, threads=0):
+    plan = json.dumps({"sequences": sequences, "steps": steps})
+    out = tmp_path / "rows.npz"
+    result = run(sys.executable, TESTS / "run_sequences.py", path, out, ranks, threads, plan)
+    assert result.returncode == 0, result.stderr
+    return dict(np.load(out)), json.loads(result.stdout)
+
+
+def log_probabilities(logits):
+    top = logits.max(-1, keepdims=True)
+    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+
+
+def check(model, got, sequences, tensors, matrix_type="F32"):
+    module, reference = MODELS[model]
+    for sequence, tokens in enumerate(sequences):
+        wanted = reference.logits(module.SIZES, tensors, tokens)
+        allowed = F16_ROUNDING
+        if matrix_type != "F32":  # the same noise in other places: twice what rounding does to the naive pass
+            allowed = 2 * error(reference.logits(module.SIZES, tensors, tokens, eight_bits), wanted)
+        positions = [int(name.split(",")[1]) for name in got if name.startswith(f"{sequence},")]
+        assert max(positions) == len(tokens) - 1
+        assert error(np.array([got[f"{sequence},{p}"] for p in positions]), wanted[positions]) < allowed
+        scores = log_probabilities(wanted[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
+        # Logits' errors are bounded as norms; a single one may be as large as the largest logits are above the typical one.
+        size = 4 * np.sqrt((wanted**2).mean())
+        assert np.abs(got[f"scores{sequence}"] - scores).max() < allowed * size
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1), (3, 2), (5, 1)])
+def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads):
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
+    got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, ranks, TOGETHER, SEQUENCES, threads)
+    check(model, got, SEQUENCES, tensors)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("matrix_type", ["F32", "Q4_1"])
+def test_one_sequence_cut_anywhere_agrees_with_naive(tmp_path, model, matrix_type):
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf", matrix_type)
+    got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, ALONE, SEQUENCES[:1])
+    check(model, got, SEQUENCES[:1], tensors, matrix_type)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_sequence_alone_and_in_company(tmp_path, model):
+    MODELS[model][0].write(tmp_path / "tiny.gguf")
+    together, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, TOGETHER, SEQUENCES)
+    for sequence, tokens in enumerate(SEQUENCES):
+        steps = [[[0, count] for other, count in step if other == sequence] for step in TOGETHER]
+        alone, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, [step for step in steps if step], [tokens])
+        for name, row in alone.items():
+            if "," in name:
+                assert error(together[f"{sequence},{name.split(',')[1]}"][None], row[None]) < F16_ROUNDING
+
+
+def test_a_window_uses_its_blocks_again(tmp_path):
+    tiny_cohere2.write(tmp_path / "tiny.gguf")
+    for steps, sequences in ((TOGETHER, SEQUENCES), (ALONE, SEQUENCES[:1])):
+        _, counts = run_plan(tmp_path / "tiny.gguf", tmp_path, 1, steps, sequences)
+        for window, taken, different in counts:
+            assert taken == sum(-(-len(tokens) // 64) for tokens in sequences)
+            assert different < taken if window == tiny_cohere2.SIZES["window"] else different == taken
+
+
+def greedy(model, tensors, prompt, count):
+    module, reference = MODELS[model]
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(reference.logits(module.SIZES, tensors, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_requests_that_wait_for_room_get_the_answers_that_they_would_get_alone(tmp_path, model):
+    """Two places and blocks for about two of five requests: places, blocks and states are used again and again."""
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
+    rng = np.random.default_rng(3)
+    prompts = [rng.integers(0, 200, length).tolist() for length in (130, 20, 75, 100, 1)]
+    plan = {"prompts": prompts, "max_tokens": 12, "context": 260, "at_once": 2, "cancelled": 1}
+    result = run(sys.executable, TESTS / "run_requests.py", tmp_path / "tiny.gguf", 2, json.dumps(plan))
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout)
+    assert 0 < len(answers[1]) < 12
+    for number, prompt in enumerate(prompts):
+        wanted = greedy(model, tensors, prompt, 12 if number != 1 else len(answers[1]))
+        assert answers[number] == wanted
