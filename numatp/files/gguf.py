@@ -44,6 +44,7 @@ TENSOR_TYPES = {
 # Far above any real model; they keep Python's overhead per entry from exhausting memory.
 MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
 MAX_DIMS = 4
+MAX_COUNT = (1 << 31) - 1  # of heads, tokens, values in a row: products of two of them fit in 63 bits
 PART = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")  # the name of one file of a split model: NAME, part, parts
 
 
@@ -98,6 +99,15 @@ class GGUFFile:
         value = self._get(key, default, "a whole number")
         return value if type(value) is int else self._wrong(key, "a whole number")
 
+    def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
+        """Of something that the model has: 1 to `most`."""
+        value = self.integer(key, default)
+        return value if 1 <= value <= most else self._wrong(key, f"a whole number from 1 to {most}", value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        return value if value > 0 else self._wrong(key, "a number above 0", value)
+
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default, "a finite number")
         if type(value) in (int, float) and math.isfinite(value):
@@ -141,8 +151,8 @@ class GGUFFile:
             self.fail(f"the metadata lacks {quote(key)} ({expected}); convert the model again with a current converter")
         return entry
 
-    def _wrong(self, key: str, expected: str) -> NoReturn:
-        entry = self.metadata.entries[key]
+    def _wrong(self, key: str, expected: str, default: object = None) -> NoReturn:
+        entry = self.metadata.entries.get(key, default)
         found = f"an array of {entry.count} {KINDS[entry.kind]}" if isinstance(entry, LazyArray) else quote(entry)
         self.fail(f"metadata {quote(key)} should be {expected} and is {found}; convert the model again")
 
