@@ -17,6 +17,7 @@ import numpy as np
 from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile, TensorInfo
+from numatp.files.gguf_header import quote
 from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
@@ -117,7 +118,7 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
     """
     unused = file.tensors.keys() - {rule.name for rule in rules}
     if unused:
-        raise UserError(f"{file.path}: tensor '{min(unused)}' is not part of this architecture as numatp knows it")
+        file.fail(f"tensor {quote(min(unused))} is not part of this architecture as numatp knows it; use another model")
     slices, address = [], 0
     for rule in rules:
         info = file.tensors.get(rule.name)
