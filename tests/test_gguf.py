@@ -5,11 +5,14 @@ import random
 import struct
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import tiny
+from test_model import engine_logits
 
 from numatp.errors import UserError
 from numatp.files import gguf as ours
@@ -199,9 +202,6 @@ BROKEN = {
     "string in the middle": (
         whole((entry("k", ARRAY, array(STRING, 2, struct.pack("<QQ", 2**63, 0))),)),
         f"truncated or damaged: metadata 'k' needs bytes up to {2**63 + 65}, the file has 96" + AGAIN),
-    "split": (
-        whole((entry("split.count", 2, struct.pack("<H", 3)),)),
-        "is one of 3 parts of a split model; merge the parts into one file first"),
     "split of a wrong kind": (
         whole((entry("split.count", STRING, string("3")),)),
         "metadata 'split.count' should be a whole number and is '3'; convert the model again"),
@@ -262,6 +262,95 @@ def test_cut_anywhere(tmp_path):
     for length in range(4, len(GOOD)):
         path.write_bytes(GOOD[:length])
         assert refusal(path).startswith("truncated or damaged: "), length
+
+
+def part(number: int, parts: int, entries: tuple[bytes, ...] = (), tensors: tuple[bytes, ...] = (), data: int = 0) -> bytes:
+    """The number-th file of a split model, counted from 1."""
+    says = {"no": number - 1, "count": parts, "tensors.count": 3}
+    return whole(tuple(entry(f"split.{key}", 2, struct.pack("<H", value)) for key, value in says.items()) + entries, tensors, data)
+
+
+PARTS = (
+    part(1, 3, (number("n", 7),), (tensor("a", [8]),), 32),
+    part(2, 3, (), (tensor("b", [8]), tensor("c", [8, 2], 0, 32)), 96),
+    part(3, 3),
+)
+
+
+@pytest.fixture
+def split_model(tmp_path):
+    paths = [tmp_path / f"big-{number:05}-of-00003.gguf" for number in (1, 2, 3)]
+    for path, content in zip(paths, PARTS, strict=True):
+        path.write_bytes(content)
+    return paths
+
+
+def test_a_split_model_is_read_as_one(split_model):
+    file = read_gguf(split_model[0])
+    assert file.integer("n") == 7 and file.path == split_model[0] and file.size == sum(map(len, PARTS))
+    found = {name: (info.path, info.offset + info.num_bytes) for name, info in file.tensors.items()}
+    ends = {"a": (split_model[0], len(PARTS[0])), "b": (split_model[1], len(PARTS[1]) - 64), "c": (split_model[1], len(PARTS[1]))}
+    assert found == ends
+
+
+def test_a_split_model_by_the_gguf_package(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", split_max_tensors=2)
+    arrays = {f"t{index}": np.full((2, 32), index, np.float32) for index in range(5)}
+    for name, data in arrays.items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = read_gguf(tmp_path / "m-00001-of-00003.gguf")
+    assert file.text("general.architecture") == "llama"
+    for name, info in file.tensors.items():
+        assert info.path.read_bytes()[info.offset :][: info.num_bytes] == arrays.pop(name).tobytes()
+    assert not arrays
+
+
+def test_a_split_model_computes_as_the_whole_one(tmp_path, monkeypatch):
+    tiny.write(tmp_path / "tiny.gguf", "Q8_0")
+    monkeypatch.setattr(tiny.gguf, "GGUFWriter", partial(gguf.GGUFWriter, split_max_tensors=7))
+    tiny.write(tmp_path / "tiny.gguf", "Q8_0")
+    parts = sorted(tmp_path.glob("tiny-*.gguf"))
+    assert len(parts) == 3
+    whole_logits = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks=1)
+    assert np.array_equal(engine_logits(parts[0], tmp_path, ranks=1), whole_logits)
+
+
+BROKEN_PARTS = {  # index and content (None: absent) of the broken part, index and line of the part that is complained about
+    "missing": (1, None, 0, "its part 'big-00002-of-00003.gguf' is missing; download it into the same folder"),
+    "other order": (1, PARTS[2], 1, "says that it is part 3 of 3, not 2 of 3; download it again"),
+    "other count": (2, part(3, 4), 2, "says that it is part 3 of 4, not 3 of 3; download it again"),
+    "not a part": (2, GOOD, 2, "says that it is part 1 of 1, not 3 of 3; download it again"),
+    "same tensor": (
+        2, part(3, 3, (), (tensor("a", [8]),), 32), 2, "tensor 'a' is in another part too; download all parts again"),
+    "another tensor": (
+        2, part(3, 3, (), (tensor("d", [8]),), 32), 0, "its parts have 4 tensors instead of 3; download them again"),
+    "empty": (1, b"", 1, "the file is empty" + AGAIN),
+    "cut": (1, PARTS[1][:-1], 1, f"truncated or damaged: tensor 'c' needs bytes up to {len(PARTS[1])}, the file has "
+            f"{len(PARTS[1]) - 1}" + AGAIN),
+    "no such part": (0, part(4, 3), 0, "damaged: it says that it is part 4 of 3" + AGAIN),
+    "another name": (0, part(1, 4), 0, "is part 1 of a model split into 4; rename it to NAME-00001-of-00004.gguf"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN_PARTS)
+def test_broken_split_models(split_model, name):
+    index, content, named, line = BROKEN_PARTS[name]
+    split_model[index].unlink()
+    if content is not None:
+        split_model[index].write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_gguf(split_model[0])
+    assert str(caught.value) == f"{split_model[named]}: {line}"
+
+
+def test_a_later_part_and_a_part_under_another_name(split_model, tmp_path):
+    assert refusal(split_model[1]) == "is part 2 of a split model; give the first part, 'big-00001-of-00003.gguf'"
+    renamed = split_model[0].rename(tmp_path / "mine.gguf")
+    assert refusal(renamed) == "is part 1 of a model split into 3; rename it to NAME-00001-of-00003.gguf"
 
 
 def test_things_that_are_not_files(tmp_path, monkeypatch):

@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
             print(json.dumps(result))
         else:
             print(
-                f"perplexity {result['perplexity']:.4f} +/- {result['error']:.4f}, {result['tokens']} tokens in {result['windows']} "
-                f"windows of {window}"
+                f"perplexity {result['perplexity']:.4f} +/- {result['error']:.4f}, "
+                f"{result['tokens']} tokens in {result['windows']} windows of {window}"
             )
         return 0
 

@@ -1,8 +1,12 @@
-"""Read the header of a GGUF file: its metadata, and where each tensor's bytes are. Never touches the tensors' data."""
+"""Read the header of a GGUF file: its metadata, and where each tensor's bytes are. Never touches the tensors' data.
+
+A model may be split over several files; it is read as one, and every tensor says in which file it lies.
+"""
 
 import itertools
 import math
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,17 +44,20 @@ TENSOR_TYPES = {
 # Far above any real model; they keep Python's overhead per entry from exhausting memory.
 MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
 MAX_DIMS = 4
+MAX_COUNT = (1 << 31) - 1  # of heads, tokens, values in a row: products of two of them fit in 63 bits
+PART = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")  # the name of one file of a split model: NAME, part, parts
 
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """One tensor: `shape` has rows first, so a matrix is (out, in); `offset` counts bytes from the start of the file."""
+    """One tensor: `shape` has rows first, so a matrix is (out, in); `offset` counts bytes from the start of the file `path`."""
 
     name: str
     type: str
     shape: tuple[int, ...]
     offset: int
     num_bytes: int
+    path: Path
 
 
 class Metadata(Mapping[str, Value]):
@@ -77,7 +84,7 @@ class Metadata(Mapping[str, Value]):
 
 
 class GGUFFile:
-    """The header of one GGUF file.
+    """The header of a GGUF model; `path` and the metadata are those of its first file, `size` counts the bytes of all files.
 
     The getters raise UserError, naming file and key, when the key is of another kind, or absent without a default.
     """
@@ -91,6 +98,15 @@ class GGUFFile:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default, "a whole number")
         return value if type(value) is int else self._wrong(key, "a whole number")
+
+    def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
+        """Of something that the model has: 1 to `most`."""
+        value = self.integer(key, default)
+        return value if 1 <= value <= most else self._wrong(key, f"a whole number from 1 to {most}", value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.number(key, default)
+        return value if value > 0 else self._wrong(key, "a number above 0", value)
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default, "a finite number")
@@ -135,15 +151,59 @@ class GGUFFile:
             self.fail(f"the metadata lacks {quote(key)} ({expected}); convert the model again with a current converter")
         return entry
 
-    def _wrong(self, key: str, expected: str) -> NoReturn:
-        entry = self.metadata.entries[key]
+    def _wrong(self, key: str, expected: str, default: object = None) -> NoReturn:
+        entry = self.metadata.entries.get(key, default)
         found = f"an array of {entry.count} {KINDS[entry.kind]}" if isinstance(entry, LazyArray) else quote(entry)
         self.fail(f"metadata {quote(key)} should be {expected} and is {found}; convert the model again")
 
 
 def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Read the header of a GGUF file of version 2 or 3. UserError (one line) for whatever is not a sound one."""
-    path = Path(path)
+    """Read the header of a GGUF file of version 2 or 3, and of all files that it is split into if it is the first of them.
+
+    UserError (one line) for whatever is not sound or not there.
+    """
+    file = _read_one(Path(path))
+    parts = file.integer("split.count", 1)
+    if parts > 1:
+        _add_parts(file, parts)
+    return file
+
+
+def part_name(name: str, part: int, parts: int) -> str:
+    """What splitting NAME.gguf calls its part, counted from 1."""
+    return f"{name}-{part:05}-of-{parts:05}.gguf"
+
+
+def _add_parts(file: GGUFFile, parts: int) -> None:
+    path, own = file.path, file.integer("split.no", 0) + 1
+    named = PART.fullmatch(path.name)
+    if not 1 <= own <= parts:
+        damaged(path, f"it says that it is part {own} of {parts}")
+    if not named or (int(named[2]), int(named[3])) != (own, parts):
+        file.fail(f"is part {own} of a model split into {parts}; rename it to {part_name('NAME', own, parts)}")
+    if own > 1:
+        file.fail(f"is part {own} of a split model; give the first part, {quote(part_name(named[1], 1, parts))}")
+    for number in range(2, parts + 1):
+        name = part_name(named[1], number, parts)
+        if not os.path.lexists(path.with_name(name)):
+            file.fail(f"its part {quote(name)} is missing; download it into the same folder")
+        part = _read_one(path.with_name(name))
+        found = part.integer("split.no", 0) + 1, part.integer("split.count", 1)
+        if found != (number, parts):
+            part.fail(f"says that it is part {found[0]} of {found[1]}, not {number} of {parts}; download it again")
+        both = file.tensors.keys() & part.tensors.keys()
+        if both:
+            part.fail(f"tensor {quote(min(both))} is in another part too; download all parts again")
+        file.size += part.size
+        file.tensors |= part.tensors
+        if len(file.tensors) > MAX_TENSORS:
+            file.fail(f"its parts have more than {MAX_TENSORS} tensors; download them again")
+    expected = file.integer("split.tensors.count", len(file.tensors))
+    if expected != len(file.tensors):
+        file.fail(f"its parts have {len(file.tensors)} tensors instead of {expected}; download them again")
+
+
+def _read_one(path: Path) -> GGUFFile:
     try:
         # Without O_NONBLOCK, opening a named pipe would wait for ever.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -189,9 +249,6 @@ def _parse(header: Header) -> GGUFFile:
     infos = [_tensor_info(header, index) for index in range(num_tensors)]
 
     file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos])))
-    parts = file.integer("split.count", 1)
-    if parts > 1:
-        fail(path, f"is one of {parts} parts of a split model; merge the parts into one file first")
     alignment = file.integer("general.alignment", 32)
     if alignment <= 0 or alignment & (alignment - 1):
         damaged(path, f"alignment {alignment} is not a power of two")
@@ -225,7 +282,7 @@ def _tensor_info(header: Header, index: int) -> TensorInfo:
     type_name, per_block, block_bytes = TENSOR_TYPES[type_id]
     if 0 in dims or dims[0] % per_block:
         damaged(header.path, f"{what} has dimensions {dims}, not whole {type_name} blocks of {per_block}")
-    return TensorInfo(name, type_name, tuple(reversed(dims)), offset, math.prod(dims) // per_block * block_bytes)
+    return TensorInfo(name, type_name, tuple(reversed(dims)), offset, math.prod(dims) // per_block * block_bytes, header.path)
 
 
 def _place(infos: list[TensorInfo], start: int, alignment: int, file: GGUFFile) -> dict[str, TensorInfo]:

@@ -10,8 +10,8 @@ import importlib.util
 from pkgutil import iter_modules
 from types import ModuleType
 
-from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile
+from numatp.files.gguf_header import quote
 
 NOT_ARCHITECTURES = {"spec"}
 
@@ -24,5 +24,5 @@ def find(file: GGUFFile) -> ModuleType:
     """The module of the file's architecture."""
     name = file.text("general.architecture")
     if name not in names():
-        raise UserError(f"{file.path}: architecture '{name}' is not supported; supported: {', '.join(names())}")
+        file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")

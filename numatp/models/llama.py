@@ -12,22 +12,24 @@ from numatp.weights.splits import Sizes, Split
 
 
 def read_spec(file: GGUFFile) -> Spec:
-    width, heads = file.integer("llama.embedding_length"), file.integer("llama.attention.head_count")
-    head_size = file.integer("llama.rope.dimension_count", default=width // heads)
+    width, heads = file.count("llama.embedding_length"), file.count("llama.attention.head_count")
+    head_size = file.count("llama.rope.dimension_count", default=width // heads)
     sizes = Sizes(
         width=width,
         heads=heads,
-        kv_heads=file.integer("llama.attention.head_count_kv", default=heads),
-        head_size=file.integer("llama.attention.key_length", default=head_size),
-        ffn=file.integer("llama.feed_forward_length"),
+        kv_heads=file.count("llama.attention.head_count_kv", default=heads),
+        head_size=file.count("llama.attention.key_length", default=head_size),
+        ffn=file.count("llama.feed_forward_length"),
         vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
     )
+    if heads % sizes.kv_heads:
+        file.fail(f"{heads} heads cannot share {sizes.kv_heads} KV heads evenly: damaged; download it again")
     return Spec(
         sizes=sizes,
-        layers=(Attention(),) * file.integer("llama.block_count"),
-        context=file.integer("llama.context_length"),
-        epsilon=file.number("llama.attention.layer_norm_rms_epsilon"),
-        rope_base=file.number("llama.rope.freq_base", default=10000.0),
+        layers=(Attention(),) * file.count("llama.block_count", most=max(len(file.tensors), 1)),
+        context=file.count("llama.context_length"),
+        epsilon=file.positive("llama.attention.layer_norm_rms_epsilon"),
+        rope_base=file.positive("llama.rope.freq_base", default=10000.0),
         tied="output.weight" not in file.tensors,
     )
 

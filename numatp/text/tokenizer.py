@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile
+from numatp.files.gguf_header import quote
 
 if TYPE_CHECKING:
     import tokenizers
@@ -150,9 +151,9 @@ class StreamDecoder:
 def _splits(gguf: GGUFFile) -> tuple[str, ...]:
     model, rule = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre")
     if model != "gpt2":
-        gguf.fail(f"its tokenizer is of kind {model!r}, and numatp has 'gpt2'; use another model")
+        gguf.fail(f"its tokenizer is of kind {quote(model)}, and numatp has 'gpt2'; use another model")
     if rule not in SPLITS:
-        gguf.fail(f"its tokenizer splits words by rule {rule!r}, and numatp has {', '.join(SPLITS)}; use another model")
+        gguf.fail(f"its tokenizer splits words by rule {quote(rule)}, and numatp has {', '.join(SPLITS)}; use another model")
     return SPLITS[rule]
 
 

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 
 from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile, TensorInfo
+from numatp.files.gguf_header import quote
 from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
@@ -136,7 +138,7 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
     """
     unused = file.tensors.keys() - {rule.name for rule in rules}
     if unused:
-        raise UserError(f"{file.path}: tensor '{min(unused)}' is not part of this architecture as numatp knows it")
+        file.fail(f"tensor {quote(min(unused))} is not part of this architecture as numatp knows it; use another model")
     slices, address = [], 0
     for rule in rules:
         info = file.tensors.get(rule.name)
@@ -181,18 +183,16 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
-    def load(
-        self, file: GGUFFile, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
-    ) -> None:
+    def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
         """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
         widest = max(s.info.num_bytes // max(s.info.shape[0], 1) for s in self._slices if len(s.info.shape) > 1)
         staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
         staging = np.empty(staging_bytes * threads, np.uint8)
         failed = np.zeros(1, np.int64)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
-        with open(file.path, "rb") as source:
-            for piece in self._slices:
-                target = self.tensors[piece.target.name]
+        for piece in self._slices:
+            target = self.tensors[piece.target.name]
+            with _open(piece.info) as source:
                 if isinstance(target, Vector):
                     raw = np.frombuffer(os.pread(source.fileno(), piece.info.num_bytes, piece.info.offset), np.uint8)
                     if len(raw) == piece.info.num_bytes:
@@ -214,10 +214,17 @@ class Weights:
                         )  # fmt: skip
                         run(load, record)
                         address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
-                if failed[0]:
-                    raise UserError(f"{file.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
-                done += target.num_bytes
-                progress(done, total)
+            if failed[0]:
+                raise UserError(f"{piece.info.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
+            done += target.num_bytes
+            progress(done, total)
+
+
+def _open(info: TensorInfo) -> BinaryIO:
+    try:
+        return open(info.path, "rb")
+    except OSError as error:
+        raise UserError(f"{info.path}: cannot open: {error.strerror}; leave the file there while it is loaded") from None
 
 
 def _floats_at(vector: Vector) -> np.ndarray:
