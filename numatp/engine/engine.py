@@ -56,11 +56,7 @@ class Engine:
             raise
         except NumatpError as error:
             failure = error
-        described = [type(failure).__name__, str(failure)] if failure else None
-        for rank, other in enumerate(self.comm.gather(described)):
-            if other:
-                kind = UserError if other[0] == "UserError" else MachineError
-                raise failure if failure and rank == self.comm.rank else kind(other[1])
+        self.comm.agree(failure)
 
     def _prepare(self) -> None:
         self.file = read_gguf(self.job.model)
@@ -224,13 +220,13 @@ class Engine:
 
 
 def serve(job: Job, start: Start) -> int:
-    """A whole life of a rank > 0; its exit status. Rank 0 says what went wrong, so this says nothing."""
+    """A whole life of a rank > 0; its exit status."""
     try:
         engine = Engine(job, start)
         engine.serve()
         engine.close()
-    except NumatpError as error:
-        return error.exit_status
+    except NumatpError:
+        raise
     except BaseException as error:
         start.comm.abort(f"rank {start.comm.rank}: {type(error).__name__}: {error}")
         raise

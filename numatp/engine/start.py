@@ -4,12 +4,15 @@ Nothing here may import numpy or numba before the process is bound and the targe
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
-from numatp.errors import UserError
+from numatp.errors import NumatpError, UserError
 from numatp.machine import isa, launch, placement, topology
+from numatp.machine.parent import end_with
 
 if TYPE_CHECKING:
     from numatp.ranks.comm import Comm
@@ -35,11 +38,21 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     )
 
 
-def settle(places: list[placement.Placement], rank: int) -> list[str]:
-    """Binds this process to its place and sets what Numba compiles for; returns sentences worth showing."""
-    notes = placement.bind(places[rank])
-    isa.set_numba_target(isa.choose())
-    return notes
+def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:
+    """Binds this process as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
+
+    join(crowded) is the meeting. What failed on one rank is raised on all of them.
+    """
+    places, notes, failure = list[placement.Placement](), list[str](), None
+    try:
+        places = find_places(job, size)
+        notes = placement.bind(places[rank])
+        isa.set_numba_target(isa.choose())
+    except NumatpError as error:
+        failure = error
+    comm = join(bool(places) and places[rank].crowded)
+    comm.agree(failure)
+    return Start(comm, places[rank], placement.describe(places), notes)
 
 
 def start(job: Job, ranks: int | None) -> Start:
@@ -47,35 +60,30 @@ def start(job: Job, ranks: int | None) -> Start:
     launched = launch.read_launch()
     if launched and launched.size > 1:
         if ranks not in (None, launched.size):
-            raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.kind}")
-        places, rank = find_places(job, launched.local_size), launched.local_rank
-        notes = settle(places, rank)
-        from numatp.ranks.mpi import join
-
-        return Start(join(launched, places[rank].crowded), places[rank], placement.describe(places), notes)
+            raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.starter}")
+        launcher = launch.find_launcher()
+        if launcher:
+            end_with(launcher[0])
+        return take_place(job, launched.local_size, launched.local_rank, lambda crowded: _ranks("mpi").join(launched, crowded))
     if ranks is None:
         ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
-    places = find_places(job, ranks)
+    if ranks == 1:
+        return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
+    find_places(job, ranks)
     isa.choose()  # a wrong wish ends here, before there are workers
-    workers = None
-    if ranks > 1:
-        # Before this process is bound: the workers find their own places in what the whole job was given.
-        from numatp.ranks.local import Workers
-
-        workers = Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
-    notes = settle(places, 0)
-    if workers:
-        return Start(workers.comm(places[0].crowded), places[0], placement.describe(places), notes, workers)
-    from numatp.ranks.alone import alone
-
-    return Start(alone(places[0].crowded), places[0], placement.describe(places), notes)
+    # Before this process is bound: the workers find their own places in what the whole job was given.
+    workers = _ranks("local").Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
+    started = take_place(job, ranks, 0, workers.comm)
+    started.workers = workers
+    return started
 
 
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
-    job, rank = Job(**described["job"]), described["rank"]
-    places = find_places(job, described["size"])
-    notes = settle(places, rank)
-    from numatp.ranks.local import join
+    job = Job(**described["job"])
+    return job, take_place(job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded))
 
-    return job, Start(join(described, places[rank].crowded), places[rank], placement.describe(places), notes)
+
+def _ranks(name: str) -> Any:
+    """A module that loads numpy, so not before it is needed."""
+    return import_module(f"numatp.ranks.{name}")

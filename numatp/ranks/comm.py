@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from numatp.errors import MachineError, RankError
+from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.machine import native
+
+NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and a note has 3072
 
 
 def make_window() -> int:
@@ -47,7 +49,9 @@ class Comm:
     def check(self, status: int) -> None:
         """Raises what a status of the C runtime means, nothing for OK."""
         if status == native.ABORTED:
-            raise RankError(self._library.numatp_abort_text(self.handle).decode(errors="replace"))
+            text = self._library.numatp_abort_text(self.handle).decode(errors="replace")
+            first = self._library.numatp_abort_rank(self.handle) == self.rank
+            raise RankError(text, witness=first and text.startswith("rank 0 "))
         if status == native.FORKED:
             raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
         if status != native.OK:
@@ -68,6 +72,14 @@ class Comm:
         notes = [ctypes.string_at(self._library.numatp_note(self.handle, rank)) for rank in range(self.size)]
         self.meet()
         return [json.loads(note) for note in notes]
+
+    def agree(self, failure: NumatpError | None) -> None:
+        """Every rank brings what went wrong on it, if anything; then all of them raise that of the first rank that has one."""
+        described = [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
+        for rank, other in enumerate(self.gather(described)):
+            if other:
+                kind = UserError if other[0] == "UserError" else MachineError
+                raise failure if failure and rank == self.rank else kind(other[1])
 
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
         """A new section of the window with one part per rank, uint8; each rank reserves its own part, so on its own node."""
