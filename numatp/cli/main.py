@@ -43,12 +43,17 @@ def main() -> None:
             print(f"numatp: {error}", file=sys.stderr, flush=True)
             sys.exit(status)
         say(f"numatp: {error}")
-    except MemoryError:
-        say("numatp: out of memory: raise this job's limit, or use a smaller -c or model")
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, OSError, RuntimeError) as error:
+        from numatp.machine.limits import describe
+
+        line = describe(error)
+        if not line:
+            raise
+        say(f"numatp: {line}")
     sys.stdout.flush()
     if status and not speaks():
         # A launcher ends all ranks as soon as one fails: rank 0, which says why, has to be the first.

@@ -1,7 +1,6 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.kernels.compile import Kernel
 from numatp.kernels.sampling import greedy
-from numatp.machine import native, pages, topology
+from numatp.machine import limits, native, pages, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import StepShape, StepWindow
@@ -39,7 +38,8 @@ class Engine:
         began = time.perf_counter()
         self._agree(self._prepare)
         self._check_room()
-        self._open_team()
+        self._agree(self._open_team)
+        self.lanes = min(self.comm.gather(self.threads))
         self._agree(lambda: self._load(progress))
         self._map_window()
         self._agree(self._record)
@@ -56,6 +56,11 @@ class Engine:
             raise
         except NumatpError as error:
             failure = error
+        except (MemoryError, OSError, RuntimeError) as error:
+            line = limits.describe(error)
+            if not line:
+                raise
+            failure = MachineError(f"rank {self.comm.rank}: {line}")
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
@@ -101,8 +106,7 @@ class Engine:
         self.threads = len(cpus)
         self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
         if not self._team:
-            raise MachineError(f"cannot start {self.threads} threads: {os.strerror(ctypes.get_errno())}")
-        self.lanes = min(self.comm.gather(self.threads))
+            raise MachineError(f"rank {self.comm.rank} cannot start {self.threads} threads: {limits.reason(ctypes.get_errno())}")
 
     def _run(self, kernel: Kernel, record: np.ndarray) -> None:
         """One kernel on all threads of this rank."""
@@ -228,6 +232,6 @@ def serve(job: Job, start: Start) -> int:
     except NumatpError:
         raise
     except BaseException as error:
-        start.comm.abort(f"rank {start.comm.rank}: {type(error).__name__}: {error}")
+        start.comm.abort(f"rank {start.comm.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
         raise
     return 0

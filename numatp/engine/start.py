@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
 from numatp.errors import NumatpError, UserError
-from numatp.machine import isa, launch, placement, topology
+from numatp.machine import isa, launch, limits, placement, topology
 from numatp.machine.parent import end_with
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -
 
 def start(job: Job, ranks: int | None) -> Start:
     """Rank 0 of local ranks, or this rank of the launcher's. `ranks`: how many, None for the launcher's or one per node."""
+    limits.check()
     launched = launch.read_launch()
     if launched and launched.size > 1:
         if ranks not in (None, launched.size):
@@ -73,7 +74,11 @@ def start(job: Job, ranks: int | None) -> Start:
     isa.choose()  # a wrong wish ends here, before there are workers
     # Before this process is bound: the workers find their own places in what the whole job was given.
     workers = _ranks("local").Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
-    started = take_place(job, ranks, 0, workers.comm)
+    try:
+        started = take_place(job, ranks, 0, workers.comm)
+    except BaseException:
+        workers.end()
+        raise
     started.workers = workers
     return started
 

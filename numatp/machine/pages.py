@@ -1,13 +1,13 @@
 """Where are the pages? Asks the kernel which node holds each page of a piece of memory."""
 
 import ctypes
-import os
+import errno
 from collections import Counter
 
 import numpy as np
 
 from numatp.errors import MachineError
-from numatp.machine import native
+from numatp.machine import limits, native
 
 MAX_NODES = 1024  # more than any kernel is built for
 
@@ -16,7 +16,7 @@ def reserve(num_bytes: int) -> int:
     """Address of anonymous memory on a 2 MiB boundary that nobody has touched yet."""
     address = native.library().numatp_pages_reserve(max(num_bytes, 1))
     if not address:
-        raise MachineError(f"cannot reserve {num_bytes / 1e9:.1f} GB of memory: {os.strerror(ctypes.get_errno())}")
+        raise MachineError(f"cannot reserve {num_bytes / 1e9:.1f} GB: {limits.reason(errno.ENOMEM)}")
     return int(address)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.machine import native
+from numatp.machine import limits, native
 
 NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and a note has 3072
 
@@ -87,21 +87,21 @@ class Comm:
         for size in num_bytes:
             starts.append(end)
             end += -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self.rank == 0:
-            os.ftruncate(self._window, end)
-        self.meet()
+        self._agree(lambda: os.ftruncate(self._window, end) if self.rank == 0 else None)
         self._num_bytes = end
-        section = self._map(starts[0], end - starts[0])
-        parts = [section[start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
-        error = None
+        sections = list[np.ndarray]()
+        self._agree(lambda: sections.append(self._map(starts[0], end - starts[0])))
+        mine = max(num_bytes[self.rank], 1)
+        self._agree(lambda: os.posix_fallocate(self._window, starts[self.rank], mine))
+        return [sections[0][start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
+
+    def _agree(self, action: Callable[[], Any]) -> None:
+        failure = None
         try:
-            os.posix_fallocate(self._window, starts[self.rank], max(num_bytes[self.rank], 1))
-        except OSError as failure:
-            error = f"no memory for {num_bytes[self.rank] / 1e6:.0f} MB shared by the ranks: {failure.strerror}"
-        for message in self.gather(error):
-            if message:
-                raise MachineError(message)
-        return parts
+            action()
+        except OSError as error:
+            failure = MachineError(f"rank {self.rank} cannot share memory with the others: {limits.reason(error.errno or 0)}")
+        self.agree(failure)
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank."""

@@ -1,0 +1,79 @@
+"""Limits that were set on this process (setrlimit, cgroup): what an error of the system means in their terms."""
+
+import errno
+import os
+import resource
+from pathlib import Path
+
+from numatp.errors import MachineError
+from numatp.machine.topology import cgroup_folders, memory_limit_bytes
+
+START_BYTES = 1 << 29  # of address space: interpreter, numpy, LLVM and tokenizer before any weight take 0.4 GB
+START_FILES = 64
+UNLIMITED = resource.RLIM_INFINITY
+
+
+def check() -> None:
+    """Before anything slow: MachineError if the libraries that numatp needs could not even be loaded."""
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files != UNLIMITED and files < START_FILES:
+        if most != UNLIMITED and most < START_FILES:
+            raise MachineError(f"RLIMIT_NOFILE (ulimit -n) allows {most} open files and numatp needs {START_FILES}: raise it")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (START_FILES, most))
+    for name in ("AS", "DATA"):
+        size = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+        if size != UNLIMITED and size < START_BYTES:
+            raise MachineError(
+                f"RLIMIT_{name} (ulimit -{OPTIONS[name]}) is {size / 1e6:.0f} MB; numatp needs {START_BYTES / 1e6:.0f} MB and the "
+                "size of the model: raise it"
+            )
+
+
+def describe(error: BaseException) -> str | None:
+    """One line if the error says that something has run out, with the limits that may be behind it; else None."""
+    if isinstance(error, MemoryError):
+        return reason(errno.ENOMEM)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return reason(errno.EAGAIN)
+    if isinstance(error, OSError) and error.errno in TEXTS:
+        return reason(error.errno)
+    return None
+
+
+def reason(number: int) -> str:
+    """What an errno means, in words."""
+    if number not in TEXTS:
+        return os.strerror(number)
+    text, names = TEXTS[number]
+    limits = []
+    for name in names:
+        value = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+        if value != UNLIMITED:
+            size = f"{value / 1e6:.0f} MB" if name in ("AS", "DATA", "FSIZE") else str(value)
+            limits.append(f"RLIMIT_{name} (ulimit -{OPTIONS[name]}) is {size}")
+    if number == errno.ENOMEM and (room := memory_limit_bytes()) is not None:
+        limits.append(f"the cgroup's memory limit leaves {room / 1e6:.0f} MB")
+    if number == errno.EAGAIN and (most := _pids_max()):
+        limits.append(f"the cgroup's pids.max is {most}")
+    return f"{text}: {', '.join(limits) or 'no limit of this process, so the machine has no more'}"
+
+
+def _pids_max() -> str:
+    for folder, _ in cgroup_folders("pids"):
+        try:
+            text = Path(folder, "pids.max").read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            return text
+    return ""
+
+
+OPTIONS = {"AS": "v", "DATA": "d", "FSIZE": "f", "NOFILE": "n", "NPROC": "u"}
+TEXTS = {
+    errno.ENOMEM: ("out of memory", ("AS", "DATA")),
+    errno.EAGAIN: ("no thread or process can be started", ("NPROC",)),
+    errno.EMFILE: ("too many open files", ("NOFILE",)),
+    errno.ENFILE: ("too many open files on this machine", ()),
+    errno.EFBIG: ("a file, or memory shared by the ranks, may not be that large", ("FSIZE",)),
+}
