@@ -87,6 +87,7 @@ def answer(arguments: argparse.Namespace, job: Job, started: "Start") -> None:
     for text in started.notes:
         note(text)
     cancel, tokens = Event(), SimpleQueue[int | None]()
+    loading = None  # until there is a thread for it
     with ThreadPoolExecutor(1, "numatp-engine") as thread:
         try:
             with Progress("load") as progress:
@@ -113,7 +114,7 @@ def answer(arguments: argparse.Namespace, job: Job, started: "Start") -> None:
                 started.comm.abort(type(error).__name__)
             raise
         finally:
-            if loading.done() and not loading.exception():
+            if loading and loading.done() and not loading.exception():
                 thread.submit(loading.result().close).result()
     decode_rate = timing.decoded_tokens / timing.decode_seconds if timing.decoded_tokens else 0.0
     read = engine.bytes_per_token * decode_rate / 1e9

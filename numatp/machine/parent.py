@@ -10,7 +10,8 @@ def end_with(pid: int) -> None:
 
     A thread waits for that, because the kernel's parent-death signal would come as soon as the *thread* ends that started us.
     """
-    threading.Thread(target=_wait, args=(pid,), name="numatp-parent", daemon=True).start()
+    with contextlib.suppress(RuntimeError):  # no more threads: the load, which needs some too, will say so
+        threading.Thread(target=_wait, args=(pid,), name="numatp-parent", daemon=True).start()
 
 
 def _wait(pid: int) -> None:

@@ -5,9 +5,11 @@ learn their sizes. A memfd has no name, so nothing can be left behind.
 """
 
 import ctypes
+import errno
 import json
 import mmap
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -16,12 +18,25 @@ import numpy as np
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.machine import limits, native
 
+CONTROL_ROOM = 1 << 20  # bytes: more than the control section of 64 ranks, the only part that is not reserved before use
 NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and a note has 3072
 
 
 def make_window() -> int:
     """A new, empty window: a file descriptor."""
-    return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
+    try:
+        return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
+    except OSError as refused:  # a container's rule, or too many open files
+        try:
+            window = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # has no name either
+            if shutil.disk_usage(window).free < CONTROL_ROOM:  # writing there would end in SIGBUS
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return window
+        except OSError as failure:
+            raise MachineError(
+                f"cannot make memory that ranks share: memfd_create: {limits.reason(refused.errno or 0)}; "
+                f"a file in /dev/shm: {limits.reason(failure.errno or 0)}"
+            ) from None
 
 
 class Comm:

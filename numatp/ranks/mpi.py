@@ -54,10 +54,14 @@ def _meet(launch: Launch) -> tuple[Comm, list[int]]:
         if len(set(world.allgather(host))) > 1:
             raise MachineError("the ranks are on several hosts; numatp works on one: start them all on one host")
         rank, pids = world.Get_rank(), world.allgather(os.getpid())
-        return Comm(rank, launch.size, _share_window(rank, world.allgather), pids, True, lambda: None), pids
-    finally:
+        met = Comm(rank, launch.size, _share_window(rank, world.allgather), pids, True, lambda: None), pids
+    except MachineError:  # raised on every rank; after any other error this would wait for them
         if ours:
             MPI.Finalize()
+        raise
+    if ours:
+        MPI.Finalize()
+    return met
 
 
 def _make_room(vendor: str, launch: Launch) -> None:
@@ -75,16 +79,22 @@ def _make_room(vendor: str, launch: Launch) -> None:
 
 
 def _share_window(rank: int, gather: Gather) -> int:
-    """Rank 0's new window, opened by every rank."""
-    window = make_window() if rank == 0 else -1
-    pid, number = gather([os.getpid(), window])[0]
-    refused = None
+    """Rank 0's new window, opened by every rank. MachineError on every rank if one of them has none."""
+    window, failure = -1, ""
+    if rank == 0:
+        try:
+            window = make_window()
+        except MachineError as error:
+            failure = str(error)
+    pid, number, failure = gather([os.getpid(), window, failure])[0]
+    if failure:
+        raise MachineError(failure)
     if rank != 0:
         try:
             window = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as failure:
-            refused = f"rank {rank} cannot open the window of rank 0 (process {pid}): {failure.strerror}"
-    for message in gather(refused):
+        except OSError as error:
+            failure = f"rank {rank} cannot open the window of rank 0 (process {pid}): {error.strerror}"
+    for message in gather(failure):
         if message:
             raise MachineError(f"{message}; the ranks must share one /proc (one container) and one user")
     return window
