@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
 from numatp.errors import NumatpError, UserError
+from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
 from numatp.machine.parent import end_with
 
@@ -46,7 +47,7 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -
     places, notes, failure = list[placement.Placement](), list[str](), None
     try:
         places = find_places(job, size)
-        notes = placement.bind(places[rank])
+        notes = [*placement.bind(places[rank]), *filter(None, [kernels_dir()[1]])]
         isa.set_numba_target(isa.choose())
     except NumatpError as error:
         failure = error

@@ -35,6 +35,9 @@ def describe(error: BaseException) -> str | None:
         return reason(errno.ENOMEM)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return reason(errno.EAGAIN)
+    if isinstance(error, OSError) and error.errno in FULL:
+        place = f" for {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}: make room, or set NUMATP_CACHE_DIR to a folder with some"
     if isinstance(error, OSError) and error.errno in TEXTS:
         return reason(error.errno)
     return None
@@ -70,6 +73,7 @@ def _pids_max() -> str:
 
 
 OPTIONS = {"AS": "v", "DATA": "d", "FSIZE": "f", "NOFILE": "n", "NPROC": "u"}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 TEXTS = {
     errno.ENOMEM: ("out of memory", ("AS", "DATA")),
     errno.EAGAIN: ("no thread or process can be started", ("NPROC",)),
