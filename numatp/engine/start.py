@@ -63,6 +63,8 @@ def start(job: Job, ranks: int | None) -> Start:
     if launched and launched.size > 1:
         if ranks not in (None, launched.size):
             raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.starter}")
+        if launched.size > placement.MAX_RANKS:
+            raise UserError(f"{launched.starter} started {launched.size} ranks: ask it for {placement.MAX_RANKS} at most")
         launcher = launch.find_launcher()
         if launcher:
             end_with(launcher[0])

@@ -8,7 +8,8 @@ from pathlib import Path
 from numatp.errors import MachineError
 from numatp.machine.topology import cgroup_folders, memory_limit_bytes
 
-START_BYTES = 1 << 29  # of address space: interpreter, numpy, LLVM and tokenizer before any weight take 0.4 GB
+# Address space for interpreter, numpy, LLVM and tokenizer, before any weight; files for what ranks share, MPI's included.
+START_BYTES = {"AS": 1 << 29, "DATA": 1 << 29, "FSIZE": 1 << 25}
 START_FILES = 64
 UNLIMITED = resource.RLIM_INFINITY
 
@@ -20,12 +21,12 @@ def check() -> None:
         if most != UNLIMITED and most < START_FILES:
             raise MachineError(f"RLIMIT_NOFILE (ulimit -n) allows {most} open files and numatp needs {START_FILES}: raise it")
         resource.setrlimit(resource.RLIMIT_NOFILE, (START_FILES, most))
-    for name in ("AS", "DATA"):
+    for name, needed in START_BYTES.items():
         size = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
-        if size != UNLIMITED and size < START_BYTES:
+        if size != UNLIMITED and size < needed:
             raise MachineError(
-                f"RLIMIT_{name} (ulimit -{OPTIONS[name]}) is {size / 1e6:.0f} MB; numatp needs {START_BYTES / 1e6:.0f} MB and the "
-                "size of the model: raise it"
+                f"RLIMIT_{name} (ulimit -{OPTIONS[name]}) is {size / 1e6:.0f} MB; numatp needs {needed / 1e6:.0f} MB, and more for "
+                "a large model: raise it"
             )
 
 
