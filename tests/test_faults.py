@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -253,7 +254,9 @@ def test_limit_of_processes_is_named(model_path, way, most):
         words = ["setpriv", "--reuid=54321", "--clear-groups", *rights, *words]
         if run(*words[:5], "true").returncode:
             pytest.skip("this container lets root not become another user")
-    line = one_line(run(*words, env={"NUMATP_CACHE_DIR": str(Path.home() / ".cache/numatp")}, timeout=60))
+    with tempfile.TemporaryDirectory() as folder:  # which that user can reach
+        Path(folder).chmod(0o777)
+        line = one_line(run(*words, env={"NUMATP_CACHE_DIR": folder}, timeout=60))
     assert re.search(rf"no thread or process can be started: RLIMIT_NPROC \(ulimit -u\) is {most}", line)
 
 
