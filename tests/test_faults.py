@@ -90,6 +90,14 @@ def shared_files():
     return set(os.listdir("/dev/shm"))
 
 
+def nothing_left(before):
+    """In /dev/shm. Other people's jobs, which also have files there, end some time."""
+    end = time.monotonic() + SECONDS
+    while left := shared_files() - before:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)
+
+
 def ended(process, members):
     """(exit status, stderr), once all of them have gone."""
     error = process.communicate(timeout=SECONDS)[1]
@@ -136,7 +144,7 @@ def test_signal_at_any_moment(model_path, way, number):
                 assert status != 0, (moment, error)
             else:
                 assert status == 128 + number, (moment, error)
-    assert shared_files() == before
+    nothing_left(before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
@@ -152,20 +160,16 @@ def test_ignored_signal_stays_ignored(model_path, number):
 
 
 def test_signal_during_a_download(tmp_path):
-    """pip and what it has written go too. The folder of a Python without a network's answer shows it as well as any."""
-    before = family(os.getpid())
+    """pip and what it has written go too, and it takes no network to see that."""
     words = [str(BIN / "numatp"), "pull", "smollm2"]
     environ = os.environ | {"NUMATP_CACHE_DIR": str(tmp_path)}
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environ) as process:
-        while not list(tmp_path.glob("models/.pull-*")):
+        while len(members := family(process.pid)) < 2:
             assert process.poll() is None
-            time.sleep(0.001)
-        members = family(process.pid)
         process.send_signal(signal.SIGTERM)
         status, _ = ended(process, members)
     assert status == 143
     assert not list(tmp_path.glob("models/.*"))
-    assert len(family(os.getpid())) <= len(before) + 1
 
 
 # ---------------------------------------------------------------- killed processes
@@ -182,7 +186,7 @@ def test_killed_rank_is_named_by_another(model_path, way, victim):
     assert status != 0
     assert error.count(f"numatp: rank {victim} (process {pid}) died") == 1
     assert error.count("numatp: rank") == 1
-    assert shared_files() == before
+    nothing_left(before)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -194,7 +198,7 @@ def test_killed_rank_under_mpirun(model_path, victim):
         status, error = ended(process, members)
     assert status != 0
     assert str(pid) in error  # mpirun's text, or ours
-    assert shared_files() == before
+    nothing_left(before)
 
 
 @pytest.mark.parametrize("way", ["local", "mpirun"])
@@ -213,7 +217,7 @@ def test_killed_launcher_takes_its_ranks_along(model_path):
         members = family(process.pid)
         process.kill()
         ended(process, members)
-    assert shared_files() == before
+    nothing_left(before)
 
 
 # ---------------------------------------------------------------- limits
@@ -236,7 +240,7 @@ def test_limit_is_named(model_path, way, limit, line):
     words = [BIN / "numatp", "generate", "-m", model_path, *ranks, *PROMPT, "-c", "8192"]
     result = run(*launcher, "prlimit", limit, *words, timeout=60)
     assert re.search(line, one_line(result))
-    assert shared_files() == before
+    nothing_left(before)
 
 
 def test_soft_limit_of_files_is_raised(model_path):
@@ -256,7 +260,10 @@ def test_limit_of_processes_is_named(model_path, way, most):
             pytest.skip("this container lets root not become another user")
     with tempfile.TemporaryDirectory() as folder:  # which that user can reach
         Path(folder).chmod(0o777)
-        line = one_line(run(*words, env={"NUMATP_CACHE_DIR": folder}, timeout=60))
+        result = run(*words, env={"NUMATP_CACHE_DIR": folder}, timeout=60)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    line = result.stderr.splitlines()[-1]  # libnuma, whose place is found by a process, may be missing for the same reason
     assert re.search(rf"no thread or process can be started: RLIMIT_NPROC \(ulimit -u\) is {most}", line)
 
 
@@ -326,7 +333,7 @@ def test_refused_system_calls_do_not_matter(model_path, way, calls, note):
     assert note in result.stderr
     assert re.search(r"weights rank 0: 100.0 % on node", result.stderr)  # /proc/self/numa_maps knows it too
     assert "Traceback" not in result.stderr
-    assert shared_files() == before
+    nothing_left(before)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
