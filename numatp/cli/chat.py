@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from numatp.cli import signals
 from numatp.cli.generate import show_answer
 from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
 from numatp.cli.session import run_session
@@ -25,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     def converse(llm: LLM) -> int:
         if sys.stdin.isatty():
             note(HELP)
+            signals.interrupt()
         messages = list(start)
         while (text := read_message()) is not None:
             if text == "/clear":

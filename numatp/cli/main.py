@@ -7,8 +7,8 @@ import sys
 import time
 
 from numatp import __version__
-from numatp.errors import NumatpError, UserError
-from numatp.machine.launch import read_launch
+from numatp.cli import signals
+from numatp.errors import NumatpError, RankError, UserError
 
 COMMANDS = {
     "generate": "generate text from a prompt",
@@ -28,6 +28,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
+    signals.end_at_once()  # before the slow imports
     # A pool of BLAS threads would outlive its use and disturb the pinned ones; numatp needs none.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -43,13 +44,21 @@ def main() -> None:
         status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
     except NumatpError as error:
         status = error.exit_status
+        if isinstance(error, RankError) and error.witness:
+            print(f"numatp: {error}", file=sys.stderr, flush=True)
+            sys.exit(status)
         say(f"numatp: {error}")
-    except MemoryError:
-        say("numatp: out of memory: raise this job's limit, or use a smaller -c or model")
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, OSError, RuntimeError) as error:
+        from numatp.machine.limits import describe
+
+        line = describe(error)
+        if not line:
+            raise
+        say(f"numatp: {line}")
     sys.stdout.flush()
     if status and not speaks():
         # A launcher ends all ranks as soon as one fails: rank 0, which says why, has to be the first.
@@ -59,6 +68,8 @@ def main() -> None:
 
 def speaks() -> bool:
     """Whether this process is the one of its job that talks to the user."""
+    from numatp.machine.launch import read_launch
+
     try:
         launched = read_launch()
     except NumatpError:

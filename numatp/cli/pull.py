@@ -2,6 +2,7 @@
 
 import argparse
 
+from numatp.cli import signals
 from numatp.cli.progress import Progress
 from numatp.files import models
 
@@ -11,6 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    signals.unwind()  # removes what was downloaded so far, and ends pip
     with Progress("pull") as progress:
         path = models.pull(arguments.model, progress.update)
     print(path)

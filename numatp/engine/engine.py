@@ -1,7 +1,6 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
 import ctypes
-import os
 import time
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.kernels.sampling import greedy
-from numatp.machine import native, pages, topology
+from numatp.machine import limits, native, pages, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
@@ -34,6 +33,10 @@ ROWS_UNIT = 16  # whole groups of rows on every ISA
 class Engine:
     """Must be made and used by one thread, which becomes thread 0 of the rank's team and is pinned."""
 
+    load_seconds: float
+    bytes_per_token: int  # weights that all ranks together read to decode one token
+    pages_line: str
+
     def __init__(self, job: Job, start: Start, progress: Callable[[int, int], None] = lambda done, total: None):
         self.job, self.comm, self.placement = job, start.comm, start.placement
         self._library = native.library()
@@ -42,11 +45,12 @@ class Engine:
         began = time.perf_counter()
         self._agree(self._prepare)
         self._check_room()
-        self._open_team()
+        self._agree(self._open_team)
+        self.lanes = min(self.comm.gather(self.threads))
         self._agree(lambda: self._load(progress))
         self._map_window()
         self._agree(self._record)
-        self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))  # weights, of all ranks
+        self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
 
@@ -59,11 +63,12 @@ class Engine:
             raise
         except NumatpError as error:
             failure = error
-        described = [type(failure).__name__, str(failure)] if failure else None
-        for rank, other in enumerate(self.comm.gather(described)):
-            if other:
-                kind = UserError if other[0] == "UserError" else MachineError
-                raise failure if failure and rank == self.comm.rank else kind(other[1])
+        except (MemoryError, OSError, RuntimeError) as error:
+            line = limits.describe(error)
+            if not line:
+                raise
+            failure = MachineError(f"rank {self.comm.rank}: {line}")
+        self.comm.agree(failure)
 
     def _prepare(self) -> None:
         self.file = read_gguf(self.job.model)
@@ -110,8 +115,7 @@ class Engine:
         self.threads = len(cpus)
         self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
         if not self._team:
-            raise MachineError(f"cannot start {self.threads} threads: {os.strerror(ctypes.get_errno())}")
-        self.lanes = min(self.comm.gather(self.threads))
+            raise MachineError(f"rank {self.comm.rank} cannot start {self.threads} threads: {limits.reason(ctypes.get_errno())}")
 
     def _run(self, kernel: Kernel, record: np.ndarray) -> None:
         """One kernel on all threads of this rank."""
@@ -236,15 +240,15 @@ class Engine:
 
 
 def serve(job: Job, start: Start) -> int:
-    """A whole life of a worker process; its exit status. Rank 0 says what went wrong, so this says nothing."""
+    """A whole life of a worker process; its exit status."""
     try:
         start.bind()
         engine = Engine(job, start)
         engine.serve()
         engine.close()
-    except NumatpError as error:
-        return error.exit_status
+    except NumatpError:
+        raise
     except BaseException as error:
-        start.comm.abort(f"rank {start.comm.rank}: {type(error).__name__}: {error}")
+        start.comm.abort(f"rank {start.comm.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
         raise
     return 0

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from numatp.engine.job import Job
 from numatp.engine.start import Start, start
-from numatp.errors import NumatpError, RankError
+from numatp.errors import NumatpError, RankError, UserError
+from numatp.machine import limits
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
@@ -25,6 +26,7 @@ class Service:
         self._inbox: SimpleQueue[Request | ScoreRequest | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
+        self._ended: BaseException | None = None  # what a request gets that comes too late
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
         self._thread.start()
 
@@ -38,10 +40,9 @@ class Service:
 
     def submit(self, request: "Request | ScoreRequest") -> None:
         """A Request or ScoreRequest (engine/requests.py), rank 0."""
-        if self._failed:
-            request.put(self._failed)
-        else:
-            self._inbox.put(request)
+        self._inbox.put(request)
+        if self._ended:
+            self._refuse_waiting()
 
     def wait(self) -> None:
         """Returns when the engine's thread has ended: on other ranks when rank 0 closes. Raises what ended it."""
@@ -78,12 +79,15 @@ class Service:
             finally:
                 engine.close()
         except BaseException as error:
-            self._failed = error if isinstance(error, NumatpError) else RankError(f"{type(error).__name__}: {error}")
+            line = limits.describe(error) or f"{type(error).__name__}: {error}"
+            self._failed = error if isinstance(error, NumatpError) else RankError(line)
             self._failed.__cause__ = None if error is self._failed else error
             if not isinstance(error, RankError):
-                self.start.comm.abort(f"rank {self.rank}: {error}" if not isinstance(error, NumatpError) else str(error))
+                self.start.comm.abort(str(self._failed) if isinstance(error, NumatpError) else f"rank {self.rank}: {self._failed}")
             if not self._ready.done():
                 self._ready.set_exception(self._failed)
+        finally:
+            self._ended = self._failed or UserError("the model was closed: load it again")
             self._refuse_waiting()
 
     def _serve_requests(self, engine: "Engine") -> None:
@@ -107,8 +111,9 @@ class Service:
             raise
 
     def _refuse_waiting(self) -> None:
-        assert self._failed
-        while not self._inbox.empty():
-            request = self._inbox.get()
-            if request is not None:
-                request.put(self._failed)
+        assert self._ended
+        with contextlib.suppress(Empty):
+            while True:
+                request = self._inbox.get_nowait()
+                if request is not None:
+                    request.put(self._ended)

@@ -4,12 +4,16 @@ Nothing here may import numba before the target is set. Only the engine's thread
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
-from numatp.errors import UserError
-from numatp.machine import isa, launch, placement, topology
+from numatp.errors import NumatpError, UserError
+from numatp.files.cache import kernels_dir
+from numatp.machine import isa, launch, limits, placement, topology
+from numatp.machine.parent import end_with
 
 if TYPE_CHECKING:
     from numatp.ranks.comm import Comm
@@ -27,8 +31,14 @@ class Start:
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
 
     def bind(self) -> list[str]:
-        """Binds the calling thread, and threads that it starts, to the place; returns sentences worth showing."""
-        return placement.bind(self.placement)
+        """Binds the calling thread, and threads that it starts, to the place; returns sentences worth showing. Collective."""
+        notes, failure = list[str](), None
+        try:
+            notes = [*placement.bind(self.placement), *filter(None, [kernels_dir()[1]])]
+        except NumatpError as error:
+            failure = error
+        self.comm.agree(failure)
+        return notes
 
 
 def find_places(job: Job, size: int) -> list[placement.Placement]:
@@ -39,36 +49,59 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     )
 
 
+def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:
+    """Finds this process its place as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
+
+    join(crowded) is the meeting. What failed on one rank is raised on all of them.
+    """
+    places, failure = list[placement.Placement](), None
+    try:
+        places = find_places(job, size)
+        isa.set_numba_target(isa.choose())
+    except NumatpError as error:
+        failure = error
+    comm = join(bool(places) and places[rank].crowded)
+    comm.agree(failure)
+    return Start(comm, places[rank], placement.describe(places))
+
+
 def start(job: Job, ranks: int | None) -> Start:
     """Rank 0 of local ranks, or this rank of the launcher's. `ranks`: how many, None for the launcher's or one per node."""
+    limits.check()
     launched = launch.read_launch()
     if launched and launched.size > 1:
         if ranks not in (None, launched.size):
-            raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.kind}")
-        places, rank = find_places(job, launched.local_size), launched.local_rank
-        isa.set_numba_target(isa.choose())
-        from numatp.ranks.mpi import join
-
-        return Start(join(launched, places[rank].crowded), places[rank], placement.describe(places), mpi=True)
+            raise UserError(f"--ranks {ranks}: the launcher started {launched.size}; leave --ranks out under {launched.starter}")
+        if launched.size > placement.MAX_RANKS:
+            raise UserError(f"{launched.starter} started {launched.size} ranks: ask it for {placement.MAX_RANKS} at most")
+        launcher = launch.find_launcher()
+        if launcher:
+            end_with(launcher[0])
+        started = take_place(job, launched.local_size, launched.local_rank, lambda crowded: _ranks("mpi").join(launched, crowded))
+        started.mpi = True
+        return started
     if ranks is None:
         ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
-    places = find_places(job, ranks)
-    isa.set_numba_target(isa.choose())  # a wrong wish ends here, before there are workers
-    if ranks > 1:
-        from numatp.ranks.local import Workers
-
-        workers = Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
-        return Start(workers.comm(places[0].crowded), places[0], placement.describe(places), workers)
-    from numatp.ranks.alone import alone
-
-    return Start(alone(places[0].crowded), places[0], placement.describe(places))
+    if ranks == 1:
+        return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
+    find_places(job, ranks)
+    isa.choose()  # a wrong wish ends here, before there are workers
+    workers = _ranks("local").Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
+    try:
+        started = take_place(job, ranks, 0, workers.comm)
+    except BaseException:
+        workers.end()
+        raise
+    started.workers = workers
+    return started
 
 
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
-    job, rank = Job(**described["job"]), described["rank"]
-    places = find_places(job, described["size"])
-    isa.set_numba_target(isa.choose())
-    from numatp.ranks.local import join
+    job = Job(**described["job"])
+    return job, take_place(job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded))
 
-    return job, Start(join(described, places[rank].crowded), places[rank], placement.describe(places))
+
+def _ranks(name: str) -> Any:
+    """A module that loads numpy, so not before it is needed."""
+    return import_module(f"numatp.ranks.{name}")

@@ -4,18 +4,22 @@ import json
 import sys
 
 from numatp.engine.start import start_worker
-from numatp.errors import NumatpError
+from numatp.errors import NumatpError, RankError
+from numatp.machine.parent import end_with
 
 
 def main() -> int:
+    described = json.loads(sys.argv[1])
+    end_with(described["parent"])
     try:
-        job, start = start_worker(json.loads(sys.argv[1]))
-    except NumatpError as error:
-        print(f"numatp: {error}", file=sys.stderr)
-        return error.exit_status
-    from numatp.engine.engine import serve
+        job, start = start_worker(described)
+        from numatp.engine.engine import serve
 
-    return serve(job, start)
+        return serve(job, start)
+    except NumatpError as error:
+        if isinstance(error, RankError) and error.witness:  # otherwise rank 0 says what went wrong
+            print(f"numatp: {error}", file=sys.stderr)
+        return error.exit_status
 
 
 if __name__ == "__main__":

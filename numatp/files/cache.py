@@ -1,6 +1,9 @@
 """Where numatp keeps what it makes or downloads."""
 
 import os
+import stat
+import tempfile
+from functools import cache
 from pathlib import Path
 
 from numatp.errors import UserError
@@ -29,3 +32,25 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
     raise UserError(f"{folder}: cannot write there: {reason}; set NUMATP_CACHE_DIR to a writable folder")
+
+
+@cache
+def kernels_dir() -> tuple[Path, str]:
+    """(the folder for compiled kernels, a sentence worth showing or ""); the same on every rank.
+
+    Without a writable home a folder in the temporary one serves. It must be this user's alone: what is in it will be executed.
+    """
+    try:
+        return make_folder(cache_dir() / "kernels"), ""
+    except UserError as refused:
+        if os.environ.get("NUMATP_CACHE_DIR"):
+            raise
+        folder = Path(tempfile.gettempdir(), f"numatp-{os.getuid()}")
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            found = folder.lstat()
+        except OSError:
+            raise refused from None
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise refused
+        return make_folder(folder / "kernels"), f"compiled kernels are kept in {folder}, because {refused}"

@@ -24,7 +24,7 @@ from numba.core.registry import cpu_target
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
 
-from numatp.files.cache import cache_dir
+from numatp.files.cache import kernels_dir, make_folder
 from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 
 FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
@@ -93,9 +93,7 @@ def kernel_cache() -> Path:
     package = Path(__file__).parent.parent
     for source in sorted([*(package / "kernels").rglob("*.py"), *(package / "quants").glob("*.py")]):
         digest.update(source.name.encode() + source.read_bytes())
-    folder = cache_dir() / "kernels" / digest.hexdigest()[:24]
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return make_folder(kernels_dir()[0] / digest.hexdigest()[:24])
 
 
 @contextlib.contextmanager

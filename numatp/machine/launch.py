@@ -24,6 +24,11 @@ class Launch:
     local_rank: int  # among the ranks of this host
     local_size: int
 
+    @property
+    def starter(self) -> str:
+        """For people: the command that started the ranks."""
+        return {"openmpi": "mpirun", "hydra": "mpiexec", "slurm": "srun"}[self.kind]
+
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
     """None when nobody launched us as a rank. MachineError for a launcher that does not say which ranks share this host.

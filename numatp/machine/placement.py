@@ -9,6 +9,8 @@ from numatp.errors import MachineError, UserError
 from numatp.machine.policy import prefer_node
 from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
 
+MAX_RANKS = 64  # of native/numatp.h
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -41,8 +43,8 @@ def place(
     is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks compare (see mark_crowded).
     UserError, one line, when the wish cannot be met.
     """
-    if size < 1:
-        raise UserError(f"{size} ranks: ask for at least 1")
+    if not 1 <= size <= MAX_RANKS:
+        raise UserError(f"{size} ranks: ask for 1 to {MAX_RANKS}")
     if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}: ask for at least 1 thread per rank")
     if sum(option is not None for option in (nodes, cpus)) + keep > 1:

@@ -5,23 +5,40 @@ learn their sizes. A memfd has no name, so nothing can be left behind.
 """
 
 import ctypes
+import errno
 import json
 import mmap
 import os
+import shutil
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from numatp.errors import MachineError, RankError
-from numatp.machine import native
+from numatp.errors import MachineError, NumatpError, RankError, UserError
+from numatp.machine import limits, native
+
+CONTROL_ROOM = 1 << 20  # bytes: more than the control section of 64 ranks, the only part that is not reserved before use
+NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and a note has 3072
 
 PIECE = 1024  # characters of a note; as JSON within JSON an ASCII character takes at most 2 bytes
 
 
 def make_window() -> int:
     """A new, empty window: a file descriptor."""
-    return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
+    try:
+        return os.memfd_create("numatp-window", os.MFD_CLOEXEC)
+    except OSError as refused:  # a container's rule, or too many open files
+        try:
+            window = os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)  # has no name either
+            if shutil.disk_usage(window).free < CONTROL_ROOM:  # writing there would end in SIGBUS
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return window
+        except OSError as failure:
+            raise MachineError(
+                f"cannot make memory that ranks share: memfd_create: {limits.reason(refused.errno or 0)}; "
+                f"a file in /dev/shm: {limits.reason(failure.errno or 0)}"
+            ) from None
 
 
 class Comm:
@@ -49,7 +66,9 @@ class Comm:
     def check(self, status: int) -> None:
         """Raises what a status of the C runtime means, nothing for OK."""
         if status == native.ABORTED:
-            raise RankError(self._library.numatp_abort_text(self.handle).decode(errors="replace"))
+            text = self._library.numatp_abort_text(self.handle).decode(errors="replace")
+            first = self._library.numatp_abort_rank(self.handle) == self.rank
+            raise RankError(text, witness=first and text.startswith("rank 0 "))
         if status == native.FORKED:
             raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
         if status != native.OK:
@@ -81,27 +100,35 @@ class Comm:
             text = text[PIECE:]
         return json.loads("".join(pieces))
 
+    def agree(self, failure: NumatpError | None) -> None:
+        """Every rank brings what went wrong on it, if anything; then all of them raise that of the first rank that has one."""
+        described = [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
+        for rank, other in enumerate(self.gather(described)):
+            if other:
+                kind = UserError if other[0] == "UserError" else MachineError
+                raise failure if failure and rank == self.rank else kind(other[1])
+
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
         """A new section of the window with one part per rank, uint8; each rank reserves its own part, so on its own node."""
         starts, end = [], self._num_bytes
         for size in num_bytes:
             starts.append(end)
             end += -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self.rank == 0:
-            os.ftruncate(self._window, end)
-        self.meet()
+        self._agree(lambda: os.ftruncate(self._window, end) if self.rank == 0 else None)
         self._num_bytes = end
-        section = self._map(starts[0], end - starts[0])
-        parts = [section[start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
-        error = None
+        sections = list[np.ndarray]()
+        self._agree(lambda: sections.append(self._map(starts[0], end - starts[0])))
+        mine = max(num_bytes[self.rank], 1)
+        self._agree(lambda: os.posix_fallocate(self._window, starts[self.rank], mine))
+        return [sections[0][start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
+
+    def _agree(self, action: Callable[[], Any]) -> None:
+        failure = None
         try:
-            os.posix_fallocate(self._window, starts[self.rank], max(num_bytes[self.rank], 1))
-        except OSError as failure:
-            error = f"no memory for {num_bytes[self.rank] / 1e6:.0f} MB shared by the ranks: {failure.strerror}"
-        for message in self.gather(error):
-            if message:
-                raise MachineError(message)
-        return parts
+            action()
+        except OSError as error:
+            failure = MachineError(f"rank {self.rank} cannot share memory with the others: {limits.reason(error.errno or 0)}")
+        self.agree(failure)
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank."""

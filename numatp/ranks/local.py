@@ -6,7 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
-from numatp.errors import RankError
+from numatp.errors import MachineError, RankError
+from numatp.machine import limits
 from numatp.ranks.comm import Comm, make_window
 
 
@@ -19,14 +20,18 @@ class Workers:
         self.window = make_window()
         os.set_inheritable(self.window, True)
         self.processes = []
-        for rank in range(1, size):
-            text = json.dumps({**job, "rank": rank, "size": size, "window": self.window, "parent": os.getpid()})
-            # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
-            process = subprocess.Popen(
-                [sys.executable, "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-            self.processes.append(process)
+        try:
+            for rank in range(1, size):
+                text = json.dumps({**job, "rank": rank, "size": size, "window": self.window, "parent": os.getpid()})
+                # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
+                process = subprocess.Popen(
+                    [sys.executable, "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, start_new_session=True,
+                )  # fmt: skip
+                self.processes.append(process)
+        except OSError as error:
+            self.end()
+            raise MachineError(f"cannot start a worker process: {limits.reason(error.errno or 0)}") from error
 
     def comm(self, crowded: bool) -> Comm:
         return Comm(0, self.size, self.window, [0] + [p.pid for p in self.processes], crowded, self._look)
@@ -35,6 +40,12 @@ class Workers:
         for rank, process in enumerate(self.processes, start=1):
             if process.poll() is not None:
                 raise RankError(f"rank {rank} (process {process.pid}) ended with status {process.returncode}")
+
+    def end(self) -> None:
+        """Before there is a Comm that could tell them."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def close(self) -> None:
         """Waits for the workers, which end by themselves once the job is stopped or aborted."""

@@ -2,12 +2,13 @@
 
 import codecs
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
+from numatp.text.chat_template import render_chat
 
 if TYPE_CHECKING:
     import tokenizers
@@ -52,8 +53,10 @@ class Tokenizer:
         eos: int | None,
         eos_ids: frozenset[int],
         chat_template: str | None,
+        bos_name: str = "",
+        eos_name: str = "",
     ) -> None:
-        """`bos` and `eos`: the ids that `encode` puts around a text, None for none."""
+        """`bos` and `eos`: the ids that `encode` puts around a text, None for none; the names are for the chat template."""
         self.vocab_size = len(tokens)
         self.eos_ids = eos_ids
         self.chat_template = chat_template
@@ -62,6 +65,7 @@ class Tokenizer:
         self._bpe = bpe
         self.bos = bos
         self._eos = eos
+        self._bos_name, self._eos_name = bos_name, eos_name
         user_defined = {token: id for id, token in enumerate(tokens) if kinds[id] == USER_DEFINED and token}
         named = {token: id for id, token in enumerate(tokens) if kinds[id] in (UNKNOWN, CONTROL) and token}
         self._named = named | user_defined
@@ -83,6 +87,9 @@ class Tokenizer:
                 gguf.fail(f"{key} is {id}, outside the {len(tokens)} tokens: damaged; download it again")
             return id
 
+        def name(key: str) -> str:
+            return tokens[token_id(key)] if key in gguf.metadata else ""
+
         ends = {token_id(key) for key in END_KEYS if key in gguf.metadata}
         ends |= {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token in END_NAMES}
         return cls(
@@ -93,6 +100,8 @@ class Tokenizer:
             eos=token_id("tokenizer.ggml.eos_token_id") if gguf.flag("tokenizer.ggml.add_eos_token", False) else None,
             eos_ids=frozenset(ends),
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
+            bos_name=name("tokenizer.ggml.bos_token_id"),
+            eos_name=name("tokenizer.ggml.eos_token_id"),
         )
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -117,6 +126,13 @@ class Tokenizer:
         if self._eos is not None and ids[-1:] != [self._eos]:
             ids.append(self._eos)
         return ids
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The prompt for an answer to `messages` (see chat_template.py). UserError if the model has no chat template."""
+        if self.chat_template is None:
+            raise UserError("this model has no chat template: use generate without --chat, or a model made for chats")
+        names = {"bos_token": self._bos_name, "eos_token": self._eos_name, "unk_token": "", "pad_token": ""}
+        return render_chat(self.chat_template, messages, names)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens give nothing, and bytes that form no character U+FFFD."""

@@ -1,0 +1,71 @@
+"""Chat messages to a prompt, by the model's own jinja2 template. The template comes with a model from anywhere, so it runs in
+jinja2's sandbox, which lets it reach nothing but its arguments."""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from numatp.errors import UserError
+
+if TYPE_CHECKING:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+REMEDY = "give other messages, or write the prompt yourself and use generate"
+
+
+def render_chat(template: str, messages: Sequence[Mapping[str, Any]], tokens: Mapping[str, str]) -> str:
+    """The prompt that ends where the assistant's answer begins.
+
+    messages: {"role": one of ROLES, "content": text} and whatever else the template reads (tool_calls, name, ...).
+    tokens: what the template calls bos_token, eos_token, ... UserError for messages that the template refuses, or cannot digest.
+    """
+    for place, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            raise UserError(f"message {place} is {str(message)[:60]!r}: it needs a role, one of {', '.join(ROLES)}, and a content")
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise UserError(f"message {place}: its content is {type(message['content']).__name__}: give text")
+    import jinja2
+
+    try:
+        return _environment().from_string(template).render(messages=messages, add_generation_prompt=True, **tokens)
+    except RecursionError:
+        raise UserError(f"the model's chat template does not end; {REMEDY}") from None
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"the model's chat template does not take these messages ({reason}); {REMEDY}") from None
+
+
+@cache
+def _environment() -> "ImmutableSandboxedEnvironment":
+    """As transformers sets it up, which templates are written for."""
+    import jinja2  # here, because it costs 40 ms and only chats need it
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """{% generation %}...{% endgeneration %} marks an assistant's words for training; here it is its content."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> NoReturn:
+        raise jinja2.TemplateError(message)
+
+    def tojson(
+        value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation])
+    environment.filters["tojson"] = tojson  # jinja2's own escapes HTML
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    return environment
