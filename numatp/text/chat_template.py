@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from numatp.errors import UserError
 
@@ -50,7 +50,7 @@ def _environment() -> "ImmutableSandboxedEnvironment":
     class Generation(Extension):
         """{% generation %}...{% endgeneration %} marks an assistant's words for training; here it is its content."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
