@@ -122,7 +122,7 @@ class LLM:
         except BaseException:
             self.close()
             raise
-        for note in service.notes:
+        for note in service.start.notes:
             log.warning(note)
         log.info(engine.pages_line)
         self.rank = service.rank

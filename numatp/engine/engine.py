@@ -42,6 +42,7 @@ class Engine:
         self._library = native.library()
         self._arenas: list[tuple[int, int]] = []
         self._team = None
+        start.bind()
         began = time.perf_counter()
         self._agree(self._prepare)
         self._check_room()
@@ -242,7 +243,6 @@ class Engine:
 def serve(job: Job, start: Start) -> int:
     """A whole life of a worker process; its exit status."""
     try:
-        start.bind()
         engine = Engine(job, start)
         engine.serve()
         engine.close()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from numatp.engine.job import Job
 from numatp.engine.start import Start, start
-from numatp.errors import NumatpError, RankError, UserError
+from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.machine import limits
 
 if TYPE_CHECKING:
@@ -22,13 +22,17 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.start: Start = start(job, ranks)
-        self.notes: list[str] = []
         self._inbox: SimpleQueue[Request | ScoreRequest | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # no more threads
+            line = limits.describe(error) or str(error)
+            self.start.comm.abort(f"rank {self.rank}: {line}")
+            raise MachineError(line) from error
 
     @property
     def rank(self) -> int:
@@ -66,7 +70,6 @@ class Service:
 
     def _run(self, job: Job, progress: Callable[[int, int], None]) -> None:
         try:
-            self.notes = self.start.bind()
             from numatp.engine.engine import Engine
 
             engine = Engine(job, self.start, progress)

@@ -5,7 +5,7 @@ Nothing here may import numba before the target is set. Only the engine's thread
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +29,16 @@ class Start:
     line: str  # the placement of all ranks, for people
     workers: "Workers | None" = None
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
+    notes: list[str] = field(default_factory=list)  # sentences worth showing
 
-    def bind(self) -> list[str]:
-        """Binds the calling thread, and threads that it starts, to the place; returns sentences worth showing. Collective."""
-        notes, failure = list[str](), None
+    def bind(self) -> None:
+        """Binds the calling thread, and threads that it starts, to the place. Collective."""
+        failure = None
         try:
-            notes = [*placement.bind(self.placement), *filter(None, [kernels_dir()[1]])]
+            self.notes += placement.bind(self.placement)
         except NumatpError as error:
             failure = error
         self.comm.agree(failure)
-        return notes
 
 
 def find_places(job: Job, size: int) -> list[placement.Placement]:
@@ -54,15 +54,16 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -
 
     join(crowded) is the meeting. What failed on one rank is raised on all of them.
     """
-    places, failure = list[placement.Placement](), None
+    places, notes, failure = list[placement.Placement](), list[str](), None
     try:
         places = find_places(job, size)
+        notes += filter(None, [kernels_dir()[1]])
         isa.set_numba_target(isa.choose())
     except NumatpError as error:
         failure = error
     comm = join(bool(places) and places[rank].crowded)
     comm.agree(failure)
-    return Start(comm, places[rank], placement.describe(places))
+    return Start(comm, places[rank], placement.describe(places), notes=notes)
 
 
 def start(job: Job, ranks: int | None) -> Start:

@@ -32,7 +32,7 @@ def check() -> None:
 
 def describe(error: BaseException) -> str | None:
     """One line if the error says that something has run out, with the limits that may be behind it; else None."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
         return reason(errno.ENOMEM)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return reason(errno.EAGAIN)
