@@ -140,13 +140,14 @@ int numatp_meet(struct numatp_ranks *ranks)
 
     int64_t nap = 20000, end = numatp_clock() + MEET_NS;
     for (int dead = 0;;) {
-        if (numatp_aborted(ranks))
-            return NUMATP_ABORTED;
+        bool aborted = numatp_abort_rank(ranks) >= 0; /* before the look at who has come: a meeting that all reached counts */
         if (all_have_come(ranks, meeting)) {
             ranks->meeting = false;
             learn_peers(ranks);
             return NUMATP_OK;
         }
+        if (aborted)
+            return NUMATP_ABORTED;
         if (dead) { /* and it had not come before it died */
             numatp_abort_dead(ranks, dead);
             return NUMATP_ABORTED;

@@ -359,7 +359,7 @@ def test_the_sizes_of_a_model(path, wrong, shapes, absent, ranks):
     assert spec.context > 0 and len(spec.layers) == 1
     assert math.isfinite(spec.epsilon) and spec.epsilon > 0 and math.isfinite(spec.rope_base) and spec.rope_base > 0
     for pieces in zip(*slices, strict=True):
-        assert all(0 <= piece.rows.start <= piece.rows.stop <= math.prod(piece.info.shape) for piece in pieces)
+        assert all(0 <= r.start <= r.stop <= math.prod(p.info.shape) for p in pieces for r in p.rows)
 
 
 TOKENS = [bytes([byte]) for byte in range(33, 127)] + [b"\xc4\xa0", b"\xc4\x8a", b"ab", b"\xc4\xa0a", b"<s>", b"</s>"]

@@ -32,8 +32,10 @@ def check() -> None:
 
 def describe(error: BaseException) -> str | None:
     """One line if the error says that something has run out, with the limits that may be behind it; else None."""
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "failed to map segment" in str(error)):
+    if isinstance(error, MemoryError):
         return reason(errno.ENOMEM)
+    if isinstance(error, ImportError) and not isinstance(error, ModuleNotFoundError) and _limited("AS"):
+        return reason(errno.ENOMEM)  # numba's own text hides why its libraries could not be mapped
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return reason(errno.EAGAIN)
     if isinstance(error, OSError) and error.errno in FULL:
@@ -60,6 +62,10 @@ def reason(number: int) -> str:
     if number == errno.EAGAIN and (most := _pids_max()):
         limits.append(f"the cgroup's pids.max is {most}")
     return f"{text}: {', '.join(limits) or 'no limit of this process, so the machine has no more'}"
+
+
+def _limited(name: str) -> bool:
+    return resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0] != UNLIMITED
 
 
 def _pids_max() -> str:
