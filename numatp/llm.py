@@ -266,7 +266,7 @@ class Answer:
         from numatp.text.tokenizer import StreamDecoder
 
         self._queue: SimpleQueue[int | Finish | BaseException] = SimpleQueue()
-        self._decoder, self._stops = StreamDecoder(llm.tokenizer), Stops(params.stop)
+        self._decoder, self._stops = StreamDecoder(llm.tokenizer), Stops(params.stops)
         self._request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None

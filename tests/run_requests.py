@@ -26,7 +26,7 @@ def main():
     scheduler, answers = Scheduler(engine), []
     for number, prompt in enumerate(plan["prompts"]):
         answer = []
-        request = Request(prompt, SamplingParams(max_tokens=plan["max_tokens"]), frozenset(), answer.append)
+        request = Request(prompt, SamplingParams(temperature=0, max_tokens=plan["max_tokens"]), frozenset(), answer.append)
         answers.append((number, request, answer))
         scheduler.submit(request)
     while scheduler.busy:

@@ -108,7 +108,20 @@ def test_version():
 
 
 def start_long_run(model_path, launcher=(), options=("--ranks", "2")):
-    command = [*launcher, BIN / "numatp", "generate", "-m", model_path, "-p", "Once upon a time", "-n", "5000", *options]
+    command = [
+        *launcher,
+        BIN / "numatp",
+        "generate",
+        "-m",
+        model_path,
+        "-p",
+        "Once upon a time",
+        "-n",
+        "5000",
+        "--temp",
+        "0",
+        *options,
+    ]
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -325,12 +325,6 @@ def test_both_ways_of_the_exchange_give_the_same_bits(ranks, lanes):
     assert (long == wanted).all()
 
 
-def test_greedy_takes_the_first_of_equals():
-    logits, out = np.array([[1, 5, 5, 9], [-3, -2, -7, 9]], np.float32), np.zeros(2, np.int64)
-    call(sampling.greedy, logits=logits, stride=16, rows=np.array([2]), vocab=3, out=out)
-    assert out.tolist() == [1, 1]
-
-
 def sigmoid(x):
     return 1 / (1 + np.exp(-x.astype(np.float64)))
 

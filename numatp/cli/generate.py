@@ -56,6 +56,6 @@ def show_answer(llm: LLM, prompt, params) -> str:
     note(
         f"load {llm.stats.load_seconds:.2f} s, prompt {end.prompt_tokens} tokens at "
         f"{end.prompt_tokens / end.prompt_seconds:.1f} tok/s, decode {end.decoded_tokens} tokens at {rate:.1f} tok/s, "
-        f"reading {read:.1f} GB/s of weights"
+        f"reading {read:.1f} GB/s of weights{f', seed {params.seed}' if params.temperature else ''}"
     )
     return text

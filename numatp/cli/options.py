@@ -3,11 +3,11 @@
 import argparse
 import logging
 import os
+import random
 import sys
 
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams
-from numatp.errors import UserError
 from numatp.files.models import resolve_model
 
 
@@ -21,6 +21,10 @@ def natural(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
+
+
+def token_count(text: str) -> int | None:
+    return None if text == "-1" else positive(text)
 
 
 def rank_count(text: str) -> int | None:
@@ -50,14 +54,45 @@ def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-n", "--predict", type=positive, default=128, metavar="N", help="tokens to generate (default 128)")
-    parser.add_argument("--temp", type=float, default=0.0, metavar="T", help="temperature; only 0 (greedy) for now")
+    add = parser.add_argument
+    p = SamplingParams()  # its defaults
+    add(
+        "-n",
+        "--predict",
+        type=token_count,
+        default=p.max_tokens,
+        metavar="N",
+        help="tokens to generate (default 128; -1: no limit)",
+    )
+    add("--temp", type=float, default=p.temperature, metavar="T", help="0: always the most probable token (default %(default)s)")
+    add("--top-k", type=natural, default=p.top_k, metavar="K", help="among the K most probable, 0: all (default %(default)s)")
+    add("--top-p", type=float, default=p.top_p, metavar="P", help="among those with P of the probability (default %(default)s)")
+    add(
+        "--min-p",
+        type=float,
+        default=p.min_p,
+        metavar="P",
+        help="among those P times as probable as the best (default %(default)s)",
+    )
+    add(
+        "--repeat-penalty",
+        type=float,
+        default=p.repeat_penalty,
+        metavar="X",
+        help="of the last 64 tokens (default %(default)s: none)",
+    )
+    add("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
+    add("--ignore-eos", action="store_true", help="go on after the model's end of text")
 
 
 def params_of(arguments: argparse.Namespace) -> SamplingParams:
-    if arguments.temp:
-        raise UserError("--temp: only 0 (greedy) is supported for now")
-    return SamplingParams(temperature=arguments.temp, max_tokens=arguments.predict)
+    chosen = arguments.seed is not None and arguments.seed >= 0
+    return SamplingParams(
+        temperature=arguments.temp, top_k=arguments.top_k, top_p=arguments.top_p, min_p=arguments.min_p,
+        repeat_penalty=arguments.repeat_penalty, seed=arguments.seed if chosen else random.SystemRandom().getrandbits(32),
+        max_tokens=arguments.predict, stop=arguments.stop, ignore_eos=arguments.ignore_eos,
+    )  # fmt: skip
 
 
 def note(text: str) -> None:

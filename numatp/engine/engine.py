@@ -9,13 +9,12 @@ import numpy as np
 from numatp import models
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.job import Job
-from numatp.engine.sampling import SamplingParams
+from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
-from numatp.kernels.sampling import greedy
 from numatp.machine import limits, native, pages, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
@@ -167,12 +166,7 @@ class Engine:
         self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
-            self._tokens = np.zeros(self.job.max_sequences, np.int64)
-            self._greedy_args = greedy.record(
-                logits=self.logits.ctypes.data, stride=self.logits.strides[0], rows=self.step.num_logits.ctypes.data,
-                vocab=sizes.vocab, out=self._tokens.ctypes.data,
-            )  # fmt: skip
-            self._greedy = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(greedy.address)
+            self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
 
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
@@ -214,11 +208,6 @@ class Engine:
 
     def _run_step(self, program: int) -> None:
         self.comm.check(self._library.numatp_team_step(self._team, program))
-
-    def sample(self, params: list[SamplingParams]) -> list[int]:
-        """The next token after each of the last Step's rows of logits."""
-        self._greedy(self._greedy_args.ctypes.data, 0, 1)
-        return self._tokens[: self.step.num_logits[0]].tolist()
 
     # ------------------------------------------------------------ the other ranks, and the end
 

@@ -4,11 +4,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 from threading import Event
 from typing import Literal
 
 from numatp.engine.cache import Tables
 from numatp.engine.engine import Engine
+from numatp.engine.sampler import Choice
 from numatp.engine.sampling import SamplingParams
 from numatp.program.step import Span
 
@@ -53,6 +55,7 @@ class Sequence:
     tables: Tables
     limit: int  # tokens at most, prompt included
     tokens: list[int]
+    random: Random
     done: int = 0  # tokens whose keys and values are in the cache
     began: float = 0.0
     first_token: float = 0.0
@@ -116,7 +119,8 @@ class Scheduler:
         if spans:
             self._engine.run(spans)
         if sampled:
-            for sequence, token in zip(sampled, self._engine.sample([s.request.params for s in sampled]), strict=True):
+            choices = [Choice(s.request.params, s.random.random(), s.tokens) for s in sampled]
+            for sequence, token in zip(sampled, self._engine.sampler.choose(choices), strict=True):
                 self._take(sequence, token)
 
     def _admit(self) -> None:
@@ -136,7 +140,10 @@ class Scheduler:
                 self._score(request, tables)
             else:
                 assert isinstance(request, Request)
-                sequence = Sequence(request, self._places.pop(), tables, limit, list(request.prompt), began=time.perf_counter())
+                sequence = Sequence(
+                    request, self._places.pop(), tables, limit, list(request.prompt), Random(request.params.seed),
+                    began=time.perf_counter(),
+                )  # fmt: skip
                 self._running.append(sequence)
 
     def _score(self, request: ScoreRequest, tables: Tables) -> None:

@@ -1,17 +1,136 @@
-"""Choosing the next token from the logits."""
+"""Choosing the next token from the logits, in the order of llama.cpp: penalty, top-k, top-p, min-p, temperature, draw."""
 
-from numatp.kernels.compile import kernel
-from numatp.kernels.simd import load_f32, load_i64, offset, store_i64
+import math
+
+from numatp.kernels.compile import device, kernel
+from numatp.kernels.simd import load_f32, load_f64, load_i64, offset, store_f32, store_i64
+
+RECENT = 64  # tokens that the repeat penalty looks back on
+# One choice is a row of 8-byte fields.
+TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, UNIFORM, NUM_RECENT, FIELDS = range(8)
 
 
-@kernel(logits="pointer", stride="int", rows="pointer", vocab="int", out="pointer")
-def greedy(args, thread, threads):
-    """out[i], int64 = the index of the largest of logits[i, :vocab], the first one if there are several; one thread does it."""
+@device
+def penalize(logits, recent, count, penalty):
+    """Makes each of the recent tokens less probable, once (Keskar et al. 2019, CTRL, section 4.1)."""
+    for i in range(count):
+        token, seen = load_i64(recent, i), False
+        for j in range(i):
+            seen = seen or load_i64(recent, j) == token
+        if not seen:
+            logit = load_f32(logits, token)
+            store_f32(logits, token, logit / penalty if logit > 0 else logit * penalty)
+
+
+@device
+def most_probable(logits, vocab):
+    """The first one if there are several."""
+    best = 0
+    for i in range(1, vocab):
+        if load_f32(logits, i) > load_f32(logits, best):
+            best = i
+    return best
+
+
+@device
+def above(logits, a, b, sign):
+    """Whether token a belongs nearer to the root of a heap than b: the more probable one for sign 1, the less for -1."""
+    x, y = sign * load_f32(logits, a), sign * load_f32(logits, b)
+    return x > y or (x == y and sign * a < sign * b)
+
+
+@device
+def sift(heap, size, at, logits, sign):
+    token, child = load_i64(heap, at), 2 * at + 1
+    while child < size:
+        if child + 1 < size and above(logits, load_i64(heap, child + 1), load_i64(heap, child), sign):
+            child += 1
+        if not above(logits, load_i64(heap, child), token, sign):
+            break
+        store_i64(heap, at, load_i64(heap, child))
+        at, child = child, 2 * child + 1
+    store_i64(heap, at, token)
+
+
+@device
+def heapify(heap, size, logits, sign):
+    for i in range(size // 2):
+        sift(heap, size, size // 2 - 1 - i, logits, sign)
+
+
+@device
+def keep_top_k(kept, logits, vocab, k):
+    """The k most probable tokens, in any order; returns how many."""
+    for i in range(k):
+        store_i64(kept, i, i)
+    if k < vocab:
+        heapify(kept, k, logits, -1)
+        for token in range(k, vocab):
+            if load_f32(logits, token) > load_f32(logits, load_i64(kept, 0)):
+                store_i64(kept, 0, token)
+                sift(kept, k, 0, logits, -1)
+    return k
+
+
+@device
+def keep_top_p(kept, count, logits, top, top_p):
+    """The most probable of `count` tokens that have `top_p` of their probability together; returns where in `kept` they begin."""
+    total = 0.0
+    for i in range(count):
+        total += math.exp(load_f32(logits, load_i64(kept, i)) - top)
+    heapify(kept, count, logits, 1)
+    mass, size = 0.0, count
+    while size > 0 and mass < top_p * total:
+        token = load_i64(kept, 0)
+        size -= 1
+        store_i64(kept, 0, load_i64(kept, size))
+        sift(kept, size, 0, logits, 1)
+        store_i64(kept, size, token)  # the place that the heap has given up
+        mass += math.exp(load_f32(logits, token) - top)
+    return min(size, count - 1)
+
+
+@device
+def draw(logits, vocab, choice, kept):
+    best = most_probable(logits, vocab)
+    top, k = float(load_f32(logits, best)), load_i64(choice, TOP_K)
+    top_p, min_p, temperature = load_f64(choice, TOP_P), load_f64(choice, MIN_P), load_f64(choice, TEMPERATURE)
+    end = keep_top_k(kept, logits, vocab, k if 0 < k < vocab else vocab)
+    first = keep_top_p(kept, end, logits, top, top_p) if top_p < 1 else 0
+    floor = top + math.log(min_p) if min_p > 0 else -math.inf
+    total = 0.0
+    for i in range(first, end):
+        logit = load_f32(logits, load_i64(kept, i))
+        if logit >= floor:
+            total += math.exp((logit - top) / temperature)
+    left, last = load_f64(choice, UNIFORM) * total, best
+    for i in range(first, end):
+        token = load_i64(kept, i)
+        logit = load_f32(logits, token)
+        if logit >= floor:
+            left -= math.exp((logit - top) / temperature)
+            last = token
+            if left < 0:
+                break
+    return last
+
+
+@kernel(
+    logits="pointer", stride="int", rows="pointer", vocab="int", choices="pointer", recent="pointer", kept="pointer", out="pointer"
+)  # fmt: skip
+def sample(args, thread, threads):
+    """out[i], int64 = the token chosen from logits[i, :vocab] by choices[i]; `kept` holds vocab int64. One thread does it all.
+
+    choices (rows, FIELDS): temperature (0: the most probable token), top-k (0: all), top-p, min-p, repeat penalty, a number from
+    [0, 1) that decides, and how many of recent[i, :RECENT], int64, count.
+    """
     if thread == 0:
         for row in range(load_i64(args.rows, 0)):
-            logits = offset(args.logits, row * args.stride)
-            best = 0
-            for i in range(1, args.vocab):
-                if load_f32(logits, i) > load_f32(logits, best):
-                    best = i
-            store_i64(args.out, row, best)
+            logits, choice = offset(args.logits, row * args.stride), offset(args.choices, row * FIELDS * 8)
+            penalty = load_f64(choice, PENALTY)
+            if penalty != 1:
+                penalize(logits, offset(args.recent, row * RECENT * 8), load_i64(choice, NUM_RECENT), penalty)
+            if load_f64(choice, TEMPERATURE) > 0:
+                store_i64(args.out, row, draw(logits, args.vocab, choice, args.kept))
+            else:
+                store_i64(args.out, row, most_probable(logits, args.vocab))

@@ -1,0 +1,133 @@
+"""Sampling: the kernel against the probabilities that numpy gives in float64, and seeds, stops and limits on the real model."""
+
+import re
+
+import numpy as np
+import pytest
+from conftest import numatp
+
+from numatp.engine.sampler import Choice, Sampler
+from numatp.engine.sampling import SamplingParams
+from numatp.errors import UserError
+
+VOCAB, DRAWS = 300, 4000
+
+
+def probabilities(logits, params, tokens):
+    """float64 (vocab,): how likely each token should be chosen."""
+    logits = logits.astype(np.float64).copy()
+    for token in set(tokens[-64:]):
+        logits[token] = logits[token] / params.repeat_penalty if logits[token] > 0 else logits[token] * params.repeat_penalty
+    order = np.argsort(-logits, kind="stable")
+    kept = order[: params.top_k] if params.top_k else order
+    p = np.exp(logits[kept] - logits[kept].max())
+    enough = np.searchsorted(np.cumsum(p), params.top_p * p.sum()) + 1 if params.top_p < 1 else len(kept)
+    kept = kept[:enough]
+    p = np.exp(logits[kept] - logits[kept].max())
+    kept = kept[p >= params.min_p]
+    wanted = np.zeros(len(logits))
+    p = np.exp((logits[kept] - logits[kept].max()) / params.temperature)
+    wanted[kept] = p / p.sum()
+    return wanted
+
+
+def sampler(logits):
+    """Of a copy of the rows, whose last columns must not be looked at."""
+    padded = np.full((len(logits), logits.shape[1] + 5), 1e9, np.float32)
+    padded[:, : logits.shape[1]] = logits
+    return Sampler(padded, np.array([len(logits)], np.int64), logits.shape[1])
+
+
+def drawn(logits, params, tokens=()):
+    """How often each token comes when the deciding number goes evenly over [0, 1)."""
+    rows = np.repeat(logits[None], DRAWS, 0)
+    choices = [Choice(params, (i + 0.5) / DRAWS, list(tokens)) for i in range(DRAWS)]
+    return np.bincount(sampler(rows).choose(choices), minlength=len(logits)) / DRAWS
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, VOCAB, VOCAB + 1])
+@pytest.mark.parametrize("top_p", [1.0, 0.9, 0.3])
+@pytest.mark.parametrize("min_p", [0.0, 0.05])
+@pytest.mark.parametrize(("temperature", "penalty"), [(1.0, 1.0), (0.5, 1.0), (2.0, 1.3)])
+def test_tokens_come_as_often_as_they_should(top_k, top_p, min_p, temperature, penalty):
+    logits = (np.random.default_rng(top_k).standard_normal(VOCAB) * 2).astype(np.float32)
+    params = SamplingParams(temperature, top_k, top_p, min_p, penalty)
+    tokens = [int(np.argmax(logits))] * 3 + [5, 9]
+    wanted = probabilities(logits, params, tokens)
+    often = drawn(logits, params, tokens)
+    assert (often[wanted == 0] == 0).all()
+    assert np.abs(often - wanted).max() <= 1.5 / DRAWS  # a grid hits an interval of length p at p * DRAWS points, or one beside
+
+
+def test_temperature_0_takes_the_first_of_equals():
+    logits = np.array([[1, 5, 5], [-3, -2, -7]], np.float32)
+    assert sampler(logits).choose([Choice(SamplingParams(0), 0.9, [])] * 2) == [1, 1]
+
+
+def test_equals_are_equally_likely():
+    often = drawn(np.zeros(8, np.float32), SamplingParams(0.7, 4, 1.0, 0.0))
+    assert often.tolist() == [0.25] * 4 + [0] * 4
+
+
+def test_a_penalty_counts_once_and_only_for_the_last_64():
+    logits = np.array([[4, 3, -1, -1.5]], np.float32)
+    for tokens, chosen in (([0, 0], 0), ([0], 0), ([0, 1], 0), ([0, *[1] * 63], 0), ([0, *[1] * 64], 0), ([], 0)):
+        assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.2), 0, tokens)]) == [chosen], tokens
+    assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, 0, 0])]) == [1]
+    assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, *[2] * 64])]) == [0]
+    assert sampler(logits[:, 2:]).choose([Choice(SamplingParams(0, repeat_penalty=1.6), 0, [0])]) == [1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
+def test_logits_that_are_no_numbers_give_a_token(bad):
+    logits = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
+    for logits[::2] in (bad, bad):
+        for params in (SamplingParams(), SamplingParams(0), SamplingParams(1, 0, 0.5, 0)):
+            assert 0 <= sampler(logits[None]).choose([Choice(params, 0.999, [])])[0] < VOCAB
+        logits[:] = bad
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
+     ("repeat_penalty", 0), ("max_tokens", 0)],
+)  # fmt: skip
+def test_values_that_make_no_sense(name, value):
+    with pytest.raises(UserError, match=f"{name} is {value} and must be"):
+        SamplingParams(**{name: value})
+
+
+# ---------------------------------------------------------------- the real model
+
+STORY = ("-p", "Once upon a time", "-n", "40", "--temp", "1.2", "--top-k", "0", "--top-p", "0.99", "--repeat-penalty", "1.1")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_seed_gives_the_same_text_for_any_threads(model_path, ranks):
+    texts = [
+        numatp("generate", "-m", model_path, *STORY, "-s", seed, "--ranks", ranks, "-t", threads).stdout
+        for seed, threads in ((7, 1), (7, 2), (7, 3), (7, 1), (8, 1))
+    ]
+    assert len(set(texts[:4])) == 1
+    assert texts[0].strip()
+    assert texts[4] != texts[0]
+
+
+def test_the_seed_is_told(model_path):
+    first = numatp("generate", "-m", model_path, *STORY)
+    seed = re.search(r", seed (\d+)$", first.stderr, re.M)
+    assert seed, first.stderr
+    assert numatp("generate", "-m", model_path, *STORY, "--seed", seed[1]).stdout == first.stdout
+    assert "seed" not in numatp("generate", "-m", model_path, *STORY, "--temp", "0").stderr
+
+
+def test_stop_text_and_no_limit(model_path):
+    words = ("generate", "-m", model_path, "-p", "The capital of France is", "--temp", "0")
+    whole = numatp(*words, "-n", "20").stdout
+    cut = numatp(*words, "-n", "-1", "--stop", "xyzzy", "--stop", whole[6:14])
+    assert cut.stdout == whole[:6] + "\n", cut.stderr
+
+
+def test_bad_sampling_options(model_path):
+    result = numatp("generate", "-m", model_path, "-p", "x", "--top-p", "1.5")
+    assert (result.returncode, result.stderr) == (2, "numatp: top_p is 1.5 and must be above 0, up to 1\n")
