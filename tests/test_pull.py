@@ -14,7 +14,7 @@ import pytest
 
 from numatp.errors import MachineError, UserError
 from numatp.files import models
-from numatp.files.cache import cache_dir, make_folder
+from numatp.files.cache import cache_dir, make_folder, sha256
 
 CONTENT = random.Random(1).randbytes(3_000_000)
 SOURCE = models.Source("tiny-model==1.0", 3_000_000, "tiny_model/tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
@@ -211,4 +211,4 @@ def test_the_known_models_are_what_was_pulled(model_path):
     source = next((source for source in models.KNOWN.values() if Path(source.member).name == model_path.name), None)
     if source is None:
         pytest.skip("NUMATP_TEST_MODEL is not a known model")
-    assert (model_path.stat().st_size, models._digest(model_path)) == (source.num_bytes, source.sha256)
+    assert (model_path.stat().st_size, sha256(model_path)) == (source.num_bytes, source.sha256)

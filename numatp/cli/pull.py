@@ -8,7 +8,7 @@ from numatp.files import models
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="name of a model, e.g. smollm2")
+    parser.add_argument("model", help="smollm2, or hf:ORG/REPO[:FILE] of the Hugging Face hub")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Where numatp keeps what it makes or downloads."""
 
+import hashlib
 import os
 import stat
 import tempfile
@@ -32,6 +33,11 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         reason = error.strerror or str(error)
     raise UserError(f"{folder}: cannot write there: {reason}; set NUMATP_CACHE_DIR to a writable folder")
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @cache

