@@ -27,8 +27,8 @@ def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=()):
     return np.load(out)
 
 
-def expected(tensors, chunks=CHUNKS):
-    return naive.logits(tiny.SIZES, tensors, TOKENS)[np.cumsum(chunks) - 1]
+def expected(tensors, chunks=CHUNKS, sizes=tiny.SIZES):
+    return naive.logits(sizes, tensors, TOKENS)[np.cumsum(chunks) - 1]
 
 
 def error(got, wanted):
@@ -51,6 +51,14 @@ def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
     assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
     scores = np.load(tmp_path / "logits.scores.npy")
     assert np.abs(scores - expected_scores(tensors)).max() < TOLERANCE[matrix_type] * LOGIT_SIZE
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("matrix_type", ["Q4_K"])
+def test_super_blocks_are_cut_between_ranks(tmp_path, ranks, matrix_type):
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES)
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
+    assert error(got, expected(tensors, sizes=tiny.SUPER_SIZES)) < TOLERANCE["Q8_0"]
 
 
 def expected_scores(tensors):

@@ -53,6 +53,7 @@ f32x16 = Vector("f32", 16)
 f16x16 = Vector("f16", 16)
 i32x16 = Vector("i32", 16)
 i8x64 = Vector("i8", 64)
+i8x16 = Vector("i8", 16)
 SCALARS = {types.float32: FLOAT, types.float64: DOUBLE, types.int64: INT64, types.int32: INT32, types.int8: BYTE, types.uint8: BYTE}
 
 
@@ -138,6 +139,7 @@ load_u8, store_u8 = loader(types.uint8, BYTE, 1), storer(types.uint8, BYTE, 1)
 load_i8, store_i8 = loader(types.int8, BYTE, 1), storer(types.int8, BYTE, 1)
 load_f32x16, store_f32x16 = loader(f32x16, FLOAT, 4), storer(f32x16, FLOAT, 4)
 load_f16x16, store_f16x16 = loader(f16x16, HALF, 2), storer(f16x16, HALF, 2)
+load_i8x16 = loader(i8x16, BYTE, 1)
 load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
 
 
@@ -215,6 +217,8 @@ splat_f32 = unary(f32x16, types.float32, lambda builder, x: splat(builder, x, LA
 splat_i32 = unary(i32x16, types.int32, lambda builder, x: splat(builder, x, LANES))
 to_f32 = unary(f32x16, i32x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x16)))
+widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
+negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
 low_nibbles = unary(i8x64, i8x64, lambda builder, v: builder.and_(v, constant(i8x64, 0x0F)))
 round_to_i32 = unary(

@@ -26,7 +26,7 @@ from numatp.kernels.simd import (
 )
 
 BLOCK, BLOCK_BYTES = 32, 20
-TILE_BYTES = 16 * BLOCK_BYTES
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
 PREFETCH = 4096  # bytes ahead; less than a tile of most matrices, far enough to hide DRAM
 
