@@ -54,7 +54,7 @@ def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("matrix_type", ["Q4_K"])
+@pytest.mark.parametrize("matrix_type", ["Q4_K", "Q6_K"])
 def test_super_blocks_are_cut_between_ranks(tmp_path, ranks, matrix_type):
     tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES)
     got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from numatp.kernels.compile import device
-from numatp.kernels.rows import Vectors
+from numatp.kernels.rows import Vectors, map_rows
 from numatp.kernels.simd import constant, i8x64, llvm_type, load_i32, load_u8, pointer, store_i32
 
 
@@ -54,3 +54,33 @@ def plane_element(plane, bits, row, column):
     """The bits of one weight, column in 0..31."""
     j = column // 4
     return (load_u8(plane, j % bits * 64 + row * 4 + column % 4) >> (j // bits * bits)) & ((1 << bits) - 1)
+
+
+@intrinsic
+def merged(typing_context, a, b):
+    """The weights whose bits are in two planes."""
+
+    def emit(context, builder, signature, args):
+        a, b = args
+        return map_rows(builder, a, lambda j, vector: builder.or_(vector, builder.extract_value(b, j)))
+
+    return a(a, b), emit
+
+
+def half_of(first):
+    """Intrinsic: four of the 8 weight vectors, which are 16 columns."""
+
+    def emit(context, builder, signature, args):
+        half = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
+        for j in range(4):
+            half = builder.insert_value(half, builder.extract_value(args[0], first + j), j)
+        return half
+
+    @intrinsic
+    def take(typing_context, weights):
+        return Vectors(i8x64, 4)(weights), emit
+
+    return take
+
+
+first_half, second_half = half_of(0), half_of(4)

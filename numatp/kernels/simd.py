@@ -218,6 +218,7 @@ splat_i32 = unary(i32x16, types.int32, lambda builder, x: splat(builder, x, LANE
 to_f32 = unary(f32x16, i32x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x16)))
 widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
+widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
 low_nibbles = unary(i8x64, i8x64, lambda builder, v: builder.and_(v, constant(i8x64, 0x0F)))
