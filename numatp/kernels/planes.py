@@ -41,6 +41,15 @@ def plane_loader(bits, position):
     return load
 
 
+load_nibbles, load_fifth_bits = plane_loader(4, 0), plane_loader(1, 4)
+
+
+@device
+def spread(bits):
+    """A word whose four bytes have the lowest four of `bits` as their lowest."""
+    return (bits & 15) * (1 | 1 << 7 | 1 << 14 | 1 << 21)
+
+
 @device
 def store_word(plane, bits, row, j, word):
     """Columns 4j..4j+3 of a row: the lowest `bits` of each byte of word. j must come in ascending order."""

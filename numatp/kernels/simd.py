@@ -221,7 +221,6 @@ widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f
 widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
-low_nibbles = unary(i8x64, i8x64, lambda builder, v: builder.and_(v, constant(i8x64, 0x0F)))
 round_to_i32 = unary(
     i32x16,
     f32x16,
@@ -229,16 +228,6 @@ round_to_i32 = unary(
 )
 round_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.rint.v16f32", v.type, v))
 abs_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.fabs.v16f32", v.type, v))
-
-
-def _high_nibbles(builder, v):
-    # Shifted as 16-bit lanes, which every ISA has; the bits that come from the neighbour byte are masked off.
-    words = ir.VectorType(ir.IntType(16), 32)
-    shifted = builder.lshr(builder.bitcast(v, words), ir.Constant(words, [4] * 32))
-    return builder.and_(builder.bitcast(shifted, v.type), constant(i8x64, 0x0F))
-
-
-high_nibbles = unary(i8x64, i8x64, _high_nibbles)
 
 
 @intrinsic

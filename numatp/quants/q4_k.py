@@ -10,7 +10,7 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
-from numatp.kernels.planes import plane_element, plane_loader, store_word
+from numatp.kernels.planes import load_nibbles, plane_element, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     load_f16,
@@ -32,8 +32,6 @@ BLOCK, BLOCK_BYTES = 256, 144
 TILE_BYTES, SUPER_BYTES = 16 * 18, 64
 ACTIVATION = "q8"
 PREFETCH = 4096  # bytes ahead
-
-load_nibbles = plane_loader(4, 0)
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.compile import device
-from numatp.kernels.planes import first_half, merged, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.planes import first_half, load_nibbles, merged, plane_element, plane_loader, second_half, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     load_f16,
@@ -34,7 +34,7 @@ ACTIVATION = "q8"
 PREFETCH = 4096  # bytes ahead
 ZERO = 32  # the q of a zero
 
-load_low, load_high = plane_loader(4, 0), plane_loader(2, 4)
+load_high = plane_loader(2, 4)
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -81,7 +81,7 @@ def dot_tile(tile, x, first, pitch, units, total):
         d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
-            weights = merged(load_low(tile), load_high(offset(tile, 256)))
+            weights = merged(load_nibbles(tile), load_high(offset(tile, 256)))
             for line in range(6):
                 prefetch(tile, PREFETCH + line * 64)
             scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
