@@ -7,6 +7,7 @@ import gguf
 import numba
 import numpy as np
 import pytest
+import tiny
 from conftest import run
 
 from numatp import quants
@@ -38,10 +39,8 @@ def aligned(num_bytes, fill=0xFF):
 
 def weights(format_name, rows, columns, seed=0):
     """(bytes as in a file (rows, row_bytes), float32 values by the gguf package)."""
-    kind = gguf.GGMLQuantizationType[format_name]
-    data = np.random.default_rng(seed).standard_normal((rows, columns)).astype(np.float32)
-    packed = gguf.quants.quantize(data, kind)
-    return packed.view(np.uint8).reshape(rows, -1), gguf.quants.dequantize(packed, kind)
+    rng = np.random.default_rng(seed)
+    return tiny.quantized(rng.standard_normal((rows, columns)).astype(np.float32), format_name, rng)
 
 
 def packed_matrix(tmp_path, format_name, raw, first_unit, units):
@@ -126,16 +125,16 @@ def test_quantize_rounds_to_nearest_and_sums(pitch):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
-    raw, values = weights(format_name, 33, 96)
+    raw, values = weights(format_name, 33, 512)
     assert (quants.find(format_name, "test").unpack(raw) == values).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 3), (33, 1, 2), (16, 2, 1), (7, 0, 0)])
+@pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 16), (33, 5, 9), (16, 6, 3), (16, 15, 1), (7, 0, 0)])
 @pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
 @pytest.mark.parametrize("add", [False, True])
 def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
-    raw, values = weights(format_name, rows, 96)
+    raw, values = weights(format_name, rows, 512)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
     pitch = 1 if num_rows == 1 else GROUP
@@ -163,16 +162,28 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_embed(tmp_path, format_name):
-    raw, values = weights(format_name, 40, 96)
-    tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 0, 3)
-    out, tokens = np.full((4, 96), np.nan, np.float32), np.array([100, 139, 99, 140])
+    raw, values = weights(format_name, 40, 512)
+    tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 3, 11)
+    out, tokens = np.full((4, 352), np.nan, np.float32), np.array([100, 139, 99, 140])
     embed = specialize("matmul", "quant", quants.find(format_name, "test").__name__).embed
     call(
-        embed, weights=tiles, tile_bytes=tile_bytes, units=3, first_token=100, last_token=140, tokens=tokens,
-        rows=np.array([4]), out=out, out_stride=96 * 4,
+        embed, weights=tiles, tile_bytes=tile_bytes, units=11, first_token=100, last_token=140, tokens=tokens,
+        rows=np.array([4]), out=out, out_stride=352 * 4,
     )  # fmt: skip
-    assert np.abs(out[:2] - values[[0, 39]]).max() <= 2 * EPSILON * np.abs(values).max()
+    assert np.abs(out[:2] - values[[0, 39], 96:448]).max() <= 2 * EPSILON * np.abs(values).max()
     assert (out[2:] == 0).all()
+
+
+# Bits in memory to bits in the file. Small tiles are filled up to cache lines, and carry constants of cut super-blocks.
+MEMORY = {"Q2_K": 1.05, "Q3_K": 1.06, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.04}
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("columns", [512, 768, 4096, 11008])
+def test_memory_is_little_more_than_the_file(format_name, columns):
+    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format_name]]
+    in_memory = quants.tile_bytes(quants.find(format_name, "test"), columns)
+    assert in_memory <= MEMORY.get(format_name, 1.01) * 16 * columns / block * block_bytes
 
 
 def test_rms_norm_selects_rows():

@@ -11,11 +11,14 @@ from conftest import TESTS, mpirun, run
 TOKENS = [int(t) for t in np.random.default_rng(1).integers(0, tiny.SIZES["vocab"], 70)]
 CHUNKS = (64, 1, 4, 1)  # across a cache block of 64; both programs
 
-# Largest relative error of a row of logits, as norms. F32 and F16 multiply exactly what naive.py multiplies: what is left is
+# Largest relative error of a row of logits, as norms. F32, F16 and BF16 multiply exactly what naive.py multiplies: what is left is
 # float32 sums and now and then another rounding of a cached float16. The quantised formats round activations to 8 bits, a step of
 # about 2.5 / 127 of a block's size per value, sqrt(12) smaller as noise, over about 10 products in a chain, with a factor of 2.
 F16_ROUNDING = 2.0**-11
-TOLERANCE = {"F32": F16_ROUNDING, "F16": F16_ROUNDING, "Q8_0": 0.04, "Q4_1": 0.04}
+TOLERANCE = {
+    "F32": F16_ROUNDING, "F16": F16_ROUNDING, "BF16": F16_ROUNDING,
+    "Q8_0": 0.04, "Q4_0": 0.04, "Q4_1": 0.04, "Q5_0": 0.04, "Q5_1": 0.04,
+}  # fmt: skip
 
 
 def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=()):
@@ -27,15 +30,15 @@ def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=()):
     return np.load(out)
 
 
-def expected(tensors, chunks=CHUNKS):
-    return naive.logits(tiny.SIZES, tensors, TOKENS)[np.cumsum(chunks) - 1]
+def expected(tensors, chunks=CHUNKS, sizes=tiny.SIZES):
+    return naive.logits(sizes, tensors, TOKENS)[np.cumsum(chunks) - 1]
 
 
 def error(got, wanted):
     return (np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
 
 
-@pytest.mark.parametrize("matrix_type", ["F32", "F16", "Q8_0", "Q4_1"])
+@pytest.mark.parametrize("matrix_type", sorted(TOLERANCE))
 @pytest.mark.parametrize("tied", [False, True])
 def test_formats_agree_with_naive(tmp_path, matrix_type, tied):
     tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, tied)
@@ -51,6 +54,14 @@ def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
     assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
     scores = np.load(tmp_path / "logits.scores.npy")
     assert np.abs(scores - expected_scores(tensors)).max() < TOLERANCE[matrix_type] * LOGIT_SIZE
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("matrix_type", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+def test_super_blocks_are_cut_between_ranks(tmp_path, ranks, matrix_type):
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES)
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
+    assert error(got, expected(tensors, sizes=tiny.SUPER_SIZES)) < TOLERANCE["Q8_0"]
 
 
 def expected_scores(tensors):

@@ -8,6 +8,32 @@ SIZES = {
     "epsilon": 1e-5, "rope_base": 10000.0, "context": 256,
 }  # fmt: skip
 
+# Super-blocks of 256 columns, which 2 and 3 ranks cut between.
+SUPER_SIZES = SIZES | {"width": 256, "heads": 8, "kv_heads": 4, "ffn": 512}
+
+# Formats that the gguf package reads and does not write: where in a block the float16 scales lie, and how large to the first.
+SCALES = {
+    "Q2_K": {80: 1, 82: 1.5}, "Q3_K": {108: 1}, "Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},
+}  # fmt: skip
+
+
+def quantized(data, matrix_type, rng):
+    """(bytes (rows, row_bytes), float32 values) of a matrix; for SCALES random bits that mean values of the size of data."""
+    kind = gguf.GGMLQuantizationType[matrix_type]
+    if matrix_type not in SCALES:
+        packed = gguf.quants.quantize(data, kind).view(np.uint8)
+        return packed, gguf.quants.dequantize(packed, kind)
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    raw = rng.integers(0, 256, (len(data), data.shape[1] // block * block_bytes), np.uint8)
+    blocks, size = raw.reshape(-1, block_bytes), 1.0
+    scales = {place: times * rng.uniform(0.5, 1.5, len(blocks)) for place, times in SCALES[matrix_type].items()}
+    for _ in range(2):  # once to see how large the values are
+        for place, values in scales.items():
+            blocks[:, place : place + 2] = (size * values).astype(np.float16)[:, None].view(np.uint8)
+        result = gguf.quants.dequantize(raw, kind)
+        size = np.abs(data).mean() / np.abs(result).mean()
+    return raw, result
+
 
 def shapes_of(s, tied):
     shapes = {"token_embd": (s["vocab"], s["width"]), "output_norm": (s["width"],)}
@@ -42,20 +68,21 @@ def writer_of(path, architecture, s):
     return writer
 
 
-def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0):
+def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0, sizes=SIZES):
     """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
-    rng, writer, tensors = np.random.default_rng(seed), writer_of(path, architecture, SIZES), {}
-    for name, shape in shapes_of(SIZES, tied).items():
+    rng, writer, tensors = np.random.default_rng(seed), writer_of(path, architecture, sizes), {}
+    for name, shape in shapes_of(sizes, tied).items():
         if name in leave_out:
             continue
         if len(shape) == 1:
-            data, kind = rng.uniform(0.5, 1.5, shape).astype(np.float32), gguf.GGMLQuantizationType.F32
+            packed = values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
+            kind = gguf.GGMLQuantizationType.F32
         else:
             data = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
             kind = gguf.GGMLQuantizationType[matrix_type]
-        packed = gguf.quants.quantize(data, kind)
+            packed, values = quantized(data, matrix_type, rng)
         writer.add_tensor(f"{name}.weight", packed, raw_dtype=kind)
-        tensors[f"{name}.weight"] = gguf.quants.dequantize(packed, kind)
+        tensors[f"{name}.weight"] = values
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

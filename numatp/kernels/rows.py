@@ -60,8 +60,9 @@ def zeros(count):
 zero_row, zero_few_rows, zero_group = zeros(1), zeros(FEW), zeros(GROUP)
 
 
-def vectors_of(vector, count):
-    """Intrinsic that makes Vectors of its `count` arguments."""
+@intrinsic
+def block(typing_context, a, b, c, d, e, f, g, h):
+    """The weights of 16 rows x 32 columns, 4 columns a vector."""
 
     def emit(context, builder, signature, args):
         value = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
@@ -69,23 +70,7 @@ def vectors_of(vector, count):
             value = builder.insert_value(value, arg, i)
         return value
 
-    signature = Vectors(vector, count)(*[vector] * count)
-    if count == 4:
-
-        @intrinsic
-        def make4(typing_context, a, b, c, d):
-            return signature, emit
-
-        return make4
-
-    @intrinsic
-    def make8(typing_context, a, b, c, d, e, f, g, h):
-        return signature, emit
-
-    return make8
-
-
-half_block, block = vectors_of(i8x64, 4), vectors_of(i8x64, 8)  # the weights of 16 rows x 16 or 32 columns, 4 columns a vector
+    return Vectors(i8x64, 8)(*[i8x64] * 8), emit
 
 
 def load_splat(builder, p, element_type, index, num_bytes=0):

@@ -15,7 +15,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 LANES = 16  # float32 lanes of one vector, and rows of one weight tile
 
 BYTE, HALF, FLOAT, DOUBLE = ir.IntType(8), ir.HalfType(), ir.FloatType(), ir.DoubleType()
-INT32, INT64 = ir.IntType(32), ir.IntType(64)
+INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 class Pointer(types.Type):
@@ -39,7 +39,7 @@ class Vector(types.Type):
         super().__init__(name=f"Vector({element}x{lanes})")
 
 
-ELEMENTS = {"f32": FLOAT, "f16": HALF, "i32": INT32, "i8": BYTE}
+ELEMENTS = {"f32": FLOAT, "f16": HALF, "i32": INT32, "i16": INT16, "i8": BYTE}
 
 
 @register_model(Vector)
@@ -52,8 +52,13 @@ pointer = Pointer()
 f32x16 = Vector("f32", 16)
 f16x16 = Vector("f16", 16)
 i32x16 = Vector("i32", 16)
+i16x16 = Vector("i16", 16)
 i8x64 = Vector("i8", 64)
-SCALARS = {types.float32: FLOAT, types.float64: DOUBLE, types.int64: INT64, types.int32: INT32, types.int8: BYTE, types.uint8: BYTE}
+i8x16 = Vector("i8", 16)
+SCALARS = {
+    types.float32: FLOAT, types.float64: DOUBLE, types.int64: INT64, types.int32: INT32, types.int16: INT16, types.int8: BYTE,
+    types.uint8: BYTE,
+}  # fmt: skip
 
 
 def llvm_type(numba_type):
@@ -134,10 +139,13 @@ load_f32, store_f32 = loader(types.float32, FLOAT, 4), storer(types.float32, FLO
 load_f64 = loader(types.float64, DOUBLE, 8)
 load_i64, store_i64 = loader(types.int64, INT64, 8), storer(types.int64, INT64, 8)
 load_i32, store_i32 = loader(types.int32, INT32, 4), storer(types.int32, INT32, 4)
+load_i16, store_i16 = loader(types.int16, INT16, 2), storer(types.int16, INT16, 2)
 load_u8, store_u8 = loader(types.uint8, BYTE, 1), storer(types.uint8, BYTE, 1)
 load_i8, store_i8 = loader(types.int8, BYTE, 1), storer(types.int8, BYTE, 1)
 load_f32x16, store_f32x16 = loader(f32x16, FLOAT, 4), storer(f32x16, FLOAT, 4)
 load_f16x16, store_f16x16 = loader(f16x16, HALF, 2), storer(f16x16, HALF, 2)
+load_i16x16 = loader(i16x16, INT16, 2)
+load_i8x16 = loader(i8x16, BYTE, 1)
 load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
 
 
@@ -215,8 +223,21 @@ splat_f32 = unary(f32x16, types.float32, lambda builder, x: splat(builder, x, LA
 splat_i32 = unary(i32x16, types.int32, lambda builder, x: splat(builder, x, LANES))
 to_f32 = unary(f32x16, i32x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x16)))
+widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
+widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
+low_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 15)))
+high_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 4)))
+
+
+def _upper_half(builder, v, sixteen, result):
+    """float32 whose upper 16 bits are v's and whose lower are zero."""
+    return builder.bitcast(builder.shl(builder.zext(v, sixteen.type), sixteen), result)
+
+
+widen_upper_halves = unary(f32x16, i16x16, lambda builder, v: _upper_half(builder, v, constant(i32x16, 16), llvm_type(f32x16)))
+float_of_upper_half = unary(types.float32, types.int16, lambda builder, v: _upper_half(builder, v, INT32(16), FLOAT))
+negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
-low_nibbles = unary(i8x64, i8x64, lambda builder, v: builder.and_(v, constant(i8x64, 0x0F)))
 round_to_i32 = unary(
     i32x16,
     f32x16,
@@ -224,16 +245,6 @@ round_to_i32 = unary(
 )
 round_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.rint.v16f32", v.type, v))
 abs_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.fabs.v16f32", v.type, v))
-
-
-def _high_nibbles(builder, v):
-    # Shifted as 16-bit lanes, which every ISA has; the bits that come from the neighbour byte are masked off.
-    words = ir.VectorType(ir.IntType(16), 32)
-    shifted = builder.lshr(builder.bitcast(v, words), ir.Constant(words, [4] * 32))
-    return builder.and_(builder.bitcast(shifted, v.type), constant(i8x64, 0x0F))
-
-
-high_nibbles = unary(i8x64, i8x64, _high_nibbles)
 
 
 @intrinsic

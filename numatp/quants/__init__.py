@@ -5,6 +5,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     BLOCK_BYTES   bytes of BLOCK weights in the file
     BLOCK         weights of one block along a row in the file
     TILE_BYTES    bytes in memory of 16 rows x 32 columns
+    SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
     pack          device function: 16 rows of the file to a tile
@@ -12,7 +13,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
                   tile times as many activation rows from the first-th of the group at x
     element       device function: one weight of a tile
 
-Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks.
+Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
 """
 
 import importlib
@@ -20,6 +21,7 @@ import importlib.util
 from types import ModuleType
 
 from numatp.errors import UserError
+from numatp.kernels.superblock import ending_bytes
 
 UNIT = 32  # columns
 TILE_ROWS = 16
@@ -43,4 +45,6 @@ def names() -> list[str]:
 
 def tile_bytes(format: ModuleType, columns: int) -> int:
     """Bytes of one tile of 16 rows x `columns`; a multiple of 64, so that every tile begins on a cache line."""
-    return (columns // UNIT * format.TILE_BYTES + 63) // 64 * 64
+    units = columns // UNIT
+    ending = ending_bytes(units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
+    return (units * format.TILE_BYTES + ending + 63) // 64 * 64

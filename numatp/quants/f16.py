@@ -7,7 +7,7 @@ from numatp.kernels.rows import add_outer
 from numatp.kernels.simd import load_f16, load_f16x16, offset, store_f16, widen
 
 BLOCK, BLOCK_BYTES = 32, 64
-TILE_BYTES = 16 * BLOCK_BYTES
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "f32"
 
 

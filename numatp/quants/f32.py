@@ -7,7 +7,7 @@ from numatp.kernels.rows import add_outer
 from numatp.kernels.simd import load_f32, load_f32x16, offset, store_f32
 
 BLOCK, BLOCK_BYTES = 32, 128
-TILE_BYTES = 16 * BLOCK_BYTES
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "f32"
 
 

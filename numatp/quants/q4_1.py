@@ -1,32 +1,19 @@
 """Q4_1: blocks of 32 weights with float16 scale d and minimum m; weight = d * q + m with q in 0..15.
 
 File block, 20 bytes: d, m, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31.
-Tile: per block 4 vectors of 64 bytes, vector j holding bytes 4j..4j+3 of each of the 16 rows; behind all blocks, per block
-16 d and 16 m.
+Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 d and 16 m.
 """
 
 import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
-from numatp.kernels.rows import add_dot, add_outer, block
-from numatp.kernels.simd import (
-    high_nibbles,
-    load_f16,
-    load_f16x16,
-    load_i8x64,
-    load_i32,
-    load_u8,
-    low_nibbles,
-    offset,
-    prefetch,
-    store_f16,
-    store_i32,
-    widen,
-)
+from numatp.kernels.planes import load_nibbles, plane_element
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, store_f16, store_i32, widen
 
 BLOCK, BLOCK_BYTES = 32, 20
-TILE_BYTES = 16 * BLOCK_BYTES
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
 PREFETCH = 4096  # bytes ahead; less than a tile of most matrices, far enough to hide DRAM
 
@@ -63,13 +50,9 @@ def dot_tile(tile, x, first, pitch, units, total):
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
-        q0, q1, q2, q3 = load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192)
+        weights = load_nibbles(tile)
         for line in range(4):
             prefetch(tile, PREFETCH + line * 64)
-        weights = block(
-            low_nibbles(q0), low_nibbles(q1), low_nibbles(q2), low_nibbles(q3),
-            high_nibbles(q0), high_nibbles(q1), high_nibbles(q2), high_nibbles(q3),
-        )  # fmt: skip
         total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
         total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
         tile, constants, x = offset(tile, 256), offset(constants, 64), offset(x, pitch * 32)
@@ -79,8 +62,7 @@ def dot_tile(tile, x, first, pitch, units, total):
 
 @device
 def element(tile, units, row, column):
-    unit, k = column // 32, column % 32
-    q = load_u8(tile, unit * 256 + k % 16 // 4 * 64 + row * 4 + k % 4)
-    q = q >> 4 if k >= 16 else q & 15
+    unit = column // 32
+    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     constants = offset(tile, units * 256 + unit * 64)
     return load_f16(constants, row) * q + load_f16(constants, 16 + row)

@@ -24,7 +24,7 @@ from numatp.kernels.simd import (
 )
 
 BLOCK, BLOCK_BYTES = 32, 34
-TILE_BYTES = 16 * BLOCK_BYTES
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
 PREFETCH = 4096  # bytes ahead
 SIGNS = -0x7F7F7F80  # 0x80808080 as int32: flips the sign bit of four bytes, which adds 128 to each

@@ -154,7 +154,7 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         num_rows = sum(map(len, rows))
         target: Matrix | Vector
         if outer and not rule.table:
-            if expected[-1] % quants.UNIT or columns.start % format.BLOCK or columns.stop % format.BLOCK:
+            if any(edge % quants.UNIT for edge in (expected[-1], columns.start, columns.stop)):
                 raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]):
                 raise UserError(f"{file.path}: tensor '{rule.name}': its parts have no multiple of {quants.TILE_ROWS} rows")

@@ -1,0 +1,37 @@
+"""BF16: the upper half of a float32, taken as blocks of 32 weights. Tile: 32 columns of 16 rows, column after column."""
+
+import numpy as np
+
+from numatp.kernels.compile import device
+from numatp.kernels.rows import add_outer
+from numatp.kernels.simd import float_of_upper_half, load_i16, load_i16x16, offset, store_i16, widen_upper_halves
+
+BLOCK, BLOCK_BYTES = 32, 64
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+ACTIVATION = "f32"
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, columns * 2) to float32 (rows, columns)."""
+    return (np.ascontiguousarray(raw).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    for row in range(16):
+        values = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for k in range(units * 32):
+            store_i16(tile, k * 16 + row, load_i16(values, k) if row < rows else 0)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    x = offset(x, first * 4)
+    for k in range(units * 32):
+        total = add_outer(total, widen_upper_halves(load_i16x16(tile, k * 16)), offset(x, k * pitch * 4))
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    return float_of_upper_half(load_i16(tile, column * 16 + row))

@@ -1,0 +1,102 @@
+"""Q2_K: super-blocks of 16 x 16 weights; weight = (d * scale) * q - (dmin * minimum) with q in 0..3.
+
+File block, 84 bytes: 16 bytes with a scale in the low and a minimum in the high nibble; for each half of 128 weights 32 bytes with
+two bits of each of its four units; float16 d and dmin.
+Tile: per unit a plane of 2 bits (kernels/planes.py); behind all units, per unit 16 of the file's bytes of scale and minimum for its
+first and 16 for its second half; then the end that kernels/superblock.py describes, with 16 d and 16 dmin.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import half_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import (
+    high_nibbles,
+    load_f16,
+    load_f16x16,
+    load_i8x16,
+    load_i32,
+    load_u8,
+    low_nibbles,
+    negative,
+    offset,
+    prefetch,
+    store_f16,
+    store_u8,
+    widen,
+    widen_u8,
+)
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+
+BLOCK, BLOCK_BYTES = 256, 84
+TILE_BYTES, SUPER_BYTES = 16 * 10, 64
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+
+load_pairs = plane_loader(2, 0)
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 84) to float32 (rows, blocks * 256)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    scale, minimum = ((blocks[..., :16] & 15).astype(np.float32), (blocks[..., :16] >> 4).astype(np.float32))
+    d, dmin = (blocks[..., i : i + 2].copy().view(np.float16).astype(np.float32) for i in (80, 82))
+    pairs = blocks[..., 16:80].reshape(rows, -1, 2, 32)
+    q = np.stack([pairs >> 2 * unit & 3 for unit in range(4)], axis=-2).astype(np.float32).reshape(rows, -1, 16, 16)
+    return ((d * scale)[..., None] * q - (dmin * minimum)[..., None]).reshape(rows, -1)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants, end = offset(tile, units * 128), offset(tile, units * TILE_BYTES)
+    store_phase(end, first_unit)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
+        for index in range(touched(end, units)):
+            both = shared(end, index, SUPER_BYTES)
+            store_f16(both, row, load_f16(block, 40) if row < rows else 0)
+            store_f16(both, 16 + row, load_f16(block, 41) if row < rows else 0)
+            first, last = units_of(end, index, units)
+            for unit in range(first, last if row < rows else first):
+                place = (first_unit + unit) % 8
+                store_u8(constants, unit * 32 + row, load_u8(block, 2 * place))
+                store_u8(constants, unit * 32 + 16 + row, load_u8(block, 2 * place + 1))
+                pairs = offset(block, 16 + place // 4 * 32)
+                for j in range(8):
+                    store_word(offset(tile, unit * 128), 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants, end = offset(tile, units * 128), offset(tile, units * TILE_BYTES)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    for index in range(touched(end, units)):
+        both = shared(end, index, SUPER_BYTES)
+        d, minus_dmin = widen(load_f16x16(both, 0)), negative(widen(load_f16x16(both, 16)))
+        begin, stop = units_of(end, index, units)
+        for _ in range(begin, stop):
+            weights = load_pairs(tile)
+            for line in range(2):
+                prefetch(tile, PREFETCH + line * 64)
+            nibbles, second_nibbles = load_i8x16(constants, 0), load_i8x16(constants, 16)
+            total = add_outer(total, minus_dmin * widen_u8(high_nibbles(nibbles)), x_sums)
+            total = add_outer(total, minus_dmin * widen_u8(high_nibbles(second_nibbles)), offset(x_sums, pitch * 4))
+            total = add_dot(total, first_half(weights), d * widen_u8(low_nibbles(nibbles)), x, x_scales)
+            total = add_dot(total, second_half(weights), d * widen_u8(low_nibbles(second_nibbles)), offset(x, 16), x_scales)
+            tile, constants, x = offset(tile, 128), offset(constants, 32), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit, k = column // 32, column % 32
+    nibbles, end = load_u8(tile, units * 128 + unit * 32 + k // 16 * 16 + row), offset(tile, units * TILE_BYTES)
+    both = shared(end, super_of(end, unit), SUPER_BYTES)
+    q = plane_element(offset(tile, unit * 128), 2, row, k)
+    return load_f16(both, row) * (nibbles & 15) * q - load_f16(both, 16 + row) * (nibbles >> 4)

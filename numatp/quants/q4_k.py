@@ -1,0 +1,118 @@
+"""Q4_K: super-blocks of 8 x 32 weights; weight = (d * scale) * q - (dmin * minimum) with q in 0..15.
+
+File block, 144 bytes: float16 d and dmin, 8 scales and 8 minima of 6 bits in 12 bytes, then per pair of units 32 bytes whose low
+nibbles are the first unit and high nibbles the second.
+Tile: per unit a plane of 4 bits (kernels/planes.py); behind all units, per unit 16 scales and 16 minima as bytes; then the end
+that kernels/superblock.py describes, with 16 d and 16 dmin.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.planes import load_nibbles, plane_element, store_word
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import (
+    load_f16,
+    load_f16x16,
+    load_i8x16,
+    load_i32,
+    load_u8,
+    negative,
+    offset,
+    prefetch,
+    store_f16,
+    store_u8,
+    widen,
+    widen_u8,
+)
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+
+BLOCK, BLOCK_BYTES = 256, 144
+TILE_BYTES, SUPER_BYTES = 16 * 18, 64
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 144) to float32 (rows, blocks * 256)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    d, dmin = (blocks[..., i : i + 2].copy().view(np.float16).astype(np.float32)[..., None] for i in (0, 2))
+    scale, minimum = sixes(blocks[..., 4:16])
+    pairs = blocks[..., 16:].reshape(rows, -1, 4, 32)
+    q = np.stack([pairs & 15, pairs >> 4], axis=-2).reshape(rows, -1, 8, 32)
+    return (d * scale[..., None] * q.astype(np.float32) - dmin * minimum[..., None]).reshape(rows, -1)
+
+
+def sixes(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """12 bytes to 8 scales and 8 minima, float32: six bits each of the first four, then low nibbles with two bits of those."""
+    low, high, nibbles = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    scale = np.concatenate([low & 63, nibbles & 15 | low >> 6 << 4], axis=-1)
+    minimum = np.concatenate([high & 63, nibbles >> 4 | high >> 6 << 4], axis=-1)
+    return scale.astype(np.float32), minimum.astype(np.float32)
+
+
+@device
+def scale_of(packed, unit):
+    """The scale of one of 8 units, of the 12 bytes at packed."""
+    if unit < 4:
+        return load_u8(packed, unit) & 63
+    return load_u8(packed, unit + 4) & 15 | load_u8(packed, unit - 4) >> 6 << 4
+
+
+@device
+def minimum_of(packed, unit):
+    if unit < 4:
+        return load_u8(packed, unit + 4) & 63
+    return load_u8(packed, unit + 4) >> 4 | load_u8(packed, unit) >> 6 << 4
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
+    store_phase(end, first_unit)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
+        for index in range(touched(end, units)):
+            both = shared(end, index, SUPER_BYTES)
+            store_f16(both, row, load_f16(block, 0) if row < rows else 0)
+            store_f16(both, 16 + row, load_f16(block, 1) if row < rows else 0)
+            first, last = units_of(end, index, units)
+            for unit in range(first, last if row < rows else first):
+                place = (first_unit + unit) % 8
+                store_u8(constants, unit * 32 + row, scale_of(offset(block, 4), place))
+                store_u8(constants, unit * 32 + 16 + row, minimum_of(offset(block, 4), place))
+                values = offset(block, 16 + place // 2 * 32)
+                for j in range(8):
+                    store_word(offset(tile, unit * 256), 4, row, j, load_i32(values, j) >> place % 2 * 4)
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    for index in range(touched(end, units)):
+        both = shared(end, index, SUPER_BYTES)
+        d, minus_dmin = widen(load_f16x16(both, 0)), negative(widen(load_f16x16(both, 16)))
+        begin, stop = units_of(end, index, units)
+        for _ in range(begin, stop):
+            weights = load_nibbles(tile)
+            for line in range(4):
+                prefetch(tile, PREFETCH + line * 64)
+            total = add_outer(total, minus_dmin * widen_u8(load_i8x16(constants, 16)), x_sums)
+            total = add_dot(total, weights, d * widen_u8(load_i8x16(constants, 0)), x, x_scales)
+            tile, constants, x = offset(tile, 256), offset(constants, 32), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit = column // 32
+    constants, end = offset(tile, units * 256 + unit * 32), offset(tile, units * TILE_BYTES)
+    both = shared(end, super_of(end, unit), SUPER_BYTES)
+    scale, minimum = load_f16(both, row) * load_u8(constants, row), load_f16(both, 16 + row) * load_u8(constants, 16 + row)
+    return scale * plane_element(offset(tile, unit * 256), 4, row, column % 32) - minimum

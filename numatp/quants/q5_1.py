@@ -1,0 +1,71 @@
+"""Q5_1: blocks of 32 weights with float16 scale d and minimum m; weight = d * q + m with q in 0..31.
+
+File block, 24 bytes: d, m, the highest bits of all weights as one little-endian number, then 16 bytes whose low nibbles are weights
+0-15 and high nibbles weights 16-31.
+Tile: per block a plane of 4 bits and one of 1 (kernels/planes.py); behind all blocks, per block 16 d and 16 m.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, store_f16, store_i32, widen
+
+BLOCK, BLOCK_BYTES = 32, 24
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 24) to float32 (rows, blocks * 32)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    d, m = (blocks[..., i : i + 2].copy().view(np.float16).astype(np.float32) for i in (0, 2))
+    low = np.concatenate([blocks[..., 8:] & 15, blocks[..., 8:] >> 4], axis=-1)
+    q = low | np.unpackbits(blocks[..., 4:8], axis=-1, bitorder="little") << 4
+    return (d * q.astype(np.float32) + m).reshape(rows, -1)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants = offset(tile, units * 320)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for unit in range(units):
+            store_f16(constants, unit * 32 + row, load_f16(block, 0) if row < rows else 0)
+            store_f16(constants, unit * 32 + 16 + row, load_f16(block, 1) if row < rows else 0)
+            if row < rows:
+                high = load_i32(block, 1)
+                for j in range(4):
+                    store_i32(tile, unit * 80 + j * 16 + row, load_i32(block, 2 + j))
+                for j in range(8):
+                    store_word(offset(tile, unit * 320 + 256), 1, row, j, spread(high >> 4 * j))
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants = offset(tile, units * 320)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    for _ in range(units):
+        weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
+        for line in range(5):
+            prefetch(tile, PREFETCH + line * 64)
+        total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
+        total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
+        tile, constants, x = offset(tile, 320), offset(constants, 64), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit, k = column // 32, column % 32
+    low, high = offset(tile, unit * 320), offset(tile, unit * 320 + 256)
+    q = plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16
+    constants = offset(tile, units * 320 + unit * 64)
+    return load_f16(constants, row) * q + load_f16(constants, 16 + row)

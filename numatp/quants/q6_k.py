@@ -1,0 +1,103 @@
+"""Q6_K: super-blocks of 16 x 16 weights; weight = (d * scale) * (q - 32) with q in 0..63 and an int8 scale.
+
+File block, 210 bytes: for each half of 128 weights 64 bytes whose low nibbles are units 0 and 1 of 32 weights, high nibbles units 2
+and 3; then for each half 32 bytes with the highest two bits of its units 0..3; 16 scales; float16 d.
+Tile: per unit a plane of 4 bits and one of 2 (kernels/planes.py); behind all units, per unit 16 scales of its first and 16 of its
+second half; then the end that kernels/superblock.py describes, with 16 d.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import half_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.planes import first_half, load_nibbles, merged, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import (
+    load_f16,
+    load_f16x16,
+    load_i8,
+    load_i8x16,
+    load_i32,
+    offset,
+    prefetch,
+    splat_f32,
+    store_f16,
+    store_i8,
+    widen,
+    widen_i8,
+)
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+
+BLOCK, BLOCK_BYTES = 256, 210
+TILE_BYTES, SUPER_BYTES = 16 * 26, 32
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+ZERO = 32  # the q of a zero
+
+load_high = plane_loader(2, 4)
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 210) to float32 (rows, blocks * 256)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    low, high = blocks[..., :128].reshape(rows, -1, 2, 2, 32), blocks[..., 128:192].reshape(rows, -1, 2, 32)
+    low = np.stack([low & 15, low >> 4], axis=-3).reshape(rows, -1, 2, 4, 32)
+    high = np.stack([high >> 2 * unit & 3 for unit in range(4)], axis=-2)
+    q = (low | high << 4).astype(np.float32).reshape(rows, -1, 16, 16)
+    scale = blocks[..., 192:208].view(np.int8).astype(np.float32)
+    d = blocks[..., 208:].copy().view(np.float16).astype(np.float32)
+    return ((d * scale)[..., None] * (q - ZERO)).reshape(rows, -1)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants, end = offset(tile, units * 384), offset(tile, units * TILE_BYTES)
+    store_phase(end, first_unit)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
+        for index in range(touched(end, units)):
+            store_f16(shared(end, index, SUPER_BYTES), row, load_f16(block, 104) if row < rows else 0)
+            first, last = units_of(end, index, units)
+            for unit in range(first, last if row < rows else first):
+                place = (first_unit + unit) % 8
+                store_i8(constants, unit * 32 + row, load_i8(block, 192 + 2 * place))
+                store_i8(constants, unit * 32 + 16 + row, load_i8(block, 193 + 2 * place))
+                low = offset(block, place // 4 * 64 + place % 2 * 32)
+                high = offset(block, 128 + place // 4 * 32)
+                for j in range(8):
+                    store_word(offset(tile, unit * 384), 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
+                    store_word(offset(tile, unit * 384 + 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants, end = offset(tile, units * 384), offset(tile, units * TILE_BYTES)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    minus_zero = splat_f32(-ZERO)
+    for index in range(touched(end, units)):
+        d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
+        begin, stop = units_of(end, index, units)
+        for _ in range(begin, stop):
+            weights = merged(load_nibbles(tile), load_high(offset(tile, 256)))
+            for line in range(6):
+                prefetch(tile, PREFETCH + line * 64)
+            scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
+            total = add_outer(total, minus_zero * scale, x_sums)
+            total = add_outer(total, minus_zero * second_scale, offset(x_sums, pitch * 4))
+            total = add_dot(total, first_half(weights), scale, x, x_scales)
+            total = add_dot(total, second_half(weights), second_scale, offset(x, 16), x_scales)
+            tile, constants, x = offset(tile, 384), offset(constants, 32), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit, k = column // 32, column % 32
+    constants, end = offset(tile, units * 384 + unit * 32), offset(tile, units * TILE_BYTES)
+    low, high = offset(tile, unit * 384), offset(tile, unit * 384 + 256)
+    q = plane_element(low, 4, row, k) + plane_element(high, 2, row, k) * 16 - ZERO
+    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
