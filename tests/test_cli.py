@@ -45,13 +45,13 @@ def bad_models(folder, model_path):
     truncated.write_bytes(Path(model_path).read_bytes()[:50_000_000])
     (folder / "text.gguf").write_text("not a model")
     tiny.write(folder / "falcon.gguf", architecture="falcon")
-    tiny.write(folder / "q5.gguf", matrix_type="Q5_0")
+    tiny.write(folder / "tq2.gguf", matrix_type="TQ2_0", sizes=tiny.SUPER_SIZES)
     tiny.write(folder / "missing.gguf", leave_out=("blk.1.attn_k",))
     return {
         "truncated.gguf": r"truncated",
         "text.gguf": r"not a GGUF file",
         "falcon.gguf": r"architecture 'falcon' is not supported; supported: .*llama",
-        "q5.gguf": r"tensor '.*' has type Q5_0, which numatp cannot compute with; supported: .*Q4_1",
+        "tq2.gguf": r"tensor '.*' has type TQ2_0, which numatp cannot compute with; supported: .*Q4_1",
         "missing.gguf": r"tensor 'blk.1.attn_k.weight' is missing",
         "absent.gguf": r"no such file",
     }

@@ -45,7 +45,7 @@ def started(words):
 @contextmanager
 def generating(model_path, way):
     """A long run, in the middle of it."""
-    with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000")) as process:
+    with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000", "--ignore-eos")) as process:
         assert process.stderr
         for line in process.stderr:
             if "numatp: weights" in line:
@@ -132,7 +132,7 @@ def test_signal_at_any_moment(model_path, way, number):
     dice = random.Random(f"{way}{number}")
     before = shared_files()
     for latest in (0.1, 0.4, 0.8, 2.0):  # imports, load, prompt, decode
-        with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000")) as process:
+        with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000", "--ignore-eos")) as process:
             while way != "mpirun" and not handles(process.pid, signal.SIGTERM):
                 assert process.poll() is None
                 time.sleep(0.001)
@@ -206,7 +206,7 @@ def test_killed_rank_under_mpirun(model_path, victim):
 @pytest.mark.parametrize("way", ["local", "mpirun"])
 def test_killed_while_loading(model_path, way):
     for moment in (0.3, 0.5, 0.7):
-        with started(command(model_path, way, *PROMPT[:2], "-n", "5000")) as process:
+        with started(command(model_path, way, *PROMPT[:2], "-n", "5000", "--ignore-eos")) as process:
             time.sleep(moment)
             members = family(process.pid)
             os.kill(members[-1], signal.SIGKILL)
