@@ -1,0 +1,201 @@
+"""The library as scripts use it: texts, lists, streams, chats and scores, from one thread, several threads and under mpirun."""
+
+import json
+import sys
+import threading
+
+import pytest
+from conftest import BIN, TESTS, mpirun, numatp, run
+
+from numatp import LLM, MachineError, NumatpError, RankError, SamplingParams, UserError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+PROMPT = "The capital of France is"
+
+
+@pytest.fixture(scope="module")
+def llm(model_path):
+    with LLM(model_path, ranks=2, ctx=1024, max_sequences=4, ubatch=64) as llm:
+        yield llm
+
+
+def test_generate_is_what_the_command_prints(llm, model_path):
+    output = llm.generate(PROMPT, GREEDY)
+    printed = numatp("generate", "-m", model_path, "-p", PROMPT, "-n", 12, "--temp", 0, "--ranks", 2).stdout
+    assert output.text == printed.removesuffix("\n")
+    assert output.finish_reason == "length" and len(output.token_ids) == 12 and output.prompt_tokens == 5
+    assert output.decoded_tokens == 11 and output.decode_seconds > 0 and output.prompt_seconds > 0
+    assert llm.generate(llm.tokenizer.encode(PROMPT), GREEDY).text == output.text
+
+
+def test_a_list_is_generated_together(llm):
+    prompts = [f"The number {i} is" for i in range(10)]  # more than max_sequences
+    together = llm.generate(prompts, GREEDY)
+    assert [output.text for output in together] == [llm.generate(prompt, GREEDY).text for prompt in prompts]
+    assert llm.generate([], GREEDY) == []
+
+
+def test_stream_and_stop(llm):
+    whole = llm.generate(PROMPT, GREEDY).text
+    assert "".join(llm.stream(PROMPT, GREEDY)) == whole
+    stop = whole[5:12]
+    stopped = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=12, stop=(stop,)))
+    assert stopped.finish_reason == "stop" and stopped.text == whole[: whole.index(stop)]
+
+
+def test_a_closed_stream_ends_its_work(llm):
+    answer = llm.answer(PROMPT, SamplingParams(max_tokens=None, ignore_eos=True))  # reserves the whole context
+    pieces = iter(answer)
+    next(pieces)
+    pieces.close()
+    while isinstance(item := answer._queue.get(timeout=60), int):
+        pass
+    assert item.reason == "cancelled" and item.decoded_tokens < 500
+
+
+def test_scores(llm):
+    answer = llm.generate(PROMPT, GREEDY)
+    tokens = llm.tokenizer.encode(PROMPT)
+    scores = llm.score(tokens + answer.token_ids)
+    assert scores.token_ids == tokens + answer.token_ids and len(scores.logprobs) == len(scores.token_ids) - 1
+    assert max(scores.logprobs) < 0
+    last = llm.score(tokens + answer.token_ids, count=12).logprobs
+    assert last == scores.logprobs[-12:]
+    # Greedy tokens are the most probable: any other in their place scores lower.
+    for other in (0, 100, 49151):
+        assert llm.score([*tokens, other], count=1).logprobs[0] < last[0]
+
+
+def test_several_threads(llm):
+    prompts = [f"Count to {i}:" for i in range(6)]
+    expected = [llm.generate(prompt, GREEDY).text for prompt in prompts]
+    found = {}
+
+    def work(i):
+        if i % 2:
+            found[i] = llm.generate(prompts[i], GREEDY).text
+        else:
+            found[i] = "".join(llm.stream(prompts[i], GREEDY))
+        llm.score(prompts[i])
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [found.get(i) for i in range(6)] == expected
+
+
+def test_chat(llm):
+    messages = [{"role": "user", "content": "Hello"}]
+    assert llm.chat(messages, GREEDY).text == llm.generate(llm.tokenizer.encode(llm.tokenizer.render_chat(messages)), GREEDY).text
+    assert "".join(llm.stream(messages, GREEDY)) == llm.chat(messages, GREEDY).text
+
+
+def test_plan_and_stats(llm, model_path):
+    assert (llm.plan.ranks, llm.plan.threads, llm.plan.context) == (2, 1, 1024)
+    assert llm.plan.model == str(model_path) and 0.4 < llm.plan.weight_bytes / model_path.stat().st_size < 0.6
+    assert llm.stats.load_seconds > 0 and "rank 1: 100.0 %" in llm.stats.pages
+
+
+@pytest.mark.parametrize(
+    ("work", "line"),
+    [
+        (lambda llm: llm.generate(""), "the prompt is empty"),
+        (lambda llm: llm.generate("word " * 2000), "the prompt has 2001 tokens, the context 1024"),
+        (lambda llm: llm.generate([1, 2, 1 << 20]), "token 1048576 is outside the model's vocabulary of 49152"),
+        (lambda llm: llm.generate(["One", ""]), "the prompt is empty"),
+        (lambda llm: llm.score("a"), "at least two tokens"),
+        (lambda llm: SamplingParams(temperature=-1), "temperature is -1"),
+        (lambda llm: SamplingParams(top_p=0), "top_p is 0"),
+    ],
+)
+def test_bad_calls_in_one_line(llm, work, line):
+    with pytest.raises(UserError, match=line) as refused:
+        work(llm)
+    assert "\n" not in str(refused.value)
+    assert llm.generate(PROMPT, GREEDY).token_ids  # still at work
+
+
+def test_bad_models_and_machines(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        LLM(tmp_path / "absent.gguf")
+    with pytest.raises(UserError, match="--ranks|ranks"):
+        LLM("smollm2", ranks=0)
+    assert issubclass(UserError, NumatpError) and issubclass(MachineError, NumatpError) and issubclass(RankError, NumatpError)
+
+
+def test_two_models_and_a_closed_one(model_path):
+    with LLM(model_path, ranks=1, threads=1, ctx=256) as first, LLM(model_path, ranks=1, threads=1, ctx=256) as second:
+        assert first.generate(PROMPT, GREEDY).text == second.generate(PROMPT, GREEDY).text
+    with pytest.raises(UserError, match="closed"):
+        first.generate(PROMPT, GREEDY)
+    first.close()
+
+
+def script(model_path, *arguments, **environment):
+    return run(sys.executable, TESTS / "run_llm.py", model_path, *arguments, env=environment)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_script_that_uses_numba_itself(llm, model_path, ranks):
+    result = script(model_path, "everything", ranks)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""  # a library logs, it does not print
+    said = json.loads(result.stdout)
+    assert said["affinity"] and said["sum"] == 1000
+    assert said["text"] == said["streamed"] == llm.generate(PROMPT, GREEDY).text
+    assert "empty" in said["refused"] and said["ranks"] == ranks
+    logged = script(model_path, "everything", ranks, SHOW_LOG="1")
+    assert "INFO:numatp:weights rank 0: 100.0 %" in logged.stderr
+
+
+def test_under_mpirun_every_rank_gets_the_results(llm, model_path):
+    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "everything")
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert first == second
+    assert first["text"] == first["streamed"] == llm.generate(PROMPT, GREEDY).text
+    assert first["logprobs"] == llm.score("The capital of France is Paris.").logprobs
+    assert "empty" in first["refused"] and first["ranks"] == 2
+
+
+def test_under_mpirun_calls_that_differ(model_path):
+    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "differing")
+    assert result.returncode == 0, result.stderr
+    for line in result.stdout.splitlines():
+        assert "rank 0: generate, rank 1: score" in json.loads(line)["refused"]
+
+
+def test_under_mpirun_an_error_of_one_rank_ends_all(model_path):
+    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "failing", timeout=60)
+    assert result.returncode != 0
+    assert "my own mistake" in result.stderr
+
+
+def test_a_script_that_forgets_to_close(model_path):
+    code = "from numatp import LLM; import sys; llm = LLM(sys.argv[1], ranks=2, ctx=256); print(llm.generate('Hello').text)"
+    result = run(sys.executable, "-c", code, model_path, timeout=60)
+    assert result.returncode == 0 and result.stdout, result.stderr
+
+
+def test_in_a_process_with_its_own_event_loop(model_path):
+    """A notebook calls from inside a running asyncio loop."""
+    code = (
+        "import asyncio, sys\nfrom numatp import LLM\n"
+        "async def cell():\n    with LLM(sys.argv[1], ranks=2, ctx=256) as llm:\n        return llm.generate('Hello').text\n"
+        "print(asyncio.run(cell()))"
+    )
+    assert run(sys.executable, "-c", code, model_path, timeout=60).stdout
+
+
+def test_types_are_part_of_the_package(tmp_path):
+    script = tmp_path / "user.py"
+    script.write_text(
+        "from numatp import LLM, SamplingParams\n"
+        "def one(llm: LLM) -> str:\n    return llm.generate('a', SamplingParams(top_k=3)).text\n"
+        "def several(llm: LLM) -> list[str]:\n    return [output.text for output in llm.generate(['a', 'b'])]\n"
+        "def wrong(llm: LLM) -> int:\n    return llm.generate('a').text\n"
+    )
+    found = run(BIN / "mypy", "--cache-dir", tmp_path, script, env={"MYPYPATH": str(TESTS.parent)}).stdout
+    assert "user.py:7" in found and found.count("error") == 2, found  # the line, and the summary
