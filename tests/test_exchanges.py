@@ -13,17 +13,17 @@ HANG = 10  # seconds until a hang of a broken build ends
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
 
-def build(folder, *options, change=None):
-    """The stress program; change: (file, old, new) in a copy of the runtime's sources, where old must stand exactly once."""
+def build(folder, *options, change=None, name="exchanges"):
+    """A stress program; change: (file, old, new) in a copy of the runtime's sources, where old must stand exactly once."""
     sources = folder / "native"
     shutil.copytree(NATIVE, sources, dirs_exist_ok=True)
     if change:
-        name, old, new = change
-        text = (sources / name).read_text()
-        assert text.count(old) == 1, f"{name} holds {text.count(old)} of: {old}"
-        (sources / name).write_text(text.replace(old, new))
-    program = folder / "exchanges"
-    files = [TESTS / "native" / "exchanges.c", *sorted(sources.glob("*.c"))]
+        file, old, new = change
+        text = (sources / file).read_text()
+        assert text.count(old) == 1, f"{file} holds {text.count(old)} of: {old}"
+        (sources / file).write_text(text.replace(old, new))
+    program = folder / name
+    files = [TESTS / "native" / f"{name}.c", *sorted(sources.glob("*.c"))]
     result = run("gcc", *FLAGS, *options, f"-I{sources}", "-o", program, *files)
     if "sanitize" in str(options) and "cannot find" in result.stderr:
         pytest.skip("gcc has no sanitizer runtime here")
@@ -72,6 +72,12 @@ def test_a_killed_rank_is_named(plain):
     assert "rank 1 (process" in result.stderr
 
 
+def test_an_abort_ends_all_ranks(plain):
+    result = run(plain, "processes", "2,3", 60_000, 1, "abort", timeout=30)
+    assert result.returncode == 0, result.stderr
+    assert "rank 1 has had enough" in result.stderr
+
+
 def test_without_the_barrier_before_the_sync(plain):
     assert run(plain, "processes", "2,3", 10_000, 1, "nobarrier").returncode != 0
 
@@ -108,6 +114,14 @@ BROKEN = {
         ("wait.c", "patience->dead = numatp_dead_peer(ranks);", "patience->dead = 0;"),
         ("processes", "1,1", 60_000, 0, "kill"),
     ),
+    "ranks do not look for an abort": (
+        ("wait.c", "    if (numatp_aborted(ranks))\n        return false;\n    if (watch", "    if (watch"),
+        ("processes", "1,1", 60_000, 1, "abort"),
+    ),
+    "threads do not look for an abort": (
+        ("runtime.c", "generation + 1, NUMATP_WATCH_ABORT)", "generation + 1, NUMATP_WATCH_NOTHING)"),
+        ("processes", "2,3", 60_000, 1, "abort"),
+    ),
 }
 
 
@@ -123,3 +137,31 @@ def test_a_relaxed_publish_is_seen_by_the_thread_sanitizer(tmp_path):
     program = build(tmp_path, "-O1", "-g", "-fsanitize=thread", f"-DSECONDS={HANG}", change=change)
     result = run("setarch", "-R", program, "threads", "1,1", 600, 1)
     assert "data race" in result.stderr or result.returncode != 0
+
+
+# ---------------------------------------------------------------- falling asleep and being woken
+
+RAISE = "        atomic_store_explicit(&gate->asleep, 1, memory_order_seq_cst);\n"
+LOOK = "        if (atomic_load_explicit(&gate->sequence, memory_order_seq_cst) >= sequence)\n            return true;\n"
+OPEN = "atomic_store_explicit(&gate->sequence, sequence, memory_order_seq_cst);"
+ASLEEP = "atomic_load_explicit(&gate->asleep, memory_order_seq_cst)"
+LOST = {
+    "the sleeper looks before it says that it sleeps": (RAISE + LOOK, LOOK + RAISE),
+    "the opener looks for sleepers before it opens": (
+        f"    {OPEN}\n    NUMATP_TEST_DELAY();\n    if ({ASLEEP})",
+        f"    uint32_t asleep = {ASLEEP};\n    {OPEN}\n    if (asleep)",
+    ),
+    "the sleeper's word can be overtaken": (RAISE, RAISE.replace("seq_cst", "relaxed")),
+    "the opener's word can be overtaken": (OPEN, OPEN.replace("seq_cst", "release")),
+}
+
+
+def test_nobody_is_left_asleep(tmp_path):
+    program = build(tmp_path, "-O2", "-DNUMATP_AWAKE_NS=0", name="gates")
+    assert run(program, 2_000_000).returncode == 0
+
+
+@pytest.mark.parametrize("fault", LOST)
+def test_a_lost_wake_up_is_seen(tmp_path, fault):
+    program = build(tmp_path, "-O2", "-DNUMATP_AWAKE_NS=0", f"-DSECONDS={HANG}", change=("wait.c", *LOST[fault]), name="gates")
+    assert run(program, 2_000_000).returncode != 0

@@ -2,6 +2,7 @@
  *
  * MODE: processes or threads (ranks as thread groups, for ThreadSanitizer). THREADS: one number per rank, like 2,1.
  * FAULT: nobarrier (before the sync), onebuffer (instead of two), kill (rank 1 dies in the middle: success is a clean abort),
+ * abort (rank 1 aborts in the middle and lives on until the others have noticed),
  * skipempty (an empty lane of rank 1 does not publish), onesync (of the two of the long form); lanes is no fault: each lane fills, sums and
  * checks its own part, with one barrier between reading an exchange and the next one; nolanebarrier leaves that out.
  * Exit status 0 only if all was right; a hang ends by alarm. Prints exchanges and microseconds per exchange. */
@@ -22,17 +23,19 @@
 #define SECONDS 100 /* until a hang counts as one */
 #endif
 #define EXCHANGES 6
+#define ENOUGH "rank 1 has had enough"
 
 static const int64_t LENGTHS[EXCHANGES] = {1000, 3, 333, 4096, 64, 1}; /* some shorter than there are lanes */
 
-static int size, threads_of[NUMATP_MAX_RANKS], lanes, crowded, no_barrier, one_buffer, kill_one, by_threads, skip_empty, one_sync, by_lanes, no_lane_barrier;
+static int size, threads_of[NUMATP_MAX_RANKS], lanes, crowded, no_barrier, one_buffer, kill_one, abort_one, by_threads, skip_empty, one_sync, by_lanes, no_lane_barrier;
 static int64_t steps;
-static char *window; /* control, flags, partials [size][2][MAX_LENGTH] float, results [size], payload */
+static char *window; /* control, flags, partials [size][2][MAX_LENGTH] float, results [size], the step, whether rank 0 has noticed an abort */
 static int64_t flags_at, partials_at, results_at, window_bytes;
 
 struct rank {
     int rank;
     unsigned seed;
+    struct numatp_ranks *ranks;
     struct numatp_team *team;
     float out[MAX_LENGTH];
 };
@@ -184,7 +187,8 @@ static int lead(struct numatp_ranks *ranks, struct rank *me)
         if (status != NUMATP_OK) {
             const char *text = numatp_abort_text(ranks);
             fprintf(stderr, "step %lld: %d %s\n", (long long)step, status, text);
-            return kill_one && status == NUMATP_ABORTED && strstr(text, "rank 1 (process ") ? 0 : 1;
+            *result(size + 1) = 1;
+            return status == NUMATP_ABORTED && (kill_one || abort_one) && strstr(text, kill_one ? "rank 1 (process " : ENOUGH) ? 0 : 1;
         }
         for (int r = 0; r < size; r++)
             if (*result(r) != step)
@@ -199,7 +203,7 @@ static int lead(struct numatp_ranks *ranks, struct rank *me)
     clock_gettime(CLOCK_MONOTONIC, &b);
     double us = ((double)(b.tv_sec - a.tv_sec) * 1e6 + (double)(b.tv_nsec - a.tv_nsec) * 1e-3) / (double)(steps * EXCHANGES);
     printf("%lld exchanges, %.2f us each\n", (long long)(steps * EXCHANGES), us);
-    return numatp_team_stop(me->team) == NUMATP_OK && !kill_one ? 0 : 1;
+    return numatp_team_stop(me->team) == NUMATP_OK && !kill_one && !abort_one ? 0 : 1;
 }
 
 static void die(void *args, int64_t thread, int64_t threads)
@@ -208,6 +212,11 @@ static void die(void *args, int64_t thread, int64_t threads)
     (void)threads;
     if (kill_one && me->rank == 1 && thread == 0 && step_now() == steps / 2)
         kill(getpid(), SIGKILL);
+    if (abort_one && me->rank == 1 && thread == 0 && step_now() == steps / 2) {
+        numatp_abort(me->ranks, ENOUGH);
+        while (!*(volatile int64_t *)result(size + 1))
+            usleep(1000);
+    }
 }
 
 static int run_rank(int number)
@@ -222,6 +231,7 @@ static int run_rank(int number)
     me->rank = number;
     me->seed = 1 + (unsigned)number * 977;
     struct numatp_ranks *ranks = numatp_ranks_open(window, number, size, NULL, crowded);
+    me->ranks = ranks;
     me->team = numatp_team_open(ranks, threads_of[number], nowhere, nowhere);
     while ((status = numatp_meet(ranks)) == NUMATP_PENDING)
         ;
@@ -279,6 +289,7 @@ int main(int argc, char **argv)
     no_barrier = !strcmp(fault, "nobarrier");
     one_buffer = !strcmp(fault, "onebuffer");
     kill_one = !strcmp(fault, "kill");
+    abort_one = !strcmp(fault, "abort");
     skip_empty = !strcmp(fault, "skipempty");
     one_sync = !strcmp(fault, "onesync");
     no_lane_barrier = !strcmp(fault, "nolanebarrier");
@@ -286,7 +297,7 @@ int main(int argc, char **argv)
     flags_at = page_up(numatp_control_bytes(size));
     partials_at = flags_at + page_up(numatp_flag_bytes(size, lanes));
     results_at = partials_at + (int64_t)size * 2 * MAX_LENGTH * (int64_t)sizeof(float);
-    window_bytes = page_up(results_at + (size + 1) * 128);
+    window_bytes = page_up(results_at + (size + 2) * 128);
     window = mmap(NULL, (size_t)window_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     alarm(SECONDS);
     int failed = 0;
@@ -310,7 +321,7 @@ int main(int argc, char **argv)
     for (int r = 1; r < size; r++) {
         int status;
         waitpid(pids[r], &status, 0);
-        failed |= !kill_one && status != 0;
+        failed |= !kill_one && !abort_one && status != 0;
     }
     return failed;
 }
