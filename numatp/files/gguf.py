@@ -135,6 +135,11 @@ class GGUFFile:
         numbers: Sequence[int] = self._list(key, default, "a list of whole numbers", (0, 1, 2, 3, 4, 5, 10, 11))
         return numbers
 
+    def numbers(self, key: str, default: Sequence[float] | None = None) -> Sequence[float]:
+        """Float32 or float64; not-a-number and infinities come as they are."""
+        numbers: Sequence[float] = self._list(key, default, "a list of numbers", (6, 12))
+        return numbers
+
     def fail(self, fault: str) -> NoReturn:
         """Raise UserError about this file; `fault` ends with the remedy."""
         fail(self.path, fault)

@@ -31,7 +31,7 @@ def render_chat(template: str, messages: Sequence[Mapping[str, Any]], tokens: Ma
 
     try:
         return _environment().from_string(template).render(messages=messages, add_generation_prompt=True, **tokens)
-    except RecursionError:
+    except (RecursionError, MemoryError):
         raise UserError(f"the model's chat template does not end; {REMEDY}") from None
     except (jinja2.TemplateError, TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,25 +1,22 @@
-"""Text to token ids and back, for the byte-level BPE vocabularies ("gpt2") of GGUF files."""
+"""Text to token ids and back, for the vocabularies of GGUF files: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
 
 import codecs
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
+from numatp.text import words
 from numatp.text.chat_template import render_chat
 
 if TYPE_CHECKING:
     import tokenizers
 
-# `tokenizer.ggml.pre` -> the expressions that cut a text into words, each applied to the pieces of the one before.
-# What an expression does not match stays a piece of its own. BPE never merges across pieces.
-GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-SPLITS = {"smollm": (r"\p{N}", GPT2_WORDS)}
-
-# Values of `tokenizer.ggml.token_type`; the other kinds (unused, byte) stand for no text here.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 1, 2, 3, 4
+# Values of `tokenizer.ggml.token_type`; another one (5, unused) stands for no text.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 # Metadata names only one or two of the tokens that end a text; these names are the others, in models of today.
 END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
@@ -48,6 +45,7 @@ class Tokenizer:
         tokens: Sequence[str],
         kinds: Sequence[int],
         bpe: "tokenizers.Tokenizer",
+        spell: Callable[[str, int], bytes],
         *,
         bos: int | None,
         eos: int | None,
@@ -56,13 +54,15 @@ class Tokenizer:
         bos_name: str = "",
         eos_name: str = "",
     ) -> None:
-        """`bos` and `eos`: the ids that `encode` puts around a text, None for none; the names are for the chat template."""
+        """spell(token, kind): the bytes that a token stands for. `bos` and `eos`: the ids that `encode` puts around a text, None
+        for none; the names are for the chat template."""
         self.vocab_size = len(tokens)
         self.eos_ids = eos_ids
         self.chat_template = chat_template
         self._tokens = tokens
         self._kinds = kinds
         self._bpe = bpe
+        self._spell = spell
         self.bos = bos
         self._eos = eos
         self._bos_name, self._eos_name = bos_name, eos_name
@@ -75,7 +75,9 @@ class Tokenizer:
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> "Tokenizer":
         """UserError if the file's vocabulary is of another kind, splits words by an unknown rule, or is damaged."""
-        splits = _splits(gguf)
+        kind = gguf.text("tokenizer.ggml.model")
+        if kind not in KINDS:
+            gguf.fail(f"its tokenizer is of kind {quote(kind)}, and numatp has {' and '.join(KINDS)}; use another model")
         tokens = gguf.strings("tokenizer.ggml.tokens")
         kinds = gguf.integers("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
         if len(kinds) != len(tokens):
@@ -95,8 +97,11 @@ class Tokenizer:
         return cls(
             tokens,
             kinds,
-            _build_bpe(gguf, tokens, gguf.strings("tokenizer.ggml.merges"), splits),
-            bos=token_id("tokenizer.ggml.bos_token_id") if gguf.flag("tokenizer.ggml.add_bos_token", False) else None,
+            KINDS[kind].build(gguf, tokens),
+            KINDS[kind].spell,
+            bos=token_id("tokenizer.ggml.bos_token_id")
+            if gguf.flag("tokenizer.ggml.add_bos_token", KINDS[kind].bos(gguf))
+            else None,
             eos=token_id("tokenizer.ggml.eos_token_id") if gguf.flag("tokenizer.ggml.add_eos_token", False) else None,
             eos_ids=frozenset(ends),
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
@@ -141,10 +146,8 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         if not 0 <= id < self.vocab_size:
             raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
-        token, kind = self._tokens[id], self._kinds[id]
-        if kind == NORMAL and BYTE_OF_CHAR.keys() >= set(token):
-            return bytes(BYTE_OF_CHAR[char] for char in token)
-        return token.encode(errors="surrogateescape") if kind in (NORMAL, USER_DEFINED) else b""
+        kind = self._kinds[id]
+        return self._spell(self._tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
 
 
 class StreamDecoder:
@@ -164,33 +167,95 @@ class StreamDecoder:
         return rest
 
 
-def _splits(gguf: GGUFFile) -> tuple[str, ...]:
-    model, rule = gguf.text("tokenizer.ggml.model"), gguf.text("tokenizer.ggml.pre")
-    if model != "gpt2":
-        gguf.fail(f"its tokenizer is of kind {quote(model)}, and numatp has 'gpt2'; use another model")
-    if rule not in SPLITS:
-        gguf.fail(f"its tokenizer splits words by rule {quote(rule)}, and numatp has {', '.join(SPLITS)}; use another model")
-    return SPLITS[rule]
+# ---------------------------------------------------------------- byte-level BPE
 
 
-def _build_bpe(gguf: GGUFFile, tokens: Sequence[str], merges: Sequence[str], splits: tuple[str, ...]) -> "tokenizers.Tokenizer":
-    import tokenizers  # here, because it costs 30 ms and most commands and all other ranks do without
-    from tokenizers import models, pre_tokenizers
+def _rule(gguf: GGUFFile) -> words.Words:
+    name = gguf.text("tokenizer.ggml.pre")
+    if name not in words.WORDS:
+        gguf.fail(f"its tokenizer splits words by rule {quote(name)}, and numatp has {', '.join(words.WORDS)}; use another model")
+    return words.WORDS[name]
 
+
+def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Tokenizer":
+    from tokenizers import Regex, models, pre_tokenizers  # here, because it costs 30 ms and all other ranks do without
+
+    rule = _rule(gguf)
+    pairs = [(left, right) for left, space, right in (merge.partition(" ") for merge in gguf.strings("tokenizer.ggml.merges"))]
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
-    pairs = [(left, right) for left, space, right in (merge.partition(" ") for merge in merges)]
-    try:
-        bpe = tokenizers.Tokenizer(models.BPE(vocab, pairs))
-    except Exception as error:  # the library raises bare Exception for a merge of unknown tokens
-        gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
-    steps: list[Any] = [pre_tokenizers.Split(tokenizers.Regex(split), "isolated") for split in splits]
+    bpe = _bpe(gguf, lambda: models.BPE(vocab, pairs, ignore_merges=rule.whole))
+    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     # A byte without a token is lost, but its neighbours must not merge as if it had never been there.
     missing = "".join(char for char in BYTE_OF_CHAR if char not in vocab)
     if missing:
-        steps.append(pre_tokenizers.Split(tokenizers.Regex(f"[{re.escape(missing)}]"), "removed"))
+        steps.append(pre_tokenizers.Split(Regex(f"[{re.escape(missing)}]"), "removed"))
     bpe.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return bpe
+
+
+def _spell_byte_level(token: str, kind: int) -> bytes:
+    if kind == NORMAL and BYTE_OF_CHAR.keys() >= set(token):
+        return bytes(BYTE_OF_CHAR[char] for char in token)
+    return token.encode(errors="surrogateescape")
+
+
+# ---------------------------------------------------------------- SentencePiece BPE
+
+SPACE = "\u2581"  # stands for a space in pieces
+
+
+def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Tokenizer":
+    """The piece with the highest score is made first; what no piece can spell is given as bytes."""
+    from tokenizers import models, normalizers
+
+    scores = gguf.numbers("tokenizer.ggml.scores")
+    if len(scores) != len(tokens):
+        gguf.fail(f"{len(tokens)} tokens and {len(scores)} scores: damaged; download it again")
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
+    pairs = []
+    for token, id in vocab.items():
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in vocab and right in vocab:
+                pairs.append((-scores[id], vocab[left], vocab[right], left, right))
+    pairs.sort()
+    unknown = tokens[gguf.integer("tokenizer.ggml.unknown_token_id", 0)]
+    bpe = _bpe(gguf, lambda: models.BPE(vocab, [pair[3:] for pair in pairs], unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = [normalizers.Prepend(SPACE)] if gguf.flag("tokenizer.ggml.add_space_prefix", True) else []
+    bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    return bpe
+
+
+def _spell_sentencepiece(token: str, kind: int) -> bytes:
+    if kind == BYTE:
+        return bytes.fromhex(token[3:5])  # <0x0A>
+    return token.replace(SPACE, " ").encode(errors="surrogateescape")
+
+
+# ---------------------------------------------------------------- both
+
+
+@dataclass(frozen=True)
+class Kind:
+    build: Callable[[GGUFFile, Sequence[str]], "tokenizers.Tokenizer"]
+    spell: Callable[[str, int], bytes]
+    bos: Callable[[GGUFFile], bool]  # whether a text begins with it when the metadata does not say
+
+
+KINDS = {
+    "gpt2": Kind(_build_byte_level, _spell_byte_level, lambda gguf: _rule(gguf).bos),
+    "llama": Kind(_build_sentencepiece, _spell_sentencepiece, lambda gguf: True),
+}
+
+
+def _bpe(gguf: GGUFFile, make: Callable[[], Any]) -> "tokenizers.Tokenizer":
+    import tokenizers
+
+    try:
+        return tokenizers.Tokenizer(make())
+    except Exception as error:  # the library raises bare Exception for a merge of unknown tokens
+        gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
