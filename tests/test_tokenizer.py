@@ -161,6 +161,14 @@ def test_start_and_end_tokens(tmp_path):
 BYTE_ID = {char: index for index, char in enumerate(BYTE_OF_CHAR)}
 
 
+def test_words_that_are_tokens_without_merges(tmp_path):
+    for rule, expected in (("llama-bpe", [257]), ("qwen2", [256, BYTE_ID["c"]])):
+        tokenizer = Tokenizer.from_gguf(
+            small(tmp_path / f"{rule}.gguf", pre=rule, merges=["a b"], add_bos_token=False, add_eos_token=False)
+        )
+        assert tokenizer.encode("abc") == expected
+
+
 def test_user_defined_and_unused_tokens(tmp_path):
     tokenizer = Tokenizer.from_gguf(small(tmp_path / "x.gguf", add_bos_token=False, add_eos_token=False))
     spelt = [BYTE_ID[char] for char in "<s>"]
