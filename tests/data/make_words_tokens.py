@@ -50,7 +50,7 @@ def main():
     tool = sys.argv[1]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokens, merges = merges_of(list(BYTE_OF_CHAR), byte_level, 1500)
-    pieces, _ = merges_of(list("abcdefghijklmnopqrstuvwxyz ."), pre_tokenizers.Metaspace(split=False, prepend_scheme="never"), 900)
+    pieces, _ = merges_of(list("abcdefghijklmnopqrstuvwxyz ."), pre_tokenizers.Metaspace(split=False, prepend_scheme="never"), 2600)
     pieces = [piece for piece in pieces if "\0" not in piece]  # it ends a text in C
     recorded = {"bpe": {"tokens": tokens, "merges": merges}, "pieces": pieces, "texts": texts(), "ids": {}}
     with tempfile.TemporaryDirectory() as folder:
