@@ -2,6 +2,7 @@
 
 import gguf
 import numpy as np
+import vocabularies
 
 SIZES = {
     "width": 96, "heads": 9, "kv_heads": 3, "head_size": 32, "ffn": 160, "vocab": 200, "layers": 2,
@@ -68,9 +69,14 @@ def writer_of(path, architecture, s):
     return writer
 
 
-def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0, sizes=SIZES):
-    """Writes the model and returns its tensors as float arrays, as the file's format rounds them."""
+def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0, sizes=SIZES, vocabulary=None):
+    """Writes the model and returns its tensors as float arrays, as the file's format rounds them.
+
+    vocabulary: what vocabularies.add wants, for a model that text is given to.
+    """
     rng, writer, tensors = np.random.default_rng(seed), writer_of(path, architecture, sizes), {}
+    if vocabulary:
+        vocabularies.add(writer, *vocabulary)
     for name, shape in shapes_of(sizes, tied).items():
         if name in leave_out:
             continue

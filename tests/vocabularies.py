@@ -6,10 +6,17 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 
 def write(path, recorded, rule):
-    """By rule: a byte-level vocabulary with that `tokenizer.ggml.pre`, or kind 'llama' ('without prefix': no first space)."""
-    kind, _, without_prefix = rule.partition(" ")
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(1)
+    add(writer, recorded, rule)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
+def add(writer, recorded, rule):
+    """By rule: a byte-level vocabulary with that `tokenizer.ggml.pre`, or kind 'llama' ('without prefix': no first space)."""
+    kind, _, without_prefix = rule.partition(" ")
     if kind == "llama":
         pieces = recorded["pieces"]
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
@@ -29,6 +36,3 @@ def write(path, recorded, rule):
         writer.add_token_types([NORMAL] * len(recorded["bpe"]["tokens"]))
         writer.add_token_merges(recorded["bpe"]["merges"])
         writer.add_add_bos_token(False)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()

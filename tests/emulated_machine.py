@@ -1,0 +1,153 @@
+"""An emulated machine with several sockets and NUMA nodes that runs shell commands on a real Linux kernel.
+
+It sees this machine's files (what it writes stays in its own memory), so the same virtual environment runs in it. Its CPUs have
+AVX2 and no AVX-512. Placement, binding, page locality and errors are as on hardware; time means nothing.
+
+Needs Debian's qemu-system-x86, busybox-static, cpio and kmod, and fetches Debian's kernel package once into the cache folder.
+"""
+
+import base64
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg")
+MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numatp-test-kernel"
+
+# The first process: mounts the host's files below a layer in memory and runs the command there.
+INIT = """#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+for module in /modules/*; do insmod $module; done
+mount -t 9p -o trans=virtio,version=9p2000.L,msize=1048576,cache=mmap,ro host /host || poweroff -f
+mount -t tmpfs layer /layer; mkdir -p /layer/upper /layer/work
+mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new || poweroff -f
+for folder in proc sys dev; do mount --move /$folder /new/$folder; done
+mkdir -p /new/dev/shm /new/dev/pts
+mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts; mount -t tmpfs run /new/run; mount -t tmpfs tmp /new/tmp
+mkdir -p /new/sys/fs/cgroup; mount -t cgroup2 cgroup /new/sys/fs/cgroup
+ifconfig lo 127.0.0.1 up
+cp /command /new/tmp/command
+chroot /new /bin/bash /tmp/command
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    status: int
+    stdout: str
+    stderr: str
+
+
+def missing():
+    """Why there can be no such machine here, or nothing."""
+    absent = [tool for tool in TOOLS if not shutil.which(tool)]
+    if absent:
+        return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod)"
+    if not _kernel() and not _fetch_kernel():
+        return "Debian's kernel package cannot be downloaded"
+    return ""
+
+
+def _kernel():
+    return next(iter(CACHE.glob("boot/vmlinuz-*")), None)
+
+
+def _fetch_kernel():
+    depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=False).stdout
+    package = re.search(r"Depends: (linux-image-\S+)", depends)
+    if not package:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        got = subprocess.run(["apt-get", "download", package[1]], cwd=folder, capture_output=True, check=False)
+        files = list(Path(folder).glob("*.deb"))
+        if got.returncode or not files:
+            return False
+        subprocess.run(["dpkg", "-x", files[0], CACHE], check=True)
+    subprocess.run(["depmod", "-b", CACHE, _version()], check=True)
+    return True
+
+
+def _version():
+    return next((CACHE / "lib" / "modules").iterdir()).name
+
+
+def _write_initrd(path, commands):
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("bin", "proc", "sys", "dev", "modules", "host", "layer", "new"):
+            (root / name).mkdir()
+        shutil.copy(shutil.which("busybox"), root / "bin")
+        listed = [
+            line.split()[1]
+            for module in MODULES
+            for line in subprocess.run(
+                ["modprobe", "-d", CACHE, "-S", _version(), "--show-depends", module], capture_output=True, text=True, check=True
+            ).stdout.splitlines()
+            if line.startswith("insmod")
+        ]
+        for place, module in enumerate(dict.fromkeys(listed)):
+            shutil.copy(module, root / "modules" / f"{place:02}-{Path(module).name}")
+        (root / "init").write_text(INIT)
+        (root / "init").chmod(0o755)
+        (root / "command").write_text(_script(commands))
+        names = "\n".join(str(found.relative_to(root)) for found in [root, *root.rglob("*")])
+        pack = ["cpio", "-o", "-H", "newc", "--quiet"]
+        path.write_bytes(subprocess.run(pack, cwd=root, input=names.encode(), capture_output=True, check=True).stdout)
+
+
+def _script(commands):
+    """Runs each command with a time limit and writes one line about it: name, status and output, coded against line ends."""
+    kept = [f"export {name}={shlex.quote(value)}" for name, value in os.environ.items() if re.fullmatch(r"[A-Z_a-z0-9]+", name)]
+    lines = [*kept, f"cd {shlex.quote(os.getcwd())}"]
+    for name, command in commands.items():
+        lines += [
+            f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/out 2>/tmp/err </dev/null; status=$?",
+            f'echo; echo "result {name} $status $(base64 -w0 /tmp/out)@$(base64 -w0 /tmp/err)"',
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=900):
+    """{name: shell command} to {name: Result}, one after another in one boot; a name is one word.
+
+    memory_only: so many further nodes without CPUs.
+    """
+    nodes, cores = sockets * nodes_per_socket, cores_per_node
+    numa = []
+    for node in range(nodes + memory_only):
+        cpus = f",cpus={node * cores}-{node * cores + cores - 1}" if node < nodes else ""
+        numa += ["-object", f"memory-backend-ram,id=m{node},size={mib_per_node}M"]
+        numa += ["-numa", f"node,nodeid={node}{cpus},memdev=m{node}"]
+    for one in range(nodes + memory_only):
+        for other in range(one + 1, nodes + memory_only):
+            near = other < nodes and one // nodes_per_socket == other // nodes_per_socket
+            numa += ["-numa", f"dist,src={one},dst={other},val={12 if near else 21}"]
+    with tempfile.TemporaryDirectory() as folder:
+        initrd = Path(folder) / "initrd"
+        _write_initrd(initrd, commands)
+        command = [
+            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", f"{mib_per_node * (nodes + memory_only)}M",
+            "-smp", f"{nodes * cores},sockets={sockets},cores={nodes_per_socket * cores},threads=1", *numa,
+            "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+            "-kernel", str(_kernel()), "-initrd", str(initrd), "-append", "console=ttyS0 quiet panic=-1",
+            "-nographic", "-no-reboot",
+        ]  # fmt: skip
+        with (Path(folder) / "console").open("w+b") as console:
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds, check=False)
+            console.seek(0)
+            text = console.read().decode(errors="replace")
+    results = {}
+    for name, status, out, err in re.findall(r"^result (\S+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
+        results[name] = Result(int(status), *(base64.b64decode(part).decode(errors="replace") for part in (out, err)))
+    lost = commands.keys() - results.keys()
+    assert not lost, f"nothing came back of {', '.join(lost)}; the console said: {text[-2000:]}"
+    return results
