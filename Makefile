@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: run test lint bench clean
+.PHONY: run test test-numa lint bench clean
 
 run: $(VENV)/run
 	@$(BIN)/numatp pull smollm2 >/dev/null
@@ -15,7 +15,11 @@ run: $(VENV)/run
 	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
 
 test: $(VENV)/test $(VENV)/mpich/test lint
-	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q
+	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs
+
+# Only the tests on an emulated machine with two sockets; they are skipped, with the reason, where there is no emulator.
+test-numa: $(VENV)/test
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -rs tests/test_two_sockets.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
