@@ -31,11 +31,11 @@ mount -t tmpfs layer /layer; mkdir -p /layer/upper /layer/work
 mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new || poweroff -f
 for folder in proc sys dev; do mount --move /$folder /new/$folder; done
 mkdir -p /new/dev/shm /new/dev/pts
-mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts; mount -t tmpfs run /new/run; mount -t tmpfs tmp /new/tmp
+mount -t tmpfs shm /new/dev/shm; mount -t devpts pts /new/dev/pts; mount -t tmpfs run /new/run
 mkdir -p /new/sys/fs/cgroup; mount -t cgroup2 cgroup /new/sys/fs/cgroup
 ifconfig lo 127.0.0.1 up
-cp /command /new/tmp/command
-chroot /new /bin/bash /tmp/command
+cp /command /new/tmp/numatp-command
+chroot /new /bin/bash /tmp/numatp-command
 poweroff -f
 """
 
@@ -110,8 +110,8 @@ def _script(commands):
     lines = [*kept, f"cd {shlex.quote(os.getcwd())}"]
     for name, command in commands.items():
         lines += [
-            f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/out 2>/tmp/err </dev/null; status=$?",
-            f'echo; echo "result {name} $status $(base64 -w0 /tmp/out)@$(base64 -w0 /tmp/err)"',
+            f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?",
+            f'echo; echo "result {name} $status $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
         ]
     return "\n".join(lines) + "\n"
 

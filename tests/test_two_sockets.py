@@ -14,16 +14,13 @@ GENERATE = "generate -m {model} -p 'The quick brown fox' -n 24 --temp 0 --ignore
 
 
 @pytest.fixture(scope="module")
-def model():
-    """Some MB of random weights per rank, in a folder that the emulated machine sees too (it has a /tmp of its own)."""
+def model(tmp_path_factory):
+    """Some MB of random weights per rank."""
     if reason := emulated_machine.missing():
         pytest.skip(f"no emulated machine: {reason}")
-    folder = TESTS.parent / ".pytest_cache" / "numa"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.gguf"
+    path = tmp_path_factory.mktemp("numa") / "model.gguf"
     tiny.write(path, "Q8_0", sizes=SIZES, vocabulary=(WORDS, "smollm"))
-    yield path
-    path.unlink()
+    return path
 
 
 def numatp(options, model, before=""):
