@@ -30,6 +30,7 @@ def ours(model: str, tokens: int, threads: int, ranks: int) -> tuple[float, floa
     """(tok/s, GB/s of weights) as `numatp generate` reports them."""
     command = [
         NUMATP, "generate", "-m", model, "-p", "Once upon a time", "-n", tokens + 1, "-t", threads // ranks, "--ranks", ranks,
+        "--temp", 0, "--ignore-eos",
     ]  # fmt: skip
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
     found = re.search(r"decode (\d+) tokens at ([\d.]+) tok/s, reading ([\d.]+) GB/s", result.stderr)

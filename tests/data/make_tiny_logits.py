@@ -15,6 +15,7 @@ import numpy as np
 DATA = Path(__file__).parent
 sys.path.insert(0, str(DATA.parent))
 import tiny_cohere2  # noqa: E402
+import tiny_qwen3  # noqa: E402
 import tiny_qwen3next  # noqa: E402
 
 POSITIONS = (0, 3, 69, 70, 150, 229)
@@ -69,7 +70,7 @@ def main():
     llama.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
-        for name, tiny in (("cohere2", tiny_cohere2), ("qwen3next", tiny_qwen3next)):
+        for name, tiny in (("cohere2", tiny_cohere2), ("qwen3", tiny_qwen3), ("qwen3next", tiny_qwen3next)):
             tensors, writer = tiny.write(path), tiny.writer_of(path)
             if name == "qwen3next":
                 tensors = with_experts(tensors, tiny.SIZES)
