@@ -23,7 +23,7 @@ WAYS = {
     "mpirun": ([BIN / "mpirun", "-np", "2"], []),
     "mpirun, abort off": ([BIN / "mpirun", "-np", "3", "--enable-recovery"], []),
 }
-PROMPT = ["-p", "The capital of France is", "-n", "8"]
+PROMPT = ["-p", "The capital of France is", "-n", "8", "--temp", "0"]
 
 
 def command(model_path, way, *options):

@@ -12,7 +12,7 @@ from conftest import run
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, attention, delta, exchange, gate, norm, rope, sampling
+from numatp.kernels import activation, attention, delta, exchange, experts, gate, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.rows import GROUP
@@ -446,7 +446,7 @@ def test_gated_delta():
 
 
 def all_kernels():
-    modules = [activation, attention, delta, exchange, gate, norm, rope, sampling]
+    modules = [activation, attention, delta, exchange, experts, gate, norm, rope, sampling]
     modules += [specialize("matmul", "quant", quants.find(name, "test").__name__) for name in FORMATS]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
 

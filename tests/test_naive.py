@@ -6,11 +6,13 @@ import json
 
 import naive_cohere2
 import naive_qwen3
+import naive_qwen3moe
 import naive_qwen3next
 import numpy as np
 import pytest
 import tiny_cohere2
 import tiny_qwen3
+import tiny_qwen3moe
 import tiny_qwen3next
 from conftest import TESTS
 from test_model import F16_ROUNDING, error
@@ -20,7 +22,12 @@ RECORDED = json.loads((TESTS / "data/tiny_logits.json").read_text())
 
 @pytest.mark.parametrize(
     ("name", "tiny", "naive"),
-    [("cohere2", tiny_cohere2, naive_cohere2), ("qwen3", tiny_qwen3, naive_qwen3), ("qwen3next", tiny_qwen3next, naive_qwen3next)],
+    [
+        ("cohere2", tiny_cohere2, naive_cohere2),
+        ("qwen3", tiny_qwen3, naive_qwen3),
+        ("qwen3moe", tiny_qwen3moe, naive_qwen3moe),
+        ("qwen3next", tiny_qwen3next, naive_qwen3next),
+    ],
 )
 def test_naive_is_what_llama_cpp_computes(tmp_path, name, tiny, naive):
     tensors = tiny.write(tmp_path / "tiny.gguf")

@@ -5,11 +5,13 @@ import sys
 
 import naive_cohere2
 import naive_qwen3
+import naive_qwen3moe
 import naive_qwen3next
 import numpy as np
 import pytest
 import tiny_cohere2
 import tiny_qwen3
+import tiny_qwen3moe
 import tiny_qwen3next
 from conftest import TESTS, run
 from test_model import F16_ROUNDING, error
@@ -24,7 +26,8 @@ def eight_bits(rows):
 
 # name: (tiny model, its naive forward)
 MODELS = {
-    "cohere2": (tiny_cohere2, naive_cohere2), "qwen3": (tiny_qwen3, naive_qwen3), "qwen3next": (tiny_qwen3next, naive_qwen3next),
+    "cohere2": (tiny_cohere2, naive_cohere2), "qwen3": (tiny_qwen3, naive_qwen3), "qwen3moe": (tiny_qwen3moe, naive_qwen3moe),
+    "qwen3next": (tiny_qwen3next, naive_qwen3next),
 }  # fmt: skip
 LENGTHS = (230, 41, 150)  # more than three times the window, less than it, more than twice; windows of 70, cache blocks of 64
 SEQUENCES = [np.random.default_rng(i).integers(0, 200, length).tolist() for i, length in enumerate(LENGTHS)]

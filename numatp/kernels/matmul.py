@@ -80,6 +80,31 @@ def matmul(args, thread, threads):
 
 
 @kernel(
+    weights="pointer", tiles="int", tile_bytes="int", units="int", counts="pointer", active="pointer",
+    x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int",
+)  # fmt: skip
+def experts(args, thread, threads):
+    """out (places, tiles * 16) = x (places, units * 32) times the transposed matrix of each place's expert (kernels/experts.py).
+
+    weights: the experts' matrices of `tiles` tiles one after another. Threads share the tiles of all active experts.
+    """
+    x = offset(args.x, thread * args.x_thread_stride)
+    first, last = share(load_i64(args.counts, 1) * args.tiles, thread, threads)
+    for item in range(first, last):
+        found, tile = item // args.tiles, item % args.tiles
+        expert, group, rows = (
+            load_i64(args.active, found * 3), load_i64(args.active, found * 3 + 1), load_i64(args.active, found * 3 + 2)
+        )  # fmt: skip
+        weights = offset(args.weights, (expert * args.tiles + tile) * args.tile_bytes)
+        for nth in range((rows + args.pitch - 1) // args.pitch):
+            place = group + nth
+            multiply(
+                weights, args.units, min(rows - nth * args.pitch, args.pitch), offset(x, place * args.x_group), args.pitch,
+                offset(args.out, place * args.pitch * args.out_stride + tile * 64), args.out_stride, False,
+            )  # fmt: skip
+
+
+@kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
     rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int",
     out="pointer", out_thread_stride="int",

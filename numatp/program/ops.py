@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numatp.kernels import activation, attention, delta, exchange, gate, norm, rope
+from numatp.kernels import activation, attention, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
@@ -18,6 +18,7 @@ from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
+MOST_PLACES_PER_ROW = 256  # of a Step, in the groups of experts
 LINE = 128  # bytes; threads must not share cache lines, which are fetched in pairs
 
 
@@ -29,6 +30,7 @@ class Value:
     width: int
     rows: int  # address of their number
     division: object = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
+    most: int = 0  # rows at most, 0: those of a Step
 
     def accesses(self) -> list[Access]:
         return [Access(buffer, self.division) for buffer in self.buffers]
@@ -54,6 +56,20 @@ class LayerCache:
     values: Buffer
     table: int  # which of the Step's tables lists its blocks
     window: int = attention.NO_WINDOW  # tokens that a row sees, itself included
+
+
+@dataclass(frozen=True, eq=False)
+class Routes:
+    """Which rows each expert takes (kernels/experts.py), by addresses; `most` places at most."""
+
+    buffer: Buffer
+    used: int
+    most: int
+    counts: int
+    active: int
+    rows_of_places: int
+    places: int
+    shares: int
 
 
 @dataclass(frozen=True)
@@ -91,13 +107,13 @@ class Ops:
         self._builder = Builder(name)
         self._memory: list[np.ndarray] = []
         self._buffers: dict[str, Buffer] = {}
-        self._activations: dict[tuple[Value, str], tuple[Buffer, Access]] = {}
+        self._activations: dict[tuple[Value, str, Routes | None], tuple[Buffer, Access]] = {}
         self._num_exchanges = 0
         self._partials = [Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)]
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
         self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))
-        self._all_rows = self._kept(np.arange(step.shape.max_rows))
+        self._all_rows = self._kept(np.arange(MOST_PLACES_PER_ROW * step.shape.max_rows))
 
     def finish(self) -> Program:
         return self._builder.finish([*self._memory, *self._buffers.values()])
@@ -151,26 +167,34 @@ class Ops:
         )  # fmt: skip
         return Value((out,), x.width, rows, division)
 
-    def _activation(self, x: Value, form: str) -> tuple[Buffer, Access]:
-        """x as a matrix wants it (kernels/activation.py), made once for all matrices that read it."""
-        if (x, form) not in self._activations:
-            self._activations[x, form] = self._make_activation(x, form)
-        return self._activations[x, form]
+    def _activation(self, x: Value, form: str, routes: Routes | None = None) -> tuple[Buffer, Access]:
+        """x as a matrix wants it (kernels/activation.py), made once for all matrices that read it.
 
-    def _make_activation(self, x: Value, form: str) -> tuple[Buffer, Access]:
+        routes: x has the rows of the Step, and they are wanted at the places of their experts.
+        """
+        if (x, form, routes) not in self._activations:
+            self._activations[x, form, routes] = self._make_activation(x, form, routes)
+        return self._activations[x, form, routes]
+
+    def _make_activation(self, x: Value, form: str, routes: Routes | None) -> tuple[Buffer, Access]:
         # A product reads all rows on every thread, however they were written.
-        if form == "f32" and self.private:
+        if form == "f32" and self.private and not routes:
             return x.buffers[0], Access(x.buffers[0], PRIVATE if x.division == PRIVATE else ANYHOW)
         group = activation.group_bytes(form, x.width, self.pitch)
-        out = self._buffer(f"{x.buffers[0].name}.{form}", group, self.private, rows=self.max_rows // self.pitch)
+        most, rows, select = x.most or self.max_rows, x.rows, self._all_rows
+        reads, name = x.accesses(), f"{x.buffers[0].name}.{form}"
+        if routes:
+            most, rows, select = routes.most, routes.counts, routes.rows_of_places
+            reads, name = [*reads, Access(routes.buffer)], f"{name}.routed"
+        out = self._buffer(name, group, self.private, rows=most // self.pitch)
         # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
-        division = self._share_of_rows(x.rows)
+        division = self._share_of_rows(rows)
         kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK}) if form == "q8" else (
             activation.interleave, {"width": x.width}
         )  # fmt: skip
         self._builder.add(
-            kernel, x.accesses(), [Access(out, division)],
-            x=x.address, x_stride=x.stride, x_thread_stride=x.thread_stride, select=self._all_rows, rows=x.rows,
+            kernel, reads, [Access(out, division)],
+            x=x.address, x_stride=x.stride, x_thread_stride=x.thread_stride, select=select, rows=rows,
             out=out.address, out_group=group, out_thread_stride=out.thread_stride, pitch=self.pitch, private=self.private,
             **width,
         )  # fmt: skip
@@ -204,13 +228,14 @@ class Ops:
     def silu_gate(self, x: Value) -> Value:
         """silu(first half of the columns) * second half."""
         width = x.width // 2
-        out, division = self._buffer("gated", width * 4, self.private), self._share_of_rows(x.rows)
+        name = "routed gated" if x.most else "gated"
+        out, division = self._buffer(name, width * 4, self.private, rows=x.most), self._share_of_rows(x.rows)
         self._builder.add(
             gate.silu_gate, x.accesses(), [Access(out, division)],
             gate=x.address, up=x.address + width * 4, stride=x.stride, rows=x.rows, width=width,
             out=out.address, out_thread_stride=out.thread_stride, private=self.private,
         )  # fmt: skip
-        return Value((out,), width, x.rows, division)
+        return Value((out,), width, x.rows, division, x.most)
 
     def sigmoid_gate(self, x: Value, gate_: Value) -> Value:
         """x * sigmoid(gate), both (rows, width)."""
@@ -333,6 +358,67 @@ class Ops:
             out=out.address, out_thread_stride=out.thread_stride, private=self.private,
         )  # fmt: skip
         return Value((out,), x.width, x.rows, division)
+
+    # ------------------------------------------------------------ experts
+
+    def route(self, logits: Value, used: int, normalize: bool) -> Routes:
+        """The `used` most probable experts of each row; logits (rows, experts), which all ranks have made from the same bits."""
+        count = logits.width
+        pairs = self.max_rows * used
+        most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
+        assert most <= MOST_PLACES_PER_ROW * self.site.step.shape.max_rows
+        lengths = {
+            "counts": 2, "active": 3 * count, "rows_of_places": most, "places": pairs, "chosen": pairs, "shares": pairs,
+            "next": count,
+        }  # fmt: skip
+        buffer = self._buffer("routes", 8 * sum(lengths.values()), rows=1)
+        starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False))
+        at = {name: buffer.address + 8 * start for name, start in starts.items()}
+        self._builder.add(
+            experts.choose, logits.accesses(), [Access(buffer), *logits.accesses()],
+            logits=logits.address, logits_stride=logits.stride, rows=logits.rows, experts=count, used=used, normalize=normalize,
+            chosen=at["chosen"], shares=at["shares"],
+        )  # fmt: skip
+        self._builder.add(
+            experts.arrange, [Access(buffer)], [Access(buffer)],
+            rows=logits.rows, experts=count, used=used, pitch=self.pitch, chosen=at["chosen"], counts=at["counts"],
+            active=at["active"], rows_of_places=at["rows_of_places"], places=at["places"], next=at["next"],
+        )  # fmt: skip
+        return Routes(buffer, used, most, *(at[name] for name in ("counts", "active", "rows_of_places", "places", "shares")))
+
+    def expert_matmul(self, name: str, x: Value, routes: Routes, *weights: Matrix) -> Value:
+        """(places, sum of an expert's rows): the products side by side; x has a row for each row of the Step, or for each place."""
+        width = sum(weight.rows // weight.experts for weight in weights)
+        whole = self._buffer(name, -(-width // LANES) * LANES * 4, rows=routes.most)
+        buffers, column = [], 0
+        for weight in weights:
+            rows = weight.rows // weight.experts
+            part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, whole.stride))
+            source, access = self._activation(x, weight.format.ACTIVATION, None if x.most else routes)
+            read = weight.num_bytes // weight.experts * routes.used  # by one row
+            self._builder.add(
+                _of(weight, "experts"), [access, Access(routes.buffer)], [Access(part)], read,
+                weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
+                active=routes.active, x=source.address, x_group=source.stride, x_thread_stride=source.thread_stride,
+                pitch=self.pitch, out=part.address, out_stride=part.stride,
+            )  # fmt: skip
+            buffers.append(part)
+            column += rows
+        return Value(tuple(buffers), width, routes.counts, most=routes.most)
+
+    def add_experts(self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix]) -> Value:
+        """x + each row's sum of share * (expert's weight h) + further products as in add_products: one exchange."""
+        made = self.expert_matmul("expert down", h, routes, weight)
+        partial = self._partials[(self._num_exchanges + 1) % 2]
+        for i, (other, matrix) in enumerate(products):
+            self._product(other, matrix, partial, add=i > 0)
+        mine = Access(partial, self._columns(x.width))
+        self._builder.add(
+            experts.combine, [*made.accesses(), Access(routes.buffer), *([mine] if products else [])], [mine],
+            x=made.address, x_stride=made.stride, rows=x.rows, used=routes.used, places=routes.places, shares=routes.shares,
+            width=x.width, out=partial.address, out_stride=partial.stride, add=bool(products),
+        )  # fmt: skip
+        return self._exchange(partial, x, add=True)
 
     # ------------------------------------------------------------ what ranks do together
 

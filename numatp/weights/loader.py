@@ -31,8 +31,9 @@ class Matrix:
     name: str
     format: ModuleType
     address: int
-    rows: int
+    rows: int  # of all experts, one below the other, where there are some
     columns: int
+    experts: int = 1
 
     @property
     def tiles(self) -> int:
@@ -87,7 +88,8 @@ class Rule:
     """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads.
 
     Rows "a*b + c*d" are parts below each other that are cut one by one. part (i, n) takes of each thing that the first word counts
-    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column.
+    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column. Three words are the matrices of
+    all experts; the second word may be cut, the first is not.
     """
 
     name: str
@@ -150,15 +152,21 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         format = quants.find(info.type, rule.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
-        rows = _extent(outer[0], sizes, cut, rule.part) if outer else [range(1)]
+        rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
+        experts = expected[0] if len(outer) == 2 else 1
+        if experts > 1:
+            (own,), height = rows, expected[1]
+            rows = [range(i * height + own.start, i * height + own.stop) for i in range(experts)]
+            if len(own) == height:
+                rows = [range(experts * height)]
         num_rows = sum(map(len, rows))
         target: Matrix | Vector
         if outer and not rule.table:
             if any(edge % quants.UNIT for edge in (expected[-1], columns.start, columns.stop)):
                 raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
-            if any(len(some) % quants.TILE_ROWS for some in rows[:-1]):
+            if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
                 raise UserError(f"{file.path}: tensor '{rule.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
-            target = Matrix(rule.key, format, address, num_rows, len(columns))
+            target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target))
@@ -185,7 +193,7 @@ class Weights:
 
     def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
         """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
-        widest = max(s.info.num_bytes // max(s.info.shape[0], 1) for s in self._slices if len(s.info.shape) > 1)
+        widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
         staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
         staging = np.empty(staging_bytes * threads, np.uint8)
         failed = np.zeros(1, np.int64)
@@ -202,7 +210,7 @@ class Weights:
                     else:
                         failed[0] = 1
                 elif target.num_bytes:
-                    row_bytes = piece.info.num_bytes // piece.info.shape[0]
+                    row_bytes = piece.info.num_bytes // prod(piece.info.shape[:-1])
                     load = specialize("matmul", "quant", piece.format.__name__).load
                     address = target.address
                     for rows in piece.rows:

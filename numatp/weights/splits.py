@@ -21,6 +21,8 @@ class Sizes:
     linear_value_heads: int = 0
     linear_head_size: int = 0
     conv_width: int = 0  # inputs that a short convolution sees
+    experts: int = 0
+    expert_ffn: int = 0  # of each expert
 
     @property
     def group(self) -> int:
@@ -42,6 +44,7 @@ class Split:
     ffn: range
     vocab: range
     linear_key_heads: range = range(0)  # each with all its value heads
+    expert_ffn: range = range(0)  # of every expert
 
 
 def part(count: int, unit: int, rank: int, size: int) -> range:
@@ -55,7 +58,8 @@ def split(sizes: Sizes, rank: int, size: int) -> Split:
     heads = part(sizes.heads, _heads_per_unit(sizes.head_size), rank, size)
     kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
     linear = part(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size), rank, size)
-    return Split(heads, kv_heads, part(sizes.ffn, COLUMN_UNIT, rank, size), part(sizes.vocab, ROW_UNIT, rank, size), linear)
+    ffn, expert_ffn = (part(count, COLUMN_UNIT, rank, size) for count in (sizes.ffn, sizes.expert_ffn))
+    return Split(heads, kv_heads, ffn, part(sizes.vocab, ROW_UNIT, rank, size), linear, expert_ffn)
 
 
 def _heads_per_unit(columns: int) -> int:

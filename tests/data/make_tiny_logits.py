@@ -16,8 +16,10 @@ DATA = Path(__file__).parent
 sys.path.insert(0, str(DATA.parent))
 import tiny_cohere2  # noqa: E402
 import tiny_qwen3  # noqa: E402
+import tiny_qwen3moe  # noqa: E402
 import tiny_qwen3next  # noqa: E402
 
+MODELS = {"cohere2": tiny_cohere2, "qwen3": tiny_qwen3, "qwen3moe": tiny_qwen3moe, "qwen3next": tiny_qwen3next}
 POSITIONS = (0, 3, 69, 70, 150, 229)
 
 
@@ -70,7 +72,7 @@ def main():
     llama.llama_backend_init()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.gguf"
-        for name, tiny in (("cohere2", tiny_cohere2), ("qwen3", tiny_qwen3), ("qwen3next", tiny_qwen3next)):
+        for name, tiny in MODELS.items():
             tensors, writer = tiny.write(path), tiny.writer_of(path)
             if name == "qwen3next":
                 tensors = with_experts(tensors, tiny.SIZES)

@@ -1,0 +1,104 @@
+"""Mixture of experts: which rows go to which expert, and the sum of what the experts made of each row.
+
+A row has `used` experts. Pairs (row, slot) are put in order by expert, each expert beginning a new group of `pitch` places, so the
+matrix kernels multiply an expert's rows as they multiply the rows of a Step. What lies where, in int64 of one buffer:
+
+counts: [number of places, number of active experts]
+active (experts, 3): expert, its first group of places, its rows
+rows_of_places: the row at each place, 0 where there is none
+places (rows, used): the place of each pair
+"""
+
+from math import exp
+
+from numba import float32, int64
+
+from numatp.kernels.compile import kernel, share
+from numatp.kernels.score import LOWEST
+from numatp.kernels.simd import load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, store_i64
+
+
+@kernel(
+    logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", chosen="pointer",
+    shares="pointer",
+)  # fmt: skip
+def choose(args, thread, threads):
+    """chosen (rows, used) int64: the most probable experts by the softmax of the logits, which are overwritten; shares (rows, used)
+    float32: their probabilities, normalize: divided by their sum. Of equals the first expert is taken.
+    """
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        logits = offset(args.logits, row * args.logits_stride)
+        highest = load_f32(logits, 0)
+        for i in range(args.experts):
+            highest = max(highest, load_f32(logits, i))
+        total, taken = float32(0), float32(0)
+        for i in range(args.experts):
+            total += float32(exp(load_f32(logits, i) - highest))
+        for slot in range(args.used):
+            best = int64(0)
+            for i in range(args.experts):
+                if load_f32(logits, i) > load_f32(logits, best):
+                    best = int64(i)
+            probability = float32(exp(load_f32(logits, best) - highest))
+            store_i64(args.chosen, row * args.used + slot, best)
+            store_f32(args.shares, row * args.used + slot, probability)
+            store_f32(logits, best, float32(LOWEST))
+            taken += probability
+        for slot in range(args.used):
+            part = load_f32(args.shares, row * args.used + slot)
+            store_f32(args.shares, row * args.used + slot, part / (taken if args.normalize else total))
+
+
+@kernel(
+    rows="pointer", experts="int", used="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
+    rows_of_places="pointer", places="pointer", next="pointer",
+)  # fmt: skip
+def arrange(args, thread, threads):
+    """By one thread: the places of all pairs (see above); next (experts,) int64 is scratch."""
+    if thread:
+        return
+    pairs = load_i64(args.rows, 0) * args.used
+    for expert in range(args.experts):
+        store_i64(args.next, expert, 0)
+    for pair in range(pairs):
+        expert = load_i64(args.chosen, pair)
+        store_i64(args.next, expert, load_i64(args.next, expert) + 1)
+    group, found = int64(0), int64(0)
+    for expert in range(args.experts):
+        count = load_i64(args.next, expert)
+        store_i64(args.next, expert, group * args.pitch)
+        if count:
+            store_i64(args.active, found * 3, expert)
+            store_i64(args.active, found * 3 + 1, group)
+            store_i64(args.active, found * 3 + 2, count)
+            group += (count + args.pitch - 1) // args.pitch
+            found += 1
+    store_i64(args.counts, 0, group * args.pitch)
+    store_i64(args.counts, 1, found)
+    for place in range(group * args.pitch):
+        store_i64(args.rows_of_places, place, 0)
+    for pair in range(pairs):
+        expert = load_i64(args.chosen, pair)
+        place = load_i64(args.next, expert)
+        store_i64(args.next, expert, place + 1)
+        store_i64(args.places, pair, place)
+        store_i64(args.rows_of_places, place, pair // args.used)
+
+
+@kernel(
+    x="pointer", x_stride="int", rows="pointer", used="int", places="pointer", shares="pointer", width="int", out="pointer",
+    out_stride="int", add="int",
+)  # fmt: skip
+def combine(args, thread, threads):
+    """out (rows, width) = [out +] the sum of each row's share * x at its place; threads share the columns."""
+    first, last = share(args.width // 16, thread, threads)
+    for row in range(load_i64(args.rows, 0)):
+        out = offset(args.out, row * args.out_stride)
+        for i in range(first * 16, last * 16, 16):
+            total = load_f32x16(out, i) if args.add else splat_f32(float32(0))
+            for slot in range(args.used):
+                pair = row * args.used + slot
+                x = offset(args.x, load_i64(args.places, pair) * args.x_stride)
+                total = total + splat_f32(load_f32(args.shares, pair)) * load_f32x16(x, i)
+            store_f32x16(out, i, total)
