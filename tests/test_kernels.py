@@ -175,7 +175,7 @@ def test_embed(tmp_path, format_name):
 
 
 # Bits in memory to bits in the file. Small tiles are filled up to cache lines, and carry constants of cut super-blocks.
-MEMORY = {"Q2_K": 1.05, "Q3_K": 1.06, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.04}
+MEMORY = {"IQ4_XS": 1.03, "Q2_K": 1.05, "Q3_K": 1.06, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.04}
 
 
 @pytest.mark.parametrize("format_name", FORMATS)

@@ -235,6 +235,29 @@ def _upper_half(builder, v, sixteen, result):
 
 
 widen_upper_halves = unary(f32x16, i16x16, lambda builder, v: _upper_half(builder, v, constant(i32x16, 16), llvm_type(f32x16)))
+
+
+def _half_power(builder, e, one, shifts, result):
+    """2**(e - 128): (e - 1) as the exponent, and below the normal floats 1/4 or 1/2 of the smallest one."""
+    normal, small = shifts
+    exponent, fraction = builder.shl(builder.sub(e, one), normal), builder.shl(builder.add(e, one), small)
+    return builder.bitcast(builder.select(builder.icmp_signed(">", exponent, fraction), exponent, fraction), result)
+
+
+half_powers = unary(
+    f32x16,
+    i8x16,
+    lambda builder, v: _half_power(
+        builder,
+        builder.zext(v, llvm_type(i32x16)),
+        constant(i32x16, 1),
+        (constant(i32x16, 23), constant(i32x16, 21)),
+        llvm_type(f32x16),
+    ),
+)
+half_power = unary(
+    types.float32, types.uint8, lambda builder, v: _half_power(builder, builder.zext(v, INT32), INT32(1), (INT32(23), INT32(21)), FLOAT)
+)
 float_of_upper_half = unary(types.float32, types.int16, lambda builder, v: _upper_half(builder, v, INT32(16), FLOAT))
 negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
