@@ -256,7 +256,9 @@ half_powers = unary(
     ),
 )
 half_power = unary(
-    types.float32, types.uint8, lambda builder, v: _half_power(builder, builder.zext(v, INT32), INT32(1), (INT32(23), INT32(21)), FLOAT)
+    types.float32,
+    types.uint8,
+    lambda builder, v: _half_power(builder, builder.zext(v, INT32), INT32(1), (INT32(23), INT32(21)), FLOAT),
 )
 float_of_upper_half = unary(types.float32, types.int16, lambda builder, v: _upper_half(builder, v, INT32(16), FLOAT))
 negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))

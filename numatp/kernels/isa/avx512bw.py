@@ -31,4 +31,6 @@ def start(builder, sum_of_x):
 
 def lookup(builder, table, indices):
     # The instruction looks up in each 128 bits of its own.
-    return call_llvm(builder, "llvm.x86.avx512.pshuf.b.512", indices.type, ir.Constant(ir.VectorType(BYTE, 64), list(table) * 4), indices)
+    return call_llvm(
+        builder, "llvm.x86.avx512.pshuf.b.512", indices.type, ir.Constant(ir.VectorType(BYTE, 64), list(table) * 4), indices
+    )
