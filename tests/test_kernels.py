@@ -447,7 +447,7 @@ def test_gated_delta():
 
 def all_kernels():
     modules = [activation, attention, delta, exchange, experts, gate, norm, rope, sampling]
-    modules += [specialize("matmul", "quant", quants.find(name, "test").__name__) for name in FORMATS]
+    modules += [specialize(f, "quant", quants.find(name, "test").__name__) for f in ("matmul", "quantizer") for name in FORMATS]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
 
 

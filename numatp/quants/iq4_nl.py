@@ -8,9 +8,10 @@ import numpy as np
 
 from numatp.kernels.activation import integer_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, store_nibbles
 from numatp.kernels.planes import plane_element, plane_loader
 from numatp.kernels.rows import add_dot_biased
-from numatp.kernels.simd import load_f16, load_f16x16, offset, prefetch, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, nearest_of, offset, prefetch, splat_f32, widen
 from numatp.quants import q4_0
 
 BLOCK, BLOCK_BYTES = 32, 18
@@ -52,3 +53,20 @@ def element(tile, units, row, column):
     unit = column // 32
     q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     return load_f16(offset(tile, units * 256 + unit * 32), row) * VALUES[q]
+
+
+nearest = nearest_of(VALUES, range(16))
+
+
+@device
+def code(v):
+    return nearest(v)
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        inverse = splat_f32(reciprocal(keep_f16(out, 0, fit_scale(code, a, b, 95, 4, 15))))
+        store_nibbles(offset(out, 2), code(a * inverse)[0], code(b * inverse)[0])
+        out = offset(out, BLOCK_BYTES)

@@ -10,25 +10,30 @@ import numpy as np
 
 from numatp.kernels.activation import integer_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
 from numatp.kernels.planes import plane_element
 from numatp.kernels.rows import add_dot_biased
 from numatp.kernels.simd import (
+    lane,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8,
     load_i8x16,
     load_i32,
     load_u8,
     offset,
     prefetch,
+    splat_f32,
     store_f16,
     store_i8,
     store_i32,
+    store_u8,
     widen,
     widen_i8,
 )
 from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
-from numatp.quants.iq4_nl import VALUES, load_values
+from numatp.quants.iq4_nl import VALUES, code, load_values
 
 BLOCK, BLOCK_BYTES = 256, 136
 TILE_BYTES, SUPER_BYTES = 16 * 17, 32
@@ -98,3 +103,22 @@ def element(tile, units, row, column):
     q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     scale = load_i8(tile, units * 256 + unit * 16 + row)
     return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * scale * VALUES[q]
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, most = fit_scales(code, x, 8, 32, 95, 4, 15)
+        unit = keep_f16(out, 0, most / -32)
+        s = fit_whole_scales(code, x, 8, 32, unit, d, -32, 31)
+        twos = 0
+        for i in range(8):
+            scale = int(lane(s, i)) + 32
+            twos |= scale >> 4 << 2 * i
+            store_u8(out, 4 + i // 2, load_u8(out, 4 + i // 2) | (scale & 15) << 4 if i % 2 else scale & 15)
+            inverse = splat_f32(reciprocal(unit * lane(s, i)))
+            a, b = load_f32x16(x, i * 32), load_f32x16(x, i * 32 + 16)
+            store_nibbles(offset(out, 8 + i * 16), code(a * inverse)[0], code(b * inverse)[0])
+        store_u8(out, 2, twos & 255)
+        store_u8(out, 3, twos >> 8)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

@@ -5,18 +5,26 @@ counts in 2**(e - 127) and halves: VALUES are doubled, so they are whole.
 Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 e.
 """
 
+from math import floor, log2
+
 import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import SMALLEST, reciprocal, scale_error, store_nibbles
 from numatp.kernels.planes import plane_element, plane_loader
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
+    abs_f32,
     half_power,
     half_powers,
+    largest,
+    load_f32x16,
     load_i8x16,
     load_i32,
     load_u8,
+    max_f32x16,
+    nearest_of,
     offset,
     prefetch,
     splat_f32,
@@ -77,3 +85,36 @@ def element(tile, units, row, column):
     unit = column // 32
     q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     return half_power(load_u8(tile, units * 256 + unit * 16 + row)) * VALUES[q]
+
+
+ORDER = [15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7]  # codes by their values
+nearest = nearest_of(VALUES[ORDER], ORDER)
+
+
+@device
+def code(v):
+    return nearest(v)
+
+
+@device
+def fit_exponent(a, b):
+    """The e that loses least, near the one that makes the largest weight 8 to 16 times 2**(e - 128)."""
+    magnitude = largest(max_f32x16(abs_f32(a), abs_f32(b)))
+    near = floor(log2(magnitude)) + 125 if magnitude > SMALLEST else 1
+    best, error = 0, 0.0
+    for i in range(3):
+        e = min(max(near + i - 1, 0), 254)
+        new = scale_error(code, a, b, half_power(e))
+        if i == 0 or new < error:
+            best, error = e, new
+    return best
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        store_u8(out, 0, fit_exponent(a, b))
+        inverse = splat_f32(reciprocal(half_power(load_u8(out, 0))))
+        store_nibbles(offset(out, 1), code(a * inverse)[0], code(b * inverse)[0])
+        out = offset(out, BLOCK_BYTES)
