@@ -63,9 +63,13 @@ class TensorInfo:
 class Metadata(Mapping[str, Value]):
     """Key to value; an array is decoded when it is first asked for, since only one rank needs the vocabulary."""
 
-    def __init__(self, entries: dict[str, int | float | str | LazyArray], header: bytes) -> None:
+    def __init__(
+        self, entries: dict[str, int | float | str | LazyArray], header: bytes, places: dict[str, tuple[int, int]]
+    ) -> None:
+        """places: where in the header each value begins with its kind, and ends."""
         self.entries = entries
         self._header = header
+        self._places = places
         self._decoded: dict[str, Sequence[Value]] = {}
 
     def __getitem__(self, key: str) -> Value:
@@ -75,6 +79,11 @@ class Metadata(Mapping[str, Value]):
         if key not in self._decoded:
             self._decoded[key] = decode(self._header, entry)[0]
         return self._decoded[key]
+
+    def encoded(self, key: str) -> bytes:
+        """The kind and the value as they are in the file."""
+        start, end = self._places[key]
+        return self._header[start:end]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -246,14 +255,17 @@ def _parse(header: Header) -> GGUFFile:
         damaged(path, f"it claims {num_tensors} tensors and {num_keys} metadata entries")
 
     entries: dict[str, int | float | str | LazyArray] = {}
+    places: dict[str, tuple[int, int]] = {}
     for index in range(num_keys):
         key = header.name(f"the name of metadata entry {index}")
         if key in entries:
             damaged(path, f"metadata {quote(key)} is there twice")
+        start = header.pos
         entries[key] = _entry(header, f"metadata {quote(key)}")
+        places[key] = start, header.pos
     infos = [_tensor_info(header, index) for index in range(num_tensors)]
 
-    file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos])))
+    file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos]), places))
     alignment = file.integer("general.alignment", 32)
     if alignment <= 0 or alignment & (alignment - 1):
         damaged(path, f"alignment {alignment} is not a power of two")
