@@ -6,14 +6,13 @@ import tiny_qwen3next
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.files.gguf import read_gguf
 from numatp.models.spec import Attention, Recurrent
 from numatp.weights.splits import split
 
 
 def spec_of(path):
-    file = read_gguf(path)
-    return models.find(file).read_spec(file)
+    file, model = models.open_model(path)
+    return model.read_spec(file)
 
 
 def written(tmp_path, tiny, monkeypatch, more=(), **sizes):

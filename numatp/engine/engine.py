@@ -12,7 +12,6 @@ from numatp.engine.job import Job
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, topology
@@ -71,8 +70,7 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
-        self.file = read_gguf(self.job.model)
-        self.model = models.find(self.file)
+        self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
         sizes, comm = self.spec.sizes, self.comm
         if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:

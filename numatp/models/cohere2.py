@@ -7,11 +7,38 @@ from math import sqrt
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+
+def _pattern(config: Config) -> int | None:
+    """Of how many layers the last sees all tokens; 0: none."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        return config.get("sliding_window_pattern")
+    period = kinds.index("full_attention") + 1 if "full_attention" in kinds else 0
+    if any((kind == "full_attention") != bool(period and (i + 1) % period == 0) for i, kind in enumerate(kinds)):
+        raise ValueError("layer_types do not repeat")
+    return period
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Cohere2ForCausalLM",),
+    config=CONFIG
+    | {
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": _pattern,
+        "logit_scale": "logit_scale",
+    },
+    tensors=ENDS | ATTENTION | FFN,
+    only={"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False, "rope_scaling": None},
+    tied=True,
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +47,7 @@ class Cohere2Spec(Spec):
     logit_scale: float
 
 
-def read_spec(file: GGUFFile) -> Cohere2Spec:
+def read_spec(file: ModelFile) -> Cohere2Spec:
     width, heads = file.integer("cohere2.embedding_length"), file.integer("cohere2.attention.head_count")
     head_size = file.integer("cohere2.attention.key_length", default=width // heads)
     window = file.integer("cohere2.attention.sliding_window")

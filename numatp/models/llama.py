@@ -1,17 +1,32 @@
 """Llama 1-3, Mistral, SmolLM: pre-norm blocks, grouped-query attention with rotary embedding, SwiGLU."""
 
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
+HUGGING_FACE = HuggingFace(
+    classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    config=CONFIG | {"attention.sliding_window": "sliding_window", "rope.neighbours": lambda config: False},
+    tensors=ENDS | ATTENTION | FFN | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    ignored=("*.rotary_emb.inv_freq",),
+)
 
-def read_spec(file: GGUFFile) -> Spec:
+
+@dataclass(frozen=True)
+class LlamaSpec(Spec):
+    neighbours: bool  # which pairs of a head's values rotate: GGUF has their rows side by side
+
+
+def read_spec(file: ModelFile) -> LlamaSpec:
     width, heads = file.count("llama.embedding_length"), file.count("llama.attention.head_count")
     head_size = file.count("llama.rope.dimension_count", default=width // heads)
     sizes = Sizes(
@@ -24,13 +39,17 @@ def read_spec(file: GGUFFile) -> Spec:
     )
     if heads % sizes.kv_heads:
         file.fail(f"{heads} heads cannot share {sizes.kv_heads} KV heads evenly: damaged; download it again")
-    return Spec(
+    if file.text("llama.rope.scaling.type", "none") != "none":
+        file.fail("scales its rotary embedding, which numatp cannot compute for this architecture yet; use it without scaling")
+    window = file.count("llama.attention.sliding_window", 1) if file.integer("llama.attention.sliding_window", 0) else None
+    return LlamaSpec(
         sizes=sizes,
-        layers=(Attention(),) * file.count("llama.block_count", most=max(len(file.tensors), 1)),
+        layers=(Attention(window),) * file.count("llama.block_count", most=max(len(file.tensors), 1)),
         context=file.count("llama.context_length"),
         epsilon=file.positive("llama.attention.layer_norm_rms_epsilon"),
         rope_base=file.positive("llama.rope.freq_base", default=10000.0),
         tied="output.weight" not in file.tensors,
+        neighbours=file.flag("llama.rope.neighbours", True),
     )
 
 
@@ -58,7 +77,7 @@ def rules(spec: Spec) -> list[Rule]:
     return listed
 
 
-def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: Ops, spec: LlamaSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     frequencies = spec.rope_base ** (-np.arange(0, sizes.head_size, 2) / sizes.head_size)
     angles = p.rotation(frequencies)
@@ -67,7 +86,7 @@ def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[Lay
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.rotate_and_append(qkv, len(split.heads), len(split.kv_heads), sizes.head_size, angles, cache, neighbours=True)
+        p.rotate_and_append(qkv, len(split.heads), len(split.kv_heads), sizes.head_size, angles, cache, neighbours=spec.neighbours)
         h = p.attention(qkv, split.heads, split.kv_heads, sizes.group, sizes.head_size, 1 / sqrt(sizes.head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)

@@ -4,14 +4,29 @@ from math import sqrt
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3ForCausalLM",),
+    config=CONFIG,
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+)
 
-def read_spec(file: GGUFFile) -> Spec:
+
+def read_spec(file: ModelFile) -> Spec:
     sizes = Sizes(
         width=file.count("qwen3.embedding_length"),
         heads=file.count("qwen3.attention.head_count"),

@@ -5,11 +5,38 @@ from math import sqrt
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3MoeForCausalLM",),
+    config=CONFIG
+    | {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    tensors=ENDS
+    | ATTENTION
+    | EXPERTS
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +44,7 @@ class MixtureSpec(Spec):
     experts_used: int  # by each token
 
 
-def read_spec(file: GGUFFile) -> MixtureSpec:
+def read_spec(file: ModelFile) -> MixtureSpec:
     sizes = Sizes(
         width=file.count("qwen3moe.embedding_length"),
         heads=file.count("qwen3moe.attention.head_count"),

@@ -9,7 +9,8 @@ from math import sqrt
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, Stored, plus_one
+from numatp.files.model_file import ModelFile
 from numatp.kernels import delta
 from numatp.models.spec import Attention, Recurrent, Spec
 from numatp.program.ops import LayerCache, LayerState, Ops, Value
@@ -17,12 +18,81 @@ from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
 
+def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
+    """Rows of in_proj_qkvz, where each key head has its query, its key, its value heads' values and their gates: those of the
+    first-th to the last-th of these four, one after another, each of all heads."""
+    key_heads, size = file.count("qwen3next.ssm.group_count"), file.count("qwen3next.ssm.state_size")
+    values = file.count("qwen3next.ssm.time_step_rank") // key_heads * size
+    rows = np.arange(key_heads * 2 * (size + values)).reshape(key_heads, -1)
+    parts = np.split(rows, [size, 2 * size, 2 * size + values], axis=1)
+    return np.concatenate([part.ravel() for part in parts[first : last + 1]]), rows.size
+
+
+def _inner_size(config: Config) -> int:
+    return int(config["linear_num_value_heads"]) * int(config["linear_value_head_dim"])
+
+
+def _interval(config: Config) -> int | None:
+    """Of how many layers the last has attention."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        return config.get("full_attention_interval")
+    interval = kinds.index("full_attention") + 1 if "full_attention" in kinds else len(kinds) + 1
+    if any((kind == "full_attention") != ((i + 1) % interval == 0) for i, kind in enumerate(kinds)):
+        raise ValueError("layer_types do not repeat")
+    return interval
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3NextForCausalLM",),
+    config=CONFIG
+    | {
+        "expert_count": "num_experts",
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.inner_size": _inner_size,
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "full_attention_interval": _interval,
+        "rope.dimension_count": lambda config: int(config["head_dim"] * config.get("partial_rotary_factor", 0.25)),
+    },
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {"output_norm.weight": plus_one("model.norm.weight")}
+    | {
+        f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
+        for ours, theirs in (
+            ("attn_norm", "input_layernorm"),
+            ("attn_q_norm", "self_attn.q_norm"),
+            ("attn_k_norm", "self_attn.k_norm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+        )
+    }
+    | {
+        f"blk.{{layer}}.{ours}": Stored(f"model.layers.{{layer}}.linear_attn.{theirs}", values, order)
+        for ours, theirs, values, order in (
+            ("attn_qkv.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=0, last=2)),
+            ("attn_gate.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=3, last=3)),
+            ("ssm_ba.weight", "in_proj_ba.weight", None, None),
+            ("ssm_conv1d.weight", "conv1d.weight", None, None),
+            ("ssm_a", "A_log", lambda logarithms: -np.exp(logarithms), None),
+            ("ssm_dt.bias", "dt_bias", None, None),
+            ("ssm_norm.weight", "norm.weight", None, None),
+            ("ssm_out.weight", "out_proj.weight", None, None),
+        )
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "rope_scaling": None},
+    ignored=("mtp.*",),
+)
+
+
 @dataclass(frozen=True)
 class Qwen3NextSpec(Spec):
     rotated: int  # of a head's values, from the first on
 
 
-def read_spec(file: GGUFFile) -> Qwen3NextSpec:
+def read_spec(file: ModelFile) -> Qwen3NextSpec:
     def integer(key: str, default: int | None = None) -> int:
         return file.integer(f"qwen3next.{key}", default)
 

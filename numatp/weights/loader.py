@@ -5,9 +5,10 @@ all else is whole. Nothing is mapped: rows are read into a small staging buffer 
 """
 
 import ctypes
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from types import ModuleType
 from typing import BinaryIO
@@ -16,12 +17,16 @@ import numpy as np
 
 from numatp import quants
 from numatp.errors import UserError
-from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_header import quote
+from numatp.files.huggingface import Assembled
+from numatp.files.layouts import Layout, Plain, Rows
+from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.files.safetensors import read_bytes
 from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
+CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,16 @@ class Rule:
 class Slice:
     """What of one tensor this rank loads, and what it becomes."""
 
-    info: TensorInfo
+    info: TensorInfo | Assembled
     format: ModuleType
     rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
+
+    @property
+    def converted(self) -> bool:
+        """Whether the rows in the file are not yet in the blocks of the format."""
+        return isinstance(self.info, Assembled) or quants.find(self.info.type, self.info.name) is not self.format
 
 
 def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
@@ -132,7 +142,7 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     return ranges
 
 
-def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
+def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
     """Every tensor's slice, at an address counted from 0, and the bytes of all of them.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
@@ -140,16 +150,17 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
     """
     unused = file.tensors.keys() - {rule.name for rule in rules}
     if unused:
-        file.fail(f"tensor {quote(min(unused))} is not part of this architecture as numatp knows it; use another model")
+        called = file.called(min(unused))
+        file.fail(f"tensor {quote(called)} is not part of this architecture as numatp knows it; use another model")
     slices, address = [], 0
     for rule in rules:
         info = file.tensors.get(rule.name)
         if info is None:
-            raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
+            file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
         expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
         if info.shape != expected:
-            raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = quants.find(info.type, rule.name)
+            raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
+        format = quants.find(info.type, info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -163,9 +174,9 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         target: Matrix | Vector
         if outer and not rule.table:
             if any(edge % quants.UNIT for edge in (expected[-1], columns.start, columns.stop)):
-                raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
+                raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
-                raise UserError(f"{file.path}: tensor '{rule.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
+                raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
             target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
@@ -193,39 +204,90 @@ class Weights:
 
     def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
         """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
-        widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
-        staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
-        staging = np.empty(staging_bytes * threads, np.uint8)
-        failed = np.zeros(1, np.int64)
+        rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
+        widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
+        staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         for piece in self._slices:
             target = self.tensors[piece.target.name]
-            with _open(piece.info) as source:
-                if isinstance(target, Vector):
-                    raw = np.frombuffer(os.pread(source.fileno(), piece.info.num_bytes, piece.info.offset), np.uint8)
-                    if len(raw) == piece.info.num_bytes:
-                        whole = piece.format.unpack(raw.reshape(piece.info.shape[0] if len(piece.info.shape) > 1 else 1, -1))
-                        own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
-                        _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
-                    else:
-                        failed[0] = 1
-                elif target.num_bytes:
-                    row_bytes = piece.info.num_bytes // prod(piece.info.shape[:-1])
-                    load = specialize("matmul", "quant", piece.format.__name__).load
-                    address = target.address
-                    for rows in piece.rows:
-                        record = load.record(
-                            file=source.fileno(), position=piece.info.offset + rows.start * row_bytes,
-                            row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
-                            units=target.units, weights=address, tile_bytes=target.tile_bytes,
-                            staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
-                        )  # fmt: skip
-                        run(load, record)
-                        address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
-            if failed[0]:
-                raise UserError(f"{piece.info.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
+            if isinstance(target, Vector):
+                whole = _floats_of(piece.info, piece.format)
+                own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
+                _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
+            elif target.num_bytes and piece.converted:
+                with ThreadPoolExecutor(threads) as pool:  # on this rank's cpus, as the thread that starts them
+                    self._convert(piece, target, run, pool, threads)
+            elif target.num_bytes:
+                self._read(piece, target, run, staging)
             done += target.num_bytes
             progress(done, total)
+
+    def _read(self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], staging: np.ndarray) -> None:
+        """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
+        info, failed = piece.info, np.zeros(1, np.int64)
+        assert isinstance(info, TensorInfo)
+        row_bytes = info.num_bytes // prod(info.shape[:-1])
+        load = specialize("matmul", "quant", piece.format.__name__).load
+        address = target.address
+        with _open(info) as source:
+            for rows in piece.rows:
+                record = load.record(
+                    file=source.fileno(), position=info.offset + rows.start * row_bytes,
+                    row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
+                    units=target.units, weights=address, tile_bytes=target.tile_bytes,
+                    staging=staging.ctypes.data, staging_bytes=staging.shape[1], failed=failed.ctypes.data,
+                )  # fmt: skip
+                run(load, record)
+                address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
+        if failed[0]:
+            raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
+
+    def _convert(
+        self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
+        pack = specialize("pack", "quant", piece.format.__name__).pack
+        step = max(CONVERTED // len(piece.columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
+        address, parts = target.address, _parts(piece, step)
+        while batch := list(islice(parts, threads)):
+            raw = np.concatenate(list(pool.map(lambda part: part[0](part[1]), batch)))
+            record = pack.record(
+                source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw), first_unit=0, units=target.units,
+                weights=address, tile_bytes=target.tile_bytes,
+            )  # fmt: skip
+            run(pack, record)
+            address += -(-len(raw) // quants.TILE_ROWS) * target.tile_bytes
+
+
+def _parts(piece: Slice, step: int) -> Iterator[tuple[Rows, slice]]:
+    """A matrix's rows in parts of `step` at most; all but the last have whole tiles."""
+    for layout, numbers in _by_piece(piece.info, piece.rows):
+        read = layout.cut(numbers, piece.columns)
+        yield from ((read, slice(first, first + step)) for first in range(0, len(numbers), step))
+
+
+def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
+    """The layouts whose rows the ranges are, and the numbers of the rows in them."""
+    pieces: tuple[Layout, ...] = info.pieces if isinstance(info, Assembled) else (Plain(info),)
+    order = info.order if isinstance(info, Assembled) else None
+    height = pieces[0].shape[0]
+    for rows in ranges:
+        for number in range(rows.start // height, -(-rows.stop // height)):
+            first = number * height
+            numbers = np.arange(max(rows.start - first, 0), min(rows.stop - first, height))
+            yield pieces[number], numbers if order is None else order[numbers]
+
+
+def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+    """float32 (rows, columns) of a whole small tensor; a vector is one row."""
+    rows = info.shape[0] if len(info.shape) > 1 else 1
+    if isinstance(info, TensorInfo):
+        return format.unpack(read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
+    if info.values:
+        return info.values().reshape(rows, -1)
+    (piece,) = info.pieces
+    raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
+    return format.unpack(raw)
 
 
 def _open(info: TensorInfo) -> BinaryIO:
