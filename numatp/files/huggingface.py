@@ -14,13 +14,12 @@ import numpy as np
 
 from numatp.files import layouts
 from numatp.files.gguf_header import fail, quote
-from numatp.files.layouts import Layout, Plain
+from numatp.files.layouts import Config, Layout, Plain
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, open_file, parse_json, read_floats, read_header
 
 MAX_JSON = 1 << 26  # bytes; real indices have a few
 MAX_EXPERTS = 4096
-Config = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -339,16 +338,16 @@ class HuggingFaceFile(ModelFile):
                     f"{pieces[0].shape}; numatp needs experts that are stored alike"
                 )
         infos = [info for tensors in parts.values() for info in tensors.values()]
-        shape: tuple[int, ...] = (len(pieces), *pieces[0].shape) if others else pieces[0].shape
+        whole: tuple[int, ...] = (len(pieces), *pieces[0].shape) if others else pieces[0].shape
         if not others and "" in first:
-            shape = tuple(size for size in first[""].shape if size != 1)
+            whole = tuple(size for size in first[""].shape if size != 1)
         order = None
         if stored.order:
             order, rows = stored.order(self)
-            if rows != shape[0]:
-                fail(infos[0].path, f"tensor {quote(name)} has {shape[0]} rows, its architecture needs {rows}; download it again")
-            shape = (len(order), *shape[1:])
-        return Assembled(name, pieces[0].type, shape, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
+            if rows != whole[0]:
+                fail(infos[0].path, f"tensor {quote(name)} has {whole[0]} rows, its architecture needs {rows}; download it again")
+            whole = (len(order), *whole[1:])
+        return Assembled(name, pieces[0].type, whole, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
 
     def _open_piece(self, name: str, parts: dict[str, TensorInfo]) -> Layout:
         if "" not in parts:

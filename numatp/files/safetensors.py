@@ -158,3 +158,19 @@ def read_floats(info: TensorInfo) -> np.ndarray:
         fail(info.path, f"tensor {quote(info.name)} has type {info.type}, and should have {' or '.join(FLOATS)}; use another model")
     values = read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type])
     return floats(values, info.type).reshape(info.shape)
+
+
+SLAB = 1 << 23  # bytes
+
+
+def read_box(info: TensorInfo, rows: range, columns: range) -> np.ndarray:
+    """A part of a matrix, (rows, columns) in DTYPES; never holds much more than that."""
+    row_bytes, item = info.shape[-1] * ITEM_BYTES[info.type], ITEM_BYTES[info.type]
+    box = np.empty((len(rows), len(columns)), DTYPES[info.type])
+    step = max(SLAB // max(row_bytes, 1), 1)
+    for first in range(0, len(rows), step):
+        count = min(step, len(rows) - first)
+        slab = read_bytes(info, (rows.start + first) * row_bytes, count * row_bytes).reshape(count, row_bytes)
+        own = np.ascontiguousarray(slab[:, columns.start * item : columns.stop * item])
+        box[first : first + count] = own.view(DTYPES[info.type])
+    return box
