@@ -61,6 +61,19 @@ def llama(tensors, s=tiny.SIZES):
     return config_of(s, "LlamaForCausalLM", tie_word_embeddings="output.weight" not in tensors), found
 
 
+def to_gguf_llama(tensors, s=tiny.SIZES):
+    """The other way, for the naive pass."""
+    back = {theirs: ours for ours, theirs in ENDS.items()} | {theirs: ours for ours, theirs in LAYER.items()}
+    back["post_attention_layernorm.weight"] = "ffn_norm.weight"
+    found = {}
+    for name, values in tensors.items():
+        if "q_proj" in name or "k_proj" in name:
+            values = values.reshape(-1, 2, s["head_size"] // 2, values.shape[-1]).swapaxes(1, 2).reshape(values.shape)
+        _, _, layer, rest = name.split(".", 3) if name.startswith("model.layers") else ("", "", "", "")
+        found[f"blk.{layer}.{back[rest]}" if rest else back[name]] = values
+    return found
+
+
 def qwen3(tensors):
     config = config_of(tiny_qwen3.SIZES, "Qwen3ForCausalLM", tie_word_embeddings=True)
     rope = {"rope_type": "default", "rope_theta": config.pop("rope_theta")}  # as transformers 5 writes it

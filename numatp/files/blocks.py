@@ -1,4 +1,4 @@
-"""Whole numbers and their scales as rows in the blocks of GGUF's types, which hold 32 weights each; numatp/quants has the layouts."""
+"""Whole numbers and their scales as rows in the blocks of GGUF's types, of 32 weights each; numatp/quants says how they lie."""
 
 import numpy as np
 

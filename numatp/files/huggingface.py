@@ -126,6 +126,11 @@ class Assembled:
     order: np.ndarray | None = None
     values: Callable[[], np.ndarray] | None = None  # vectors and tables: float32 of this shape
 
+    @property
+    def note(self) -> str:
+        """Of which quantised layout these are the floats, if no type holds its numbers."""
+        return self.pieces[0].note if self.pieces else ""
+
 
 class Folder:
     """config.json, and the tensors of all safetensors files by the folder's own names."""
@@ -144,12 +149,13 @@ class Folder:
         return classes[0]
 
 
-def is_folder(path: str | os.PathLike[str]) -> bool:
-    return os.path.isdir(path)
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file of a folder."""
+    """A JSON file of a folder."""
+    return parse_json(path, read_bytes_of(path))
+
+
+def read_bytes_of(path: Path) -> bytes:
+    """A file of a folder that is not large."""
     fd = open_file(path)
     with open(fd, "rb") as file:
         try:
@@ -158,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
             fail(path, f"cannot read: {error.strerror}; check the disk, or copy the file again")
     if len(raw) > MAX_JSON:
         fail(path, f"is larger than {MAX_JSON >> 20} MiB; download it again")
-    return parse_json(path, raw)
+    return raw
 
 
 def _flat(config: Config) -> Config:
@@ -276,6 +282,8 @@ class HuggingFaceFile(ModelFile):
         # No more layers than tensors: the loop below must not be longer than the file deserves.
         layers = self.count(f"{self._architecture}.block_count", most=max(len(theirs), 1))
         tied = self.config.get("tie_word_embeddings", self._table.tied)
+        if not isinstance(tied, bool):
+            self.fail(f"'tie_word_embeddings' should be true or false and is {quote(tied)}; download the folder again")
         for ours, stored in self._table.tensors.items():
             stored = Stored(stored) if isinstance(stored, str) else stored
             for layer in range(layers) if "{layer}" in ours else (0,):

@@ -106,7 +106,7 @@ def _info(path: Path, name: str, entry: Any, start: int, size: int) -> TensorInf
         wrong()
     if any(type(number) is not int or not number >= 0 for number in (*shape, *offsets)) or max(shape, default=0) > MAX_COUNT:
         wrong()
-    if type_name not in ITEM_BYTES:
+    if not isinstance(type_name, str) or type_name not in ITEM_BYTES:
         fail(path, f"tensor {quote(name)} has type {quote(type_name)}; numatp knows {', '.join(ITEM_BYTES)}; use another model")
     begin, end = offsets
     if end - begin != math.prod(shape) * ITEM_BYTES[type_name]:

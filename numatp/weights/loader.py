@@ -5,6 +5,7 @@ all else is whole. Nothing is mapped: rows are read into a small staging buffer 
 """
 
 import ctypes
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,12 +22,16 @@ from numatp.files.gguf_header import quote
 from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import read_bytes
+from numatp.files.safetensors import DTYPES, FLOATS, floats, read_bytes
 from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
 CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+
+
+# What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
+QUANTIZED = {"none": None, "q8": ("Q8_0", "Q8_0"), "q4": ("Q4_K", "Q4_0")}
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,20 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     return ranges
 
 
-def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
-    """Every tensor's slice, at an address counted from 0, and the bytes of all of them.
+def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str:
+    """The GGUF type that a tensor becomes in memory."""
+    note = info.note if isinstance(info, Assembled) else ""
+    router = rule.shape[0] == "experts" and len(rule.shape) == 2  # small, and what it gets wrong nothing mends
+    if len(rule.shape) < 2 or rule.table or router or info.type not in FLOATS:
+        return info.type
+    if (note and quantize == "none") or (rule.shape[0] == "vocab" and quantize == "q4"):
+        quantize = "q8"
+    types = QUANTIZED[quantize]
+    return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
+
+
+def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize: str = "none") -> tuple[list[Slice], int]:
+    """Every tensor's slice, at an address counted from 0, and the bytes of all of them. quantize: one of QUANTIZED.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -160,7 +177,7 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[
         expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
         if info.shape != expected:
             raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = quants.find(info.type, info.name)
+        format = quants.find(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -246,23 +263,45 @@ class Weights:
         self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], pool: ThreadPoolExecutor, threads: int
     ) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
-        pack = specialize("pack", "quant", piece.format.__name__).pack
-        step = max(CONVERTED // len(piece.columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
-        address, parts = target.address, _parts(piece, step)
+        format, info = piece.format, piece.info
+        pack = specialize("pack", "quant", format.__name__).pack
+        # Super-blocks are quantised whole, whatever of them this rank keeps.
+        columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
+        step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
+        address, parts = target.address, _parts(piece, columns, step)
         while batch := list(islice(parts, threads)):
-            raw = np.concatenate(list(pool.map(lambda part: part[0](part[1]), batch)))
+            raw = np.concatenate(list(pool.map(lambda part: _blocks(part[0], part[1], info.type, format), batch)))
             record = pack.record(
-                source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw), first_unit=0, units=target.units,
+                source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw),
+                first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
                 weights=address, tile_bytes=target.tile_bytes,
             )  # fmt: skip
             run(pack, record)
             address += -(-len(raw) // quants.TILE_ROWS) * target.tile_bytes
 
 
-def _parts(piece: Slice, step: int) -> Iterator[tuple[Rows, slice]]:
+def _blocks(read: Rows, rows: slice, given: str, format: ModuleType) -> np.ndarray:
+    """Rows that come as GGUF type `given` in the file blocks of `format`."""
+    raw = read(rows)
+    if format is quants.find(given, ""):
+        return raw
+    return quants.quantize(format, floats(raw.view(DTYPES[given]), given))
+
+
+def notes(slices: list[Slice]) -> list[str]:
+    """What is quantised on the way, in sentences worth showing."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for piece in slices:
+        if isinstance(piece.target, Matrix) and quants.find(piece.info.type, piece.info.name) is not piece.format:
+            note = piece.info.note if isinstance(piece.info, Assembled) else ""
+            counts[note or piece.info.type, piece.format.__name__.rpartition(".")[2].upper()] += 1
+    return [f"{count} matrices of {source} are quantized to {kept} on load" for (source, kept), count in counts.items()]
+
+
+def _parts(piece: Slice, columns: range, step: int) -> Iterator[tuple[Rows, slice]]:
     """A matrix's rows in parts of `step` at most; all but the last have whole tiles."""
     for layout, numbers in _by_piece(piece.info, piece.rows):
-        read = layout.cut(numbers, piece.columns)
+        read = layout.cut(numbers, columns)
         yield from ((read, slice(first, first + step)) for first in range(0, len(numbers), step))
 
 

@@ -29,7 +29,7 @@ def check(settings: Config, fail: Fail) -> None:
 
 
 def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> "Matrix":
-    return Matrix(name, parts, settings.get("group_size", settings.get("q_group_size")), fail)
+    return Matrix(name, parts, settings.get("group_size") or settings["q_group_size"], fail)
 
 
 class Matrix:

@@ -1,10 +1,10 @@
 """compressed-tensors, as llm-compressor writes it: whole numbers of 4 or 8 bits with a scale per group of columns or per row
 ("pack-quantized"), of 8 bits per row ("int-quantized"), or 8-bit floats ("float-quantized").
 
-weight_packed int32 (rows, columns * bits / 32): codes q + 2^(bits - 1), the lowest bits first; weight_scale (rows, groups), and where
-it is not symmetric weight_zero_point (rows * bits / 32, groups), packed down the rows: weight = scale * (q - zero). weight int8 or
-F8_E4M3 (rows, columns) otherwise. How a folder wants its activations does not matter: rows are quantised in blocks of 32 as for
-every 8-bit product. Scales are rounded to float16.
+weight_packed int32 (rows, columns * bits / 32): codes q + 2^(bits - 1), lowest bits first; weight_scale (rows, groups), and where
+it is not symmetric weight_zero_point (rows * bits / 32, groups), packed down the rows: weight = scale * (q - zero). Otherwise
+weight int8 or F8_E4M3 (rows, columns). How a folder wants its activations does not matter: rows are quantised in blocks of 32 as
+for every 8-bit product. Scales are rounded to float16.
 """
 
 from typing import Any
@@ -75,7 +75,8 @@ class Packed:
             need(parts, ("weight_zero_point",), name, fail)
             self.zeros = parts["weight_zero_point"]
             need_shape(self.zeros, "I32", (-(-rows * self.bits // 32), groups), fail)
-        self.group_of, ordered = np.arange(columns) // max(self.group, 1), False
+        self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
+        ordered = False
         if "weight_g_idx" in parts:
             need_shape(parts["weight_g_idx"], "I32", (columns,), fail)
             found = read_bytes(parts["weight_g_idx"], 0, parts["weight_g_idx"].num_bytes).view(np.int32)

@@ -1,7 +1,7 @@
 """8-bit floats (e4m3, https://arxiv.org/abs/2209.05433) as in Qwen3-FP8: a scale per block of 128 x 128 weights, or one in all.
 
-weight F8_E4M3 (rows, columns); weight_scale_inv (rows / 128, columns / 128), rounded up: weight * scale. No type of GGUF holds these
-floats: they are requantised. A block of Q8_0 is exact to 1/254 of its largest weight, such a float to 1/32 of itself.
+weight F8_E4M3 (rows, columns); weight_scale_inv (rows / 128, columns / 128), rounded up: weight * scale. No type of GGUF holds
+these floats: they are requantised. A block of Q8_0 is exact to 1/254 of its largest weight, such a float to 1/32 of itself.
 """
 
 import numpy as np

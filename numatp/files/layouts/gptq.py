@@ -51,7 +51,7 @@ class Matrix:
             (self.scales, self.scales.type, (groups, rows)),
         ):  # fmt: skip
             need_shape(info, kind, shape, fail)
-        self.group_of = np.arange(columns) // max(self.group, 1)
+        self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
         ordered = False
         if "g_idx" in parts:
             need_shape(parts["g_idx"], "I32", (columns,), fail)
