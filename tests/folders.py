@@ -10,6 +10,7 @@ import tiny_cohere2
 import tiny_qwen3
 import tiny_qwen3moe
 import tiny_qwen3next
+import tokenizers
 
 ENDS = {
     "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight",
@@ -135,8 +136,10 @@ def bf16(values):
     return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
 
 
-def _described(values):
+def _described(name, values):
     kind, address = SERIAL[values.dtype.name], values.ctypes.data
+    if name.endswith(("blocks", "scales")) and kind == "float8_e4m3fn":
+        kind = "uint8"
     return safetensors.TensorSpec(dtype=kind, shape=values.shape, data_ptr=address, data_len=values.nbytes)
 
 
@@ -148,9 +151,26 @@ def write(folder, config, tensors, shards=1):
     files = ["model.safetensors"] if shards == 1 else [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
     for name, part in zip(files, parts, strict=True):
         arrays = {tensor: np.ascontiguousarray(values) for tensor, values in part.items()}
-        described = {tensor: _described(values) for tensor, values in arrays.items()}
+        described = {tensor: _described(tensor, values) for tensor, values in arrays.items()}
         (folder / name).write_bytes(safetensors.serialize(described, {"format": "pt"}))
     if shards > 1:
         places = {tensor: name for name, part in zip(files, parts, strict=True) for tensor in part}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return folder
+
+
+def write_tokenizer(folder, tokenizer, added=None, decoder=None, before=None):
+    """tokenizer.json with the vocabulary, merges and words of a tokenizer read from a GGUF file.
+
+    added: (name, whether it is special), by default the original's special tokens; before: the start token of every text.
+    """
+    if added is None:
+        added = [(token, True) for token, kind in zip(tokenizer._tokens, tokenizer._kinds, strict=True) if kind == 3]
+    bpe = tokenizers.Tokenizer.from_str(tokenizer._bpe.to_str())
+    bpe.decoder = decoder or tokenizers.decoders.ByteLevel()
+    bpe.add_special_tokens([name for name, special in added if special])
+    bpe.add_tokens([name for name, special in added if not special])
+    if before:
+        start = [(before, bpe.token_to_id(before))]
+        bpe.post_processor = tokenizers.processors.TemplateProcessing(single=f"{before} $A", special_tokens=start)
+    bpe.save(str(folder / "tokenizer.json"))

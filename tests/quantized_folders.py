@@ -53,8 +53,8 @@ def e4m3(code):
 
 def fp8(rng, rows, columns, block=(128, 128)):
     codes = rng.integers(0, 256, (rows, columns)).astype(np.uint8)
-    codes[codes & 127 == 127] = 0
     codes[codes & 127 > 80] ^= 32  # not too many of the largest
+    codes[codes & 127 == 127] = 0
     scale = scales_of(rng, -(-rows // block[0]), -(-columns // block[1]), np.float32)
     values = np.array([e4m3(code) for code in range(256)])[codes]
     return {"weight": codes, "weight_scale_inv": scale}, values * scale.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :columns]
@@ -75,6 +75,15 @@ def packed(rng, rows, columns, group=32, bits=4, sym=True):
 def int8(rng, rows, columns):
     q, s = rng.integers(-127, 128, (rows, columns)), scales_of(rng, rows, 1)
     return {"weight": q.astype(np.int8), "weight_scale": s}, q * s.astype(np.float64)
+
+
+def mxfp4(rng, rows, columns):
+    """Of 3 experts, whose rows lie below each other."""
+    q, e = rng.integers(0, 16, (rows, columns)).astype(np.uint8), rng.integers(117, 123, (rows, columns // 32)).astype(np.uint8)
+    pairs = q.reshape(3, rows // 3, columns // 32, 16, 2)
+    magnitudes = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])  # e2m1
+    values = np.where(q & 8, -1, 1) * magnitudes[q & 7] * spread(2.0 ** (e.astype(np.float64) - 127), 32, columns)
+    return {"blocks": pairs[..., 0] | pairs[..., 1] << 4, "scales": e.reshape(3, rows // 3, -1)}, values
 
 
 def compressed(kind, **weights):
@@ -107,6 +116,7 @@ LAYOUTS = {
     "gptq with zeros in activation order": (
         gptq_settings(sym=False, desc_act=True), lambda *a: gptq(*a, sym=False, ordered=True), "F32"),
     "fp8": ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}, fp8, "F32"),
+    "mxfp4": ({"quant_method": "mxfp4"}, mxfp4, "MXFP4"),
     "w4a16": (compressed("pack-quantized"), packed, "Q4_0"),
     "w4a16 with zeros": (compressed("pack-quantized", symmetric=False), lambda *a: packed(*a, sym=False), "Q4_1"),
     "w8a16": (compressed("pack-quantized", num_bits=8), lambda *a: packed(*a, bits=8), "Q8_0"),

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import folders
 import pytest
 import tokenizers
 import vocabularies
@@ -17,18 +18,9 @@ WORDS = json.loads((DATA / "words_tokens.json").read_text())
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
 
-def folder_of(tokenizer, folder, added=(), decoder=None, before=None, **files):
-    """A folder whose tokenizer.json holds the vocabulary, merges and words of a tokenizer read from a GGUF file."""
-    bpe = tokenizers.Tokenizer.from_str(tokenizer._bpe.to_str())
-    bpe.decoder = decoder or tokenizers.decoders.ByteLevel()
-    bpe.add_special_tokens([name for name, special in added if special])
-    bpe.add_tokens([name for name, special in added if not special])
-    if before:
-        bpe.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{before} $A", special_tokens=[(before, bpe.token_to_id(before))]
-        )
+def folder_of(tokenizer, folder, added=None, decoder=None, before=None, **files):
     folder.mkdir()
-    bpe.save(str(folder / "tokenizer.json"))
+    folders.write_tokenizer(folder, tokenizer, added, decoder, before)
     for name, content in ({"config": {}} | files).items():
         (folder / f"{name}.json").write_text(json.dumps(content))
     return folder
@@ -38,12 +30,10 @@ def folder_of(tokenizer, folder, added=(), decoder=None, before=None, **files):
 def smollm2(model_path, tmp_path_factory):
     """(from the GGUF file, from a folder)."""
     original = Tokenizer.from_gguf(read_gguf(model_path))
-    names = [(token, True) for token, kind in zip(original._tokens, original._kinds, strict=True) if kind == 3]
     about = {"chat_template": original.chat_template, "bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}}
     folder = folder_of(
         original,
         tmp_path_factory.mktemp("x") / "smollm2",
-        names,
         generation_config={"eos_token_id": [0, 2]},
         tokenizer_config=about,
     )

@@ -101,7 +101,7 @@ def test_configs(write, config, words):
         ({"lm_head.weight": None}, ["'lm_head.weight' is missing"]),
         ({"model.layers.0.self_attn.q_proj.bias": np.zeros(288, np.float32)}, ["q_proj.bias' is not part of this architecture"]),
         ({Q: np.zeros((288, 64), np.float32)}, [f"'{Q}' has shape (288, 64)", "needs (288, 96)"]),
-        ({Q: np.zeros((288, 96), np.int8)}, [f"'{Q}' has type I8 and shape (288, 96), which is no matrix of floats"]),
+        ({Q: np.zeros((288, 96), np.int8)}, [f"'{Q}' has type I8 and shape (288, 96), and should have F32"]),
         ({"model.norm.weight": np.zeros(96, np.int32)}, ["'model.norm.weight'", "I32"]),
         ({"x\n.weight": np.zeros(4, np.float32)}, ["is described as"]),
     ],
@@ -122,7 +122,9 @@ def test_shards(write, tmp_path):
 
     refused(with_map(places | {"ghost.weight": second}), second, "lacks tensor 'ghost.weight'", index.name)
     refused(with_map(places | {"ghost.weight": "../secret"}), index.name, "weight_map")
-    refused(with_map({name: second for name in places}), "is not in", index.name)
+    refused(with_map({name: second for name in places}), second, "lacks tensor", index.name)
+    one = next(name for name, file in places.items() if file == second)
+    refused(with_map({name: file for name, file in places.items() if name != one}), second, one, "is not in", index.name)
     refused(with_map(7), index.name, "weight_map")
     index.write_text("{")
     refused(folder, index.name, "its JSON cannot be read")
@@ -159,7 +161,7 @@ def test_experts(tmp_path):
     lost = {key: value for key, value in tensors.items() if key != name}
     refused(folders.write(tmp_path / "folder", config, lost), name, "is missing")
     refused(folders.write(tmp_path / "folder", config, tensors | {name: tensors[name].astype(np.float16)}), name, "stored alike")
-    refused(folders.write(tmp_path / "folder", config | {"num_experts": 9}, tensors), ".experts.9.", "is not part")
+    refused(folders.write(tmp_path / "folder", config | {"num_experts": 9}, tensors), ".experts.10.", "is not part")
     refused(folders.write(tmp_path / "folder", config | {"num_experts": 12}, tensors), ".experts.11.", "is missing")
     refused(folders.write(tmp_path / "folder", config | {"norm_topk_prob": False}, tensors), "'norm_topk_prob' is False")
 

@@ -27,8 +27,8 @@ class Stored:
     """How a folder stores what GGUF has under one name.
 
     name: with {layer}, and with {expert} where every expert's matrix is a tensor of its own. values: makes of the folder's numbers
-    those of a GGUF file, for vectors and small tables. order: from the metadata, which of the folder's rows each row is, and how
-    many rows the folder has.
+    those of a GGUF file, for vectors and small tables. order: from the metadata, which of the folder's rows each row is, (rows,) or
+    (experts, rows), and how many rows the folder has.
     """
 
     name: str
@@ -319,7 +319,7 @@ class HuggingFaceFile(ModelFile):
         return found
 
     def _piece(self, name: str, theirs: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-        if self._method and name.endswith(".weight"):
+        if self._method and name.endswith("weight"):
             stem = name.removesuffix("weight")
             parts = {suffix: theirs[stem + suffix] for suffix in self._method.SUFFIXES if stem + suffix in theirs}
             if parts and self._method.is_quantized(parts):
@@ -330,13 +330,17 @@ class HuggingFaceFile(ModelFile):
         (name, first), *others = parts.items()  # the first piece stands for all
         if not others and "" in first:
             info = first[""]
+            if info.type not in FLOATS:
+                what = f"has type {info.type} and shape {info.shape}"
+                fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
             shape = info.shape if len(info.shape) < 2 else tuple(size for size in info.shape if size != 1)
             if not stored.values and not stored.order and shape == info.shape and info.type in FLOATS:
                 return info
             if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
                 change = stored.values or (lambda values: values)
+                changed = change(np.empty(shape, np.float32)).shape
                 return Assembled(
-                    name, "F32", shape, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
+                    name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
                 )
         pieces = tuple(self._open_piece(one, tensors) for one, tensors in parts.items())
         for one, piece in zip(parts, pieces, strict=True):
@@ -354,7 +358,7 @@ class HuggingFaceFile(ModelFile):
             order, rows = stored.order(self)
             if rows != whole[0]:
                 fail(infos[0].path, f"tensor {quote(name)} has {whole[0]} rows, its architecture needs {rows}; download it again")
-            whole = (len(order), *whole[1:])
+            whole, order = (*order.shape, *whole[1:]), order.ravel()
         return Assembled(name, pieces[0].type, whole, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
 
     def _open_piece(self, name: str, parts: dict[str, TensorInfo]) -> Layout:
@@ -362,7 +366,7 @@ class HuggingFaceFile(ModelFile):
             layout: Layout = self._method.open_matrix(name, parts, self._settings, self.fail)
             return layout
         info = parts[""]
-        if info.type not in FLOATS or not info.shape:
+        if info.type not in FLOATS or len(info.shape) < 2:
             what = f"has type {info.type} and shape {info.shape}"
-            fail(info.path, f"tensor {quote(name)} {what}, which is no matrix of floats; use another model")
+            fail(info.path, f"tensor {quote(name)} {what}, and should be a matrix of floats; use another model")
         return Plain(info)

@@ -307,14 +307,16 @@ def _parts(piece: Slice, columns: range, step: int) -> Iterator[tuple[Rows, slic
 
 def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
     """The layouts whose rows the ranges are, and the numbers of the rows in them."""
-    pieces: tuple[Layout, ...] = info.pieces if isinstance(info, Assembled) else (Plain(info),)
-    order = info.order if isinstance(info, Assembled) else None
-    height = pieces[0].shape[0]
-    for rows in ranges:
-        for number in range(rows.start // height, -(-rows.stop // height)):
-            first = number * height
-            numbers = np.arange(max(rows.start - first, 0), min(rows.stop - first, height))
-            yield pieces[number], numbers if order is None else order[numbers]
+    numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+    if isinstance(info, TensorInfo):
+        yield Plain(info), numbers
+    elif info.order is not None:
+        yield info.pieces[0], info.order[numbers]
+    else:
+        height = info.pieces[0].shape[0]
+        ends = np.flatnonzero(np.diff(numbers // height)) + 1
+        for own in np.split(numbers, ends):
+            yield info.pieces[own[0] // height], own % height
 
 
 def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:

@@ -77,12 +77,12 @@ def need(parts: Parts, suffixes: tuple[str, ...], name: str, fail: Fail) -> None
             fail(f"tensor {quote(name.removesuffix('weight') + suffix)} is missing in the folder; download the weights again")
 
 
-def need_shape(info: TensorInfo, type_name: str, shape: tuple[int, ...], fail: Fail) -> None:
+def need_shape(info: TensorInfo, type_name: str, shape: tuple[int, ...]) -> None:
     if (info.type, info.shape) != (type_name, shape):
         what = f"is {info.type} of shape {info.shape}, and should be {type_name} of {shape}"
         fail_at(info.path, f"tensor {quote(info.name)} {what}; download it again")
 
 
-def floating(info: TensorInfo, fail: Fail) -> None:
+def floating(info: TensorInfo) -> None:
     if info.type not in FLOATS:
         fail_at(info.path, f"tensor {quote(info.name)} is {info.type}, and should be {' or '.join(FLOATS)}; download it again")

@@ -38,7 +38,7 @@ class Matrix:
     def __init__(self, name: str, parts: Parts, group: int, fail: Fail):
         need(parts, SUFFIXES, name, fail)
         self.weights, self.zeros, self.scales, self.group = parts["qweight"], parts["qzeros"], parts["scales"], group
-        floating(self.scales, fail)
+        floating(self.scales)
         columns, words = (*self.weights.shape, 0)[:2]
         self.shape = (words * 8, columns)
         groups = -(-columns // group)
@@ -46,7 +46,7 @@ class Matrix:
             (self.weights, "I32", (columns, words)), (self.zeros, "I32", (groups, words)),
             (self.scales, self.scales.type, (groups, words * 8)),
         ):  # fmt: skip
-            need_shape(info, kind, shape, fail)
+            need_shape(info, kind, shape)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         if not len(rows):

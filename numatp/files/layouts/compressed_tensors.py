@@ -68,17 +68,17 @@ class Packed:
         self.shape = (rows, columns)
         self.group = int(settings["group_size"]) if settings["strategy"] == "group" else columns
         groups = -(-columns // max(self.group, 1))
-        floating(self.scales, fail)
-        need_shape(self.weights, "I32", (rows, words), fail)
-        need_shape(self.scales, self.scales.type, (rows, groups), fail)
+        floating(self.scales)
+        need_shape(self.weights, "I32", (rows, words))
+        need_shape(self.scales, self.scales.type, (rows, groups))
         if not self.symmetric:
             need(parts, ("weight_zero_point",), name, fail)
             self.zeros = parts["weight_zero_point"]
-            need_shape(self.zeros, "I32", (-(-rows * self.bits // 32), groups), fail)
+            need_shape(self.zeros, "I32", (-(-rows * self.bits // 32), groups))
         self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
         ordered = False
         if "weight_g_idx" in parts:
-            need_shape(parts["weight_g_idx"], "I32", (columns,), fail)
+            need_shape(parts["weight_g_idx"], "I32", (columns,))
             found = read_bytes(parts["weight_g_idx"], 0, parts["weight_g_idx"].num_bytes).view(np.int32)
             ordered = bool((found != self.group_of).any())
             if ordered and not (found.min() >= 0 and found.max() < groups):
@@ -121,9 +121,9 @@ class Bytes:
     def __init__(self, parts: Parts, fail: Fail):
         self.weights, self.scales = parts["weight"], parts["weight_scale"]
         self.shape = (self.weights.shape[0], self.weights.shape[-1])
-        floating(self.scales, fail)
-        need_shape(self.weights, "I8", self.shape, fail)
-        need_shape(self.scales, self.scales.type, (self.shape[0], 1), fail)
+        floating(self.scales)
+        need_shape(self.weights, "I8", self.shape)
+        need_shape(self.scales, self.scales.type, (self.shape[0], 1))
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         def read(some: slice) -> np.ndarray:

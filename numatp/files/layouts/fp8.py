@@ -49,13 +49,13 @@ class Matrix:
     type, note = "F32", "FP8"
 
     def __init__(self, weight: TensorInfo, scales: TensorInfo, block: tuple[int, ...], fail: Fail):
-        need_shape(weight, "F8_E4M3", (*weight.shape[:2], *(0,) * (2 - len(weight.shape))), fail)
+        need_shape(weight, "F8_E4M3", (*weight.shape, 0, 0)[:2])
         self.weight, self.fail, self.block = weight, fail, block
         self.shape = (weight.shape[0], weight.shape[1])
-        floating(scales, fail)
+        floating(scales)
         blocks = tuple(-(-size // max(unit, 1)) for size, unit in zip(self.shape, block, strict=True))
         if blocks != (1, 1) or scales.shape not in ((), (1,)):
-            need_shape(scales, scales.type, blocks, fail)
+            need_shape(scales, scales.type, blocks)
         self.scales = scales
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:

@@ -40,7 +40,7 @@ class Matrix:
         self.weights, self.zeros, self.scales = parts["qweight"], parts["qzeros"], parts["scales"]
         self.one = settings.get("checkpoint_format", "gptq") == "gptq"
         self.symmetric = settings.get("sym", True)
-        floating(self.scales, fail)
+        floating(self.scales)
         words, rows = (*self.weights.shape, 0, 0)[:2]
         columns = words * 32 // self.bits
         self.shape = (rows, columns)
@@ -50,11 +50,11 @@ class Matrix:
             (self.weights, "I32", (words, rows)), (self.zeros, "I32", (groups, rows * self.bits // 32)),
             (self.scales, self.scales.type, (groups, rows)),
         ):  # fmt: skip
-            need_shape(info, kind, shape, fail)
+            need_shape(info, kind, shape)
         self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
         ordered = False
         if "g_idx" in parts:
-            need_shape(parts["g_idx"], "I32", (columns,), fail)
+            need_shape(parts["g_idx"], "I32", (columns,))
             found = read_bytes(parts["g_idx"], 0, parts["g_idx"].num_bytes).view(np.int32)
             ordered = bool((found != self.group_of).any())
             if ordered and not (found.min() >= 0 and found.max() < groups):
