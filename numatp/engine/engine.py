@@ -131,7 +131,7 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self._run, progress)
+        self.weights.load(self.threads, self.placement.mask, self._run, progress)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes

@@ -5,6 +5,7 @@ all else is whole. Nothing is mapped: rows are read into a small staging buffer 
 """
 
 import ctypes
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,25 +220,30 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
-    def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
-        """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
+    def load(
+        self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
+    ) -> None:
+        """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
+        bytes in all).
+        """
         rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
         widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
         staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
-        for piece in self._slices:
-            target = self.tensors[piece.target.name]
-            if isinstance(target, Vector):
-                whole = _floats_of(piece.info, piece.format)
-                own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
-                _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
-            elif target.num_bytes and piece.converted:
-                with ThreadPoolExecutor(threads) as pool:  # on this rank's cpus, as the thread that starts them
+        # The caller is pinned to one cpu, and so would be the threads that it starts.
+        with ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)) as pool:
+            for piece in self._slices:
+                target = self.tensors[piece.target.name]
+                if isinstance(target, Vector):
+                    whole = _floats_of(piece.info, piece.format)
+                    own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
+                    _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
+                elif target.num_bytes and piece.converted:
                     self._convert(piece, target, run, pool, threads)
-            elif target.num_bytes:
-                self._read(piece, target, run, staging)
-            done += target.num_bytes
-            progress(done, total)
+                elif target.num_bytes:
+                    self._read(piece, target, run, staging)
+                done += target.num_bytes
+                progress(done, total)
 
     def _read(self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], staging: np.ndarray) -> None:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
