@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from numatp.files.gguf_header import (
     ARRAY,
+    BOOL,
     KINDS,
     SCALARS,
     STRING,
@@ -134,6 +135,13 @@ class GGUFFile:
     def integers(self, key: str, default: Sequence[int] | None = None) -> Sequence[int]:
         numbers: Sequence[int] = self._list(key, default, "a list of whole numbers", (0, 1, 2, 3, 4, 5, 10, 11))
         return numbers
+
+    def flags(self, key: str, default: Sequence[bool] | None = None) -> Sequence[bool]:
+        flags: Sequence[bool] = self._list(key, default, "a list of true and false", (BOOL,))
+        return flags
+
+    def is_list(self, key: str) -> bool:
+        return isinstance(self.metadata.entries.get(key), LazyArray)
 
     def numbers(self, key: str, default: Sequence[float] | None = None) -> Sequence[float]:
         """Float32 or float64; not-a-number and infinities come as they are."""

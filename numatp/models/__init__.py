@@ -13,11 +13,12 @@ from types import ModuleType
 from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
 
-NOT_ARCHITECTURES = {"spec"}
+NOT_ARCHITECTURES = {"rope", "spec"}
 
 
 def names() -> list[str]:
-    return sorted({module.name for module in iter_modules(__path__)} - NOT_ARCHITECTURES)
+    """As GGUF has them; a module's name has _ for -."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
 
 
 def find(file: GGUFFile) -> ModuleType:
@@ -25,4 +26,4 @@ def find(file: GGUFFile) -> ModuleType:
     name = file.text("general.architecture")
     if name not in names():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -83,19 +83,28 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
     return joined
 
 
+def side_by_side(vectors: Iterable[Vector]) -> Vector:
+    """Vectors that follow each other in memory without gaps, as one."""
+    first, *others = vectors
+    for vector in others:
+        assert first.address + first.length * 4 == vector.address or not vector.length, (first.name, vector.name)
+        first = replace(first, name=f"{first.name} + {vector.name}", length=first.length + vector.length)
+    return first
+
+
 @dataclass(frozen=True)
 class Rule:
     """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads.
 
     Rows "a*b + c*d" are parts below each other that are cut one by one. part (i, n) takes of each thing that the first word counts
-    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column. Three words are the matrices of
-    all experts; the second word may be cut, the first is not.
+    the i-th of n equal parts. A table is no matrix: kernels read it as floats, row after row or ("columns") column after column.
+    Three words are the matrices of all experts; the second word may be cut, the first is not. A number is a word too.
     """
 
     name: str
     shape: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
-    table: bool = False
+    table: Literal["", "rows", "columns"] = ""
 
     @property
     def key(self) -> str:
@@ -112,6 +121,7 @@ class Slice:
     rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
+    by_column: bool = False  # of a table
 
 
 def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
@@ -119,8 +129,8 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     ranges, start = [], 0
     for term in words.split(" + "):
         first, *others = term.split("*")
-        inner = prod(int(word) if word.isdigit() else getattr(sizes, word) for word in others)
-        whole = range(getattr(sizes, first))
+        length, *inners = (int(word) if word.isdigit() else getattr(sizes, word) for word in (first, *others))
+        inner, whole = prod(inners), range(length)
         own = getattr(cut, first, whole) if cut else whole
         i, parts = part
         if parts == 1:
@@ -147,7 +157,8 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         if info is None:
             raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
         expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
-        if info.shape != expected:
+        # Writers may drop leading dimensions of 1.
+        if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
             raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
         format = quants.find(info.type, rule.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
@@ -169,7 +180,7 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
             target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
-        slices.append(Slice(info, format, rows, columns, target))
+        slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
         address += target.num_bytes
     return slices, address
 
@@ -191,6 +202,10 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
+    def floats(self, name: str) -> np.ndarray:
+        """float32: a vector's values, once they are loaded."""
+        return _floats_at(self.vector(name)).copy()
+
     def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
         """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
         widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
@@ -206,7 +221,8 @@ class Weights:
                     if len(raw) == piece.info.num_bytes:
                         whole = piece.format.unpack(raw.reshape(piece.info.shape[0] if len(piece.info.shape) > 1 else 1, -1))
                         own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
-                        _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
+                        own = own[:, piece.columns.start : piece.columns.stop]
+                        _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
                     else:
                         failed[0] = 1
                 elif target.num_bytes:
