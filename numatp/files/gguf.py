@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from numatp.files.gguf_header import (
     ARRAY,
+    BOOL,
     KINDS,
     SCALARS,
     STRING,
@@ -88,6 +89,13 @@ class GGUFFile(ModelFile):
     def integers(self, key: str, default: Sequence[int] | None = None) -> Sequence[int]:
         numbers: Sequence[int] = self._list(key, default, "a list of whole numbers", (0, 1, 2, 3, 4, 5, 10, 11))
         return numbers
+
+    def flags(self, key: str, default: Sequence[bool] | None = None) -> Sequence[bool]:
+        flags: Sequence[bool] = self._list(key, default, "a list of true and false", (BOOL,))
+        return flags
+
+    def is_list(self, key: str) -> bool:
+        return isinstance(self.metadata.entries.get(key), LazyArray)
 
     def numbers(self, key: str, default: Sequence[float] | None = None) -> Sequence[float]:
         numbers: Sequence[float] = self._list(key, default, "a list of numbers", (6, 12))

@@ -113,6 +113,29 @@ EXPERTS = {
 } | {"blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.gate.weight"}
 
 
+MIXTURE: dict[str, str | Callable[[Config], Any]] = {
+    "expert_count": "num_experts",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    "expert_weights_norm": "norm_topk_prob",
+}
+SHARED_EXPERT = {
+    f"blk.{{layer}}.ffn_{name}_shexp.weight": f"model.layers.{{layer}}.mlp.shared_expert.{name}_proj.weight"
+    for name in ("gate", "up", "down")
+} | {"blk.{layer}.ffn_gate_inp_shexp.weight": "model.layers.{layer}.mlp.shared_expert_gate.weight"}
+
+
+def layer_types(kind: str, period: str) -> Callable[[Config], Any]:
+    """A flag per layer: whether it is of that kind; or, in older folders, what they call the period after which one is not."""
+
+    def read(config: Config) -> Any:
+        kinds = config.get("layer_types")
+        return config.get(period) if kinds is None else [one == kind for one in kinds]
+
+    return read
+
+
 @dataclass(frozen=True)
 class Assembled:
     """A weight that is not just one tensor as it is: `pieces` lie below each other."""
@@ -237,6 +260,14 @@ class HuggingFaceFile(ModelFile):
         value = self._get(key, default, "a list of numbers")
         good = isinstance(value, Sequence) and all(type(number) in (int, float) for number in value)
         return value if good else self._wrong(key, "a list of numbers")
+
+    def is_list(self, key: str) -> bool:
+        return isinstance(self._value(key)[1], list)
+
+    def flags(self, key: str, default: Sequence[bool] | None = None) -> Sequence[bool]:
+        value = self._get(key, default, "a list of true and false")
+        good = isinstance(value, Sequence) and all(isinstance(flag, bool) for flag in value)
+        return value if good else self._wrong(key, "a list of true and false")
 
     def _value(self, key: str) -> tuple[str, Any]:
         """(what config.json calls it, its value or None)."""

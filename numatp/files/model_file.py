@@ -66,6 +66,13 @@ class ModelFile(ABC):
         return value if isinstance(value, bool) else self._wrong(key, "true or false")
 
     @abstractmethod
+    def is_list(self, key: str) -> bool:
+        """Whether the key is there and has a list."""
+
+    @abstractmethod
+    def flags(self, key: str, default: Sequence[bool] | None = None) -> Sequence[bool]: ...
+
+    @abstractmethod
     def integers(self, key: str, default: Sequence[int] | None = None) -> Sequence[int]: ...
 
     @abstractmethod

@@ -34,11 +34,12 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import Folder, HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"spec"}
+NOT_ARCHITECTURES = {"rope", "spec"}
 
 
 def names() -> list[str]:
-    return sorted({module.name for module in iter_modules(__path__)} - NOT_ARCHITECTURES)
+    """As GGUF has them; a module's name has _ for -."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
 
 
 def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
@@ -52,13 +53,13 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
     name = file.text("general.architecture")
     if name not in names():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
-    return file, importlib.import_module(f"{__name__}.{name}")
+    return file, importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
     supported: list[str] = []
     for name in names():
-        module = importlib.import_module(f"{__name__}.{name}")
+        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
         table = getattr(module, "HUGGING_FACE", None)
         if table and folder.architecture in table.classes:
             return HuggingFaceFile(folder, table, name), module

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
 from types import ModuleType
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
@@ -94,19 +94,28 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
     return joined
 
 
+def side_by_side(vectors: Iterable[Vector]) -> Vector:
+    """Vectors that follow each other in memory without gaps, as one."""
+    first, *others = vectors
+    for vector in others:
+        assert first.address + first.length * 4 == vector.address or not vector.length, (first.name, vector.name)
+        first = replace(first, name=f"{first.name} + {vector.name}", length=first.length + vector.length)
+    return first
+
+
 @dataclass(frozen=True)
 class Rule:
     """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads.
 
     Rows "a*b + c*d" are parts below each other that are cut one by one. part (i, n) takes of each thing that the first word counts
-    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column. Three words are the matrices of
-    all experts; the second word may be cut, the first is not.
+    the i-th of n equal parts. A table is no matrix: kernels read it as floats, row after row or ("columns") column after column.
+    Three words are the matrices of all experts; the second word may be cut, the first is not. A number is a word too.
     """
 
     name: str
     shape: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
-    table: bool = False
+    table: Literal["", "rows", "columns"] = ""
 
     @property
     def key(self) -> str:
@@ -123,6 +132,7 @@ class Slice:
     rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
+    by_column: bool = False  # of a table
 
     @property
     def converted(self) -> bool:
@@ -135,8 +145,8 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     ranges, start = [], 0
     for term in words.split(" + "):
         first, *others = term.split("*")
-        inner = prod(int(word) if word.isdigit() else getattr(sizes, word) for word in others)
-        whole = range(getattr(sizes, first))
+        length, *inners = (int(word) if word.isdigit() else getattr(sizes, word) for word in (first, *others))
+        inner, whole = prod(inners), range(length)
         own = getattr(cut, first, whole) if cut else whole
         i, parts = part
         if parts == 1:
@@ -176,7 +186,8 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
         if info is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
         expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
-        if info.shape != expected:
+        # Writers may drop leading dimensions of 1.
+        if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
             raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
         format = quants.find(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
@@ -198,7 +209,7 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
             target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
-        slices.append(Slice(info, format, rows, columns, target))
+        slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
         address += target.num_bytes
     return slices, address
 
@@ -220,6 +231,10 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
+    def floats(self, name: str) -> np.ndarray:
+        """float32: a vector's values, once they are loaded."""
+        return _floats_at(self.vector(name)).copy()
+
     def load(
         self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
     ) -> None:
@@ -237,7 +252,8 @@ class Weights:
                 if isinstance(target, Vector):
                     whole = _floats_of(piece.info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
-                    _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
+                    own = own[:, piece.columns.start : piece.columns.stop]
+                    _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
                 elif target.num_bytes and piece.converted:
                     self._convert(piece, target, run, pool, threads)
                 elif target.num_bytes:
