@@ -7,6 +7,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     TILE_BYTES    bytes in memory of 16 rows x 32 columns
     SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
+    ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
     pack          device function: 16 rows of the file to a tile
     dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
