@@ -12,15 +12,7 @@ from numba import float32
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import (
-    FEW,
-    GROUP,
-    load_rows,
-    store_rows,
-    zero_few_rows,
-    zero_group,
-    zero_row,
-)
+from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, zero_few_rows, zero_group, zero_row
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import (
     keep_lanes,
