@@ -28,7 +28,7 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
-CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
 
 
 # What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
