@@ -218,3 +218,26 @@ def test_headers_are_read_as_the_safetensors_package_reads_them(tmp_path, llama)
     (tmp_path / "short").write_bytes(b"\0" * 7)
     with pytest.raises(UserError, match="7 bytes are no safetensors file"):
         read_header(tmp_path / "short")
+
+
+def test_damaged_headers_end_in_one_line(tmp_path, llama):
+    """Bytes of the header changed, cut out or repeated: an error, or tensors inside the file."""
+    folders.write(tmp_path, {}, dict(list(llama[1].items())[:6]))
+    original, rng = (tmp_path / "model.safetensors").read_bytes(), np.random.default_rng(0)
+    (length,) = struct.unpack("<Q", original[:8])
+    path, refusals = tmp_path / "damaged.safetensors", 0
+    for _ in range(400):
+        raw, first = bytearray(original[: 8 + length]), int(rng.integers(0, 8 + length))
+        last = min(first + int(rng.integers(1, 20)), 8 + length)
+        kind = rng.integers(3)
+        raw[first:last] = (rng.bytes(last - first), b"", raw[first:last] * 2)[kind]
+        if first >= 8:
+            raw[:8] = struct.pack("<Q", len(raw) - 8)
+        path.write_bytes(bytes(raw) + original[8 + length :])
+        try:
+            for info in read_header(path)[0].values():
+                assert len(raw) <= info.offset and info.offset + info.num_bytes <= path.stat().st_size
+        except UserError as error:
+            refusals += 1
+            assert str(error).startswith(f"{path}: ") and str(error).isprintable() and len(str(error)) < 400
+    assert refusals > 100
