@@ -12,8 +12,21 @@ from typing import Any
 import numpy as np
 
 from numatp.files.blocks import from_bits, groups_of, q4_0, q4_1, q8_0
-from numatp.files.layouts import Config, Fail, Layout, Parts, Rows, expect, floating, fp8, need, need_shape
-from numatp.files.safetensors import floats, read_box, read_bytes, read_rows
+from numatp.files.layouts import (
+    Config,
+    Fail,
+    Layout,
+    Parts,
+    Rows,
+    expect,
+    floating,
+    fp8,
+    groups_by_column,
+    need,
+    need_shape,
+    type_of,
+)
+from numatp.files.safetensors import floats, read_box, read_rows
 
 SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
@@ -75,20 +88,8 @@ class Packed:
             need(parts, ("weight_zero_point",), name, fail)
             self.zeros = parts["weight_zero_point"]
             need_shape(self.zeros, "I32", (-(-rows * self.bits // 32), groups))
-        self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
-        ordered = False
-        if "weight_g_idx" in parts:
-            need_shape(parts["weight_g_idx"], "I32", (columns,))
-            found = read_bytes(parts["weight_g_idx"], 0, parts["weight_g_idx"].num_bytes).view(np.int32)
-            ordered = bool((found != self.group_of).any())
-            if ordered and not (found.min() >= 0 and found.max() < groups):
-                fail(f"tensor '{parts['weight_g_idx'].name}' names groups outside 0 to {groups - 1}; download it again")
-            self.group_of = found
-        self.type, self.note = ("Q4_0" if self.symmetric else "Q4_1"), ""
-        if ordered:
-            self.type, self.note = "F32", "compressed-tensors with activation order"
-        elif self.bits == 8:
-            self.type, self.note = ("Q8_0", "") if self.symmetric else ("F32", "compressed-tensors of 8 bits with zeros")
+        self.group_of, ordered = groups_by_column(parts.get("weight_g_idx"), columns, self.group, fail)
+        self.type, self.note = type_of("compressed-tensors", self.bits, self.symmetric, ordered)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         zeros = None
