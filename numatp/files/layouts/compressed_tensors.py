@@ -54,7 +54,8 @@ def check(settings: Config, fail: Fail) -> None:
     (weights, *_), kind = found, settings["format"]
     expect(fail, "num_bits", weights.get("num_bits"), (4, 8) if kind == "pack-quantized" else (8,))
     expect(fail, "type", weights.get("type", "int"), ("float",) if kind == "float-quantized" else ("int",))
-    expect(fail, "strategy", weights.get("strategy"), ("group", "channel") if kind == "pack-quantized" else ("channel",))
+    strategies = {"pack-quantized": ("group", "channel"), "int-quantized": ("channel",), "float-quantized": ("channel", "tensor")}
+    expect(fail, "strategy", weights.get("strategy"), strategies[kind])
     expect(fail, "symmetric", weights.get("symmetric", True), (True, False) if kind == "pack-quantized" else (True,))
     group = weights.get("group_size")
     if weights["strategy"] == "group" and (type(group) is not int or group <= 0 or group % 32):
@@ -68,7 +69,8 @@ def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> Layout
         return Packed(name, parts, weights, fail)
     if parts["weight"].type == "F8_E4M3":
         weight = parts["weight"]
-        return fp8.Matrix(weight, parts["weight_scale"], (1, *weight.shape[1:2]), fail)
+        block = weight.shape if weights["strategy"] == "tensor" else (1, *weight.shape[1:])
+        return fp8.Matrix(weight, parts["weight_scale"], block, fail)
     return Bytes(parts, fail)
 
 
