@@ -28,7 +28,7 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
-CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
 
 
 # What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
@@ -287,6 +287,8 @@ class Weights:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
         format, info = piece.format, piece.info
         pack = specialize("pack", "quant", format.__name__).pack
+        if format is not quants.find(info.type, info.name):
+            _ = specialize("quantizer", "quant", format.__name__).quantize.address  # compiled here, not by several threads at once
         # Super-blocks are quantised whole, whatever of them this rank keeps.
         columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
         step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
