@@ -12,10 +12,10 @@ from conftest import run
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope, sampling
+from numatp.kernels import activation, attention, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
-from numatp.kernels.rows import GROUP
+from numatp.kernels.rows import FEW, GROUP
 from numatp.machine import isa
 
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -126,7 +126,7 @@ def test_quantize_rounds_to_nearest_and_sums(pitch):
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
     raw, values = weights(format_name, 33, 512)
-    assert (quants.find(format_name, "test").unpack(raw) == values).all()
+    assert (quants.find(format_name, "test").unpack(raw).view(np.uint32) == values.view(np.uint32)).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -175,7 +175,7 @@ def test_embed(tmp_path, format_name):
 
 
 # Bits in memory to bits in the file. Small tiles are filled up to cache lines, and carry constants of cut super-blocks.
-MEMORY = {"Q2_K": 1.05, "Q3_K": 1.06, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.04}
+MEMORY = {"IQ4_XS": 1.03, "Q2_K": 1.05, "Q3_K": 1.06, "Q4_K": 1.06, "Q5_K": 1.05, "Q6_K": 1.04}
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -535,7 +535,7 @@ def test_gated_delta():
 
 def all_kernels():
     modules = [activation, attention, bias, delta, exchange, experts, gate, norm, rope, sampling]
-    modules += [specialize("matmul", "quant", quants.find(name, "test").__name__) for name in FORMATS]
+    modules += [specialize(f, "quant", quants.find(name, "test").__name__) for f in ("matmul", "quantizer") for name in FORMATS]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
 
 
@@ -556,6 +556,38 @@ def test_a_raising_kernel_would_be_seen():
             raise ValueError
 
     assert may_raise_or_allocate(raising)
+
+
+DOT_INSTRUCTIONS = {"avx512vnni": ["vpdpbusd"], "avx512bw": ["vpmaddubsw", "vpmaddwd"], "avx2": ["vpmaddubsw", "vpmaddwd"]}
+
+
+def innermost_loops(kernel):
+    """The instructions of each loop of a kernel's machine code that has no loop inside."""
+    library = kernel.cfunc._library
+    code = str(library._codegen._tm.emit_assembly(library._get_module_for_linking()))
+    lines = [line.partition("#")[0].split() for line in code.splitlines()]
+    labels = {line[0].rstrip(":"): i for i, line in enumerate(lines) if line and line[0].endswith(":")}
+    jumps = [(labels.get(line[-1], i + 1), i) for i, line in enumerate(lines) if line and line[0].startswith("j")]
+    loops = [(start, end) for start, end in jumps if start <= end]
+    inner = [one for one in loops if not any(one != other and one[0] <= other[0] and other[1] <= one[1] for other in loops)]
+    return [[line[0] for line in lines[start : end + 1] if line] for start, end in inner]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
+    format = quants.find(format_name, "test")
+    wanted = DOT_INSTRUCTIONS[dot.isa.__name__.rpartition(".")[2]] if format.ACTIVATION == "q8" else ["vfmadd"]
+    loops = innermost_loops(specialize("matmul", "quant", format.__name__).matmul)
+    products = [loop for loop in loops if any(name.startswith("vfmadd") for name in loop)]
+    assert len(products) >= len({1, FEW, GROUP})
+    for loop in products:
+        assert all(any(name.startswith(instruction) for name in loop) for instruction in wanted), loop
+        assert not any(name.startswith("call") for name in loop)
+
+
+def test_a_call_in_a_loop_would_be_seen():
+    loops = innermost_loops(specialize("matmul", "quant", "numatp.quants.f32").load)
+    assert any(name.startswith("call") for loop in loops for name in loop)
 
 
 @pytest.mark.parametrize("level", ["avx2", "avx512bw"])

@@ -12,7 +12,6 @@ from golden import FEATURES, GOLDEN
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.files.gguf import read_gguf
 from numatp.models.spec import Attention, Recurrent
 from numatp.weights.loader import plan
 from numatp.weights.splits import split
@@ -21,8 +20,8 @@ LONGROPE, YARN = gguf.RopeScalingType.LONGROPE, gguf.RopeScalingType.YARN
 
 
 def spec_of(path):
-    file = read_gguf(path)
-    return models.find(file).read_spec(file)
+    file, model = models.open_model(path)
+    return model.read_spec(file)
 
 
 def written(tmp_path, tiny, monkeypatch, more=(), **sizes):
@@ -80,8 +79,7 @@ def test_what_cannot_be_computed_is_refused(tmp_path, monkeypatch, tiny, more, n
 @pytest.mark.parametrize("name", FEATURES)
 def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
     """Of each architecture: every tensor in turn."""
-    file = read_gguf(GOLDEN / f"{name}.gguf")
-    module = models.find(file)
+    file, module = models.open_model(GOLDEN / f"{name}.gguf")
     tensors = dict(file.tensors)
 
     def refusal():

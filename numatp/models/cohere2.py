@@ -5,11 +5,26 @@ see a window of tokens and rotate q and k; every few layers one sees all tokens 
 from dataclasses import dataclass
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace, layer_types
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("Cohere2ForCausalLM",),
+    config=CONFIG
+    | {
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
+        "logit_scale": "logit_scale",
+    },
+    tensors=ENDS | ATTENTION | FFN,
+    only={"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False},
+    tied=True,
+)
 
 
 @dataclass(frozen=True)
@@ -17,7 +32,7 @@ class Cohere2Spec(Spec):
     logit_scale: float
 
 
-def read_spec(file: GGUFFile) -> Cohere2Spec:
+def read_spec(file: ModelFile) -> Cohere2Spec:
     # Of four layers the last sees all tokens.
     return read_common(
         file, Cohere2Spec, norm="layer_norm_epsilon", layers=read_windows(file, period=4),

@@ -3,20 +3,31 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
+HUGGING_FACE = HuggingFace(
+    classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    config=CONFIG | {"attention.sliding_window": "sliding_window", "rope.neighbours": lambda config: False},
+    tensors=ENDS | ATTENTION | FFN | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    ignored=("*.rotary_emb.inv_freq",),
+)
+
 
 @dataclass(frozen=True)
 class LlamaSpec(Spec):
+    neighbours: bool  # which pairs of a head's values rotate: GGUF has their rows side by side
     divided: bool  # whether the frequencies of the rotation are divided by a tensor, as Llama 3.1's scaling is written in GGUF
 
 
-def read_spec(file: GGUFFile) -> LlamaSpec:
-    return read_common(file, LlamaSpec, divided="rope_freqs.weight" in file.tensors)
+def read_spec(file: ModelFile) -> LlamaSpec:
+    neighbours = file.flag("llama.rope.neighbours", default=True)
+    return read_common(file, LlamaSpec, neighbours=neighbours, divided="rope_freqs.weight" in file.tensors)
 
 
 def rules(spec: LlamaSpec) -> list[Rule]:
@@ -47,7 +58,7 @@ def forward(p: Ops, spec: LlamaSpec, split: Split, weights: Weights, caches: lis
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=True)
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=spec.neighbours)
         h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)

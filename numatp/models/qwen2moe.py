@@ -5,11 +5,24 @@ all rows share and a number of their own opens.
 from dataclasses import dataclass
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen2MoeForCausalLM",),
+    config=CONFIG | MIXTURE,
+    tensors=ENDS
+    | ATTENTION
+    | QKV_BIAS
+    | EXPERTS
+    | SHARED_EXPERT
+    | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +31,7 @@ class Qwen2MixtureSpec(Spec):
     normalize: bool  # whether their shares are made to add up to 1
 
 
-def read_spec(file: GGUFFile) -> Qwen2MixtureSpec:
+def read_spec(file: ModelFile) -> Qwen2MixtureSpec:
     return read_common(
         file, Qwen2MixtureSpec, sizes=read_sizes(file, **read_experts(file), **read_shared_expert(file)),
         experts_used=file.count("qwen2moe.expert_used_count"), normalize=file.flag("qwen2moe.expert_weights_norm", default=False),

@@ -2,14 +2,29 @@
 
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3ForCausalLM",),
+    config=CONFIG,
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+)
 
-def read_spec(file: GGUFFile) -> Spec:
+
+def read_spec(file: ModelFile) -> Spec:
     return read_common(file, Spec)
 
 

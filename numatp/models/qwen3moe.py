@@ -3,11 +3,28 @@
 from dataclasses import dataclass
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, HuggingFace
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3MoeForCausalLM",),
+    config=CONFIG | MIXTURE,
+    tensors=ENDS
+    | ATTENTION
+    | EXPERTS
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={
+        "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -16,7 +33,7 @@ class MixtureSpec(Spec):
     normalize: bool  # whether their shares are made to add up to 1
 
 
-def read_spec(file: GGUFFile) -> MixtureSpec:
+def read_spec(file: ModelFile) -> MixtureSpec:
     return read_common(
         file, MixtureSpec, sizes=read_sizes(file, **read_experts(file)),
         experts_used=file.count("qwen3moe.expert_used_count"), normalize=file.flag("qwen3moe.expert_weights_norm", default=True),

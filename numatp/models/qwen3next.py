@@ -7,7 +7,23 @@ from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 
-from numatp.files.gguf import GGUFFile
+import numpy as np
+
+from numatp.files.huggingface import (
+    ATTENTION,
+    CONFIG,
+    ENDS,
+    EXPERTS,
+    FFN,
+    MIXTURE,
+    SHARED_EXPERT,
+    Config,
+    HuggingFace,
+    Stored,
+    layer_types,
+    plus_one,
+)
+from numatp.files.model_file import ModelFile
 from numatp.kernels import delta
 from numatp.models.spec import (
     Attention,
@@ -25,13 +41,73 @@ from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
 
+def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
+    """Rows of in_proj_qkvz, where each key head has its query, its key, its value heads' values and their gates: those of the
+    first-th to the last-th of these four, one after another, each of all heads."""
+    key_heads, size = file.count("qwen3next.ssm.group_count"), file.count("qwen3next.ssm.state_size")
+    values = file.count("qwen3next.ssm.time_step_rank") // key_heads * size
+    rows = np.arange(key_heads * 2 * (size + values)).reshape(key_heads, -1)
+    parts = np.split(rows, [size, 2 * size, 2 * size + values], axis=1)
+    return np.concatenate([part.ravel() for part in parts[first : last + 1]]), rows.size
+
+
+def _inner_size(config: Config) -> int:
+    return int(config["linear_num_value_heads"]) * int(config["linear_value_head_dim"])
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3NextForCausalLM",),
+    config=CONFIG
+    | MIXTURE
+    | {
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.inner_size": _inner_size,
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "attention.recurrent_layers": layer_types("linear_attention", "full_attention_interval"),
+        "rope.dimension_count": lambda config: int(config["head_dim"] * config.get("partial_rotary_factor", 0.25)),
+    },
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | EXPERTS
+    | SHARED_EXPERT
+    | {"output_norm.weight": plus_one("model.norm.weight")}
+    | {
+        f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
+        for ours, theirs in (
+            ("attn_norm", "input_layernorm"),
+            ("attn_q_norm", "self_attn.q_norm"),
+            ("attn_k_norm", "self_attn.k_norm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+        )
+    }
+    | {
+        f"blk.{{layer}}.{ours}": Stored(f"model.layers.{{layer}}.linear_attn.{theirs}", values, order)
+        for ours, theirs, values, order in (
+            ("attn_qkv.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=0, last=2)),
+            ("attn_gate.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=3, last=3)),
+            ("ssm_ba.weight", "in_proj_ba.weight", None, None),
+            ("ssm_conv1d.weight", "conv1d.weight", None, None),
+            ("ssm_a", "A_log", lambda logarithms: -np.exp(logarithms), None),
+            ("ssm_dt.bias", "dt_bias", None, None),
+            ("ssm_norm.weight", "norm.weight", None, None),
+            ("ssm_out.weight", "out_proj.weight", None, None),
+        )
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ignored=("mtp.*",),
+)
+
+
 @dataclass(frozen=True)
 class Qwen3NextSpec(Spec):
     experts_used: int  # by each token; 0: one feed-forward network for all
     normalize: bool  # whether their shares are made to add up to 1
 
 
-def read_spec(file: GGUFFile) -> Qwen3NextSpec:
+def read_spec(file: ModelFile) -> Qwen3NextSpec:
     def count(key: str) -> int:
         return file.count(f"qwen3next.{key}")
 
@@ -87,12 +163,12 @@ LINEAR = (
     Rule("ssm_norm.weight", ("linear_head_size",)),
     Rule("ssm_out.weight", ("width", LINEAR_VALUES)),
 )
-FFN = (
+DENSE_RULES = (
     Rule("ffn_gate.weight", ("ffn", "width")),
     Rule("ffn_up.weight", ("ffn", "width")),
     Rule("ffn_down.weight", ("width", "ffn")),
 )
-EXPERTS = (
+EXPERT_RULES = (
     Rule("ffn_gate_inp.weight", ("experts", "width")),
     Rule("ffn_gate_inp_shexp.weight", ("width",)),
     Rule("ffn_gate_shexp.weight", ("shared_ffn", "width")),
@@ -111,7 +187,7 @@ def rules(spec: Qwen3NextSpec) -> list[Rule]:
             ("attn_norm.weight", ("width",)),
             *(FULL if isinstance(spec.layers[layer], Attention) else LINEAR),
             ("post_attention_norm.weight", ("width",)),
-            *(EXPERTS if spec.experts_used else FFN),
+            *(EXPERT_RULES if spec.experts_used else DENSE_RULES),
         ),
     )
 

@@ -5,8 +5,8 @@ from math import ceil, floor, log, pi
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
+from numatp.files.model_file import ModelFile
 
 BASE = 10000.0  # where a file names none
 KINDS = ("none", "linear", "yarn", "llama3")
@@ -23,7 +23,7 @@ def plain(base: float, rotated: int) -> np.ndarray:
     return base ** (-np.arange(0, rotated, 2) / rotated)
 
 
-def read_rope(file: GGUFFile, head_size: int, truncate: bool = True) -> Rope:
+def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs.
 
     UserError for a scaling that numatp does not know, and for more rotated values than a head has.
@@ -60,7 +60,7 @@ def read_rope(file: GGUFFile, head_size: int, truncate: bool = True) -> Rope:
     return Rope(frequencies, scale * file.positive(f"{prefix}.attn_factor", default=1.0))
 
 
-def read_base(file: GGUFFile, key: str) -> float:
+def read_base(file: ModelFile, key: str) -> float:
     base = file.positive(key, default=BASE)
     if base <= 1:
         file.fail(f"metadata '{key}' is {base:g}, and should be above 1; convert the model again")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.model_file import ModelFile
 from numatp.models.rope import Rope, read_rope
 from numatp.weights.loader import Rule
 from numatp.weights.splits import Sizes, Split
@@ -37,7 +37,7 @@ class Spec:
 SpecKind = TypeVar("SpecKind", bound=Spec)
 
 
-def read_sizes(file: GGUFFile, **others: int) -> Sizes:
+def read_sizes(file: ModelFile, **others: int) -> Sizes:
     """Sizes that the metadata of every architecture has; `others` replace some or add to them."""
     name = file.text("general.architecture")
     width, heads = file.count(f"{name}.embedding_length"), file.count(f"{name}.attention.head_count")
@@ -53,7 +53,7 @@ def read_sizes(file: GGUFFile, **others: int) -> Sizes:
     return Sizes(width, heads, kv_heads, head_size, ffn, vocab, **others)
 
 
-def read_experts(file: GGUFFile) -> dict[str, int]:
+def read_experts(file: ModelFile) -> dict[str, int]:
     """Sizes of a model all of whose layers have experts, and none a feed-forward network for all tokens."""
     name = file.text("general.architecture")
     experts, used = file.count(f"{name}.expert_count"), file.count(f"{name}.expert_used_count")
@@ -63,7 +63,7 @@ def read_experts(file: GGUFFile) -> dict[str, int]:
     return {"ffn": 0, "experts": experts, "expert_ffn": expert_ffn}
 
 
-def read_shared_expert(file: GGUFFile) -> dict[str, int]:
+def read_shared_expert(file: ModelFile) -> dict[str, int]:
     """Size of the expert that every token goes through."""
     shared_ffn = file.count(f"{file.text('general.architecture')}.expert_shared_feed_forward_length")
     if shared_ffn % 32:
@@ -71,7 +71,7 @@ def read_shared_expert(file: GGUFFile) -> dict[str, int]:
     return {"shared_ffn": shared_ffn}
 
 
-def read_pattern(file: GGUFFile, key: str, period: int) -> list[bool]:
+def read_pattern(file: ModelFile, key: str, period: int) -> list[bool]:
     """A flag per layer: a list of them, or a number of layers after each of which one is False, by default `period` (0: never)."""
     name = file.text("general.architecture")
     layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
@@ -84,13 +84,13 @@ def read_pattern(file: GGUFFile, key: str, period: int) -> list[bool]:
     return [period <= 0 or (layer + 1) % period != 0 for layer in range(layers)]
 
 
-def read_windows(file: GGUFFile, period: int) -> tuple[Attention, ...]:
+def read_windows(file: ModelFile, period: int) -> tuple[Attention, ...]:
     """Layers that see a window of tokens, but for one in each `period`, or as the metadata says."""
     window = file.count(f"{file.text('general.architecture')}.attention.sliding_window")
     return tuple(Attention(window if slides else None) for slides in read_pattern(file, "attention.sliding_window_pattern", period))
 
 
-def read_common(file: GGUFFile, kind: type[SpecKind], norm: str = "layer_norm_rms_epsilon", **more: Any) -> SpecKind:
+def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_rms_epsilon", **more: Any) -> SpecKind:
     """What the metadata of every architecture has; `more` replaces some or adds to it. norm: the key of the norms' epsilon."""
     name = file.text("general.architecture")
     sizes = more.pop("sizes", None) or read_sizes(file)
