@@ -2,7 +2,8 @@
 
 python make_golden.py CONVERTER [NAME ...] — needs torch and transformers (2.13.0 and 5.24.0 were used); CONVERTER is the folder of
 llama.cpp that holds convert_hf_to_gguf.py (that of llama-cpp-python 0.3.36 was used). Writes golden/NAME.gguf and golden/NAME.npz:
-tokens of two sequences, and the logits at all their positions; golden/ropes.json: how released models rotate.
+tokens of two sequences, and the logits at all their positions; golden/NAME.json: config.json and the shapes of the tensors as
+transformers saves them; golden/ropes.json: how released models rotate.
 
 All weights are float16 numbers, so that both sides multiply the same, and keys and values are rounded to float16, because a float16
 cache is part of what numatp promises. Norms, biases and sinks are random too: at the values that they start with, leaving them out
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 import transformers
 
@@ -115,6 +117,17 @@ def round_cache(model):
         module.eager_attention_forward = rounded
 
 
+def describe(folder, path):
+    """The folder's config.json, and the shapes of its tensors."""
+    with safetensors.safe_open(folder / "model.safetensors", "np") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if value is not None and key not in ("transformers_version", "dtype")}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
+    tensors = [f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes.items()]
+    path.write_text('{"config": {\n' + ",\n".join(lines) + '\n}, "tensors": {\n' + ",\n".join(tensors) + "\n}}\n")
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -125,6 +138,7 @@ def convert(model, converter, path):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tiny"  # the file names the model after it
         model.save_pretrained(folder)
+        describe(folder, GOLDEN / f"{path.stem}.json")
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
         found = conversion.get_model_class(json.loads((folder / "config.json").read_text())["architectures"][0])
