@@ -3,6 +3,7 @@ and with the numbers that transformers gives them.
 """
 
 import json
+from collections import defaultdict
 
 import folders
 import numpy as np
@@ -72,14 +73,14 @@ def write(folder, name):
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
     config = recorded["config"]
     if name.startswith("llama"):
-        sizes = {"width": 0, "heads": 0, "kv_heads": 0, "head_size": config["head_dim"], "ffn": 0, "vocab": 0, "layers": 0}
+        sizes = defaultdict(int, head_size=config["head_dim"])
         found = folders.llama({key: tensor for key, tensor in tensors.items() if key != "rope_freqs.weight"}, sizes)[1]
     elif name == "qwen3next":
-        sizes = {
-            "width": config["hidden_size"], "key_heads": config["linear_num_key_heads"],
-            "linear_head_size": config["linear_key_head_dim"],
-        }  # fmt: skip
-        found = folders.qwen3next(tensors, sizes)
+        sizes = defaultdict(
+            int, width=config["hidden_size"], head_size=config["head_dim"], key_heads=config["linear_num_key_heads"],
+            linear_head_size=config["linear_key_head_dim"],
+        )  # fmt: skip
+        found = folders.qwen3next(tensors, sizes)[1]
     else:
         found = {"gemma3": gemma3, "gpt-oss": gpt_oss}.get(name, folders.renamed)(tensors)
     for key, values in found.items():

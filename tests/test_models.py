@@ -26,7 +26,7 @@ def spec_of(path):
 
 
 def written(tmp_path, tiny, monkeypatch, more=(), **sizes):
-    """A file with other metadata than the tiny model has, and a few tensors of no meaning: it cannot have more layers than those."""
+    """A file with other metadata than the tiny model has, and as many tensors of no meaning as it has layers."""
     for name, value in sizes.items():
         monkeypatch.setitem(tiny.SIZES, name, value)
     writer = tiny.writer_of(tmp_path / "tiny.gguf")
