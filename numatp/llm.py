@@ -60,6 +60,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stats:
+    """What loading took, and what decoding takes."""
+
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
     pages: str  # one line: where the kernel says the weights are

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from conftest import BIN, mpirun, numatp
+from conftest import BIN, mpirun, numatp, run
 
 PROMPT = ("-p", "The capital of France is", "-n", "8", "--temp", "0")
 NOT_MPIRUN = re.compile(r"^(numatp: .*)$", re.M)  # mpirun adds lines of its own when a rank fails
@@ -100,6 +100,34 @@ def test_too_little_memory_is_seen_before_loading(tmp_path, ranks):
     line = result.stderr.splitlines()[-1]
     assert re.search(r"numatp: node 0 has [\d.]+ GB free and its ranks \[.*\] would need [\d.]+ GB there", line), result.stderr
     assert "Traceback" not in result.stderr
+
+
+def shell(line, model_path):
+    return run("sh", "-c", line, env={"NUMATP": f"{BIN / 'numatp'} generate -m {model_path} --ranks 2 --temp 0"})
+
+
+PARIS = "$NUMATP -p 'The capital of France is'"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "out", "error"),
+    [
+        ("$NUMATP -f - <&-", 2, "", "the prompt is empty"),
+        ("$NUMATP -f - </dev/null", 2, "", "the prompt is empty"),
+        ("printf 'a\\377' | $NUMATP -f -", 2, "", "cannot read -: not UTF-8 text"),
+        (f"{PARIS} -n 2 <&-", 0, " Paris.\n", "tok/s"),
+        (f"{PARIS} -n 2 2>&-", 0, " Paris.\n", ""),
+        (f"{PARIS} -n 2 >&-", 0, "", "tok/s"),
+        (f"{PARIS} -n 99 >/dev/full", 1, "", "No space left on device: make room for the output"),
+        (f"{PARIS} -n 999 --ignore-eos | head -c 6", 0, " Paris", "numatp: "),
+        (f"{PARIS} -n -1 -c 20 --ignore-eos | head -c 6", 0, " Paris", "the context of 20 tokens is full"),
+        ("PYTHONIOENCODING=ascii $NUMATP -p 'Translate to French: the summer was hot. é' -n 20 | grep -c '?'", 0, "1\n", "tok/s"),
+    ],
+)
+def test_streams_that_are_closed_full_or_strange(model_path, line, status, out, error):
+    result = shell(line, model_path)
+    assert (result.returncode, result.stdout) == (status, out), result.stderr
+    assert error in result.stderr and "Traceback" not in result.stderr
 
 
 def test_version():

@@ -95,6 +95,18 @@ def test_mpirun_with_few_cpus_is_not_left(model_path):
 def test_bind_none_keeps_the_launchers_cpus(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", "--bind-to", "none", *generate(model_path, "--bind", "none"))
     assert says_paris(result, 2) == [set(cores())] * 2
+    assert "threads share cpus, so they do not spin" in result.stderr
+    local = start(*generate(model_path, "--bind", "none", "--ranks", 2))
+    assert says_paris(local, 2) == [set(cores())] * 2
+    assert "threads share cpus, so they do not spin" in local.stderr
+
+
+@two_cores
+def test_bind_none_with_cpus_apart(model_path):
+    result = start(BIN / "mpirun", "-np", 2, "--bind-to", "core", *generate(model_path, "--bind", "none"))
+    first, second = says_paris(result, 2)
+    assert not first & second
+    assert "share cpus" not in result.stderr
 
 
 def test_other_number_of_ranks_than_the_launchers(model_path):

@@ -42,6 +42,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+    parser.add_argument("--check-ranks", action="store_true", help="compare after every Step what all ranks must hold alike (slow)")
 
 
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
@@ -49,6 +50,7 @@ def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "max_rows": min(arguments.batch_size, arguments.ubatch_size), "allow_remote": arguments.allow_remote,
+        "check_ranks": arguments.check_ranks,
     }  # fmt: skip
     return Job(**(described | changes))
 

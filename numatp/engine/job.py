@@ -14,3 +14,4 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
+    check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?

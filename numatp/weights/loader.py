@@ -191,8 +191,13 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
-    def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
-        """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
+    def load(
+        self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None], drop: bool = False
+    ) -> None:
+        """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all).
+
+        drop: the file's pages leave memory once they are read, for where there is no room for them beside the weights.
+        """
         widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
         staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
         staging = np.empty(staging_bytes * threads, np.uint8)
@@ -221,6 +226,9 @@ class Weights:
                             staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
                         )  # fmt: skip
                         run(load, record)
+                        if drop:
+                            start = piece.info.offset + rows.start * row_bytes
+                            os.posix_fadvise(source.fileno(), start, len(rows) * row_bytes, os.POSIX_FADV_DONTNEED)
                         address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
             if failed[0]:
                 raise UserError(f"{piece.info.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
