@@ -35,7 +35,8 @@ def main():
         gaps.append(round(float(first - second), 3))
     answer = tokens[start:]
     recorded = {"prompt": PROMPT, "text": tokenizer.decode(answer), "tokens": answer, "gaps": gaps}
-    (DATA / "smollm2_text.json").write_text(json.dumps(recorded, indent=1) + "\n")
+    lines = ",\n".join(f' "{name}": {json.dumps(value)}' for name, value in recorded.items())
+    (DATA / "smollm2_text.json").write_text(f"{{\n{lines}\n}}\n")
 
 
 if __name__ == "__main__":
