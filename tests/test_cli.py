@@ -2,8 +2,10 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -128,6 +130,46 @@ def test_streams_that_are_closed_full_or_strange(model_path, line, status, out, 
     result = shell(line, model_path)
     assert (result.returncode, result.stdout) == (status, out), result.stderr
     assert error in result.stderr and "Traceback" not in result.stderr
+
+
+class Terminal:
+    """A command at a terminal of its own."""
+
+    def __init__(self, *command):
+        spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+        words = [sys.executable, "-c", spawn, *map(str, command)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
+
+    def wait_for(self, text, seconds=60):
+        """What comes until `text` has come."""
+        seen, end = "", time.monotonic() + seconds
+        while text not in seen:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))
+            piece = self.process.stdout.read(1000).decode(errors="replace") if ready else ""
+            assert piece, f"{text!r} did not come after {seen!r}"
+            seen += piece
+        return seen
+
+    def type(self, text):
+        self.process.stdin.write(text.encode())
+
+
+def test_chat_at_a_terminal(model_path):
+    terminal = Terminal(BIN / "numatp", "chat", "-m", model_path, "--ranks", 2, "--temp", 0, "-n", 2000, "--ignore-eos")
+    try:
+        assert "Ctrl-C ends an answer" in terminal.wait_for("\n> ")
+        terminal.type("Tell me a story.\n")
+        terminal.wait_for(" ")  # of the answer
+        terminal.type("\x03")
+        assert "tok/s" not in terminal.wait_for("\n> ")
+        terminal.type("\x03")  # at the prompt: nothing to end
+        terminal.wait_for("\n> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    finally:
+        if terminal.process.poll() is None:
+            os.killpg(terminal.process.pid, signal.SIGKILL)
+        terminal.process.communicate()
 
 
 def test_version():
