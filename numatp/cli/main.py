@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
     "pull": "download a model into the cache folder",
+    "quantize": "write a model in a smaller format",
 }
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds
