@@ -43,8 +43,8 @@ class Engine:
         self._team = None
         start.bind()
         began = time.perf_counter()
-        self._check_kernels()
         self._agree(self._prepare)
+        self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
         self._agree(self._open_team)
@@ -73,6 +73,7 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
+        self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
         quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
@@ -93,9 +94,9 @@ class Engine:
 
     def _check_kernels(self) -> None:
         """What every rank computes for itself has the same bits on all only if they run the same kernels."""
-        names = self.comm.gather(kernel_cache().name)
-        for rank, name in enumerate(names):
-            if name != names[0]:
+        kernels = self.comm.gather(self._kernels)
+        for rank, others in enumerate(kernels):
+            if others != kernels[0]:
                 raise MachineError(
                     f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
                     "and NUMBA_ settings"
