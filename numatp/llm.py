@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numatp.engine.requests import Finish
 
 log = logging.getLogger("numatp")
+log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
 Message = dict[str, Any]
 Prompt = str | list[int] | Sequence[Message]  # text, token ids or a chat
 T = TypeVar("T")

@@ -122,8 +122,13 @@ PARIS = "$NUMATP -p 'The capital of France is'"
         (f"{PARIS} -n 2 >&-", 0, "", "tok/s"),
         (f"{PARIS} -n 99 >/dev/full", 1, "", "No space left on device: make room for the output"),
         (f"{PARIS} -n 999 --ignore-eos | head -c 6", 0, " Paris", "numatp: "),
-        (f"{PARIS} -n -1 -c 20 --ignore-eos | head -c 6", 0, " Paris", "the context of 20 tokens is full"),
-        ("PYTHONIOENCODING=ascii $NUMATP -p 'Translate to French: the summer was hot. é' -n 20 | grep -c '?'", 0, "1\n", "tok/s"),
+        (f"{PARIS} -n -1 -c 20 --ignore-eos | sed -n 1p", 0, " Paris.\n", "the context of 20 tokens is full"),
+        (
+            "PYTHONIOENCODING=ascii $NUMATP -p 'Translate to French: the summer was hot. é' -n 20 | tr -dc '?' | cut -c1",
+            0,
+            "?\n",
+            "tok/s",
+        ),
     ],
 )
 def test_streams_that_are_closed_full_or_strange(model_path, line, status, out, error):

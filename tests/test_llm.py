@@ -242,10 +242,10 @@ with LLM(sys.argv[1], ranks=2, ctx=8192) as llm:
         llm.generate([5] * 8000)
     except KeyboardInterrupt:
         print("interrupted")
-    print(llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=4)).text)
+    print(llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2)).text)
 """,
     )
-    assert said == ["interrupted", " Paris.", "", "The"]
+    assert said == ["interrupted", " Paris."]
 
 
 def workers():
