@@ -14,10 +14,10 @@ from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
-from numatp.kernels.compile import Kernel
-from numatp.machine import limits, native, pages, topology
+from numatp.kernels.compile import Kernel, kernel_cache
+from numatp.machine import limits, native, pages, policy, topology
 from numatp.program.builder import Op, Program
-from numatp.program.ops import Ops, Site
+from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import split
@@ -44,6 +44,7 @@ class Engine:
         start.bind()
         began = time.perf_counter()
         self._agree(self._prepare)
+        self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
         self._agree(self._open_team)
@@ -72,6 +73,7 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
+        self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
         quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
@@ -90,11 +92,22 @@ class Engine:
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
+    def _check_kernels(self) -> None:
+        """What every rank computes for itself has the same bits on all only if they run the same kernels."""
+        kernels = self.comm.gather(self._kernels)
+        for rank, others in enumerate(kernels):
+            if others != kernels[0]:
+                raise MachineError(
+                    f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
+                    "and NUMBA_ settings"
+                )
+
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
         node, limit = self.placement.node, topology.memory_limit_bytes()
         needed = self.weight_bytes + self.cache.num_bytes + MARGIN
         asked = self.comm.gather([node, needed, topology.free_bytes(node)])
+        self._short = topology.unused_bytes(node) < sum(wanted for place, wanted, _ in asked if place == node)
         for place in sorted({place for place, _, _ in asked}):
             ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
             wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
@@ -124,14 +137,17 @@ class Engine:
         self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
 
     def _reserve(self, num_bytes: int) -> int:
-        address = pages.reserve(num_bytes)
+        address, place = pages.reserve(num_bytes), self.placement
         self._arenas.append((address, num_bytes))
+        if not (place.spans or self.job.allow_remote or policy.from_outside(place.node)):
+            pages.bind(address, num_bytes, place.node)
         return address
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.placement.mask, self._run, progress)
+        files = {info.path for info in self.file.tensors.values()} if self._short else ()
+        self.weights.load(self.threads, self.placement.mask, self._run, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -144,6 +160,8 @@ class Engine:
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         self.partials = (addresses, addresses + np.uint64(partial))
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in comm.map_shared([self.max_rows * 16] * comm.size)]
+        most = MOST_DIGESTS_PER_LAYER * (len(self.spec.layers) + 1)
+        self.digests = [part.view(np.int64) for part in comm.map_shared([most * 8 * self.job.check_ranks] * comm.size)]
         others = [0] * (comm.size - 1)
         rows, padded = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (self.job.max_sequences, sizes.vocab))
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
@@ -157,12 +175,14 @@ class Engine:
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
+            self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
-        self.programs = []
+        self.programs, self._digested = [], list[list[str]]()
         for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
+            self._digested.append(ops.digests)
         self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
         self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
@@ -173,8 +193,8 @@ class Engine:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
         counted = pages.count_by_node(self._weights_at, self.weight_bytes)
         mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
-        parts = []
-        for rank, (node, counts) in enumerate(self.comm.gather([self.placement.node, mine])):
+        parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
+        for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
                 parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
                 continue
@@ -182,7 +202,8 @@ class Engine:
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
             if local < MIN_LOCAL * total and not self.job.allow_remote:
                 raise MachineError(
-                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}: free memory there, "
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}"
+                    f"{f', where the memory policy {outside} from outside put them' if outside else ''}: free memory there, "
                     "or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
@@ -209,6 +230,11 @@ class Engine:
 
     def _run_step(self, program: int) -> None:
         self.comm.check(self._library.numatp_team_step(self._team, program))
+        for i, what in enumerate(self._digested[program]):
+            for rank, digests in enumerate(self.digests):
+                if digests[i] != self.digests[0][i]:
+                    name = self.programs[program].name
+                    raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
 
     # ------------------------------------------------------------ the other ranks, and the end
 

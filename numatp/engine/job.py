@@ -15,3 +15,4 @@ class Job:
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
+    check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?

@@ -11,6 +11,7 @@ import numpy as np
 
 from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.digest import digest
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
@@ -19,6 +20,7 @@ from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined, side_by_side
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
+MOST_DIGESTS_PER_LAYER = 4
 MOST_PLACES_PER_ROW = 256  # of a Step, in the groups of experts
 LINE = 128  # bytes; threads must not share cache lines, which are fetched in pairs
 
@@ -97,6 +99,7 @@ class Site:
     logits: int  # address of (max_sequences, logit_stride bytes)
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
+    digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 
 class Ops:
@@ -112,6 +115,7 @@ class Ops:
         self._buffers: dict[str, Buffer] = {}
         self._activations: dict[tuple[Value, str, int, Routes | None], tuple[Buffer, Access]] = {}
         self._num_exchanges = 0
+        self.digests: list[str] = []  # of what, in order
         self._partials = [Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)]
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
@@ -436,6 +440,7 @@ class Ops:
             logits=logits.address, logits_stride=logits.stride, rows=logits.rows, experts=count, used=used, normalize=normalize,
             chosen=at["chosen"], shares=at["shares"],
         )  # fmt: skip
+        self._digest("the choice of experts", Access(buffer), at["chosen"], used * 8, used, logits.rows)
         self._builder.add(
             experts.arrange, [Access(buffer)], [Access(buffer)],
             rows=logits.rows, experts=count, used=used, pitch=self.pitch, chosen=at["chosen"], counts=at["counts"],
@@ -573,7 +578,14 @@ class Ops:
             self._builder.add(exchange.gather, [mine, out], [out], **common, **result)
         else:
             self._builder.add(exchange.sum_partials, [mine, out], [out], **common, **result)
+        self._digest("the residual", Access(x.buffers[0]), x.address, x.stride, x.width * 4 // 8, self._rows)
         return Value(x.buffers, x.width, x.rows)
+
+    def _digest(self, what: str, access: Access, address: int, stride: int, words: int, rows: int) -> None:
+        if self.site.digests:
+            out = self.site.digests + 8 * len(self.digests)
+            self._builder.add(digest, [access], [], x=address, stride=stride, rows=rows, words=words, out=out)
+            self.digests.append(f"{what} after exchange {self._num_exchanges}")
 
     def logits(self, x: Value, weight: Matrix, first_token: int) -> None:
         """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window."""

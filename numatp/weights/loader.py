@@ -9,9 +9,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
+from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO, Literal
 
@@ -236,17 +238,20 @@ class Weights:
         return _floats_at(self.vector(name)).copy()
 
     def load(
-        self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
-    ) -> None:
+        self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None],
+        drop: Iterable[Path] = (),
+    ) -> None:  # fmt: skip
         """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
-        bytes in all).
+        bytes in all). drop: files whose pages leave memory after each tensor, where there is no room for them beside the weights.
         """
         rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
         widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
         staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         # The caller is pinned to one cpu, and so would be the threads that it starts.
-        with ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)))
+            dropped = [stack.enter_context(open(path, "rb")) for path in drop]
             for piece in self._slices:
                 target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
@@ -258,6 +263,8 @@ class Weights:
                     self._convert(piece, target, run, pool, threads)
                 elif target.num_bytes:
                     self._read(piece, target, run, staging)
+                for file in dropped:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 done += target.num_bytes
                 progress(done, total)
 
