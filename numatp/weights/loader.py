@@ -250,7 +250,7 @@ class Weights:
             for piece in self._slices:
                 target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
-                    whole = _floats_of(piece.info, piece.format)
+                    whole = floats_of(piece.info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
@@ -341,7 +341,7 @@ def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tup
             yield info.pieces[own[0] // height], own % height
 
 
-def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):
