@@ -45,6 +45,7 @@ class Matrix:
     rows: int  # of all experts, one below the other, where there are some
     columns: int
     experts: int = 1
+    first_column: int = 0  # of the whole matrix
 
     @property
     def tiles(self) -> int:
@@ -56,7 +57,7 @@ class Matrix:
 
     @property
     def tile_bytes(self) -> int:
-        return quants.tile_bytes(self.format, self.columns)
+        return quants.tile_bytes(self.format, self.columns, self.first_column)
 
     @property
     def num_bytes(self) -> int:
@@ -84,7 +85,7 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
         if (
             last
             and last.format is matrix.format
-            and last.columns == matrix.columns
+            and (last.columns, last.first_column) == (matrix.columns, matrix.first_column)
             and last.rows % quants.TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
@@ -206,7 +207,7 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
                 raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
                 raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
-            target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
+            target = Matrix(rule.key, format, address, num_rows, len(columns), experts, columns.start)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
