@@ -2,6 +2,7 @@
 
 import json
 
+import folders
 import gguf
 import pytest
 import tiny
@@ -30,9 +31,7 @@ def test_a_model_that_works(model_path):
 
 
 def test_a_folder(tmp_path):
-    import folders
-
-    folders.write(tmp_path / "folder")
+    folders.write(tmp_path / "folder", *folders.llama(tiny.write(tmp_path / "tiny.gguf")))
     found = describe(tmp_path / "folder")
     assert found["architecture"] == "llama" and found["sizes"]["layers"] == tiny.SIZES["layers"]
 

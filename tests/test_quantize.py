@@ -31,6 +31,7 @@ def source(tmp_path_factory):
 
 
 # Bits of the codes; the error of a weight is about a third of a step of 2 / 2**bits times the largest of its block.
+BITS_BELOW_HEAD = {"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "IQ4_NL", "IQ4_XS", "MXFP4"}
 BITS = {"F16": 11, "BF16": 8, "Q8_0": 8, "Q6_K": 6, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 3, "Q2_K": 2, "MXFP4": 3}
 
 
@@ -45,7 +46,8 @@ def test_every_type_as_the_gguf_package_reads_it(source, tmp_path, format_name):
     assert {t.name for t in reader.tensors} == tensors.keys()
     for tensor in reader.tensors:
         values = tensors[tensor.name]
-        assert tensor.tensor_type.name == (format_name if values.ndim > 1 else "F32")
+        head = "Q6_K" if format_name in BITS_BELOW_HEAD and tensor.name == "output.weight" else format_name
+        assert tensor.tensor_type.name == (head if values.ndim > 1 else "F32")
         found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
         ours = quants.find(tensor.tensor_type.name, "").unpack(tensor.data.view(np.uint8).reshape(len(values), -1))
         assert (ours.reshape(values.shape) == found).all()
@@ -57,13 +59,13 @@ def test_what_is_already_of_the_type_keeps_its_bytes(tmp_path):
     tiny.write(tmp_path / "a.gguf", "Q4_0")
     reader = convert_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_0")
     for one, other in zip(gguf.GGUFReader(tmp_path / "a.gguf").tensors, reader.tensors, strict=True):
-        assert one.name == other.name and (one.data == other.data).all()
+        assert one.name == other.name and (one.name == "output.weight" or (one.data == other.data).all())
 
 
 def test_rows_that_are_no_super_blocks_get_another_type(tmp_path):
     tiny.write(tmp_path / "a.gguf")
     changes = convert.choose_types(read_gguf(tmp_path / "a.gguf"), "Q4_K")
-    assert {c.type for c in changes if len(c.info.shape) > 1} == {"Q5_0"}
+    assert {c.type for c in changes if len(c.info.shape) > 1} == {"Q5_0", "Q8_0"}  # the output matrix would be Q6_K
     assert "rows of 96 are no multiple of 256, as Q4_K needs" in "\n".join(convert.describe(changes, "Q4_K"))
 
 

@@ -28,7 +28,7 @@ Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.
    what super-blocks share to the end. Rows from `rows` on do not exist: their scales must be zero, their codes may be anything.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
 4. Write `dot_tile`: the codes as bytes, 0..128 for add_dot, or + 128 for add_dot_biased, and no float before the products are
-   summed. It must not call, raise or allocate. An instruction that LLVM does not find by itself goes into all files of kernels/isa/.
+   summed. It must not call, raise or allocate. An instruction that LLVM does not find by itself goes into each file of kernels/isa.
        pytest tests/test_kernels.py -k "NAME or NAME in lower case or levels"
 5. Write `quantize` with the searches of kernels/fit.py. Add the format to FILE_TYPES of weights/convert.py (llama.cpp's number), to
    INSTEAD there if it has super-blocks, and to ROUNDING of tests/test_quantizers.py.
