@@ -17,7 +17,7 @@ from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_writer import GGUFWriter, encoded, new_file, num_bytes
 from numatp.kernels.fit import MOST_F16
 
-PIECE = 1 << 20  # weights that a thread converts at a time
+PIECE = 1 << 19  # weights that a thread converts at a time
 # What general.file_type says; for people, and for llama.cpp's summary of a file.
 FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q4_K_M": 15,
@@ -153,14 +153,17 @@ def _piece(change: Change, writer: GGUFWriter, first: int, last: int, rows: int)
 
 
 def _read(info: TensorInfo, position: int, count: int) -> bytes:
-    with open(info.path, "rb", buffering=0) as source:
-        parts, fd = [], source.fileno()
-        while count:
-            part = os.pread(fd, count, position)
-            if not part:
-                raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file has shrunk")
-            parts.append(part)
-            count, position = count - len(part), position + len(part)
+    parts = []
+    try:
+        with open(info.path, "rb", buffering=0) as source:
+            while count:
+                part = os.pread(source.fileno(), count, position)
+                if not part:
+                    raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file has shrunk")
+                parts.append(part)
+                count, position = count - len(part), position + len(part)
+    except OSError as error:
+        raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: {error.strerror}; check the disk") from None
     return b"".join(parts)
 
 
