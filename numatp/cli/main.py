@@ -17,6 +17,7 @@ COMMANDS = {
     "perplexity": "how well a model predicts a text",
     "pull": "download a model into the cache folder",
     "quantize": "write a model in a smaller format",
+    "inspect": "what is in a model, and what would compute it",
 }
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds

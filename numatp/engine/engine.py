@@ -3,6 +3,7 @@
 import ctypes
 import time
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
@@ -13,9 +14,11 @@ from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.model_file import ModelFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel, kernel_cache
 from numatp.machine import limits, native, pages, policy, topology
+from numatp.models.spec import Spec
 from numatp.program.builder import Op, Program
 from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
@@ -27,6 +30,23 @@ MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
 ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
 ROWS_UNIT = 16  # whole groups of rows on every ISA
+
+
+def read_spec(file: ModelFile, model: ModuleType) -> Spec:
+    """UserError for what no kernel computes."""
+    spec: Spec = model.read_spec(file)
+    sizes = spec.sizes
+    if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
+        raise UserError(
+            f"{file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
+            f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
+        )
+    return spec
+
+
+def default_quantize(file: ModelFile) -> str:
+    """To what matrices of floats are quantised on load, if the user does not say."""
+    return "q8" if isinstance(file, HuggingFaceFile) else "none"
 
 
 class Engine:
@@ -75,14 +95,9 @@ class Engine:
     def _prepare(self) -> None:
         self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
-        self.spec = self.model.read_spec(self.file)
-        quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
+        self.spec = read_spec(self.file, self.model)
+        quantize = self.job.quantize or default_quantize(self.file)
         sizes, comm = self.spec.sizes, self.comm
-        if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
-            raise UserError(
-                f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-                f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
-            )
         self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
         if not 0 < self.context <= self.spec.context:
             raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
@@ -133,7 +148,7 @@ class Engine:
 
     def _run(self, kernel: Kernel, record: np.ndarray) -> None:
         """One kernel on all threads of this rank."""
-        program = Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0)
+        program = Program(kernel.name, [Op(kernel.name, kernel, record, [], [])], 0)
         self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
 
     def _reserve(self, num_bytes: int) -> int:

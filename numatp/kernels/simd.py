@@ -151,6 +151,20 @@ load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
 
 
 @intrinsic
+def load_nibbles16(typing_context, p, index):
+    """The 8 bytes from p[index] on as 16: their low nibbles, then their high ones."""
+
+    def emit(context, builder, signature, args):
+        bytes8 = ir.VectorType(BYTE, 8)
+        value = builder.load(builder.bitcast(builder.gep(args[0], [args[1]]), bytes8.as_pointer()))
+        value.align = 1
+        low, high = builder.and_(value, ir.Constant(bytes8, [15] * 8)), builder.lshr(value, ir.Constant(bytes8, [4] * 8))
+        return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(INT32, LANES), list(range(LANES))))
+
+    return i8x16(pointer, types.int64), emit
+
+
+@intrinsic
 def load_pointer(typing_context, p, index):
     """The index-th address of a table of addresses."""
 
@@ -227,6 +241,8 @@ widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x
 widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
 widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 low_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 15)))
+low_twos = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 3)))
+high_twos = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 2)))  # of nibbles
 high_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 4)))
 
 

@@ -47,6 +47,7 @@ class Matrix:
     rows: int  # of all experts, one below the other, where there are some
     columns: int
     experts: int = 1
+    first_column: int = 0  # of the whole matrix
 
     @property
     def tiles(self) -> int:
@@ -58,7 +59,7 @@ class Matrix:
 
     @property
     def tile_bytes(self) -> int:
-        return quants.tile_bytes(self.format, self.columns)
+        return quants.tile_bytes(self.format, self.columns, self.first_column)
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +87,7 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
         if (
             last
             and last.format is matrix.format
-            and last.columns == matrix.columns
+            and (last.columns, last.first_column) == (matrix.columns, matrix.first_column)
             and last.rows % quants.TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
@@ -208,7 +209,7 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
                 raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
                 raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
-            target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
+            target = Matrix(rule.key, format, address, num_rows, len(columns), experts, columns.start)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
@@ -255,7 +256,7 @@ class Weights:
             for piece in self._slices:
                 target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
-                    whole = _floats_of(piece.info, piece.format)
+                    whole = floats_of(piece.info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
@@ -350,7 +351,7 @@ def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tup
             yield info.pieces[own[0] // height], own % height
 
 
-def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):
