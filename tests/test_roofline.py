@@ -81,5 +81,5 @@ def test_l3_size(tmp_path):
 
 def test_area_keeps_half_of_the_free_memory(monkeypatch):
     monkeypatch.setattr(topology, "l3_bytes", lambda cpu: 32 << 20)
-    assert roofline.area_bytes((0, 0, 4), 1 << 40) == 8 * 2 * (32 << 20)
-    assert roofline.area_bytes((0, 0, 4), 1 << 20) == 1 << 19
+    assert roofline.area_bytes({0: 2, 4: 1}, {0: 2, 4: 2, 8: 2}, 1 << 40) == 8 * (32 << 20) * 3 // 2
+    assert roofline.area_bytes({0: 2}, {0: 2}, 1 << 20) == 1 << 19

@@ -7,6 +7,7 @@ import numpy as np
 
 from numatp import models
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
+from numatp.engine.instruments import Instruments
 from numatp.engine.job import Job
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
@@ -42,18 +43,20 @@ class Engine:
         self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
-        self._agree(self._prepare)
+        self.agree(self._prepare)
         self._check_room()
-        self._agree(self._open_team)
+        self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
-        self._agree(lambda: self._load(progress))
+        self.agree(lambda: self._load(progress))
         self._map_window()
-        self._agree(self._record)
+        self.agree(self._record)
         self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
+        self.instruments = None if job.measure is None else Instruments(self, job.measure)
+        self.team.set_programs([*self.programs, *(self.instruments.programs if self.instruments else ())])
 
-    def _agree(self, action: Callable[[], None]) -> None:
+    def agree(self, action: Callable[[], None]) -> None:
         """Does something that may fail on one rank alone: then all ranks raise its error."""
         failure: NumatpError | None = None
         try:
@@ -119,8 +122,12 @@ class Engine:
 
     def _reserve(self, num_bytes: int) -> int:
         address = pages.reserve(num_bytes)
-        self._arenas.append((address, num_bytes))
+        self.keep(address, num_bytes)
         return address
+
+    def keep(self, address: int, num_bytes: int) -> None:
+        """Memory of pages.reserve that is given back when the engine is closed."""
+        self._arenas.append((address, num_bytes))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
@@ -157,7 +164,6 @@ class Engine:
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
-        self.team.set_programs(self.programs)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)

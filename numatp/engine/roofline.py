@@ -5,7 +5,7 @@ on one team alone (run = team.run), or as Steps on all ranks at once.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +52,13 @@ class Area:
         pages.release(self.address, self.num_bytes)
 
 
-def area_bytes(l3_groups: tuple[int, ...], free_bytes: int) -> int:
-    """How much a rank should read: L3_TIMES its L3 caches (each named by one of its cpus), at most half of what is free."""
-    caches = sum(topology.l3_bytes(cpu) for cpu in set(l3_groups))
-    return min(L3_TIMES * caches or 1 << 30, free_bytes // 2)
+def area_bytes(own: Mapping[int, int], everyone: Mapping[int, int], free_bytes: int) -> int:
+    """How much a rank should read: its share of L3_TIMES the L3 caches that it uses, at most half of what is free.
+
+    own, everyone: threads of this rank and of all ranks below each L3 cache, which is named by one of its cpus.
+    """
+    share = sum(L3_TIMES * topology.l3_bytes(cpu) * count // everyone[cpu] for cpu, count in own.items())
+    return min(share or 1 << 30, free_bytes // 2)
 
 
 class Loops:
