@@ -122,8 +122,8 @@ def main():
                 "roofline_gbs": [round(mine["roofline_gbs"], 1) for mine in found],
             }  # fmt: skip
     result = {
-        "model": Path(options.path).name, "threads": options.threads, "llama_cache": options.cache, "numatp_cache": options.our_cache,
-        "summary": summary, "rounds": rounds,
+        "model": Path(options.path).name, "threads": options.threads, "llama_cache": options.cache,
+        "numatp_cache": options.our_cache, "summary": summary, "rounds": rounds,
     }  # fmt: skip
     if options.save:
         path = Path(__file__).parent / "results" / f"{date.today()}-{options.save}.json"
