@@ -16,6 +16,7 @@ COMMANDS = {
     "perplexity": "how well a model predicts a text",
     "bench": "how fast a model runs, as llama-bench measures it",
     "pull": "download a model into the cache folder",
+    "quantize": "write a model in a smaller format",
 }
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds

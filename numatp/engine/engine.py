@@ -13,13 +13,13 @@ from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.gguf import read_gguf
+from numatp.files.huggingface import HuggingFaceFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, topology
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
-from numatp.weights.loader import Weights, plan
+from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import split
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
@@ -44,6 +44,7 @@ class Engine:
         start.bind()
         began = time.perf_counter()
         self.agree(self._prepare)
+        start.notes += notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
@@ -73,9 +74,9 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
-        self.file = read_gguf(self.job.model)
-        self.model = models.find(self.file)
+        self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
+        quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
         sizes, comm = self.spec.sizes, self.comm
         if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
             raise UserError(
@@ -87,7 +88,7 @@ class Engine:
             raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
         self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
         self.split = split(sizes, comm.rank, comm.size)
-        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
+        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
@@ -116,6 +117,11 @@ class Engine:
         self.threads = self._team.threads
 
     @property
+    def architecture(self) -> str:
+        """As GGUF has it."""
+        return self.model.__name__.rpartition(".")[2].replace("_", "-")
+
+    @property
     def team(self) -> Team:
         assert self._team
         return self._team
@@ -132,7 +138,7 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.team.run, progress)
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes

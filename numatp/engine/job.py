@@ -16,3 +16,4 @@ class Job:
     allow_remote: bool = False
     cache_type: str = "f16"
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
+    quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
