@@ -199,6 +199,10 @@ def test_a_profile_adds_up(model, ranks):
         for thread in profile["threads"]:
             assert 0 < thread["busy_us"] <= thread["busy_us"] + thread["barrier_us"] + thread["exchange_wait_us"]
             assert thread["busy_us"] + thread["barrier_us"] + thread["exchange_wait_us"] <= profile["step_us"] * 1.000001
+        if ranks == 1:  # thread 0 is there from the start to the end of a Step
+            first = profile["threads"][0]
+            assert first["busy_us"] + first["barrier_us"] > 0.5 * profile["step_us"]
+            assert first["barrier_us"] > 0
         assert profile["straggler"]["busy_us"] == max(thread["busy_us"] for thread in profile["threads"])
         assert (profile["exchange_wait_us"] > 0) == (ranks > 1)
         layers = tiny.SIZES["layers"]

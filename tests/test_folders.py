@@ -1,6 +1,5 @@
 """Models from Hugging Face folders."""
 
-
 import folders
 import numpy as np
 import pytest
