@@ -15,6 +15,7 @@ COMMANDS = {
     "generate": "generate text from a prompt",
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
+    "bench": "how fast a model runs, as llama-bench measures it",
     "pull": "download a model into the cache folder",
     "quantize": "write a model in a smaller format",
     "inspect": "what is in a model, and what would compute it",

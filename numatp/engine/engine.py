@@ -1,6 +1,5 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
-import ctypes
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -9,9 +8,11 @@ import numpy as np
 
 from numatp import models
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
+from numatp.engine.instruments import Instruments
 from numatp.engine.job import Job
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
+from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
@@ -19,7 +20,6 @@ from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel, kernel_cache
 from numatp.machine import limits, native, pages, policy, topology
 from numatp.models.spec import Spec
-from numatp.program.builder import Op, Program
 from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
@@ -60,23 +60,25 @@ class Engine:
         self.job, self.comm, self.placement = job, start.comm, start.placement
         self._library = native.library()
         self._arenas: list[tuple[int, int]] = []
-        self._team = None
+        self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
-        self._agree(self._prepare)
+        self.agree(self._prepare)
         self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
-        self._agree(self._open_team)
+        self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
-        self._agree(lambda: self._load(progress))
+        self.agree(lambda: self._load(progress))
         self._map_window()
-        self._agree(self._record)
+        self.agree(self._record)
         self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
+        self.instruments = None if job.measure is None else Instruments(self, job.measure)
+        self.team.set_programs([*self.programs, *(self.instruments.programs if self.instruments else ())])
 
-    def _agree(self, action: Callable[[], None]) -> None:
+    def agree(self, action: Callable[[], None]) -> None:
         """Does something that may fail on one rank alone: then all ranks raise its error."""
         failure: NumatpError | None = None
         try:
@@ -139,30 +141,35 @@ class Engine:
             )
 
     def _open_team(self) -> None:
-        cpus, groups = self.placement.cpus, self.placement.l3
-        array = ctypes.c_int32 * len(cpus)
-        self.threads = len(cpus)
-        self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
-        if not self._team:
-            raise MachineError(f"rank {self.comm.rank} cannot start {self.threads} threads: {limits.reason(ctypes.get_errno())}")
+        self._team = Team(self.comm, self.placement.cpus, self.placement.l3)
+        self.threads = self._team.threads
 
-    def _run(self, kernel: Kernel, record: np.ndarray) -> None:
-        """One kernel on all threads of this rank."""
-        program = Program(kernel.name, [Op(kernel.name, kernel, record, [], [])], 0)
-        self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
+    @property
+    def architecture(self) -> str:
+        """As GGUF has it."""
+        return self.model.__name__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def team(self) -> Team:
+        assert self._team
+        return self._team
 
     def _reserve(self, num_bytes: int) -> int:
         address, place = pages.reserve(num_bytes), self.placement
-        self._arenas.append((address, num_bytes))
+        self.keep(address, num_bytes)
         if not (place.spans or self.job.allow_remote or policy.from_outside(place.node)):
             pages.bind(address, num_bytes, place.node)
         return address
+
+    def keep(self, address: int, num_bytes: int) -> None:
+        """Memory of pages.reserve that is given back when the engine is closed."""
+        self._arenas.append((address, num_bytes))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
         files = {info.path for info in self.file.tensors.values()} if self._short else ()
-        self.weights.load(self.threads, self.placement.mask, self._run, progress, files)
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -188,7 +195,7 @@ class Engine:
         self._cache_at = self._reserve(self.cache.num_bytes)
         caches = self.cache.at(self._cache_at)
         site = Site(
-            comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
+            comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
             self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
@@ -198,8 +205,6 @@ class Engine:
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
             self._digested.append(ops.digests)
-        self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
-        self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
@@ -244,7 +249,7 @@ class Engine:
         return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
 
     def _run_step(self, program: int) -> None:
-        self.comm.check(self._library.numatp_team_step(self._team, program))
+        self.team.step(program)
         for i, what in enumerate(self._digested[program]):
             for rank, digests in enumerate(self.digests):
                 if digests[i] != self.digests[0][i]:
@@ -255,16 +260,14 @@ class Engine:
 
     def serve(self) -> None:
         """Runs Steps until rank 0 stops."""
-        status = self._library.numatp_team_serve(self._team)
-        if status != native.STOPPED:
-            self.comm.check(status)
+        self.team.serve()
 
     def close(self) -> None:
         """Ends the service on the other ranks (rank 0) and gives everything back. Safe after an error."""
         if self._team:
             if self.comm.rank == 0:
-                self._library.numatp_team_stop(self._team)
-            self._library.numatp_team_close(self._team)
+                self._team.stop()
+            self._team.close()
             self._team = None
         for address, num_bytes in self._arenas:
             pages.release(address, num_bytes)

@@ -57,6 +57,7 @@ class Program:
     ops: list[Op]
     num_syncs: int
     keep: list[object] = field(default_factory=list)
+    times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
 
     @cached_property
     def record(self) -> native.ProgramRecord:
@@ -66,7 +67,10 @@ class Program:
             entry.run = op.code if isinstance(op.code, int) else op.code.address
             entry.args, entry.barrier = op.record.ctypes.data, op.barrier
         self.keep.append(table)
-        return native.ProgramRecord(ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs)
+        return native.ProgramRecord(
+            ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
+            None if self.times is None else self.times.ctypes.data,
+        )  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
