@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
@@ -46,6 +47,35 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class RankPages:
+    """Pages of one rank by the kernel's own count, in pages of the system's size (4 KiB)."""
+
+    rank: int
+    node: int  # where they should be
+    groups: dict[str, dict[int, int]]  # weights by tensor (of all layers together), "cache", "window": node to pages
+
+    @property
+    def by_node(self) -> dict[int, int]:
+        """Pages of all groups."""
+        total: Counter[int] = Counter()
+        for nodes in self.groups.values():
+            total.update(nodes)
+        return dict(sorted(total.items()))
+
+    @property
+    def pages(self) -> int:
+        return sum(self.by_node.values())
+
+    @property
+    def local(self) -> int:
+        return self.by_node.get(self.node, 0)
+
+    @property
+    def percent_local(self) -> float:
+        return 100 * self.local / max(self.pages, 1)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Where the model is."""
 
@@ -70,7 +100,8 @@ class LLM:
 
     model: name of a pulled model or path of a GGUF file. ranks: "auto" (one per NUMA node, or the launcher's) or a number.
     threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together; None is what the model
-    was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". max_sequences: how many are generated at the same
+    was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model,
+    like [3, 1]; None is even. max_sequences: how many are generated at the same
     time. ubatch: tokens of one Step. progress(done, total): bytes, while loading.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
@@ -88,6 +119,7 @@ class LLM:
         *,
         nodes: str | None = None,
         cpus: str | None = None,
+        tensor_split: Sequence[float] | None = None,
         max_sequences: int = 16,
         ubatch: int = 512,
         allow_remote: bool = False,
@@ -95,6 +127,7 @@ class LLM:
     ):
         job = Job(
             model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
+            tensor_split=tensor_split,
             max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote,
         )  # fmt: skip
         self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
@@ -184,6 +217,26 @@ class LLM:
             return Scores(tokens, scores)
 
         return Scores(**self._together("score", lambda: asdict(work()))) if self._collective else work()
+
+    def audit(self) -> list[RankPages]:
+        """Where the pages of every rank are now: weights, cache as far as it was used, and its part of the shared window.
+
+        Waits its turn, as other requests do. MachineError where the kernel does not tell.
+        """
+        from numatp.engine.requests import AuditRequest
+
+        def work() -> list[dict[str, Any]]:
+            done: SimpleQueue[list[dict[str, Any]] | BaseException] = SimpleQueue()
+            self._service.submit(AuditRequest(done.put))
+            found = done.get()
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+        counts = self._together("audit", work) if self._collective else work()
+        for rank in counts:  # JSON has no keys but texts
+            rank["groups"] = {name: {int(node): n for node, n in nodes.items()} for name, nodes in rank["groups"].items()}
+        return [RankPages(**rank) for rank in counts]
 
     def close(self) -> None:
         """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""

@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "generate text from a prompt",
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
+    "audit": "where the pages of a model are, by the kernel's own count",
     "pull": "download a model into the cache folder",
 }
 FAILURE, INTERRUPTED = 1, 130

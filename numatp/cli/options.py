@@ -31,6 +31,14 @@ def rank_count(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
+def shares(text: str) -> list[float]:
+    """Like "3,1"."""
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of shares; write it like 3,1") from None
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
@@ -40,6 +48,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
+    parser.add_argument(
+        "-ts", "--tensor-split", type=shares, metavar="SHARES", help="share of the model per rank, e.g. 3,1 (default: even)"
+    )
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
 
@@ -47,7 +58,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
     described = {
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
-        "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
+        "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "tensor_split": arguments.tensor_split,
         "max_rows": min(arguments.batch_size, arguments.ubatch_size), "allow_remote": arguments.allow_remote,
     }  # fmt: skip
     return Job(**(described | changes))

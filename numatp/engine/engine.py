@@ -2,11 +2,14 @@
 
 import ctypes
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from numatp import models
+from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.job import Job
 from numatp.engine.sampler import Sampler
@@ -15,17 +18,17 @@ from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
-from numatp.machine import limits, native, pages, topology
+from numatp.machine import limits, native, pages, policy, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
-from numatp.weights.splits import split
+from numatp.weights.splits import check_shares, split
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
-ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
+ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index
 ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 
@@ -84,7 +87,10 @@ class Engine:
         if not 0 < self.context <= self.spec.context:
             raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
         self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
-        self.split = split(sizes, comm.rank, comm.size)
+        shares = self.job.tensor_split
+        if shares is not None:
+            check_shares(shares, comm.size)
+        self.split = split(sizes, comm.rank, comm.size, shares)
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
@@ -128,7 +134,7 @@ class Engine:
         return address
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
-        self._weights_at = self._reserve(self.weight_bytes)
+        self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
         self.weights.load(self.threads, self._run, progress)
 
@@ -148,10 +154,10 @@ class Engine:
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
         self.step_memory = comm.map_shared([self.shape.num_bytes, *others])[0]
         self.step = StepWindow(self.shape, self.step_memory.view(np.int64))
+        self._audit = Audit(comm, self.placement.node, self.weights, (self._cache_at, self.cache.num_bytes))
 
     def _record(self) -> None:
         sizes, comm = self.spec.sizes, self.comm
-        self._cache_at = self._reserve(self.cache.num_bytes)
         caches = self.cache.at(self._cache_at)
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
@@ -162,6 +168,7 @@ class Engine:
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
+        self.programs.append(self._audit.program)
         self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
         self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
@@ -170,19 +177,21 @@ class Engine:
 
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
-        counted = pages.count_by_node(self._weights_at, self.weight_bytes)
-        mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
+        counted = pages.count([pages.Region("weights", self._weights_at, self.weight_bytes)])
+        found = None if counted is None else sum(counted.values(), Counter[int]())
+        mine = None if found is None else [found[self.placement.node], found.total()]
         parts = []
-        for rank, (node, counts) in enumerate(self.comm.gather([self.placement.node, mine])):
+        for rank, (node, counts, given) in enumerate(self.comm.gather([self.placement.node, mine, policy.current_policy()])):
             if counts is None:
                 parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
                 continue
             local, total = counts
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
             if local < MIN_LOCAL * total and not self.job.allow_remote:
+                outside = f" (memory policy {given})" if given not in ("", "default", f"prefer:{node}") else ""
                 raise MachineError(
-                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}: free memory there, "
-                    "or run with --allow-remote"
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}{outside}: free memory "
+                    "there, start without a policy from outside, or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
 
@@ -205,6 +214,10 @@ class Engine:
         highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
         top = highest.max(0)
         return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+
+    def audit(self) -> list[dict[str, Any]]:
+        """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
+        return self._audit.collect(lambda: self._run_step(AUDIT))
 
     def _run_step(self, program: int) -> None:
         self.comm.check(self._library.numatp_team_step(self._team, program))

@@ -1,5 +1,6 @@
 """What one run of the engine is asked to do; the same on every rank, and small enough to hand to a worker process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -11,6 +12,7 @@ class Job:
     nodes: str | None = None
     cpus: str | None = None
     keep_binding: bool = False
+    tensor_split: Sequence[float] | None = None  # share of the model per rank
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False

@@ -14,7 +14,7 @@ from numatp.machine import limits
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
-    from numatp.engine.requests import Request, ScoreRequest
+    from numatp.engine.requests import AuditRequest, Request, ScoreRequest
 
 
 class Service:
@@ -22,7 +22,7 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.start: Start = start(job, ranks)
-        self._inbox: SimpleQueue[Request | ScoreRequest | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Request | ScoreRequest | AuditRequest | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
@@ -42,8 +42,8 @@ class Service:
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
         return self._ready.result()
 
-    def submit(self, request: "Request | ScoreRequest") -> None:
-        """A Request or ScoreRequest (engine/requests.py), rank 0."""
+    def submit(self, request: "Request | ScoreRequest | AuditRequest") -> None:
+        """Any of engine/requests.py, rank 0."""
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
