@@ -58,8 +58,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
     described = {
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
-        "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "tensor_split": arguments.tensor_split,
-        "max_rows": min(arguments.batch_size, arguments.ubatch_size), "allow_remote": arguments.allow_remote,
+        "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
+        "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
+        "allow_remote": arguments.allow_remote,
     }  # fmt: skip
     return Job(**(described | changes))
 

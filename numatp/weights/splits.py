@@ -63,7 +63,7 @@ def check_shares(shares: Sequence[float], size: int) -> None:
 def part(count: int, unit: int, rank: int, size: int, shares: Sequence[float] | None = None) -> range:
     """The rank-th of `size` contiguous ranges of `count` things, cut in multiples of `unit`; the last unit may be short.
 
-    Their sizes are as `shares`, to the nearest unit (exact arithmetic: all ranks cut at the same places); without, as even as can be.
+    Their sizes are as `shares`, to the nearest unit, without them even. The arithmetic is exact: all ranks cut at the same places.
     """
     units = -(-count // unit)
     exact = [Fraction(share) for share in shares or [1] * size]
