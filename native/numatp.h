@@ -41,7 +41,14 @@ struct numatp_op {
 struct numatp_program {
     const struct numatp_op *ops;
     int64_t num_ops;
-    int64_t num_syncs; /* how many of them are numatp_sync: the same number on every rank */
+    int64_t num_syncs;           /* how many of them are numatp_sync: the same number on every rank */
+    struct numatp_times *times;  /* NULL, or [threads][num_ops + 1], to which every run adds; the last is the end's barrier */
+};
+
+/* Nanoseconds of one thread. */
+struct numatp_times {
+    int64_t waited; /* in the barrier before the op */
+    int64_t ran;    /* in the op */
 };
 
 /* ------------------------------------------------------------------ ranks: who else is there */

@@ -221,17 +221,11 @@ class LLM:
     def audit(self) -> list[RankPages]:
         """Where the pages of every rank are now: weights, cache as far as it was used, and its part of the shared window.
 
-        Waits its turn, as other requests do. MachineError where the kernel does not tell.
+        Between two Steps of what is under way. MachineError where the kernel does not tell.
         """
-        from numatp.engine.requests import AuditRequest
 
         def work() -> list[dict[str, Any]]:
-            done: SimpleQueue[list[dict[str, Any]] | BaseException] = SimpleQueue()
-            self._service.submit(AuditRequest(done.put))
-            found = done.get()
-            if isinstance(found, BaseException):
-                raise found
-            return found
+            return self._service.call(lambda engine: engine.audit())
 
         counts = self._together("audit", work) if self._collective else work()
         for rank in counts:  # JSON has no keys but texts

@@ -66,7 +66,7 @@ def run(engine, tokens):
     while scheduler.busy:
         scheduler.step()
     if os.environ.get("OMPI_COMM_WORLD_SIZE"):
-        engine._library.numatp_team_stop(engine._team)
+        engine.team.stop()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
     "audit": "where the pages of a model are, by the kernel's own count",
+    "bench": "how fast a model runs, as llama-bench measures it",
     "pull": "download a model into the cache folder",
 }
 FAILURE, INTERRUPTED = 1, 130

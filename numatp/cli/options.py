@@ -39,12 +39,7 @@ def shares(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of shares; write it like 3,1") from None
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file")
-    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
-    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
-    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
+def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
@@ -53,6 +48,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
+    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
+    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
+    add_placement(parser)
 
 
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:

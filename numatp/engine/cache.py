@@ -60,6 +60,11 @@ class CacheLayout:
                 end += slot * max_sequences
         self.num_bytes = max(end, 1)
 
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in one layer, keys and values, for this rank's KV heads."""
+        return 2 * self._part // CACHE_BLOCK
+
     def at(self, address: int) -> list[LayerCache | LayerState]:
         """Each layer's part of a cache at `address`."""
         layers: dict[int, LayerCache | LayerState] = {}

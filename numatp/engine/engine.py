@@ -1,6 +1,5 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
-import ctypes
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,15 +10,16 @@ import numpy as np
 from numatp import models
 from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
+from numatp.engine.instruments import Instruments
 from numatp.engine.job import Job
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
+from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, policy, topology
-from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
@@ -43,21 +43,23 @@ class Engine:
         self.job, self.comm, self.placement = job, start.comm, start.placement
         self._library = native.library()
         self._arenas: list[tuple[int, int]] = []
-        self._team = None
+        self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
-        self._agree(self._prepare)
+        self.agree(self._prepare)
         self._check_room()
-        self._agree(self._open_team)
+        self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
-        self._agree(lambda: self._load(progress))
+        self.agree(lambda: self._load(progress))
         self._map_window()
-        self._agree(self._record)
+        self.agree(self._record)
         self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
+        self.instruments = None if job.measure is None else Instruments(self, job.measure)
+        self.team.set_programs([*self.programs, *(self.instruments.programs if self.instruments else ())])
 
-    def _agree(self, action: Callable[[], None]) -> None:
+    def agree(self, action: Callable[[], None]) -> None:
         """Does something that may fail on one rank alone: then all ranks raise its error."""
         failure: NumatpError | None = None
         try:
@@ -116,27 +118,27 @@ class Engine:
             )
 
     def _open_team(self) -> None:
-        cpus, groups = self.placement.cpus, self.placement.l3
-        array = ctypes.c_int32 * len(cpus)
-        self.threads = len(cpus)
-        self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
-        if not self._team:
-            raise MachineError(f"rank {self.comm.rank} cannot start {self.threads} threads: {limits.reason(ctypes.get_errno())}")
+        self._team = Team(self.comm, self.placement.cpus, self.placement.l3)
+        self.threads = self._team.threads
 
-    def _run(self, kernel: Kernel, record: np.ndarray) -> None:
-        """One kernel on all threads of this rank."""
-        program = Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0)
-        self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
+    @property
+    def team(self) -> Team:
+        assert self._team
+        return self._team
 
     def _reserve(self, num_bytes: int) -> int:
         address = pages.reserve(num_bytes)
-        self._arenas.append((address, num_bytes))
+        self.keep(address, num_bytes)
         return address
+
+    def keep(self, address: int, num_bytes: int) -> None:
+        """Memory of pages.reserve that is given back when the engine is closed."""
+        self._arenas.append((address, num_bytes))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self._run, progress)
+        self.weights.load(self.threads, self.team.run, progress)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -160,7 +162,7 @@ class Engine:
         sizes, comm = self.spec.sizes, self.comm
         caches = self.cache.at(self._cache_at)
         site = Site(
-            comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
+            comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
         )  # fmt: skip
         self.programs = []
@@ -169,8 +171,6 @@ class Engine:
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
         self.programs.append(self._audit.program)
-        self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
-        self._library.numatp_team_programs(self._team, self._records, len(self.programs))
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
@@ -204,12 +204,12 @@ class Engine:
     def run(self, spans: list[Span]) -> None:
         """One Step; the logits of the rows that want them are then in `logits`, in the order of the spans."""
         self.step.write(spans)
-        self._run_step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
+        self.team.step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
 
     def score(self, spans: list[Span]) -> np.ndarray:
         """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans."""
         self.step.write(spans)
-        self._run_step(SCORES)
+        self.team.step(SCORES)
         parts = np.array(self.scores)[:, : self.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
         highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
         top = highest.max(0)
@@ -217,25 +217,20 @@ class Engine:
 
     def audit(self) -> list[dict[str, Any]]:
         """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
-        return self._audit.collect(lambda: self._run_step(AUDIT))
-
-    def _run_step(self, program: int) -> None:
-        self.comm.check(self._library.numatp_team_step(self._team, program))
+        return self._audit.collect(lambda: self.team.step(AUDIT))
 
     # ------------------------------------------------------------ the other ranks, and the end
 
     def serve(self) -> None:
         """Runs Steps until rank 0 stops."""
-        status = self._library.numatp_team_serve(self._team)
-        if status != native.STOPPED:
-            self.comm.check(status)
+        self.team.serve()
 
     def close(self) -> None:
         """Ends the service on the other ranks (rank 0) and gives everything back. Safe after an error."""
         if self._team:
             if self.comm.rank == 0:
-                self._library.numatp_team_stop(self._team)
-            self._library.numatp_team_close(self._team)
+                self._team.stop()
+            self._team.close()
             self._team = None
         for address, num_bytes in self._arenas:
             pages.release(address, num_bytes)

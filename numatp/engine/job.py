@@ -16,3 +16,5 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
+    cache_type: str = "f16"
+    measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from threading import Event
-from typing import Any, Literal
+from typing import Literal
 
 from numatp.engine.cache import Tables
 from numatp.engine.engine import Engine
@@ -47,13 +47,6 @@ class ScoreRequest:
 
 
 @dataclass(eq=False)
-class AuditRequest:
-    """Where the pages are; put() gets what Engine.audit returns."""
-
-    put: Callable[[list[dict[str, Any]] | BaseException], None]
-
-
-@dataclass(eq=False)
 class Sequence:
     """A request that has a place in the caches."""
 
@@ -80,11 +73,11 @@ class Scheduler:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._waiting: deque[Request | ScoreRequest | AuditRequest] = deque()
+        self._waiting: deque[Request | ScoreRequest] = deque()
         self._running: list[Sequence] = []
         self._places = list(range(engine.job.max_sequences))[::-1]
 
-    def submit(self, request: Request | ScoreRequest | AuditRequest) -> None:
+    def submit(self, request: Request | ScoreRequest) -> None:
         self._waiting.append(request)
 
     @property
@@ -134,10 +127,6 @@ class Scheduler:
         engine = self._engine
         while self._waiting and self._places:
             request = self._waiting[0]
-            if isinstance(request, AuditRequest):
-                request.put(engine.audit())
-                self._waiting.popleft()
-                continue
             length = len(request.tokens) if isinstance(request, ScoreRequest) else len(request.prompt)
             wanted = 0 if isinstance(request, ScoreRequest) else request.params.max_tokens or engine.context
             limit = min(length + wanted, engine.context)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from numatp.engine.job import Job
 from numatp.engine.start import Start, start
@@ -14,7 +14,27 @@ from numatp.machine import limits
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
-    from numatp.engine.requests import AuditRequest, Request, ScoreRequest
+    from numatp.engine.requests import Request, ScoreRequest
+
+T = TypeVar("T")
+
+
+class Call:
+    """Work for the engine's thread, done between Steps."""
+
+    def __init__(self, work: "Callable[[Engine], Any]"):
+        self._work, self.result = work, Future[Any]()
+
+    def run(self, engine: "Engine") -> None:
+        try:
+            self.result.set_result(self._work(engine))
+        except BaseException as error:
+            self.result.set_exception(error)
+            if isinstance(error, RankError):
+                raise
+
+    def put(self, error: BaseException) -> None:
+        self.result.set_exception(error)
 
 
 class Service:
@@ -22,7 +42,7 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.start: Start = start(job, ranks)
-        self._inbox: SimpleQueue[Request | ScoreRequest | AuditRequest | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
@@ -42,8 +62,15 @@ class Service:
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
         return self._ready.result()
 
-    def submit(self, request: "Request | ScoreRequest | AuditRequest") -> None:
-        """Any of engine/requests.py, rank 0."""
+    def call(self, work: "Callable[[Engine], T]") -> T:
+        """The result of work(engine), done on the engine's thread of rank 0; raises what it raises."""
+        call = Call(work)
+        self.submit(call)
+        result: T = call.result.result()
+        return result
+
+    def submit(self, request: "Request | ScoreRequest | Call") -> None:
+        """A Request or ScoreRequest (engine/requests.py) or other work, rank 0."""
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
@@ -105,6 +132,8 @@ class Service:
                         if request is None:
                             closing = True
                             scheduler.cancel()
+                        elif isinstance(request, Call):
+                            request.run(engine)
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:

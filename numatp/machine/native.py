@@ -16,7 +16,7 @@ class Op(Structure):
 
 
 class ProgramRecord(Structure):
-    _fields_ = (("ops", POINTER(Op)), ("num_ops", c_int64), ("num_syncs", c_int64))
+    _fields_ = (("ops", POINTER(Op)), ("num_ops", c_int64), ("num_syncs", c_int64), ("times", c_void_p))
 
 
 SIGNATURES = {

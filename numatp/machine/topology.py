@@ -82,6 +82,16 @@ def read_machine(root: str | Path = "/") -> Machine:
     return Machine(nodes, tuple(grouped))
 
 
+def l3_bytes(cpu: int, root: str | Path = "/") -> int:
+    """Size of the level-3 cache above `cpu`, or of the largest cache that the kernel knows there; 0 if it knows none."""
+    sizes = {}
+    for index in Path(root, "sys/devices/system/cpu", f"cpu{cpu}", "cache").glob("index*"):
+        size = re.fullmatch(r"(\d+)([KMG]?)", _text(index / "size"))
+        if size:
+            sizes[int(_text(index / "level") or 0)] = int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]]
+    return sizes.get(3, max(sizes.values(), default=0))
+
+
 def free_bytes(node: int, root: str | Path = "/") -> int:
     """What could be allocated on the node now.
 

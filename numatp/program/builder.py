@@ -56,12 +56,16 @@ class Program:
     ops: list[Op]
     num_syncs: int
     keep: list[object] = field(default_factory=list)
+    times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
 
     def __post_init__(self) -> None:
         self.table = (native.Op * max(len(self.ops), 1))()
         for entry, op in zip(self.table, self.ops, strict=False):
             entry.run, entry.args, entry.barrier = op.address, op.record.ctypes.data, op.barrier
-        self.record = native.ProgramRecord(ctypes.cast(self.table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs)
+        self.record = native.ProgramRecord(
+            ctypes.cast(self.table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
+            None if self.times is None else self.times.ctypes.data,
+        )  # fmt: skip
 
     @property
     def weight_bytes(self) -> int:
