@@ -5,12 +5,14 @@ pool holds all its layers side by side, so that memory is touched as it is neede
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from numatp.kernels.attention import CACHE_BLOCK, NO_WINDOW
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
 from numatp.models.spec import Attention, Recurrent, Spec
-from numatp.program.builder import Buffer
-from numatp.program.ops import LayerCache, LayerState
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, LayerState
 
 ELEMENT = 2  # bytes of a float16
 
@@ -60,8 +62,11 @@ class CacheLayout:
                 end += slot * max_sequences
         self.num_bytes = max(end, 1)
 
-    def at(self, address: int) -> list[LayerCache | LayerState]:
+    def at(self, address: int) -> "list[LayerCache | LayerState]":
         """Each layer's part of a cache at `address`."""
+        from numatp.program.builder import Buffer  # these load Numba, which counting bytes does not need
+        from numatp.program.ops import LayerCache, LayerState
+
         layers: dict[int, LayerCache | LayerState] = {}
         for table, (pool, start) in enumerate(zip(self._pools, self._starts, strict=True)):
             stride = 2 * self._part * len(pool.layers)

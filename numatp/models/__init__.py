@@ -3,6 +3,8 @@
 read_spec(file) -> Spec    sizes from the metadata
 rules(spec) -> [Rule]      its tensors, and by their shapes how they are cut
 forward(p, spec, split, weights, caches)    the forward pass in the words of program/ops.py
+
+Importing one loads no Numba: plans read sizes and rules before its target is known.
 """
 
 import importlib
