@@ -1,4 +1,4 @@
-"""What this machine has: cores, NUMA nodes, caches and free memory, read from /sys and /proc below a root that tests choose.
+"""What this machine has: cores, NUMA nodes, caches, memory and the kernel's settings for it, from /sys and /proc below a root.
 
 It knows nothing of ranks, nor of which cpus this job may use.
 """
@@ -22,17 +22,37 @@ class Core:
 
 
 @dataclass(frozen=True)
+class HugePages:
+    """Pages of one size that were reserved on a node (not those that the kernel makes by itself)."""
+
+    page_bytes: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Node:
     id: int
     cpus: tuple[int, ...]  # empty for a node that is only memory
     memory_bytes: int  # 0 for a node that is only cpus
     distances: tuple[int, ...]  # to each of Machine.nodes in that order; 10 is itself
+    huge_pages: tuple[HugePages, ...] = ()  # sizes of which some are reserved, ascending
 
 
 @dataclass(frozen=True)
 class Machine:
     nodes: tuple[Node, ...]  # ascending id; ids may have gaps
     cores: tuple[Core, ...]  # ascending first cpu; online cpus only
+    cpu_model: str = ""  # as /proc/cpuinfo spells it
+    offline: tuple[int, ...] = ()  # cpus that exist and are switched off
+
+    @property
+    def packages(self) -> list[int]:
+        return sorted({core.package for core in self.cores})
+
+    def nodes_of(self, package: int) -> list[int]:
+        """Ids of the nodes that its cores belong to: several with sub-NUMA clustering (SNC, NPS)."""
+        return sorted({core.node for core in self.cores if core.package == package})
 
 
 def parse_cpulist(text: str) -> tuple[int, ...]:
@@ -79,7 +99,8 @@ def read_machine(root: str | Path = "/") -> Machine:
     for core in cores.values():
         first_of.setdefault(core.package, core.cpus[0])
     grouped = (c if c.l3 >= 0 else Core(c.cpus, c.package, c.node, first_of[c.package]) for c in cores.values())
-    return Machine(nodes, tuple(grouped))
+    present = parse_cpulist(_text(cpu_folder / "present"))
+    return Machine(nodes, tuple(grouped), _cpu_model(root), tuple(cpu for cpu in present if cpu not in online))
 
 
 def free_bytes(node: int, root: str | Path = "/") -> int:
@@ -99,6 +120,24 @@ def free_bytes(node: int, root: str | Path = "/") -> int:
     if "Active(file)" in mine:
         pages = mine["Active(file)"] + mine.get("Inactive(file)", 0)
     return mine.get("MemFree", 0) + max(0, pages)
+
+
+def numa_balancing(root: str | Path = "/") -> int | None:
+    """kernel.numa_balancing: 0 off, 1 moves pages to where they are used, 2 tiers of memory; None where the kernel has none."""
+    text = _text(Path(root, "proc/sys/kernel/numa_balancing"))
+    return int(text) if text.isdigit() else None
+
+
+def huge_page_mode(root: str | Path = "/") -> str:
+    """When the kernel makes transparent huge pages: "always", "madvise", "never", or "" where it cannot."""
+    chosen = re.search(r"\[(\w+)\]", _text(Path(root, "sys/kernel/mm/transparent_hugepage/enabled")))
+    return chosen[1] if chosen else ""
+
+
+def allowed_nodes(root: str | Path = "/", pid: int | str = "self") -> frozenset[int]:
+    """Nodes whose memory the kernel lets this process use (its cpuset); empty where that cannot be read."""
+    found = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(Path(root, "proc", str(pid), "status")), re.MULTILINE)
+    return frozenset(parse_cpulist(found[1])) if found else frozenset()
 
 
 def memory_limit_bytes(root: str | Path = "/") -> int | None:
@@ -155,8 +194,26 @@ def _read_nodes(root: str | Path, online: set[int]) -> tuple[dict[int, int], tup
         folder = _node_folder(root, n)
         cpus = tuple(cpu for cpu in parse_cpulist(_text(folder / "cpulist")) if cpu in online)
         distances = tuple(int(word) for word in _text(folder / "distance").split())
-        nodes.append(Node(n, cpus, memory[n], distances))
+        nodes.append(Node(n, cpus, memory[n], distances, _huge_pages(folder)))
     return {cpu: node.id for node in nodes for cpu in node.cpus}, tuple(nodes)
+
+
+def _huge_pages(node_folder: Path) -> tuple[HugePages, ...]:
+    found = []
+    for folder in (node_folder / "hugepages").glob("hugepages-*kB"):
+        total, free = (int(_text(folder / name) or 0) for name in ("nr_hugepages", "free_hugepages"))
+        if total:
+            found.append(HugePages(int(folder.name[10:-2]) * 1024, total, free))
+    return tuple(sorted(found, key=lambda pages: pages.page_bytes))
+
+
+def _cpu_model(root: str | Path) -> str:
+    # The first cpu's only: with hundreds of cpus the kernel takes many milliseconds to write the whole file.
+    try:
+        with open(Path(root, "proc/cpuinfo")) as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        return ""
 
 
 def _l3(cpu_folder: Path, cpu: int) -> int:

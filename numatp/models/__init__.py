@@ -15,7 +15,7 @@ from types import ModuleType
 from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
 
-NOT_ARCHITECTURES = {"spec"}
+NOT_ARCHITECTURES = {"shapes", "spec"}
 
 
 def names() -> list[str]:

@@ -134,6 +134,11 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     return ranges
 
 
+def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """What the tensor has in the file."""
+    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+
+
 def plan(
     file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split, find: Callable[[str, str], ModuleType] = quants.find
 ) -> tuple[list[Slice], int]:
@@ -150,7 +155,7 @@ def plan(
         info = file.tensors.get(rule.name)
         if info is None:
             raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
-        expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+        expected = whole_shape(rule, sizes)
         if info.shape != expected:
             raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
         format = find(info.type, rule.name)
