@@ -44,6 +44,14 @@ def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> lis
     return pools
 
 
+def read_bytes(spec: Spec, split: Split, tokens: int) -> int:
+    """What one rank reads of its cache to decode one more token after `tokens` others."""
+    token, total = 2 * len(split.kv_heads) * spec.sizes.head_size * ELEMENT, 0
+    for layer in spec.layers:
+        total += layer.state_bytes(split) if isinstance(layer, Recurrent) else token * min(tokens, layer.window or tokens)
+    return total
+
+
 class CacheLayout:
     """Where each layer's part of this rank's cache lies."""
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from numatp import models
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
-from numatp.engine.job import Job
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
@@ -22,11 +22,8 @@ from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
 from numatp.weights.splits import split
 
-MAX_CONTEXT = 8192  # tokens, unless more are asked for
-MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
 ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
-ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 
 class Engine:
@@ -80,10 +77,8 @@ class Engine:
                 f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
                 f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
             )
-        self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
-        if not 0 < self.context <= self.spec.context:
-            raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
-        self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
+        self.context = context_of(self.job, self.spec.context)
+        self.max_rows = rows_of(self.job)
         self.split = split(sizes, comm.rank, comm.size)
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)

@@ -2,6 +2,12 @@
 
 from dataclasses import dataclass
 
+from numatp.errors import UserError
+
+MAX_CONTEXT = 8192  # tokens, unless more are asked for
+MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+ROWS_UNIT = 16  # whole groups of rows on every ISA
+
 
 @dataclass(frozen=True)
 class Job:
@@ -14,3 +20,16 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
+
+
+def context_of(job: Job, trained: int) -> int:
+    """Tokens that the cache holds. UserError for more than the model was trained for."""
+    context = job.context or min(trained, MAX_CONTEXT)
+    if not 0 < context <= trained:
+        raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
+    return context
+
+
+def rows_of(job: Job) -> int:
+    """Rows that a Step has at most."""
+    return -(-max(job.max_rows, job.max_sequences) // ROWS_UNIT) * ROWS_UNIT

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
+from numatp.engine.plan import choose_ranks
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
@@ -82,7 +83,7 @@ def start(job: Job, ranks: int | None) -> Start:
         started.mpi = True
         return started
     if ranks is None:
-        ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
+        ranks = choose_ranks(job)
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)

@@ -40,14 +40,16 @@ def find(gguf_type: str, tensor: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-@cache
 def sizes(gguf_type: str, tensor: str) -> ModuleType:
     """As `find`, but with the format's constants alone: its file is read, not run, because its kernels would load Numba."""
-    name = f"{__name__}.{gguf_type.lower()}"
-    source = Path(__file__).with_name(f"{gguf_type.lower()}.py")
+    return _constants(gguf_type.lower()) or find(gguf_type, tensor)
+
+
+@cache
+def _constants(name: str) -> ModuleType | None:
+    source, module = Path(__file__).with_name(f"{name}.py"), ModuleType(f"{__name__}.{name}")
     if not source.is_file():
-        return find(gguf_type, tensor)
-    module = ModuleType(name)
+        return None
     for statement in ast.parse(source.read_text()).body:
         if isinstance(statement, ast.Assign) and {n.id for n in ast.walk(statement.targets[0]) if isinstance(n, ast.Name)} & SIZES:
             exec(compile(ast.Module([statement], []), str(source), "exec"), module.__dict__)
