@@ -13,7 +13,7 @@ from numatp.models import shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    models = f"name of a pulled model, path of a GGUF file, or a shape that needs no file: {', '.join(shapes.names())}"
+    models = f"name of a pulled model, path of a GGUF file, or a shape that needs no file: {shapes.names()}"
     parser.add_argument("-m", "--model", help=f"{models} (default: show the machine alone)")
     parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="number of ranks (default: the fastest that fits)")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")

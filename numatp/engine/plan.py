@@ -99,7 +99,7 @@ def read_header(model: str) -> Known:
     try:
         path = resolve_model(model)
     except UserError as error:
-        raise UserError(f"{error}; shapes that need no file: {', '.join(shapes.names())}") from None
+        raise UserError(f"{error}; shapes that need no file: {shapes.names()}") from None
     file = read_gguf(path)
     architecture = models.find(file)
     spec = architecture.read_spec(file)
@@ -199,17 +199,13 @@ class _Draft:
         pools = pools_of(spec, context, job.max_sequences, rows)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
-        for place in placement.place(machine.machine, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus):
+        for place in placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus):
             cut = split(spec.sizes, place.rank, size)
             slices, weight_bytes = plan_slices(model.file, model.rules, spec.sizes, cut, quants.sizes)
             self.kinds += _bytes_by_kind(slices)
-            cache = CacheLayout(spec, cut, pools, job.max_sequences)
-            self.ranks.append(
-                RankPlan(
-                    place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes,
-                    sum(_read_per_token(piece, model) for piece in slices), read_bytes(spec, cut, context), read_bytes(spec, cut, 0),
-                )
-            )  # fmt: skip
+            cache, read = CacheLayout(spec, cut, pools, job.max_sequences), sum(_read_per_token(piece, model) for piece in slices)
+            own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
+            self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context), read_bytes(spec, cut, 0)))
         self.rooms = []
         for node in sorted({rank.node for rank in self.ranks}):
             needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in self.ranks if rank.node == node)
@@ -236,7 +232,8 @@ def _counts(machine: Snapshot, job: Job) -> list[int]:
         wanted = placement.parse_list(job.nodes, "--nodes")
         usable = usable & set(wanted) or set(wanted)
     packages = {core.package for core in machine.machine.cores if core.node in usable}
-    return sorted({1, max(1, len(packages)), max(1, len(usable))})
+    nodes = max(1, len(usable))
+    return sorted({1, min(max(1, len(packages)), nodes), nodes})
 
 
 def _fastest(drafts: Mapping[int, _Draft], counts: list[int]) -> int:

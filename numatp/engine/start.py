@@ -45,9 +45,8 @@ class Start:
 def find_places(job: Job, size: int) -> list[placement.Placement]:
     """Where all ranks of this host belong; the same on each of them, unless every rank keeps what its launcher gave it."""
     allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
-    return placement.place(
-        topology.read_machine(), allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding
-    )
+    machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
+    return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
 def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:

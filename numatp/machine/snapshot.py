@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from numatp.errors import MachineError, UserError
+from numatp.errors import UserError
 from numatp.machine import topology
 from numatp.machine.launch import allowed_cpus
 from numatp.machine.servers import SERVERS, machine_of, node_bandwidth
@@ -32,23 +32,36 @@ class Snapshot:
     huge_page_mode: str = ""
 
     @property
+    def given(self) -> Machine:
+        """As placement wants it: memory that this job may not use is not there."""
+        return topology.with_memory_of(self.machine, frozenset(self.free))
+
+    @property
     def usable(self) -> list[Node]:
         """Nodes with memory and cpus for this job."""
-        return [node for node in self.machine.nodes if self.free.get(node.id) and not self.allowed.isdisjoint(node.cpus)]
+        return [node for node in self.given.nodes if node.memory_bytes and not self.allowed.isdisjoint(node.cpus)]
 
 
-def take(root: str | Path = "/", environ: Mapping[str, str] = os.environ, measured: Mapping[int, float] | None = None) -> Snapshot:
-    """This machine. measured: bytes per second by node, if somebody measured them. MachineError without /sys."""
+def take(
+    root: str | Path = "/",
+    environ: Mapping[str, str] = os.environ,
+    measured: Mapping[int, float] | None = None,
+    pid: int | None = None,
+) -> Snapshot:
+    """This machine, as process `pid` (this one) may use it. measured: bytes per second by node, if somebody measured them.
+
+    MachineError without /sys.
+    """
+    mems = topology.allowed_nodes(root, pid or "self")
     machine = topology.read_machine(root)
-    mems = topology.allowed_nodes(root) or {node.id for node in machine.nodes}
     rates, source = node_bandwidth(machine)
     if measured and all(node.id in measured for node in machine.nodes if node.memory_bytes and node.cpus):
         rates, source = dict(measured), "measured here by numatp bandwidth"
     return Snapshot(
         name="this machine",
         machine=machine,
-        allowed=allowed_cpus(root, environ=environ)[0] & {cpu for core in machine.cores for cpu in core.cpus},
-        free={node.id: topology.free_bytes(node.id, root) for node in machine.nodes if node.id in mems},
+        allowed=allowed_cpus(root, pid, environ)[0] & {cpu for core in machine.cores for cpu in core.cpus},
+        free={node.id: topology.free_bytes(node.id, root) for node in machine.nodes if not mems or node.id in mems},
         limit=topology.memory_limit_bytes(root),
         bandwidth=rates,
         bandwidth_source=source or UNKNOWN,
@@ -83,12 +96,12 @@ def load(name_or_path: str) -> Snapshot:
 
 
 def save(snapshot: Snapshot, path: str | Path) -> None:
-    """JSON; MachineError if it cannot be written."""
+    """JSON; UserError if it cannot be written there."""
     text = json.dumps(to_json(snapshot), indent=1)
     try:
         Path(path).write_text(f"{text}\n")
     except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror}") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; name a file in a folder that you may write in") from None
 
 
 def to_json(snapshot: Snapshot) -> dict[str, Any]:
@@ -104,7 +117,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
                 "id": node.id,
                 "cpus": format_cpulist(node.cpus),
                 "memory": node.memory_bytes,
-                "free": snapshot.free.get(node.id, 0),
+                "free": snapshot.free.get(node.id),  # null: memory that the job may not use
                 "distances": list(node.distances),
                 "huge_pages": [asdict(pages) for pages in node.huge_pages],
                 "bandwidth": snapshot.bandwidth.get(node.id),
@@ -142,14 +155,20 @@ def _from_json(saved: dict[str, Any], name: str) -> Snapshot:
         distances = tuple(whole(distance) for distance in entry["distances"])
         node = Node(whole(entry["id"]), cpus(entry["cpus"]), whole(entry["memory"]), distances, pages)
         nodes.append(node)
-        free[node.id] = whole(entry["free"])
+        if entry["free"] is not None:
+            free[node.id] = whole(entry["free"])
         if entry["bandwidth"] is not None:
             rates[node.id] = float(entry["bandwidth"])
             if not (math.isfinite(rates[node.id]) and rates[node.id] > 0):
                 raise ValueError(rates)
-    if not nodes or not cores or any(not core.cpus for core in cores) or {core.node for core in cores} - free.keys():
+    if (
+        not nodes
+        or not cores
+        or any(not core.cpus for core in cores)
+        or {core.node for core in cores} - {node.id for node in nodes}
+    ):
         raise ValueError(saved)
-    if len(free) < len(nodes) or any(len(node.distances) not in (0, len(nodes)) for node in nodes):
+    if len({node.id for node in nodes}) < len(nodes) or any(len(node.distances) not in (0, len(nodes)) for node in nodes):
         raise ValueError(saved)
     machine = Machine(tuple(nodes), cores, str(saved["cpu_model"]), cpus(saved["offline"]))
     online = {cpu for core in cores for cpu in core.cpus}

@@ -5,7 +5,7 @@ It knows nothing of ranks, nor of which cpus this job may use.
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
@@ -138,6 +138,13 @@ def allowed_nodes(root: str | Path = "/", pid: int | str = "self") -> frozenset[
     """Nodes whose memory the kernel lets this process use (its cpuset); empty where that cannot be read."""
     found = re.search(r"^Mems_allowed_list:\s*(\S+)", _text(Path(root, "proc", str(pid), "status")), re.MULTILINE)
     return frozenset(parse_cpulist(found[1])) if found else frozenset()
+
+
+def with_memory_of(machine: Machine, allowed: frozenset[int]) -> Machine:
+    """The machine as a job sees it that may use the memory of these nodes only (of all, if none is named)."""
+    if not allowed:
+        return machine
+    return replace(machine, nodes=tuple(n if n.id in allowed else replace(n, memory_bytes=0) for n in machine.nodes))
 
 
 def memory_limit_bytes(root: str | Path = "/") -> int | None:

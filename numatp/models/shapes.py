@@ -92,8 +92,9 @@ SHAPES = {
 }  # fmt: skip
 
 
-def names() -> list[str]:
-    return [f"{name}[:{'|'.join(TYPES)}]" for name in SHAPES]
+def names() -> str:
+    """For people."""
+    return f"{', '.join(SHAPES)}, with a type as in {next(iter(SHAPES))}:{DEFAULT_TYPE} ({', '.join(TYPES)})"
 
 
 def known(name: str) -> Known | None:
