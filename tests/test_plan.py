@@ -126,9 +126,7 @@ def test_one_formula():
     slowest = max(rank.read_bytes for rank in made.ranks)
     assert two.tokens_per_second == pytest.approx(1 / (slowest / 460.8e9 + 161 * EXCHANGE_SECONDS))
     full = slowest + made.ranks[0].cache_read_bytes
-    assert (
-        made.ranks[0].cache_read_bytes == 80 * 4 * 128 * 2 * 2 * 8192
-    )  # layers, KV heads, head size, keys and values, float16, tokens
+    assert made.ranks[0].cache_read_bytes == 80 * 4 * 128 * 2 * 2 * 8192  # float16 keys and values of 4 KV heads in 80 layers
     assert two.tokens_per_second_full == pytest.approx(1 / (full / 460.8e9 + 161 * EXCHANGE_SECONDS))
     assert one.tokens_per_second == pytest.approx(460.8e9 / sum(rank.read_bytes for rank in made.ranks), rel=1e-3)
     assert len(made.ranks) == 2  # the faster
@@ -311,7 +309,3 @@ def test_a_saved_machine_comes_back(tmp_path):
         machine = snapshot.load(name)
         snapshot.save(machine, tmp_path / "machine.json")
         assert replace(snapshot.load(str(tmp_path / "machine.json")), name=name) == machine
-    assert (
-        subprocess.run(["grep", "-c", "numatp_machine", tmp_path / "machine.json"], check=True, capture_output=True).stdout
-        == b"1\n"
-    )

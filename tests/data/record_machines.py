@@ -12,7 +12,10 @@ sys.path.insert(0, str(HERE.parent))
 import emulated_machine  # noqa: E402
 
 RECORD = f"{sys.executable} {HERE.parent / 'trees.py'} /"
-CHANGED = "cd /sys/devices/system && echo 0 > cpu/cpu3/online && echo 64 > node/node1/hugepages/hugepages-2048kB/nr_hugepages && cd - >/dev/null"
+CHANGED = (
+    "echo 0 > /sys/devices/system/cpu/cpu3/online && "
+    "echo 64 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"
+)
 INSIDE = (
     "mkdir /sys/fs/cgroup/a && echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control && cd /sys/fs/cgroup/a && "
     "echo 0-1 > cpuset.cpus && echo 0 > cpuset.mems && echo $$ > cgroup.procs && cd - >/dev/null"
