@@ -14,6 +14,7 @@ COMMANDS = {
     "generate": "generate text from a prompt",
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
+    "doctor": "what keeps this machine from its full speed, and what mends it",
     "plan": "what a model would be on this machine or another, before anything is loaded",
     "pull": "download a model into the cache folder",
 }
