@@ -253,7 +253,7 @@ def test_command(tmp_path):
     assert [p["ranks"] for p in described["predictions"]] == [1, 2]
     text = numatp("plan", "-m", "llama-3.1-70b:q4_k_m", "--machine", "2x-epyc-9654", "--ranks", 3)
     assert text.returncode == 0
-    assert re.search(r"^ *3 ranks on nodes 0-1: [\d.]+ and [\d.]+ tok/s$", text.stdout, re.M), text.stdout
+    assert re.search(r"^ *3 ranks on nodes 0-1: [\d.]+ and [\d.]+ tok/s, as planned above$", text.stdout, re.M), text.stdout
     kept = tmp_path / "machine.json"
     here = numatp("plan", "--save-machine", kept)
     assert here.returncode == 0

@@ -30,7 +30,7 @@ from numatp.weights.loader import plan as plan_slices
 from numatp.weights.splits import split
 
 SECOND_NORMS = ("ffn_norm", "post_attention_norm")  # a layer with one of them has an exchange after attention as well
-MOST_KINDS = 4  # that people are shown
+SHOWN = 0.02  # of what is stored more than once: smaller kinds are not listed
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def describe(plan: ModelPlan) -> list[str]:
         f"{plan.model}: {_gb(plan.file_bytes)}, {plan.layers} layers; a cache of {plan.context} tokens",
         *snapshot.describe(plan.snapshot),
     ]
-    rows = [("rank", "node", "cpus", "heads", "KV heads", "weights", "cache", "read per token")]
+    rows = [("rank", "node", "cpus", "heads", "KV heads", "weights", "cache", "reads per token: weights + full cache")]
     for rank in plan.ranks:
         read = f"{_gb(rank.read_bytes)} + {_gb(rank.cache_read_bytes)}"
         rows.append(
@@ -167,10 +167,10 @@ def describe(plan: ModelPlan) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     if len(plan.ranks) > 1:
-        most = sorted(plan.stored_twice.items(), key=lambda item: -item[1])[:MOST_KINDS]
-        kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in most)
+        total = sum(plan.stored_twice.values())
+        kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in plan.stored_twice.items() if size >= SHOWN * total)
         heads = f"; KV heads {format_cpulist(plan.kv_heads_twice)} and their cache" if plan.kv_heads_twice else ""
-        lines.append(f"stored more than once: {_gb(sum(plan.stored_twice.values()))} of weights ({kinds}){heads}")
+        lines.append(f"stored more than once: {_gb(total)} of weights ({kinds}){heads}")
         lines.append(f"imbalance: the busiest rank reads {100 * plan.imbalance:.1f} % more than the mean")
     for room in plan.rooms:
         verdict = "fits" if room.needed_bytes <= room.free_bytes else "DOES NOT FIT"
@@ -187,7 +187,8 @@ def describe(plan: ModelPlan) -> list[str]:
             speed = "unknown"
         else:
             speed = f"{p.tokens_per_second:.1f} and {p.tokens_per_second_full:.1f} tok/s"
-        lines.append(f"  {where}: {speed}{'' if p.fits else ', but does not fit'}")
+        planned = ", as planned above" if p.ranks == len(plan.ranks) else ""
+        lines.append(f"  {where}: {speed}{'' if p.fits else ', but does not fit'}{planned}")
     return lines
 
 
