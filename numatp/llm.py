@@ -54,6 +54,12 @@ class RankPages:
     node: int  # where they should be
     groups: dict[str, dict[int, int]]  # weights by tensor (of all layers together), "cache", "window": node to pages
 
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> "RankPages":
+        """From the engine's words for one rank, where nodes are texts."""
+        groups = {name: {int(node): count for node, count in nodes.items()} for name, nodes in said["groups"].items()}
+        return cls(said["rank"], said["node"], groups)
+
     @property
     def by_node(self) -> dict[int, int]:
         """Pages of all groups."""
@@ -101,7 +107,7 @@ class LLM:
     model: name of a pulled model or path of a GGUF file. ranks: "auto" (one per NUMA node, or the launcher's) or a number.
     threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together; None is what the model
     was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model,
-    like [3, 1]; None is even. max_sequences: how many are generated at the same
+    like [3, 1], or "auto": as the nodes' measured bandwidth; None is even. max_sequences: how many are generated at the same
     time. ubatch: tokens of one Step. progress(done, total): bytes, while loading.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
@@ -119,7 +125,7 @@ class LLM:
         *,
         nodes: str | None = None,
         cpus: str | None = None,
-        tensor_split: Sequence[float] | None = None,
+        tensor_split: Sequence[float] | Literal["auto"] | None = None,
         max_sequences: int = 16,
         ubatch: int = 512,
         allow_remote: bool = False,
@@ -227,10 +233,7 @@ class LLM:
         def work() -> list[dict[str, Any]]:
             return self._service.call(lambda engine: engine.audit())
 
-        counts = self._together("audit", work) if self._collective else work()
-        for rank in counts:  # JSON has no keys but texts
-            rank["groups"] = {name: {int(node): n for node, n in nodes.items()} for name, nodes in rank["groups"].items()}
-        return [RankPages(**rank) for rank in counts]
+        return [RankPages.from_json(rank) for rank in (self._together("audit", work) if self._collective else work())]
 
     def close(self) -> None:
         """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""

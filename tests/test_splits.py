@@ -3,7 +3,7 @@
 import pytest
 
 from numatp.errors import UserError
-from numatp.weights.splits import Sizes, check_shares, part, split
+from numatp.weights.splits import Sizes, part, shares_of, split
 
 
 @pytest.mark.parametrize("size", range(1, 9))
@@ -43,7 +43,14 @@ def test_three_to_one():
 )
 def test_shares_that_mean_nothing(shares, line):
     with pytest.raises(UserError, match=line):
-        check_shares(shares, 2)
+        shares_of(shares, [0, 1], {})
+
+
+def test_shares_by_bandwidth():
+    assert shares_of("auto", [0, 1, 1], {0: 200.0, 1: 100.0, 2: 7.0}) == [200, 50, 50]
+    assert shares_of(None, [0, 1], {}) is None
+    with pytest.raises(UserError, match="-ts auto: the bandwidth of node 1 is not known: run 'numatp bandwidth' once"):
+        shares_of("auto", [0, 1], {0: 200.0})
 
 
 @pytest.mark.parametrize("size", range(1, 6))

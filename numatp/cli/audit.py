@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
                 params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
                 llm.generate(PROMPT[: max(llm.plan.context - count, 1)], params)
 
-        before, after, status = audited(llm, arguments.min_local, generate)
+        before, after, status = audited(llm.audit, arguments.min_local, generate)
         if arguments.output == "json":
             described = {"model": llm.plan.model, "min_local": arguments.min_local, "tokens": count, "passed": not status}
             print(json.dumps(described | {"ranks": as_json(after), "after_load": as_json(before)}))
@@ -64,11 +64,13 @@ def run(arguments: argparse.Namespace) -> int:
     return run_session(job_of(arguments, allow_remote=True), arguments.ranks, work)
 
 
-def audited(llm: LLM, min_local: float, work: Callable[[], object]) -> tuple[list[RankPages], list[RankPages], int]:
-    """(pages before work(), pages after it, exit status). Says what it finds on stderr."""
+def audited(
+    audit: Callable[[], list[RankPages]], min_local: float, work: Callable[[], object]
+) -> tuple[list[RankPages], list[RankPages], int]:
+    """(audit() before work(), audit() after it, exit status). Says what it finds on stderr."""
     counts = []
     for when in ("after load", "after the work"):
-        counts.append(llm.audit())
+        counts.append(audit())
         ranks = ", ".join(f"rank {r.rank}: {r.percent_local:.1f} % of {r.pages} on node {r.node}" for r in counts[-1])
         note(f"pages {when}: {ranks}")
         if when == "after load":

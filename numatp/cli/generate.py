@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
             return show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params)
 
         if arguments.audit:
-            return audited(llm, arguments.min_local, work)[2]
+            return audited(llm.audit, arguments.min_local, work)[2]
         work()
         return 0
 

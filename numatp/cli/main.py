@@ -16,6 +16,8 @@ COMMANDS = {
     "perplexity": "how well a model predicts a text",
     "audit": "where the pages of a model are, by the kernel's own count",
     "bench": "how fast a model runs, as llama-bench measures it",
+    "doctor": "what keeps this machine from its full speed, and what mends it",
+    "plan": "what a model would be on this machine or another, before anything is loaded",
     "pull": "download a model into the cache folder",
 }
 FAILURE, INTERRUPTED = 1, 130

@@ -31,21 +31,26 @@ def rank_count(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
-def shares(text: str) -> list[float]:
+def shares(text: str) -> list[float] | str:
     """Like "3,1"."""
+    if text == "auto":
+        return text
     try:
         return [float(share) for share in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{text}' is not a list of shares; write it like 3,1") from None
 
 
+def add_tensor_split(parser: argparse.ArgumentParser) -> None:
+    text = "share of the model per rank, e.g. 3,1, or auto: as the bandwidth that 'numatp bandwidth' measured (default: even)"
+    parser.add_argument("-ts", "--tensor-split", type=shares, metavar="SHARES", help=text)
+
+
 def add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
-    parser.add_argument(
-        "-ts", "--tensor-split", type=shares, metavar="SHARES", help="share of the model per rank, e.g. 3,1 (default: even)"
-    )
+    add_tensor_split(parser)
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
 

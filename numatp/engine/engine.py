@@ -11,25 +11,23 @@ from numatp import models
 from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.instruments import Instruments
-from numatp.engine.job import Job
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.gguf import read_gguf
+from numatp.files.measured import read_bandwidth
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, policy, topology
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, plan
-from numatp.weights.splits import check_shares, split
+from numatp.weights.splits import shares_of, split
 
-MAX_CONTEXT = 8192  # tokens, unless more are asked for
-MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
 ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index
-ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 
 class Engine:
@@ -46,6 +44,8 @@ class Engine:
         self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
+        self._nodes = self.comm.gather(self.placement.node)
+        self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
         self._check_room()
         self.agree(self._open_team)
@@ -85,14 +85,9 @@ class Engine:
                 f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
                 f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
             )
-        self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
-        if not 0 < self.context <= self.spec.context:
-            raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
-        self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
-        shares = self.job.tensor_split
-        if shares is not None:
-            check_shares(shares, comm.size)
-        self.split = split(sizes, comm.rank, comm.size, shares)
+        self.context = context_of(self.job, self.spec.context)
+        self.max_rows = rows_of(self.job)
+        self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)

@@ -3,6 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from numatp.errors import UserError
+
+MAX_CONTEXT = 8192  # tokens, unless more are asked for
+MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+ROWS_UNIT = 16  # whole groups of rows on every ISA
+
 
 @dataclass(frozen=True)
 class Job:
@@ -12,9 +18,22 @@ class Job:
     nodes: str | None = None
     cpus: str | None = None
     keep_binding: bool = False
-    tensor_split: Sequence[float] | None = None  # share of the model per rank
+    tensor_split: Sequence[float] | str | None = None  # share of the model per rank, or "auto"
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
     cache_type: str = "f16"
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
+
+
+def context_of(job: Job, trained: int) -> int:
+    """Tokens that the cache holds. UserError for more than the model was trained for."""
+    context = job.context or min(trained, MAX_CONTEXT)
+    if not 0 < context <= trained:
+        raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
+    return context
+
+
+def rows_of(job: Job) -> int:
+    """Rows that a Step has at most."""
+    return -(-max(job.max_rows, job.max_sequences) // ROWS_UNIT) * ROWS_UNIT

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
+from numatp.engine.plan import choose_ranks
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
@@ -44,9 +45,8 @@ class Start:
 def find_places(job: Job, size: int) -> list[placement.Placement]:
     """Where all ranks of this host belong; the same on each of them, unless every rank keeps what its launcher gave it."""
     allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
-    return placement.place(
-        topology.read_machine(), allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding
-    )
+    machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
+    return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
 def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:
@@ -82,7 +82,7 @@ def start(job: Job, ranks: int | None) -> Start:
         started.mpi = True
         return started
     if ranks is None:
-        ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
+        ranks = choose_ranks(job)
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)

@@ -65,7 +65,7 @@ def place(
 
 
 def auto_ranks(machine: Machine, allowed: frozenset[int]) -> int:
-    """The number of usable nodes. Choosing by predicted speed (small models are often faster on one node) comes later."""
+    """The number of usable nodes; engine/plan.py asks whether fewer would be faster."""
     return max(1, len(_usable_nodes(machine, allowed)))
 
 
@@ -154,7 +154,7 @@ def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -
             return list(usable.values())
         # Only nodes without memory are left: their cores still work, with the nearest memory.
         return [node for node in machine.nodes if not allowed.isdisjoint(node.cpus)]
-    chosen = _parse(wish, "--nodes")
+    chosen = parse_list(wish, "--nodes")
     for wanted in chosen:
         if wanted in usable:
             continue
@@ -165,7 +165,8 @@ def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -
     return [usable[n] for n in chosen]
 
 
-def _parse(text: str, option: str) -> tuple[int, ...]:
+def parse_list(text: str, option: str) -> tuple[int, ...]:
+    """As parse_cpulist, for an option of that name, which may not be empty."""
     try:
         numbers = parse_cpulist(text)
     except UserError as error:
@@ -176,7 +177,7 @@ def _parse(text: str, option: str) -> tuple[int, ...]:
 
 
 def _parse_cpus(machine: Machine, allowed: frozenset[int], size: int, wish: str) -> list[frozenset[int]]:
-    parts = [frozenset(_parse(part, "--cpus")) for part in wish.split("|")]
+    parts = [frozenset(parse_list(part, "--cpus")) for part in wish.split("|")]
     if len(parts) != size:
         raise UserError(f"--cpus {wish!r} is for {len(parts)} ranks, this host has {size}: give one list per rank")
     refused = frozenset().union(*parts) - allowed

@@ -28,6 +28,17 @@ def current_policy(root: str | Path = "/") -> str:
     return match[1] if match else ""
 
 
+def libnuma_fault() -> str:
+    """Why py-libnuma does not work here; "" if it does. A broken library may end the process: ask in a child."""
+    try:
+        import numa
+    except ModuleNotFoundError:
+        return "py-libnuma is not installed"
+    except (ImportError, OSError, AttributeError):
+        return "libnuma.so is missing"
+    return "" if numa.MAX_NUMANODES else "libnuma.so knows no nodes"
+
+
 def prefer_node(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
     """Let new pages of this process and its later threads prefer `node`; "" when done, otherwise a sentence saying why not.
 

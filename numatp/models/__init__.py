@@ -3,6 +3,8 @@
 read_spec(file) -> Spec    sizes from the metadata
 rules(spec) -> [Rule]      its tensors, and by their shapes how they are cut
 forward(p, spec, split, weights, caches)    the forward pass in the words of program/ops.py
+
+Importing one loads no Numba: plans read sizes and rules before its target is known.
 """
 
 import importlib
@@ -13,7 +15,7 @@ from types import ModuleType
 from numatp.files.gguf import GGUFFile
 from numatp.files.gguf_header import quote
 
-NOT_ARCHITECTURES = {"spec"}
+NOT_ARCHITECTURES = {"shapes", "spec"}
 
 
 def names() -> list[str]:

@@ -4,14 +4,17 @@ see a window of tokens and rotate q and k; every few layers one sees all tokens 
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.files.gguf import GGUFFile
 from numatp.models.spec import Attention, Spec
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def rules(spec: Cohere2Spec) -> list[Rule]:
     return [*listed, Rule("output_norm.weight", ("width",))]
 
 
-def forward(p: Ops, spec: Cohere2Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope_base ** (-np.arange(0, spec.rotated, 2) / spec.rotated))

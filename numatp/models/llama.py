@@ -1,14 +1,17 @@
 """Llama 1-3, Mistral, SmolLM: pre-norm blocks, grouped-query attention with rotary embedding, SwiGLU."""
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.files.gguf import GGUFFile
 from numatp.models.spec import Attention, Spec
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 
 def read_spec(file: GGUFFile) -> Spec:
@@ -58,7 +61,7 @@ def rules(spec: Spec) -> list[Rule]:
     return listed
 
 
-def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     frequencies = spec.rope_base ** (-np.arange(0, sizes.head_size, 2) / sizes.head_size)
     angles = p.rotation(frequencies)

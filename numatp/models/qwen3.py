@@ -1,14 +1,17 @@
 """Qwen3 without experts: as Llama, with a norm for each query and key head, a head size of its own and rotation by halves."""
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.files.gguf import GGUFFile
 from numatp.models.spec import Attention, Spec
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 
 def read_spec(file: GGUFFile) -> Spec:
@@ -60,7 +63,7 @@ def rules(spec: Spec) -> list[Rule]:
     return listed
 
 
-def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope_base ** (-np.arange(0, head_size, 2) / head_size))

@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.files.gguf import GGUFFile
-from numatp.kernels import delta
+from numatp.kernels.layout import state_bytes
 from numatp.models.spec import Attention, Recurrent, Spec
-from numatp.program.ops import LayerCache, LayerState, Ops, Value
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, LayerState, Ops, Value
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def read_spec(file: GGUFFile) -> Qwen3NextSpec:
 
 def _state_bytes(sizes: Sizes, split: Split) -> int:
     key_heads = len(split.linear_key_heads)
-    return delta.state_bytes(key_heads, key_heads * sizes.linear_group, sizes.linear_head_size, sizes.conv_width)
+    return state_bytes(key_heads, key_heads * sizes.linear_group, sizes.linear_head_size, sizes.conv_width)
 
 
 LINEAR_KEYS = "linear_key_heads*linear_head_size"
@@ -112,12 +115,14 @@ def rules(spec: Qwen3NextSpec) -> list[Rule]:
     return listed
 
 
-def forward(p: Ops, spec: Qwen3NextSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
+def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: "Sequence[LayerCache | LayerState]") -> None:
+    from numatp.program.ops import LayerCache
+
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
     heads, kv_heads, head_size, key_heads = split.heads, split.kv_heads, sizes.head_size, len(split.linear_key_heads)
     angles = p.rotation(spec.rope_base ** (-np.arange(0, spec.rotated, 2) / spec.rotated))
 
-    def attention(blk: str, h: Value, cache: LayerCache) -> Value:
+    def attention(blk: str, h: "Value", cache: "LayerCache") -> "Value":
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
         gate = p.matmul("gate", h, matrix(f"{blk}.attn_q.weight[1]"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
@@ -125,7 +130,7 @@ def forward(p: Ops, spec: Qwen3NextSpec, split: Split, weights: Weights, caches:
         p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
         return p.sigmoid_gate(p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache), gate)
 
-    def linear_attention(blk: str, h: Value, state: LayerState) -> Value:
+    def linear_attention(blk: str, h: "Value", state: "LayerState") -> "Value":
         qkv = p.matmul("linear_qkv", h, matrix(f"{blk}.attn_qkv.weight"))
         gate = p.matmul("linear_gate", h, matrix(f"{blk}.attn_gate.weight"))
         beta_decay = p.matmul("beta_decay", h, matrix(f"{blk}.ssm_ba.weight"))

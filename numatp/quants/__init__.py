@@ -16,13 +16,17 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
 """
 
+import ast
 import importlib
 import importlib.util
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 from numatp.errors import UserError
-from numatp.kernels.superblock import ending_bytes
+from numatp.kernels.layout import ending_bytes
 
+SIZES = {"BLOCK", "BLOCK_BYTES", "TILE_BYTES", "SUPER_BYTES"}
 UNIT = 32  # columns
 TILE_ROWS = 16
 
@@ -34,6 +38,22 @@ def find(gguf_type: str, tensor: str) -> ModuleType:
         supported = ", ".join(names())
         raise UserError(f"tensor '{tensor}' has type {gguf_type}, which numatp cannot compute with; supported: {supported}")
     return importlib.import_module(name)
+
+
+def sizes(gguf_type: str, tensor: str) -> ModuleType:
+    """As `find`, but with the format's constants alone: its file is read, not run, because its kernels would load Numba."""
+    return _constants(gguf_type.lower()) or find(gguf_type, tensor)
+
+
+@cache
+def _constants(name: str) -> ModuleType | None:
+    source, module = Path(__file__).with_name(f"{name}.py"), ModuleType(f"{__name__}.{name}")
+    if not source.is_file():
+        return None
+    for statement in ast.parse(source.read_text()).body:
+        if isinstance(statement, ast.Assign) and {n.id for n in ast.walk(statement.targets[0]) if isinstance(n, ast.Name)} & SIZES:
+            exec(compile(ast.Module([statement], []), str(source), "exec"), module.__dict__)
+    return module
 
 
 def names() -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import prod
 from types import ModuleType
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
@@ -18,8 +18,10 @@ from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_header import quote
-from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.kernels.compile import Kernel
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
 
@@ -132,8 +134,15 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     return ranges
 
 
-def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[list[Slice], int]:
-    """Every tensor's slice, at an address counted from 0, and the bytes of all of them.
+def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """What the tensor has in the file."""
+    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+
+
+def plan(
+    file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split, find: Callable[[str, str], ModuleType] = quants.find
+) -> tuple[list[Slice], int]:
+    """Every tensor's slice, at an address counted from 0, and the bytes of all of them; find=quants.sizes counts only.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -146,10 +155,10 @@ def plan(file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split) -> tuple[l
         info = file.tensors.get(rule.name)
         if info is None:
             raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
-        expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+        expected = whole_shape(rule, sizes)
         if info.shape != expected:
             raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = quants.find(info.type, rule.name)
+        format = find(info.type, rule.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -191,8 +200,10 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
-    def load(self, threads: int, run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]) -> None:
+    def load(self, threads: int, run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None]) -> None:
         """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
+        from numatp.kernels.compile import specialize
+
         widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
         staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
         staging = np.empty(staging_bytes * threads, np.uint8)

@@ -1,6 +1,6 @@
 """Which part of the model is this rank's? Pure arithmetic on sizes; nothing here knows tensors or bytes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, gcd, isfinite
@@ -51,13 +51,25 @@ class Split:
     expert_ffn: range = range(0)  # of every expert
 
 
-def check_shares(shares: Sequence[float], size: int) -> None:
-    """UserError unless there is one share above 0 for each of `size` ranks."""
-    text = ",".join(f"{share:g}" for share in shares)
-    if not all(isfinite(share) and share > 0 for share in shares):
+def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> list[float] | None:
+    """Each rank's share of the work, for ranks on these nodes; None is even.
+
+    wish "auto" is as the bandwidth of the nodes (in any unit), which the ranks of a node divide. UserError where it is not known,
+    or unless there is one share above 0 for each rank.
+    """
+    if wish is None:
+        return None
+    if isinstance(wish, str):
+        unknown = [str(node) for node in sorted(set(nodes)) if node not in bandwidth]
+        if unknown:
+            raise UserError(f"-ts {wish}: the bandwidth of node {', '.join(unknown)} is not known: run 'numatp bandwidth' once")
+        return [bandwidth[node] / nodes.count(node) for node in nodes]
+    text = ",".join(f"{share:g}" for share in wish)
+    if not all(isfinite(share) and share > 0 for share in wish):
         raise UserError(f"-ts {text}: every share must be above 0; for a node that should hold nothing use fewer ranks")
-    if len(shares) != size:
-        raise UserError(f"-ts {text} is for {len(shares)} ranks and this job has {size}: give one share per rank")
+    if len(wish) != len(nodes):
+        raise UserError(f"-ts {text} is for {len(wish)} ranks and this job has {len(nodes)}: give one share per rank")
+    return list(wish)
 
 
 def part(count: int, unit: int, rank: int, size: int, shares: Sequence[float] | None = None) -> range:
