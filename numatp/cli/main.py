@@ -15,6 +15,7 @@ COMMANDS = {
     "chat": "talk with a model",
     "perplexity": "how well a model predicts a text",
     "audit": "where the pages of a model are, by the kernel's own count",
+    "bandwidth": "what the memory of this machine gives, node by node",
     "bench": "how fast a model runs, as llama-bench measures it",
     "doctor": "what keeps this machine from its full speed, and what mends it",
     "plan": "what a model would be on this machine or another, before anything is loaded",
