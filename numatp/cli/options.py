@@ -37,7 +37,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
-    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
+    parser.add_argument(
+        "--ranks",
+        type=rank_count,
+        metavar="N|auto",
+        help="ranks without mpirun (default: what decodes fastest, mostly one per NUMA node)",
+    )
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")

@@ -228,7 +228,7 @@ def _counts(machine: Snapshot, job: Job) -> list[int]:
     """Numbers of ranks worth comparing, ascending; the last is one per usable node."""
     if job.cpus:
         return [len(job.cpus.split("|"))]
-    usable = {node.id for node in machine.usable}
+    usable = {node.id for node in placement.usable_nodes(machine.given, machine.allowed)}
     if job.nodes:
         wanted = placement.parse_list(job.nodes, "--nodes")
         usable = usable & set(wanted) or set(wanted)
