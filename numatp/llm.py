@@ -68,7 +68,8 @@ class Stats:
 class LLM:
     """A model in memory, on all NUMA nodes of this machine.
 
-    model: name of a pulled model or path of a GGUF file. ranks: "auto" (the launcher's, else those that decode fastest: engine/plan.py) or a number.
+    model: name of a pulled model or path of a GGUF file. ranks: a number, or "auto": the launcher's, else those with which decoding
+    is predicted to be fastest (engine/plan.py).
     threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together; None is what the model
     was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". max_sequences: how many are generated at the same
     time. ubatch: tokens of one Step. progress(done, total): bytes, while loading.

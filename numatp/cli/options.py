@@ -41,7 +41,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--ranks",
         type=rank_count,
         metavar="N|auto",
-        help="ranks without mpirun (default: what decodes fastest, mostly one per NUMA node)",
+        help="ranks without mpirun (default: the fastest)",
     )
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
