@@ -11,7 +11,7 @@ import tiny_cohere2
 import tiny_qwen3
 import tiny_qwen3moe
 import tiny_qwen3next
-from conftest import TESTS, numatp, run
+from conftest import BIN, TESTS, mpirun, numatp, run
 from sysfs import xeon
 
 from numatp import quants
@@ -259,6 +259,8 @@ def test_command(tmp_path):
     assert here.returncode == 0
     there = numatp("plan", "--machine", kept)
     assert there.stdout.splitlines()[1:] == here.stdout.splitlines()[1:]
+    started = mpirun(2, BIN / "numatp", "plan", "-m", "llama-3.1-8b", "-o", "json")
+    assert len(json.loads(started.stdout)["ranks"]) == 2  # said once
     too_large = numatp("plan", "-m", "qwen3-235b-a22b:f16", "--machine", "2x-xeon-e5-2680v4")
     assert too_large.returncode == 1 and "DOES NOT FIT" in too_large.stdout and too_large.stderr == ""
 
