@@ -62,7 +62,10 @@ class Host:
 
     def __post_init__(self) -> None:
         self.machine: Machine = topology.read_machine(self.root)
-        self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, self.environ)
+        try:
+            self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, self.environ)
+        except MachineError:  # `binding` says so
+            self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, {})
         self.mems = topology.allowed_nodes(self.root, self.pid)
 
     def run(self, *command: str) -> tuple[int, str]:
