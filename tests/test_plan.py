@@ -142,6 +142,11 @@ def test_windows_and_states_read_what_they_hold():
 
 
 # What was published: (tokens per second, bytes read per token at least, bytes per second of a socket at most, sockets, exchanges).
+# 2x Xeon 6980P: LMSYS blog of 2025-07-14, SGLang and llama.cpp on one machine, 1000 tokens in and out. One 6980P with R1 Q8_0:
+# ik_llama.cpp discussion 201. Xeon 6454S: tutorial of KTransformers. EPYC 9004: README of fastllm ("9004/9005": the slower counts).
+# EPYC 9175F: llama.cpp issue 11744. E5-2690 v3: ik_llama.cpp pull request 2396. EPYC 7742: anthony-chaudhary/fak issue 4623.
+# INT8 and FP8 count as 8 bits where there is no shape, MXFP4 as 4.25, Q4_K as 4.5. Left out because machine, format or rate is not
+# said: xFasterTransformer (arXiv 2407.00029), KTransformers issues 797 and 1730, llama.cpp 12289, 14969 and 27986, vLLM 32792.
 R1 = 37e9  # active parameters of DeepSeek-V3 and R1 (their report)
 ROUTED = 58 * 8 * 3 * 7168 * 2048  # of those: 8 routed experts in 58 layers, where a GPU computed the rest
 XEON_6980P, XEON_6454S, EPYC_9004 = 12 * 8800e6 * 8, 8 * 4800e6 * 8, 12 * 4800e6 * 8
