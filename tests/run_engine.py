@@ -4,6 +4,7 @@ python run_engine.py MODEL OUT RANKS THREADS TOKENS CHUNKS — chunks like 5,1,1
 OUT.scores.npy gets the log-probability of each token after the first, from the score op.
 """
 
+import os
 import sys
 
 
@@ -12,7 +13,7 @@ def main():
     from numatp.engine.start import start
 
     model, out, ranks, threads, tokens, chunks = sys.argv[1:]
-    job = Job(model=model, threads=int(threads) or None, max_rows=64, max_sequences=2)
+    job = Job(model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, quantize=os.environ.get("QUANTIZE"))
     started = start(job, int(ranks) or None)
     import numpy as np
 

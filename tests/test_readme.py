@@ -11,7 +11,8 @@ from numatp import models, quants
 
 README = (TESTS.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    ((?:numatp|(?:cat|mpirun) .*numatp) [^:\n]*)$", README, re.MULTILINE)]
+LINES = re.findall(r"^    ((?:numatp|(?:cat|mpirun) .*numatp) [^:\n]*)$", README, re.MULTILINE)
+COMMANDS = [line.split("#")[0].strip() for line in LINES]
 
 
 @pytest.mark.parametrize("ranks", [None, 2])

@@ -8,18 +8,17 @@ import numpy as np
 
 from numatp import models
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
-from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, rows_of
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.gguf import read_gguf
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, topology
 from numatp.program.builder import Op, Program
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
-from numatp.weights.loader import Weights, plan
+from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import split
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
@@ -41,6 +40,7 @@ class Engine:
         start.bind()
         began = time.perf_counter()
         self._agree(self._prepare)
+        start.notes += notes(self.slices)
         self._check_room()
         self._agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
@@ -68,9 +68,9 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
-        self.file = read_gguf(self.job.model)
-        self.model = models.find(self.file)
+        self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
+        quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
         if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
             raise UserError(
@@ -80,7 +80,7 @@ class Engine:
         self.context = context_of(self.job, self.spec.context)
         self.max_rows = rows_of(self.job)
         self.split = split(sizes, comm.rank, comm.size)
-        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
+        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
@@ -125,7 +125,7 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self._run, progress)
+        self.weights.load(self.threads, self.placement.mask, self._run, progress)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from numatp.errors import UserError
+from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.model_file import ModelFile
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
@@ -20,6 +22,7 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
+    quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
 
 
 def context_of(job: Job, trained: int) -> int:
@@ -28,6 +31,11 @@ def context_of(job: Job, trained: int) -> int:
     if not 0 < context <= trained:
         raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
     return context
+
+
+def quantize_of(job: Job, file: ModelFile) -> str:
+    """What becomes of matrices of floats."""
+    return job.quantize or ("q8" if isinstance(file, HuggingFaceFile) else "none")
 
 
 def rows_of(job: Job) -> int:

@@ -23,6 +23,7 @@ class Sizes:
     conv_width: int = 0  # inputs that a short convolution sees
     experts: int = 0
     expert_ffn: int = 0  # of each expert
+    shared_ffn: int = 0  # of the expert that all tokens go through
 
     @property
     def group(self) -> int:
@@ -45,6 +46,7 @@ class Split:
     vocab: range
     linear_key_heads: range = range(0)  # each with all its value heads
     expert_ffn: range = range(0)  # of every expert
+    shared_ffn: range = range(0)
 
 
 def part(count: int, unit: int, rank: int, size: int) -> range:
@@ -58,8 +60,10 @@ def split(sizes: Sizes, rank: int, size: int) -> Split:
     heads = part(sizes.heads, _heads_per_unit(sizes.head_size), rank, size)
     kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
     linear = part(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size), rank, size)
-    ffn, expert_ffn = (part(count, COLUMN_UNIT, rank, size) for count in (sizes.ffn, sizes.expert_ffn))
-    return Split(heads, kv_heads, ffn, part(sizes.vocab, ROW_UNIT, rank, size), linear, expert_ffn)
+    ffn, expert_ffn, shared_ffn = (
+        part(count, COLUMN_UNIT, rank, size) for count in (sizes.ffn, sizes.expert_ffn, sizes.shared_ffn)
+    )
+    return Split(heads, kv_heads, ffn, part(sizes.vocab, ROW_UNIT, rank, size), linear, expert_ffn, shared_ffn)
 
 
 def _heads_per_unit(columns: int) -> int:
