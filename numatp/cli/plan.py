@@ -15,15 +15,15 @@ from numatp.models import shapes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    models = f"name of a pulled model, path of a GGUF file, or a shape that needs no file: {shapes.names()}"
-    parser.add_argument("-m", "--model", help=f"{models} (default: show the machine alone)")
-    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="default: mpirun's, else the fastest number that fits")
-    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
-    parser.add_argument(
-        "--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)"
-    )
-    parser.add_argument("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
-    parser.add_argument("-o", "--output", choices=["text", "json"], default="text", help="what stdout gets (default text)")
+    models = f"a pulled model, a GGUF file, a Hugging Face folder, or a shape that needs no file: {shapes.names()}"
+    add = parser.add_argument
+    add("-m", "--model", help=f"{models} (default: show the machine alone)")
+    add("--ranks", type=rank_count, metavar="N|auto", help="default: mpirun's, else the fastest number that fits")
+    add("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
+    add("--quantize", choices=list(QUANTIZED), help="matrices of floats on load, as in generate")
+    add("--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)")
+    add("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
+    add("-o", "--output", choices=["text", "json"], default="text", help="what stdout gets (default text)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         found, lines, fits = snapshot.to_json(machine), snapshot.describe(machine), True
     else:
-        job = Job(arguments.model, context=arguments.ctx_size)
+        job = Job(arguments.model, context=arguments.ctx_size, quantize=arguments.quantize)
         started = read_launch() if named is None else None
         ranks = arguments.ranks or (started.size if started and started.size > 1 else None)
         made = plan.make_plan(plan.read_header(arguments.model), machine, job, ranks)
