@@ -198,6 +198,13 @@ def test_every_known_model_on_every_known_server(model, server):
     assert len(plan.describe(made)) > len(made.ranks)
 
 
+@pytest.mark.parametrize("name", SERVERS)
+def test_nodes_share_the_channels_of_their_socket(name):
+    server, machine = SERVERS[name], snapshot.load(name)
+    assert len(machine.machine.nodes) == len(machine.bandwidth) == 2 * server.nodes
+    assert sum(machine.bandwidth.values()) == pytest.approx(2 * server.channels * server.mega_transfers * 1e6 * 8)
+
+
 def test_what_is_stored_twice():
     made = planned("qwen3-235b-a22b", "2x-xeon-6980p-snc3")
     assert made.kv_heads_twice == (0, 1, 2, 3)  # 64 heads on 4 KV heads, cut in six
