@@ -24,7 +24,7 @@ from numatp.models import shapes
 
 MODELS = {
     "llama": {"matrix_type": "Q4_K", "sizes": tiny.SUPER_SIZES},
-    "tied": {"matrix_type": "Q8_0", "tied": True},
+    "tied": {"matrix_type": "Q8_0", "tied": True, "sizes": tiny.SUPER_SIZES},
     **{path.stem: path for path in sorted(GOLDEN.glob("*.gguf"))},
 }
 
@@ -51,7 +51,7 @@ def test_the_engine_takes_what_was_planned(tmp_path, name):
 
 def test_floats_that_are_quantized_on_load(tmp_path):
     tiny.write(tmp_path / "model.gguf", sizes=tiny.SUPER_SIZES)
-    sizes = [planned(str(tmp_path / "model.gguf"), quantize=kind).ranks[0].weight_bytes for kind in ("none", "q8", "q4")]
+    sizes = [planned(str(tmp_path / "model.gguf"), ranks=1, quantize=kind).ranks[0].weight_bytes for kind in ("none", "q8", "q4")]
     assert sizes[1] < 0.3 * sizes[0] and sizes[2] < 0.8 * sizes[1]
 
 
@@ -237,7 +237,7 @@ def test_the_fastest_count_that_fits():
 def test_start_asks_for_the_fastest(tmp_path, monkeypatch):
     """A tiny model is faster on one node of a machine whose bandwidth is known."""
     monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
-    tiny.write(tmp_path / "tiny.gguf")
+    tiny.write(tmp_path / "tiny.gguf", sizes=tiny.SUPER_SIZES)
     taken = snapshot.take(xeon(tmp_path / "root"), {}, pid=1)
     monkeypatch.setattr(plan.snapshot, "take", lambda measured: replace(taken, allowed=frozenset(range(128)), bandwidth=measured))
     job = Job(str(tmp_path / "tiny.gguf"))
