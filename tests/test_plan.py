@@ -237,7 +237,7 @@ def test_the_fastest_count_that_fits():
 def test_start_asks_for_the_fastest(tmp_path, monkeypatch):
     """A tiny model is faster on one node of a machine whose bandwidth is known."""
     monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
-    tiny.write(tmp_path / "tiny.gguf", sizes=tiny.SUPER_SIZES)
+    tiny.write(tmp_path / "tiny.gguf", "Q8_0", sizes=tiny.SUPER_SIZES)
     taken = snapshot.take(xeon(tmp_path / "root"), {}, pid=1)
     monkeypatch.setattr(plan.snapshot, "take", lambda measured: replace(taken, allowed=frozenset(range(128)), bandwidth=measured))
     job = Job(str(tmp_path / "tiny.gguf"))
