@@ -104,11 +104,13 @@ class Stats:
 class LLM:
     """A model in memory, on all NUMA nodes of this machine.
 
-    model: name of a pulled model or path of a GGUF file. ranks: "auto" (one per NUMA node, or the launcher's) or a number.
-    threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together; None is what the model
-    was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model,
-    like [3, 1], or "auto": as the nodes' measured bandwidth; None is even. max_sequences: how many are generated at the same
-    time. ubatch: tokens of one Step. progress(done, total): bytes, while loading.
+    model: name of a pulled model, or path of a GGUF file or a Hugging Face folder. ranks: a number, or "auto": the launcher's, else
+    those with which decoding is predicted to be fastest (engine/plan.py). threads: per rank; None is one per core. ctx: tokens that
+    the cache holds, of all sequences together; None is what the model was trained for, at most 8192. nodes, cpus: like "0,1" and
+    "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured bandwidth; None is
+    even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what becomes of matrices of
+    floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files). progress(done, total): bytes,
+    while loading.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
 
@@ -129,12 +131,12 @@ class LLM:
         max_sequences: int = 16,
         ubatch: int = 512,
         allow_remote: bool = False,
+        quantize: Literal["q8", "q4", "none"] | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         job = Job(
             model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
-            tensor_split=tensor_split,
-            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote,
+            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote, quantize=quantize, tensor_split=tensor_split,
         )  # fmt: skip
         self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
         self._collective = self._service.start.mpi
@@ -147,15 +149,14 @@ class LLM:
         return llm
 
     def _open(self, job: Job, service: Service) -> None:
-        from numatp.files.gguf import read_gguf
-        from numatp.text.tokenizer import Tokenizer
+        from numatp.text.tokenizer import open_tokenizer
 
         self._service, self._collective, self._turn = service, False, Lock()
         atexit.register(self.close)
         try:
             log.info(service.start.line)
             try:
-                self.tokenizer = Tokenizer.from_gguf(read_gguf(job.model))
+                self.tokenizer = open_tokenizer(job.model)
             finally:
                 engine = service.engine()
         except BaseException:

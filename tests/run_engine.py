@@ -5,6 +5,7 @@ like 3,1: of the model per rank.
 OUT.scores.npy gets the log-probability of each token after the first, from the score op.
 """
 
+import os
 import sys
 
 
@@ -13,8 +14,10 @@ def main():
     from numatp.engine.start import start
 
     model, out, ranks, threads, tokens, chunks, *rest = sys.argv[1:]
-    shares = [float(share) for share in rest[0].split(",")] if rest else None
-    job = Job(model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, tensor_split=shares)
+    shares, quantize = [float(share) for share in rest[0].split(",")] if rest else None, os.environ.get("QUANTIZE")
+    job = Job(
+        model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, tensor_split=shares, quantize=quantize
+    )  # fmt: skip
     started = start(job, int(ranks) or None)
     import numpy as np
 

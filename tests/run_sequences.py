@@ -19,7 +19,7 @@ def main():
     model, out, ranks, threads, text = sys.argv[1:]
     plan = json.loads(text)
     sequences, steps = plan["sequences"], plan["steps"]
-    job = Job(model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences))
+    job = Job(model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences), quantize="none")
     started = start(job, int(ranks) or None)
     import numpy as np
 

@@ -12,6 +12,7 @@ import tracemalloc
 from collections.abc import Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -292,6 +293,7 @@ RIGHT = {
     "llama.embedding_length": 64, "llama.attention.head_count": 4, "llama.attention.head_count_kv": 2,
     "llama.feed_forward_length": 96, "llama.block_count": 1, "llama.context_length": 128, "llama.rope.dimension_count": 16,
     "llama.attention.key_length": 16, "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 10000.0,
+    "llama.rope.scaling.factor": 2.0,
 }  # fmt: skip
 SHAPES = {
     "token_embd": (256, 64), "output_norm": (64,), "blk.0.attn_norm": (64,), "blk.0.attn_q": (64, 64), "blk.0.attn_k": (32, 64),
@@ -357,7 +359,7 @@ def test_the_sizes_of_a_model(path, wrong, shapes, absent, ranks):
             one_line(error)
             return
     assert spec.context > 0 and len(spec.layers) == 1
-    assert math.isfinite(spec.epsilon) and spec.epsilon > 0 and math.isfinite(spec.rope_base) and spec.rope_base > 0
+    assert math.isfinite(spec.epsilon) and spec.epsilon > 0 and np.isfinite(spec.rope.frequencies).all()
     for pieces in zip(*slices, strict=True):
         assert all(0 <= r.start <= r.stop <= math.prod(p.info.shape) for p in pieces for r in p.rows)
 

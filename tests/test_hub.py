@@ -20,6 +20,15 @@ FILES = {
     "org/many": {"m-Q4_K_M.gguf": CONTENT, "m-Q4_K_S.gguf": CONTENT[:9], "m-Q8_0.gguf": CONTENT[:99]},
     "org/split": {f"Q8/big-0000{part}-of-00003.gguf": CONTENT[part:] for part in (1, 2, 3)},
     "org/none": {"model.safetensors": b"x"},
+    "org/folder": {
+        "README.md": b"x",
+        "config.json": b"{}",
+        "model-00001-of-00002.safetensors": CONTENT,
+        "tokenizer.json": b"{ }",
+        "model-00002-of-00002.safetensors": CONTENT[1:],
+        "model.safetensors.index.json": b"{}",
+        "original/other.safetensors": b"x",
+    },
     "org/damaged": {"d.gguf": CONTENT},
 }
 
@@ -118,6 +127,19 @@ def test_pull_and_find(pull, tmp_path, monkeypatch, name, file):
     Hub.asked.clear()
     assert pull(name).stdout == result.stdout
     assert Hub.asked == []  # it was there
+
+
+def test_a_folder(pull, tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "cache" / "models" / "hf" / "org" / "folder"
+    result = pull("hf:org/folder")
+    assert (result.returncode, result.stderr, result.stdout) == (0, "", f"{folder}\n")
+    needed = {name: data for name, data in FILES["org/folder"].items() if name[0] != "R" and "/" not in name}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == needed
+    assert Hub.asked[-1][0].endswith("config.json") and hub.find("hf:org/folder") == folder
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match="not there yet"):
+        hub.find("hf:org/folder")
 
 
 def test_a_cut_download_goes_on(pull, tmp_path):

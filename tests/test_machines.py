@@ -13,9 +13,8 @@ import trees
 from sysfs import desktop, epyc, make_machine, write, write_huge_pages, write_process, write_settings, xeon
 
 from numatp.engine.job import Job
-from numatp.engine.plan import describe, make_plan
+from numatp.engine.plan import describe, make_plan, read_header
 from numatp.machine import snapshot
-from numatp.models import shapes
 
 FOLDER = Path(__file__).parent / "data/machines"
 
@@ -87,8 +86,7 @@ def text_of(name, root):
     root = MADE[name](root) if name in MADE else trees.unpack(FOLDER / f"{name}.tree", root)
     machine = snapshot.take(root, {}, pid=1)
     assert snapshot.load(saved(machine, root)).machine == machine.machine
-    known = shapes.known("llama-3.1-8b:f16")
-    return "\n".join(describe(make_plan(known, machine, Job("", context=4096)))) + "\n"
+    return "\n".join(describe(make_plan(read_header("llama-3.1-8b:f16"), machine, Job("", context=4096)))) + "\n"
 
 
 def saved(machine, root):

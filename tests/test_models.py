@@ -1,19 +1,27 @@
 """Metadata that would make an architecture compute nonsense or reach outside memory is refused in one line."""
 
+import re
+from dataclasses import replace
+
+import gguf
 import pytest
 import tiny_cohere2
+import tiny_qwen3
 import tiny_qwen3next
+from golden import FEATURES, GOLDEN
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.files.gguf import read_gguf
 from numatp.models.spec import Attention, Recurrent
+from numatp.weights.loader import plan
 from numatp.weights.splits import split
+
+LONGROPE, YARN = gguf.RopeScalingType.LONGROPE, gguf.RopeScalingType.YARN
 
 
 def spec_of(path):
-    file = read_gguf(path)
-    return models.find(file).read_spec(file)
+    file, model = models.open_model(path)
+    return model.read_spec(file)
 
 
 def written(tmp_path, tiny, monkeypatch, more=(), **sizes):
@@ -50,10 +58,49 @@ def test_impossible_sizes_are_refused(tmp_path, monkeypatch, tiny, sizes):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("more", [("add_expert_count", 4), ("add_nextn_predict_layers", 1)])
-def test_what_qwen3next_cannot_do_yet_is_refused(tmp_path, monkeypatch, more):
-    with pytest.raises(UserError):
-        spec_of(written(tmp_path, tiny_qwen3next, monkeypatch, [more]))
+@pytest.mark.parametrize(
+    ("tiny", "more", "named"),
+    [
+        (tiny_qwen3next, [("add_nextn_predict_layers", 1)], "layers that predict further tokens"),
+        (tiny_qwen3next, [("add_expert_count", 4)], "qwen3next.expert_used_count"),
+        (tiny_qwen3, [("add_rope_scaling_type", LONGROPE)], "'qwen3.rope.scaling.type' is 'longrope'"),
+        (tiny_qwen3, [("add_rope_scaling_type", YARN), ("add_rope_scaling_yarn_ext_factor", 0.5)], "yarn_ext_factor"),
+        (tiny_qwen3, [("add_rope_scaling_type", YARN), ("add_rope_scaling_yarn_beta_fast", 0.5)], "0.5 and 1 turns"),
+        (tiny_qwen3, [("add_rope_scaling_factor", 0.5)], "1 or more"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused(tmp_path, monkeypatch, tiny, more, named):
+    with pytest.raises(UserError, match=re.escape(named)) as refused:
+        spec_of(written(tmp_path, tiny, monkeypatch, more))
+    assert str(refused.value).startswith(str(tmp_path / "tiny.gguf"))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
+    """Of each architecture: every tensor in turn."""
+    file, module = models.open_model(GOLDEN / f"{name}.gguf")
+    tensors = dict(file.tensors)
+
+    def refusal():
+        spec = module.read_spec(file)
+        with pytest.raises(UserError) as refused:
+            plan(file, module.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+        assert str(refused.value).startswith(str(file.path))
+        assert "\n" not in str(refused.value)
+        return str(refused.value)
+
+    optional = {"output.weight", "rope_freqs.weight"} | {f"blk.0.attn_{part}_norm.weight" for part in "qk"}
+    for tensor, info in tensors.items():
+        if tensor.startswith("blk.0.") or not tensor.startswith("blk."):
+            file.tensors = {other: value for other, value in tensors.items() if other != tensor}
+            if tensor not in optional:
+                assert f"'{tensor}' is missing" in refusal()
+            file.tensors = tensors | {tensor: replace(info, shape=(*info.shape[:-1], info.shape[-1] + 1))}
+            if tensor != "token_embd.weight":
+                assert f"'{tensor}' has shape" in refusal()
+    file.tensors = tensors | {"blk.0.attn_surprise.weight": next(iter(tensors.values()))}
+    assert "'blk.0.attn_surprise.weight' is not part of" in refusal()
 
 
 def test_kinds_of_layers(tmp_path, monkeypatch):

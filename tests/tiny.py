@@ -15,6 +15,7 @@ SUPER_SIZES = SIZES | {"width": 256, "heads": 8, "kv_heads": 4, "ffn": 512}
 # Formats that the gguf package reads and does not write: where in a block the float16 scales lie, and how large to the first.
 SCALES = {
     "Q2_K": {80: 1, 82: 1.5}, "Q3_K": {108: 1}, "Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},
+    "IQ4_NL": {0: 1}, "IQ4_XS": {0: 1},
 }  # fmt: skip
 
 

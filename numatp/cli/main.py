@@ -20,6 +20,7 @@ COMMANDS = {
     "doctor": "what keeps this machine from its full speed, and what mends it",
     "plan": "what a model would be on this machine or another, before anything is loaded",
     "pull": "download a model into the cache folder",
+    "quantize": "write a model in a smaller format",
 }
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds

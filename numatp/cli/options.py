@@ -47,16 +47,20 @@ def add_tensor_split(parser: argparse.ArgumentParser) -> None:
 
 
 def add_placement(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
+    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: the fastest)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
     add_tensor_split(parser)
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
+    parser.add_argument(
+        "--quantize", choices=["q8", "q4", "none"],
+        help="matrices of floats on load (default: q8 for a folder, none for a GGUF file)",
+    )  # fmt: skip
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file")
+    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file or folder")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
@@ -69,7 +73,7 @@ def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
-        "allow_remote": arguments.allow_remote,
+        "allow_remote": arguments.allow_remote, "quantize": arguments.quantize,
     }  # fmt: skip
     return Job(**(described | changes))
 

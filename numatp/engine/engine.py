@@ -11,19 +11,18 @@ from numatp import models
 from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.instruments import Instruments
-from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, rows_of
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.gguf import read_gguf
 from numatp.files.measured import read_bandwidth
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits, native, pages, policy, topology
 from numatp.program.ops import Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
-from numatp.weights.loader import Weights, plan
+from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import shares_of, split
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
@@ -47,6 +46,7 @@ class Engine:
         self._nodes = self.comm.gather(self.placement.node)
         self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
+        start.notes += notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
@@ -76,9 +76,9 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
-        self.file = read_gguf(self.job.model)
-        self.model = models.find(self.file)
+        self.file, self.model = models.open_model(self.job.model)
         self.spec = self.model.read_spec(self.file)
+        quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
         if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
             raise UserError(
@@ -88,7 +88,7 @@ class Engine:
         self.context = context_of(self.job, self.spec.context)
         self.max_rows = rows_of(self.job)
         self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
-        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split)
+        self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
@@ -133,7 +133,7 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.team.run, progress)
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numatp.errors import UserError
+from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.model_file import ModelFile
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
@@ -24,6 +26,7 @@ class Job:
     allow_remote: bool = False
     cache_type: str = "f16"
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
+    quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
 
 
 def context_of(job: Job, trained: int) -> int:
@@ -32,6 +35,11 @@ def context_of(job: Job, trained: int) -> int:
     if not 0 < context <= trained:
         raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
     return context
+
+
+def quantize_of(job: Job, file: ModelFile) -> str:
+    """What becomes of matrices of floats."""
+    return job.quantize or ("q8" if isinstance(file, HuggingFaceFile) else "none")
 
 
 def rows_of(job: Job) -> int:

@@ -14,23 +14,33 @@ from typing import Any
 
 from numatp import models, quants
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
-from numatp.engine.job import MARGIN, Job, context_of, rows_of
+from numatp.engine.job import MARGIN, Job, context_of, quantize_of, rows_of
 from numatp.errors import UserError
-from numatp.files.gguf import read_gguf
 from numatp.files.measured import read_bandwidth
+from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
 from numatp.machine import placement, snapshot
 from numatp.machine.prediction import seconds_per_token
 from numatp.machine.snapshot import Snapshot
 from numatp.machine.topology import format_cpulist
 from numatp.models import shapes
-from numatp.models.shapes import Known
-from numatp.weights.loader import Matrix, Slice
+from numatp.models.spec import Spec
+from numatp.weights.loader import Matrix, Rule, Slice
 from numatp.weights.loader import plan as plan_slices
-from numatp.weights.splits import shares_of, split
+from numatp.weights.splits import Split, shares_of, split
 
 SECOND_NORMS = ("ffn_norm", "post_attention_norm")  # a layer with one of them has an exchange after attention as well
 SHOWN = 0.02  # of what is stored more than once: smaller kinds are not listed
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a plan reads of a model."""
+
+    file: ModelFile
+    spec: Spec
+    rules: list[Rule]
+    experts_used: int  # by each token
 
 
 @dataclass(frozen=True)
@@ -91,22 +101,22 @@ class ModelPlan:
         return _fits(self.rooms, self.limit)
 
 
-def read_header(model: str) -> Known:
-    """Of a GGUF file, a pulled model or a known shape. UserError for anything else, and for a damaged file."""
-    known = shapes.known(model)
-    if known and not Path(model).exists():
-        return known
-    try:
-        path = resolve_model(model)
-    except UserError as error:
-        raise UserError(f"{error}; shapes that need no file: {shapes.names()}") from None
-    file = read_gguf(path)
-    architecture = models.find(file)
+def read_header(model: str) -> Header:
+    """Of a GGUF file, a Hugging Face folder, a pulled model or a known shape. UserError for anything else, and what is damaged."""
+    file: ModelFile | None = None if Path(model).exists() else shapes.header(model)
+    if file:
+        architecture = models.find(file)
+    else:
+        try:
+            path = resolve_model(model)
+        except UserError as error:
+            raise UserError(f"{error}; shapes that need no file: {shapes.names()}") from None
+        file, architecture = models.open_model(path)
     spec = architecture.read_spec(file)
-    return Known(file, spec, architecture.rules(spec), getattr(spec, "experts_used", 0))
+    return Header(file, spec, architecture.rules(spec), getattr(spec, "experts_used", 0))
 
 
-def make_plan(model: Known, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
+def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
     """ranks: None for the fastest that fits. UserError for a model that cannot be cut or a context that it was not trained for."""
     counts = _counts(machine, job)
     wanted = shares_wanted(job)
@@ -115,7 +125,7 @@ def make_plan(model: Known, machine: Snapshot, job: Job, ranks: int | None = Non
     ranks = ranks or wanted
     drafts = {count: _Draft(model, machine, job, count) for count in {*counts, *filter(None, [ranks])}}
     chosen = drafts[ranks or _fastest(drafts, counts)]
-    one = _bytes_by_kind(plan_slices(model.file, model.rules, model.spec.sizes, split(model.spec.sizes, 0, 1), quants.sizes)[0])
+    one = _bytes_by_kind(_slices(model, job, split(model.spec.sizes, 0, 1))[0])
     held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
     return ModelPlan(
         model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
@@ -206,7 +216,7 @@ def describe(plan: ModelPlan) -> list[str]:
 class _Draft:
     """The model on so many ranks."""
 
-    def __init__(self, model: Known, machine: Snapshot, job: Job, size: int):
+    def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
         spec, context, rows = model.spec, context_of(job, model.spec.context), rows_of(job)
         pools = pools_of(spec, context, job.max_sequences, rows)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
@@ -217,7 +227,7 @@ class _Draft:
         shares = shares_of(wish, [place.node for place in places], machine.bandwidth)
         for place in places:
             cut = split(spec.sizes, place.rank, size, shares)
-            slices, weight_bytes = plan_slices(model.file, model.rules, spec.sizes, cut, quants.sizes)
+            slices, weight_bytes = _slices(model, job, cut)
             self.kinds += _bytes_by_kind(slices)
             cache, read = CacheLayout(spec, cut, pools, job.max_sequences), sum(_read_per_token(piece, model) for piece in slices)
             own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
@@ -243,7 +253,7 @@ def _counts(machine: Snapshot, job: Job) -> list[int]:
     """Numbers of ranks worth comparing, ascending; the last is one per usable node."""
     if job.cpus:
         return [len(job.cpus.split("|"))]
-    usable = {node.id for node in machine.usable}
+    usable = {node.id for node in placement.usable_nodes(machine.given, machine.allowed)}
     if job.nodes:
         wanted = placement.parse_list(job.nodes, "--nodes")
         usable = usable & set(wanted) or set(wanted)
@@ -260,7 +270,7 @@ def _fastest(drafts: Mapping[int, _Draft], counts: list[int]) -> int:
     return max(sorted(possible), key=lambda count: possible[count].tokens_per_second or -inf)
 
 
-def _read_per_token(piece: Slice, model: Known) -> int:
+def _read_per_token(piece: Slice, model: Header) -> int:
     """As the ops count it (Op.num_bytes): matrices, of which the embedding is read only where it is the output matrix too."""
     target = piece.target
     if not isinstance(target, Matrix) or (piece.info.name == "token_embd.weight" and not model.spec.tied):
@@ -268,10 +278,14 @@ def _read_per_token(piece: Slice, model: Known) -> int:
     return target.num_bytes if target.experts == 1 else target.num_bytes // target.experts * model.experts_used
 
 
-def _exchanges(model: Known) -> int:
+def _exchanges(model: Header) -> int:
     """Per token: one for the embedding, one for each layer, and one more where its two halves follow each other."""
     names = {rule.name.rpartition(".")[0] for rule in model.rules}
     return 1 + sum(1 + any(f"blk.{layer}.{norm}" in names for norm in SECOND_NORMS) for layer in range(len(model.spec.layers)))
+
+
+def _slices(model: Header, job: Job, cut: Split) -> tuple[list[Slice], int]:
+    return plan_slices(model.file, model.rules, model.spec.sizes, cut, quantize_of(job, model.file), quants.sizes)
 
 
 def _bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:

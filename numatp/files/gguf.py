@@ -9,12 +9,13 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from numatp.files.gguf_header import (
     ARRAY,
+    BOOL,
     KINDS,
     SCALARS,
     STRING,
@@ -29,6 +30,7 @@ from numatp.files.gguf_header import (
     quote,
     truncated,
 )
+from numatp.files.model_file import ModelFile, TensorInfo
 
 # id: (name, weights per block, bytes per block). Ids 4, 5, 31-33 and 36-38 were withdrawn by ggml.
 TENSOR_TYPES = {
@@ -44,28 +46,19 @@ TENSOR_TYPES = {
 # Far above any real model; they keep Python's overhead per entry from exhausting memory.
 MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
 MAX_DIMS = 4
-MAX_COUNT = (1 << 31) - 1  # of heads, tokens, values in a row: products of two of them fit in 63 bits
 PART = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")  # the name of one file of a split model: NAME, part, parts
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """One tensor: `shape` has rows first, so a matrix is (out, in); `offset` counts bytes from the start of the file `path`."""
-
-    name: str
-    type: str
-    shape: tuple[int, ...]
-    offset: int
-    num_bytes: int
-    path: Path
 
 
 class Metadata(Mapping[str, Value]):
     """Key to value; an array is decoded when it is first asked for, since only one rank needs the vocabulary."""
 
-    def __init__(self, entries: dict[str, int | float | str | LazyArray], header: bytes) -> None:
+    def __init__(
+        self, entries: dict[str, int | float | str | LazyArray], header: bytes, places: dict[str, tuple[int, int]]
+    ) -> None:
+        """places: where in the header each value begins with its kind, and ends."""
         self.entries = entries
         self._header = header
+        self._places = places
         self._decoded: dict[str, Sequence[Value]] = {}
 
     def __getitem__(self, key: str) -> Value:
@@ -76,6 +69,11 @@ class Metadata(Mapping[str, Value]):
             self._decoded[key] = decode(self._header, entry)[0]
         return self._decoded[key]
 
+    def encoded(self, key: str) -> bytes:
+        """The kind and the value as they are in the file."""
+        start, end = self._places[key]
+        return self._header[start:end]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -83,48 +81,14 @@ class Metadata(Mapping[str, Value]):
         return len(self.entries)
 
 
-class GGUFFile:
-    """The header of a GGUF model; `path` and the metadata are those of its first file, `size` counts the bytes of all files.
-
-    The getters raise UserError, naming file and key, when the key is of another kind, or absent without a default.
-    """
+class GGUFFile(ModelFile):
+    """The header of a GGUF model; `path` and the metadata are those of its first file, `size` counts the bytes of all files."""
 
     def __init__(self, path: Path, size: int, metadata: Metadata) -> None:
         self.path = path
         self.size = size
         self.metadata = metadata
         self.tensors: dict[str, TensorInfo] = {}
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default, "a whole number")
-        return value if type(value) is int else self._wrong(key, "a whole number")
-
-    def count(self, key: str, default: int | None = None, most: int = MAX_COUNT) -> int:
-        """Of something that the model has: 1 to `most`."""
-        value = self.integer(key, default)
-        return value if 1 <= value <= most else self._wrong(key, f"a whole number from 1 to {most}", value)
-
-    def positive(self, key: str, default: float | None = None) -> float:
-        value = self.number(key, default)
-        return value if value > 0 else self._wrong(key, "a number above 0", value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default, "a finite number")
-        if type(value) in (int, float) and math.isfinite(value):
-            return float(value)
-        self._wrong(key, "a finite number")
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self._get(key, default, "a text")
-        if not isinstance(value, str):
-            self._wrong(key, "a text")
-        if any("\ud800" <= char <= "\udfff" for char in value):
-            self._wrong(key, "a text in UTF-8")
-        return value
-
-    def flag(self, key: str, default: bool | None = None) -> bool:
-        value = self._get(key, default, "true or false")
-        return value if isinstance(value, bool) else self._wrong(key, "true or false")
 
     def strings(self, key: str, default: Sequence[str] | None = None) -> Sequence[str]:
         """Bytes that are not UTF-8 come back as lone surrogates (`surrogateescape`), so nothing of a token is lost."""
@@ -135,14 +99,16 @@ class GGUFFile:
         numbers: Sequence[int] = self._list(key, default, "a list of whole numbers", (0, 1, 2, 3, 4, 5, 10, 11))
         return numbers
 
+    def flags(self, key: str, default: Sequence[bool] | None = None) -> Sequence[bool]:
+        flags: Sequence[bool] = self._list(key, default, "a list of true and false", (BOOL,))
+        return flags
+
+    def is_list(self, key: str) -> bool:
+        return isinstance(self.metadata.entries.get(key), LazyArray)
+
     def numbers(self, key: str, default: Sequence[float] | None = None) -> Sequence[float]:
-        """Float32 or float64; not-a-number and infinities come as they are."""
         numbers: Sequence[float] = self._list(key, default, "a list of numbers", (6, 12))
         return numbers
-
-    def fail(self, fault: str) -> NoReturn:
-        """Raise UserError about this file; `fault` ends with the remedy."""
-        fail(self.path, fault)
 
     def _list(self, key: str, default: Any, expected: str, kinds: tuple[int, ...]) -> Any:
         entry = self._get(key, default, expected)
@@ -246,14 +212,17 @@ def _parse(header: Header) -> GGUFFile:
         damaged(path, f"it claims {num_tensors} tensors and {num_keys} metadata entries")
 
     entries: dict[str, int | float | str | LazyArray] = {}
+    places: dict[str, tuple[int, int]] = {}
     for index in range(num_keys):
         key = header.name(f"the name of metadata entry {index}")
         if key in entries:
             damaged(path, f"metadata {quote(key)} is there twice")
+        start = header.pos
         entries[key] = _entry(header, f"metadata {quote(key)}")
+        places[key] = start, header.pos
     infos = [_tensor_info(header, index) for index in range(num_tensors)]
 
-    file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos])))
+    file = GGUFFile(path, header.size, Metadata(entries, bytes(header.data[: header.pos]), places))
     alignment = file.integer("general.alignment", 32)
     if alignment <= 0 or alignment & (alignment - 1):
         damaged(path, f"alignment {alignment} is not a power of two")

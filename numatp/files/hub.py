@@ -1,4 +1,4 @@
-"""GGUF models on the Hugging Face hub, by names like hf:ORG/REPO or hf:ORG/REPO:FILE."""
+"""Models on the Hugging Face hub, GGUF files or folders of safetensors, by names like hf:ORG/REPO or hf:ORG/REPO:FILE."""
 
 import os
 import re
@@ -11,7 +11,13 @@ from numatp.files.cache import cache_dir, make_folder, sha256
 PREFIX = "hf:"
 NAME = re.compile(r"hf:([\w.-]+/[\w.-]+)(?::(.+))?")
 LATER_PART = re.compile(r"-(?!00001)[0-9]{5}-of-[0-9]{5}\.gguf$")
+CONFIG = "config.json"
 FIRST_PART = re.compile(r"-00001-of-([0-9]{5})\.gguf$")
+# What is needed of a folder; config.json comes last, so that where it is the rest is too.
+PART_OF_FOLDER = re.compile(
+    r"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja"
+    r"|(tokenizer|tokenizer_config|generation_config|chat_template)\.json"
+)
 LISTED = 12  # files that an error names
 
 
@@ -30,10 +36,14 @@ def folder_of(repo: str) -> Path:
 def choose(name: str, files: Iterable[str]) -> list[str]:
     """The files of one model among those of a repository: FILE is a file's name, or what only one name contains, like Q4_K_M.
 
-    A split model is named by its first file and given with all of them. Raises UserError that lists what there is.
+    A split model is named by its first file and given with all of them. A repository without GGUF files is taken as a whole: its
+    config.json is the last of the files. Raises UserError that lists what there is.
     """
+    files = list(files)
     repo, wanted = parse(name)
     models = sorted(f for f in files if f.endswith(".gguf") and not LATER_PART.search(f) and "mmproj" not in f)
+    if not models and not wanted and CONFIG in files and any(f.endswith(".safetensors") for f in files):
+        return [*sorted(filter(PART_OF_FOLDER.fullmatch, files)), CONFIG]
     if not models:
         raise UserError(f"{repo} has no GGUF file")
     words = [model for model in models if wanted.lower() in re.split(r"[-./]", model.lower())]
@@ -51,8 +61,11 @@ def choose(name: str, files: Iterable[str]) -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a pulled model, its first one if it is split. UserError with the remedy if it is not there."""
-    folder = folder_of(parse(name)[0])
+    """The file of a pulled model, its first one if it is split, or its folder. UserError with the remedy if it is not there."""
+    repo, file = parse(name)
+    folder = folder_of(repo)
+    if not file and (folder / CONFIG).exists():
+        return folder
     there = [path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf")]
     try:
         files = choose(name, there)
@@ -105,7 +118,7 @@ def pull(name: str, progress: Callable[[int, int], None]) -> Path:
         raise MachineError(
             f"cannot keep {name} in {folder}: {error.strerror or error}; make room, or set NUMATP_CACHE_DIR"
         ) from None
-    return folder / files[0]
+    return folder if files[-1] == CONFIG else folder / files[0]
 
 
 def _after(done: int, total: int, progress: Callable[[int, int], None]) -> Callable[[int], None]:

@@ -82,6 +82,14 @@ def load_queries(scratch, q, stride, count, size, room):
 
 
 @device
+def add_sinks(scratch, sinks, count, step):
+    """Lets query m see one more token of score sinks[m * step] and no value, before all others."""
+    for m in range(count):
+        store_f32(offset(scratch, HIGHEST), m, load_f32(sinks, m * step))
+        store_f32(offset(scratch, TOTAL), m, float32(1))
+
+
+@device
 def score_group(scratch, keys, size, zero):
     """Queries times the keys of one block: as many accumulators as registers hold."""
     for part in range(0, CACHE_BLOCK, 16):
@@ -241,6 +249,8 @@ def attend_prompt(args, scratch, table, head, row, count, position):
     size = args.head_size
     kv_head = (args.first_head + head) // args.group - args.first_kv_head
     load_queries(scratch, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, room_for(count))
+    if args.sunk:
+        add_sinks(scratch, offset(args.sinks, head * 4), count, 0)
     first = max(position + 1 - args.window, 0) // CACHE_BLOCK
     attend(args, scratch, table, kv_head, first, (position + count - 1) // CACHE_BLOCK + 1, count, position, 1)
     for m in range(count):
@@ -259,6 +269,8 @@ def attend_row(args, scratch, table, sequence, kv_head, row, position, first, la
         start = head + start * GROUP
         count = min(end - start, GROUP)
         load_queries(scratch, offset(args.q, row * args.q_stride + start * size * 4), size * 4, count, size, room_for(count))
+        if args.sunk and split == 0:
+            add_sinks(scratch, offset(args.sinks, start * 4), count, 1)
         attend(args, scratch, table, kv_head, first, last, count, position, 0)
         for m in range(count):
             if num_splits == 1:
@@ -277,10 +289,12 @@ def attend_row(args, scratch, table, sequence, kv_head, row, position, first, la
     q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
     group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer", table_length="int",
     keys="pointer", values="pointer", block_stride="int", scratch="pointer", scratch_stride="int", parts="pointer",
-    finished="pointer", out="pointer",
+    finished="pointer", sinks="pointer", sunk="int", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
     """out (rows, heads, head_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
+
+    sunk: the softmax of each head has one more term, exp(sinks[head]) (float32), whose value is zero.
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
     spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,

@@ -6,6 +6,7 @@ from numatp.kernels.simd import exp2_int, fma, max_f32x16, min_f32x16, round_f32
 # exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06
+SQRT_2_PI = 0.7978845608028654
 SMALLEST, LARGEST = -87.0, 88.0  # 2**n stays a normal float32
 
 
@@ -31,3 +32,12 @@ def sigmoid(x):
 def silu(x):
     """x * sigmoid(x)."""
     return x / (splat_f32(1) + exp(splat_f32(0) - x))
+
+
+@device
+def gelu(x):
+    """x / 2 * (1 + tanh(u)) with u = sqrt(2 / pi) * (x + 0.044715 x**3), which is x * sigmoid(2 u)
+    (https://arxiv.org/abs/1606.08415, section 2).
+    """
+    u = x * fma(x * x, splat_f32(0.044715 * SQRT_2_PI), splat_f32(SQRT_2_PI))
+    return x * sigmoid(u + u)

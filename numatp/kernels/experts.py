@@ -6,6 +6,7 @@ matrix kernels multiply an expert's rows as they multiply the rows of a Step. Wh
 counts: [number of places, number of active experts]
 active (experts, 3): expert, its first group of places, its rows
 rows_of_places: the row at each place, 0 where there is none
+experts_of_places: the expert of each place
 places (rows, used): the place of each pair
 """
 
@@ -52,7 +53,7 @@ def choose(args, thread, threads):
 
 @kernel(
     rows="pointer", experts="int", used="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
-    rows_of_places="pointer", places="pointer", next="pointer",
+    rows_of_places="pointer", experts_of_places="pointer", places="pointer", next="pointer",
 )  # fmt: skip
 def arrange(args, thread, threads):
     """By one thread: the places of all pairs (see above); next (experts,) int64 is scratch."""
@@ -72,7 +73,10 @@ def arrange(args, thread, threads):
             store_i64(args.active, found * 3, expert)
             store_i64(args.active, found * 3 + 1, group)
             store_i64(args.active, found * 3 + 2, count)
-            group += (count + args.pitch - 1) // args.pitch
+            end = group + (count + args.pitch - 1) // args.pitch
+            for place in range(group * args.pitch, end * args.pitch):
+                store_i64(args.experts_of_places, place, expert)
+            group = end
             found += 1
     store_i64(args.counts, 0, group * args.pitch)
     store_i64(args.counts, 1, found)

@@ -1,8 +1,8 @@
 """Products of two activations, one of which opens and closes the other."""
 
 from numatp.kernels.compile import kernel, share
-from numatp.kernels.exp import sigmoid, silu
-from numatp.kernels.simd import load_f32x16, load_i64, offset, store_f32x16
+from numatp.kernels.exp import gelu, sigmoid, silu
+from numatp.kernels.simd import fma, load_f32x16, load_i64, max_f32x16, min_f32x16, offset, splat_f32, store_f32x16, sum_f32x16
 
 
 @kernel(
@@ -39,3 +39,65 @@ def sigmoid_gate(args, thread, threads):
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, load_f32x16(x, i) * sigmoid(load_f32x16(gate, i)))
+
+
+@kernel(
+    gate="pointer", up="pointer", stride="int", rows="pointer", width="int", out="pointer", out_thread_stride="int", private="int",
+)  # fmt: skip
+def gelu_gate(args, thread, threads):
+    """out (rows, width) = gelu(gate) * up; otherwise as silu_gate."""
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
+        out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
+        for i in range(0, args.width, 16):
+            store_f32x16(out, i, gelu(load_f32x16(gate, i)) * load_f32x16(up, i))
+
+
+@kernel(
+    gate="pointer", up="pointer", stride="int", rows="pointer", width="int", alpha="float", limit="float", out="pointer",
+    out_thread_stride="int", private="int",
+)  # fmt: skip
+def clamped_gate(args, thread, threads):
+    """out (rows, width) = g * sigmoid(alpha * g) * (up + 1), where g is the gate up to `limit` and up is within it on both sides;
+    otherwise as silu_gate.
+    """
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    limit, alpha, one = splat_f32(args.limit), splat_f32(args.alpha), splat_f32(1)
+    for row in range(first, last):
+        gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
+        out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
+        for i in range(0, args.width, 16):
+            g = min_f32x16(load_f32x16(gate, i), limit)
+            u = max_f32x16(min_f32x16(load_f32x16(up, i), limit), splat_f32(0) - limit)
+            store_f32x16(out, i, g * sigmoid(alpha * g) * (u + one))
+
+
+@kernel(
+    x="pointer", x_thread_stride="int", width="int", h="pointer", h_thread_stride="int", h_width="int", weight="pointer",
+    rows="pointer", private="int",
+)  # fmt: skip
+def dot_gate(args, thread, threads):
+    """x (rows, width) *= sigmoid(h (rows, h_width) . weight), one number per row; both widths are multiples of 16.
+
+    private: every thread has its own x; else the threads share the rows.
+    """
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    for row in range(first, last):
+        x = offset(args.x, row * args.width * 4 + thread * args.x_thread_stride)
+        h = offset(args.h, row * args.h_width * 4 + thread * args.h_thread_stride)
+        products = splat_f32(0)
+        for i in range(0, args.h_width, 16):
+            products = fma(load_f32x16(h, i), load_f32x16(args.weight, i), products)
+        factor = sigmoid(splat_f32(sum_f32x16(products)))
+        for i in range(0, args.width, 16):
+            store_f32x16(x, i, load_f32x16(x, i) * factor)

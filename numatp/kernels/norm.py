@@ -26,6 +26,20 @@ def inverse_rms(x, size, epsilon):
     return splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(size) + epsilon))
 
 
+@device
+def mean_and_inverse_deviation(x, size, epsilon):
+    """The mean of `size` floats and 1 / sqrt(variance + epsilon), in all lanes."""
+    sums = splat_f32(0)
+    for i in range(0, size, 16):
+        sums = sums + load_f32x16(x, i)
+    mean = splat_f32(sum_f32x16(sums) / float32(size))
+    squares = splat_f32(0)
+    for i in range(0, size, 16):
+        apart = load_f32x16(x, i) - mean
+        squares = fma(apart, apart, squares)
+    return mean, splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(size) + epsilon))
+
+
 @kernel(
     x="pointer", rows="pointer", select="pointer", weight="pointer", width="int", epsilon="float",
     out="pointer", out_thread_stride="int", private="int",
@@ -61,15 +75,8 @@ def layer_norm(args, thread, threads):
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.width * 4)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
-        sums = splat_f32(0)
-        for i in range(0, args.width, 16):
-            sums = sums + load_f32x16(x, i)
-        mean = splat_f32(sum_f32x16(sums) / float32(args.width))
-        squares = splat_f32(0)
-        for i in range(0, args.width, 16):
-            apart = load_f32x16(x, i) - mean
-            squares = fma(apart, apart, squares)
-        scale = splat_f32(args.scale / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
+        mean, inverse = mean_and_inverse_deviation(x, args.width, args.epsilon)
+        scale = splat_f32(args.scale) * inverse
         for i in range(0, args.width, 16):
             store_f32x16(out, i, (load_f32x16(x, i) - mean) * scale * load_f32x16(args.weight, i))
 
@@ -112,3 +119,42 @@ def gated_rms_norm(args, thread, threads):
             for i in range(0, args.size, 16):
                 value = load_f32x16(x, i) * scale * load_f32x16(args.weight, i)
                 store_f32x16(out, head * args.size + i, value * silu(load_f32x16(gate, i)))
+
+
+@kernel(
+    x="pointer", rows="pointer", weight="pointer", width="int", epsilon="float", out="pointer", private="int",
+)  # fmt: skip
+def add_rms_norm(args, thread, threads):
+    """out += rms_norm of x, both (rows, width). private: rows are few, and threads share the columns; else they share the rows.
+
+    A row is always summed as a whole, so that all threads and ranks get the same bits.
+    """
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    start, stop = 0, args.width // 16
+    if args.private:
+        first, last = 0, rows
+        start, stop = share(args.width // 16, thread, threads)
+    for row in range(first, last):
+        x, out = offset(args.x, row * args.width * 4), offset(args.out, row * args.width * 4)
+        scale = inverse_rms(x, args.width, args.epsilon)
+        for i in range(start * 16, stop * 16, 16):
+            store_f32x16(out, i, load_f32x16(out, i) + load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
+
+
+@kernel(
+    x="pointer", rows="pointer", heads="int", q_heads="int", k_heads="int", size="int", q_weight="pointer", k_weight="pointer",
+    epsilon="float",
+)  # fmt: skip
+def layer_norm_heads(args, thread, threads):
+    """layer_norm in place of each q and k head of x, as rms_norm_heads; weights (heads, size)."""
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        head, x = item % args.heads, offset(args.x, item * args.size * 4)
+        if head < args.q_heads + args.k_heads:
+            mean, scale = mean_and_inverse_deviation(x, args.size, args.epsilon)
+            q = offset(args.q_weight, head * args.size * 4)
+            k = offset(args.k_weight, (head - args.q_heads) * args.size * 4)
+            weight = q if head < args.q_heads else k
+            for i in range(0, args.size, 16):
+                store_f32x16(x, i, (load_f32x16(x, i) - mean) * scale * load_f32x16(weight, i))

@@ -8,12 +8,16 @@ from llvmlite import ir
 from numba.extending import intrinsic
 
 from numatp.kernels.compile import device
+from numatp.kernels.dot import isa
 from numatp.kernels.rows import Vectors, map_rows
 from numatp.kernels.simd import constant, i8x64, llvm_type, load_i32, load_u8, pointer, store_i32
 
 
-def plane_loader(bits, position):
-    """Intrinsic load(p): the plane at p as the 8 weight vectors of 16 rows x 32 columns, its bits moved up to `position`."""
+def plane_loader(bits, position, table=None):
+    """Intrinsic load(p): the plane at p as the 8 weight vectors of 16 rows x 32 columns, its bits moved up to `position`.
+
+    table: 16 bytes; the weights are what it holds for each four bits.
+    """
 
     def emit(context, builder, signature, args):
         vector = llvm_type(i8x64)
@@ -31,7 +35,8 @@ def plane_loader(bits, position):
                 moved = move(builder.bitcast(value, words), ir.Constant(words, [abs(shift)] * 32))
                 value = builder.bitcast(moved, vector)
             mask = ((1 << bits) - 1) << position
-            weights = builder.insert_value(weights, builder.and_(value, constant(i8x64, mask)), j)
+            value = builder.and_(value, constant(i8x64, mask))
+            weights = builder.insert_value(weights, isa.lookup(builder, table, value) if table else value, j)
         return weights
 
     @intrinsic

@@ -7,16 +7,16 @@ from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.simd import load_f32, load_f64, load_i64, offset, store_f16, store_f32
 
 
-@kernel(positions="pointer", rows="pointer", frequencies="pointer", pairs="int", out="pointer")
+@kernel(positions="pointer", rows="pointer", frequencies="pointer", pairs="int", scale="float", out="pointer")
 def rotation_angles(args, thread, threads):
-    """out (rows, pairs, 2) = cos and sin of position * frequency; frequencies are float64 (pairs,)."""
+    """out (rows, pairs, 2) = scale * cos and sin of position * frequency; frequencies are float64 (pairs,)."""
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         position = load_i64(args.positions, row)
         for i in range(args.pairs):
             angle = position * load_f64(args.frequencies, i)
-            store_f32(args.out, (row * args.pairs + i) * 2, cos(angle))
-            store_f32(args.out, (row * args.pairs + i) * 2 + 1, sin(angle))
+            store_f32(args.out, (row * args.pairs + i) * 2, args.scale * cos(angle))
+            store_f32(args.out, (row * args.pairs + i) * 2 + 1, args.scale * sin(angle))
 
 
 @device

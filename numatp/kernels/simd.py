@@ -5,6 +5,7 @@ ISA's own file (see dot.py). Memory is reached through a `Pointer` plus an index
 no integer casts.
 """
 
+import itertools
 import operator
 
 from llvmlite import ir
@@ -235,6 +236,31 @@ def _upper_half(builder, v, sixteen, result):
 
 
 widen_upper_halves = unary(f32x16, i16x16, lambda builder, v: _upper_half(builder, v, constant(i32x16, 16), llvm_type(f32x16)))
+
+
+def _half_power(builder, e, one, shifts, result):
+    """2**(e - 128): (e - 1) as the exponent, and below the normal floats 1/4 or 1/2 of the smallest one."""
+    normal, small = shifts
+    exponent, fraction = builder.shl(builder.sub(e, one), normal), builder.shl(builder.add(e, one), small)
+    return builder.bitcast(builder.select(builder.icmp_signed(">", exponent, fraction), exponent, fraction), result)
+
+
+half_powers = unary(
+    f32x16,
+    i8x16,
+    lambda builder, v: _half_power(
+        builder,
+        builder.zext(v, llvm_type(i32x16)),
+        constant(i32x16, 1),
+        (constant(i32x16, 23), constant(i32x16, 21)),
+        llvm_type(f32x16),
+    ),
+)
+half_power = unary(
+    types.float32,
+    types.uint8,
+    lambda builder, v: _half_power(builder, builder.zext(v, INT32), INT32(1), (INT32(23), INT32(21)), FLOAT),
+)
 float_of_upper_half = unary(types.float32, types.int16, lambda builder, v: _upper_half(builder, v, INT32(16), FLOAT))
 negative = unary(f32x16, f32x16, lambda builder, v: builder.fneg(v))
 narrow = unary(f16x16, f32x16, lambda builder, v: builder.fptrunc(v, llvm_type(f16x16)))
@@ -244,6 +270,7 @@ round_to_i32 = unary(
     lambda builder, v: builder.fptosi(call_llvm(builder, "llvm.rint.v16f32", v.type, v), llvm_type(i32x16)),
 )
 round_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.rint.v16f32", v.type, v))
+floor_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.floor.v16f32", v.type, v))
 abs_f32 = unary(f32x16, f32x16, lambda builder, v: call_llvm(builder, "llvm.fabs.v16f32", v.type, v))
 
 
@@ -319,6 +346,56 @@ def keep_lanes(typing_context, num_lanes, kept, other):
         return builder.select(builder.icmp_signed("<", lane, count), args[1], args[2])
 
     return f32x16(types.int64, f32x16, f32x16), emit
+
+
+@intrinsic
+def lane(typing_context, v, i):
+    """v[i]."""
+
+    def emit(context, builder, signature, args):
+        return builder.extract_element(args[0], builder.trunc(args[1], INT32))
+
+    return types.float32(f32x16, types.int64), emit
+
+
+@intrinsic
+def with_lane(typing_context, v, i, value):
+    """v with v[i] = value."""
+
+    def emit(context, builder, signature, args):
+        return builder.insert_element(args[0], args[2], builder.trunc(args[1], INT32))
+
+    return f32x16(f32x16, types.int64, types.float32), emit
+
+
+@intrinsic
+def bits_of(typing_context, v):
+    """Bit i is set where lane i is above zero; 16 bits."""
+
+    def emit(context, builder, signature, args):
+        above = builder.fcmp_ordered(">", args[0], constant(f32x16, 0.0))
+        return builder.zext(builder.bitcast(above, INT16), INT32)
+
+    return types.int32(f32x16), emit
+
+
+def nearest_of(values, codes):
+    """Intrinsic nearest(v): for each lane the code of the closest of the ascending values, as float32, and that value."""
+
+    def emit(context, builder, signature, args):
+        vector = args[0]
+        code, value = constant(f32x16, float(codes[0])), constant(f32x16, float(values[0]))
+        for (low, high), higher in zip(itertools.pairwise(float(value) for value in values), codes[1:], strict=True):
+            above = builder.fcmp_ordered(">", vector, constant(f32x16, (low + high) / 2))
+            code = builder.select(above, constant(f32x16, float(higher)), code)
+            value = builder.select(above, constant(f32x16, high), value)
+        return context.make_tuple(builder, signature.return_type, [code, value])
+
+    @intrinsic
+    def nearest(typing_context, v):
+        return types.UniTuple(f32x16, 2)(f32x16), emit
+
+    return nearest
 
 
 @intrinsic

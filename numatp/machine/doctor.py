@@ -62,7 +62,10 @@ class Host:
 
     def __post_init__(self) -> None:
         self.machine: Machine = topology.read_machine(self.root)
-        self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, self.environ)
+        try:
+            self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, self.environ)
+        except MachineError:  # `binding` says so
+            self.allowed, self.allowed_source = launch.allowed_cpus(self.root, self.pid, {})
         self.mems = topology.allowed_nodes(self.root, self.pid)
 
     def run(self, *command: str) -> tuple[int, str]:
@@ -82,6 +85,11 @@ class Host:
                 return name
         return self.environ.get("container", "")
 
+    @property
+    def outside(self) -> str:
+        """Before a command that a container may not run."""
+        return "on the host: " if self.container else ""
+
 
 Check = Callable[[Host], Finding]
 
@@ -93,7 +101,7 @@ def numa_balancing(host: Host) -> Finding:
     return Finding(
         "numa_balancing", "mend", f"kernel.numa_balancing is {value}",
         "the kernel unmaps pages now and then to see who uses them, and threads stall on the faults",
-        "sysctl -w kernel.numa_balancing=0",
+        f"{host.outside}sysctl -w kernel.numa_balancing=0",
     )  # fmt: skip
 
 
@@ -105,7 +113,7 @@ def transparent_huge_pages(host: Host) -> Finding:
     if not mode:
         return Finding("transparent huge pages", "note", "this kernel has none", why)
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
-    return Finding("transparent huge pages", "mend", mode, why, f"echo madvise > {path}")
+    return Finding("transparent huge pages", "mend", mode, why, f"{host.outside}echo madvise > {path}")
 
 
 def reserved_huge_pages(host: Host) -> Finding:
@@ -121,7 +129,7 @@ def reserved_huge_pages(host: Host) -> Finding:
     if not commands:
         return Finding("reserved huge pages", "fine", "; ".join(idle) or "none")
     why = f"numatp uses transparent huge pages, so {size / 1e9:.1f} GB of reserved ones are lost to it"
-    return Finding("reserved huge pages", "mend", "; ".join(idle), why, "; ".join(commands))
+    return Finding("reserved huge pages", "mend", "; ".join(idle), why, host.outside + "; ".join(commands))
 
 
 def smt(host: Host) -> Finding:
@@ -283,7 +291,7 @@ def governor(host: Host) -> Finding:
     if found == ["performance"]:
         return Finding("frequency governor", "fine", "performance")
     why = "clocks fall while threads wait for memory or for each other, and rise late"
-    return Finding("frequency governor", "mend", ", ".join(found), why, "cpupower frequency-set -g performance")
+    return Finding("frequency governor", "mend", ", ".join(found), why, f"{host.outside}cpupower frequency-set -g performance")
 
 
 def binding(host: Host) -> Finding:

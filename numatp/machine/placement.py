@@ -64,9 +64,9 @@ def place(
     return mark_crowded(placements)
 
 
-def auto_ranks(machine: Machine, allowed: frozenset[int]) -> int:
-    """The number of usable nodes; engine/plan.py asks whether fewer would be faster."""
-    return max(1, len(_usable_nodes(machine, allowed)))
+def usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
+    """Those with memory and a cpu that this job may use."""
+    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
 
 
 def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
@@ -143,12 +143,8 @@ def _cores_within(machine: Machine, allowed: frozenset[int]) -> list[Core]:
     return sorted((core for core in cut if core.cpus), key=lambda core: (core.l3, core.cpus[0]))
 
 
-def _usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
-    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
-
-
 def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -> list[Node]:
-    usable = {node.id: node for node in _usable_nodes(machine, allowed)}
+    usable = {node.id: node for node in usable_nodes(machine, allowed)}
     if wish is None:
         if usable:
             return list(usable.values())

@@ -36,11 +36,6 @@ class Snapshot:
         """As placement wants it: memory that this job may not use is not there."""
         return topology.with_memory_of(self.machine, frozenset(self.free))
 
-    @property
-    def usable(self) -> list[Node]:
-        """Nodes with memory and cpus for this job."""
-        return [node for node in self.given.nodes if node.memory_bytes and not self.allowed.isdisjoint(node.cpus)]
-
 
 def take(
     root: str | Path = "/",

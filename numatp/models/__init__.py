@@ -3,28 +3,73 @@
 read_spec(file) -> Spec    sizes from the metadata
 rules(spec) -> [Rule]      its tensors, and by their shapes how they are cut
 forward(p, spec, split, weights, caches)    the forward pass in the words of program/ops.py
+HUGGING_FACE    what a Hugging Face folder calls all that (files/huggingface.py), if numatp reads such folders of it
+
+All but the last speak of metadata and tensors as GGUF does, whatever the source: read_spec asks for "llama.embedding_length" and
+gets `hidden_size` of config.json, rules name "blk.0.attn_q.weight" and get "model.layers.0.self_attn.q_proj.weight". HUGGING_FACE
+is the table from one to the other. What nearly all folders share has a name (CONFIG, ENDS, ATTENTION, FFN, EXPERTS); entries are
+
+    config    "hidden_size", or a function of the whole config.json for what GGUF says in another way (rope_type); None: not there.
+              A key of our own may say where folders differ from GGUF: "rope.neighbours" in llama.py
+    tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
+              plus_one(name)                      a norm that GGUF holds with 1 added
+              Stored(name, values=function)       other changes of numbers, of vectors and tables: -exp(A_log)
+              Stored(name, order=function)        rows in another order, or some of the rows: in_proj_qkvz of qwen3next.py
+    only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
+    ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
+
+Dimensions of 1 fall away (a convolution's (channels, 1, width) is (channels, width)). Quantised weights need no entry: of
+NAME.weight files/layouts finds the layout's tensors (NAME.qweight, NAME.scales, ...). A tensor that nothing names is an error.
 
 Importing one loads no Numba: plans read sizes and rules before its target is known.
 """
 
 import importlib
 import importlib.util
+import os
+from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
-from numatp.files.gguf import GGUFFile
-from numatp.files.gguf_header import quote
+from numatp.files.gguf import read_gguf
+from numatp.files.gguf_header import fail, quote
+from numatp.files.huggingface import Folder, HuggingFaceFile
+from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"shapes", "spec"}
+NOT_ARCHITECTURES = {"rope", "shapes", "spec"}
 
 
 def names() -> list[str]:
-    return sorted({module.name for module in iter_modules(__path__)} - NOT_ARCHITECTURES)
+    """As GGUF has them; a module's name has _ for -."""
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
 
 
-def find(file: GGUFFile) -> ModuleType:
-    """The module of the file's architecture."""
+def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
+    """(metadata and tensors, the module of its architecture) of a GGUF file or a Hugging Face folder.
+
+    UserError for what is damaged, missing or of an unknown architecture.
+    """
+    if os.path.isdir(path):
+        return _open_folder(Folder(Path(path)))
+    file = read_gguf(path)
+    return file, find(file)
+
+
+def find(file: ModelFile) -> ModuleType:
+    """The module of the architecture that the file names."""
     name = file.text("general.architecture")
     if name not in names():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+
+
+def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
+    supported: list[str] = []
+    for name in names():
+        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+        table = getattr(module, "HUGGING_FACE", None)
+        if table and folder.architecture in table.classes:
+            return HuggingFaceFile(folder, table, name), module
+        supported += table.classes if table else ()
+    known = ", ".join(sorted(supported))
+    fail(folder.config_path, f"architecture {quote(folder.architecture)} is not supported; supported: {known}")

@@ -6,77 +6,63 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.gguf import GGUFFile
-from numatp.models.spec import Attention, Spec
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace, layer_types
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
 from numatp.weights.loader import Rule, Weights
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
+HUGGING_FACE = HuggingFace(
+    classes=("Cohere2ForCausalLM",),
+    config=CONFIG
+    | {
+        "attention.layer_norm_epsilon": "layer_norm_eps",
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
+        "logit_scale": "logit_scale",
+    },
+    tensors=ENDS | ATTENTION | FFN,
+    only={"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False},
+    tied=True,
+)
+
 
 @dataclass(frozen=True)
 class Cohere2Spec(Spec):
-    rotated: int  # of a head's values, from the first on
     logit_scale: float
 
 
-def read_spec(file: GGUFFile) -> Cohere2Spec:
-    width, heads = file.integer("cohere2.embedding_length"), file.integer("cohere2.attention.head_count")
-    head_size = file.integer("cohere2.attention.key_length", default=width // heads)
-    window = file.integer("cohere2.attention.sliding_window")
-    rotated = file.integer("cohere2.rope.dimension_count", default=head_size)
-    if not 0 < rotated <= head_size or rotated % 2 or window <= 0:
-        file.fail(f"claims {rotated} rotated values of {head_size} and a window of {window} tokens; convert the model again")
-    period = file.integer("cohere2.attention.sliding_window_pattern", default=4)  # the last layer of each sees all tokens
-    return Cohere2Spec(
-        sizes=Sizes(
-            width=width,
-            heads=heads,
-            kv_heads=file.integer("cohere2.attention.head_count_kv", default=heads),
-            head_size=head_size,
-            ffn=file.integer("cohere2.feed_forward_length"),
-            vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
-        ),
-        layers=tuple(
-            Attention(None if period and (layer + 1) % period == 0 else window)
-            for layer in range(file.integer("cohere2.block_count"))
-        ),
-        context=file.integer("cohere2.context_length"),
-        epsilon=file.number("cohere2.attention.layer_norm_epsilon"),
-        rope_base=file.number("cohere2.rope.freq_base", default=10000.0),
-        tied=True,
-        rotated=rotated,
+def read_spec(file: ModelFile) -> Cohere2Spec:
+    # Of four layers the last sees all tokens.
+    return read_common(
+        file, Cohere2Spec, norm="layer_norm_epsilon", layers=read_windows(file, period=4),
         logit_scale=file.number("cohere2.logit_scale"),
-    )
+    )  # fmt: skip
 
 
 def rules(spec: Cohere2Spec) -> list[Rule]:
-    """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer in range(len(spec.layers)):
-        listed += [
-            Rule(f"blk.{layer}.{name}.weight", shape)
-            for name, shape in (
-                ("attn_norm", ("width",)),
-                ("attn_q", ("heads*head_size", "width")),
-                ("attn_k", ("kv_heads*head_size", "width")),
-                ("attn_v", ("kv_heads*head_size", "width")),
-                ("ffn_gate", ("ffn", "width")),
-                ("ffn_up", ("ffn", "width")),
-                ("attn_output", ("width", "heads*head_size")),
-                ("ffn_down", ("width", "ffn")),
-            )
-        ]
-    return [*listed, Rule("output_norm.weight", ("width",))]
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_down.weight", ("width", "ffn")),
+        ),
+    )
 
 
 def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
-    angles = p.rotation(spec.rope_base ** (-np.arange(0, spec.rotated, 2) / spec.rotated))
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
         blk = f"blk.{layer}"
@@ -90,4 +76,4 @@ def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches:
         x = p.add_products(x, (ffn, matrix(f"{blk}.ffn_down.weight")), (attended, matrix(f"{blk}.attn_output.weight")))
     # Scaling the normalised rows scales the logits.
     x = p.layer_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True, scale=spec.logit_scale)
-    p.logits(x, matrix("token_embd.weight"), split.vocab.start)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

@@ -1,77 +1,68 @@
 """Llama 1-3, Mistral, SmolLM: pre-norm blocks, grouped-query attention with rotary embedding, SwiGLU."""
 
+from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.gguf import GGUFFile
-from numatp.models.spec import Attention, Spec
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.weights.loader import Rule, Weights
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
+HUGGING_FACE = HuggingFace(
+    classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    config=CONFIG | {"attention.sliding_window": "sliding_window", "rope.neighbours": lambda config: False},
+    tensors=ENDS | ATTENTION | FFN | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    ignored=("*.rotary_emb.inv_freq",),
+)
 
-def read_spec(file: GGUFFile) -> Spec:
-    width, heads = file.count("llama.embedding_length"), file.count("llama.attention.head_count")
-    head_size = file.count("llama.rope.dimension_count", default=width // heads)
-    sizes = Sizes(
-        width=width,
-        heads=heads,
-        kv_heads=file.count("llama.attention.head_count_kv", default=heads),
-        head_size=file.count("llama.attention.key_length", default=head_size),
-        ffn=file.count("llama.feed_forward_length"),
-        vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
+
+@dataclass(frozen=True)
+class LlamaSpec(Spec):
+    neighbours: bool  # which pairs of a head's values rotate: GGUF has their rows side by side
+    divided: bool  # whether the frequencies of the rotation are divided by a tensor, as Llama 3.1's scaling is written in GGUF
+
+
+def read_spec(file: ModelFile) -> LlamaSpec:
+    neighbours = file.flag("llama.rope.neighbours", default=True)
+    return read_common(file, LlamaSpec, neighbours=neighbours, divided="rope_freqs.weight" in file.tensors)
+
+
+def rules(spec: LlamaSpec) -> list[Rule]:
+    listed = decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            ("ffn_down.weight", ("width", "ffn")),
+        ),
     )
-    if heads % sizes.kv_heads:
-        file.fail(f"{heads} heads cannot share {sizes.kv_heads} KV heads evenly: damaged; download it again")
-    return Spec(
-        sizes=sizes,
-        layers=(Attention(),) * file.count("llama.block_count", most=max(len(file.tensors), 1)),
-        context=file.count("llama.context_length"),
-        epsilon=file.positive("llama.attention.layer_norm_rms_epsilon"),
-        rope_base=file.positive("llama.rope.freq_base", default=10000.0),
-        tied="output.weight" not in file.tensors,
-    )
+    return [*listed, Rule("rope_freqs.weight", (str(len(spec.rope.frequencies)),))] if spec.divided else listed
 
 
-def rules(spec: Spec) -> list[Rule]:
-    """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer in range(len(spec.layers)):
-        listed += [
-            Rule(f"blk.{layer}.{name}.weight", shape)
-            for name, shape in (
-                ("attn_norm", ("width",)),
-                ("attn_q", ("heads*head_size", "width")),
-                ("attn_k", ("kv_heads*head_size", "width")),
-                ("attn_v", ("kv_heads*head_size", "width")),
-                ("attn_output", ("width", "heads*head_size")),
-                ("ffn_norm", ("width",)),
-                ("ffn_gate", ("ffn", "width")),
-                ("ffn_up", ("ffn", "width")),
-                ("ffn_down", ("width", "ffn")),
-            )
-        ]
-    listed.append(Rule("output_norm.weight", ("width",)))
-    if not spec.tied:
-        listed.append(Rule("output.weight", ("vocab", "width")))
-    return listed
-
-
-def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
-    frequencies = spec.rope_base ** (-np.arange(0, sizes.head_size, 2) / sizes.head_size)
-    angles = p.rotation(frequencies)
+    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    frequencies = spec.rope.frequencies / (weights.floats("rope_freqs.weight") if spec.divided else 1)
+    angles = p.rotation(frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.rotate_and_append(qkv, len(split.heads), len(split.kv_heads), sizes.head_size, angles, cache, neighbours=True)
-        h = p.attention(qkv, split.heads, split.kv_heads, sizes.group, sizes.head_size, 1 / sqrt(sizes.head_size), cache)
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=spec.neighbours)
+        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
         h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))

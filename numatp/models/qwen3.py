@@ -3,70 +3,57 @@
 from math import sqrt
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.gguf import GGUFFile
-from numatp.models.spec import Attention, Spec
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.weights.loader import Rule, Weights
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3ForCausalLM",),
+    config=CONFIG,
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False},
+)
 
-def read_spec(file: GGUFFile) -> Spec:
-    sizes = Sizes(
-        width=file.count("qwen3.embedding_length"),
-        heads=file.count("qwen3.attention.head_count"),
-        kv_heads=file.count("qwen3.attention.head_count_kv"),
-        head_size=file.count("qwen3.attention.key_length"),
-        ffn=file.count("qwen3.feed_forward_length"),
-        vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
-    )
-    if sizes.heads % sizes.kv_heads:
-        file.fail(f"{sizes.heads} heads cannot share {sizes.kv_heads} KV heads evenly: damaged; download it again")
-    if file.text("qwen3.rope.scaling.type", "none") != "none":
-        file.fail("scales its rotary embedding, which numatp cannot compute for this architecture yet; use it without scaling")
-    return Spec(
-        sizes=sizes,
-        layers=(Attention(),) * file.count("qwen3.block_count", most=max(len(file.tensors), 1)),
-        context=file.count("qwen3.context_length"),
-        epsilon=file.positive("qwen3.attention.layer_norm_rms_epsilon"),
-        rope_base=file.positive("qwen3.rope.freq_base", default=10000.0),
-        tied="output.weight" not in file.tensors,
-    )
+
+def read_spec(file: ModelFile) -> Spec:
+    return read_common(file, Spec)
 
 
 def rules(spec: Spec) -> list[Rule]:
-    """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer in range(len(spec.layers)):
-        listed += [
-            Rule(f"blk.{layer}.{name}.weight", shape)
-            for name, shape in (
-                ("attn_norm", ("width",)),
-                ("attn_q", ("heads*head_size", "width")),
-                ("attn_k", ("kv_heads*head_size", "width")),
-                ("attn_v", ("kv_heads*head_size", "width")),
-                ("attn_q_norm", ("head_size",)),
-                ("attn_k_norm", ("head_size",)),
-                ("attn_output", ("width", "heads*head_size")),
-                ("ffn_norm", ("width",)),
-                ("ffn_gate", ("ffn", "width")),
-                ("ffn_up", ("ffn", "width")),
-                ("ffn_down", ("width", "ffn")),
-            )
-        ]
-    listed.append(Rule("output_norm.weight", ("width",)))
-    if not spec.tied:
-        listed.append(Rule("output.weight", ("vocab", "width")))
-    return listed
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_q_norm.weight", ("head_size",)),
+            ("attn_k_norm.weight", ("head_size",)),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            ("ffn_down.weight", ("width", "ffn")),
+        ),
+    )
 
 
 def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
-    angles = p.rotation(spec.rope_base ** (-np.arange(0, head_size, 2) / head_size))
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"

@@ -4,82 +4,69 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.gguf import GGUFFile
-from numatp.models.spec import Attention, Spec
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, HuggingFace
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
 from numatp.weights.loader import Rule, Weights
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3MoeForCausalLM",),
+    config=CONFIG | MIXTURE,
+    tensors=ENDS
+    | ATTENTION
+    | EXPERTS
+    | {
+        "blk.{layer}.attn_q_norm.weight": "model.layers.{layer}.self_attn.q_norm.weight",
+        "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    only={
+        "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class MixtureSpec(Spec):
     experts_used: int  # by each token
+    normalize: bool  # whether their shares are made to add up to 1
 
 
-def read_spec(file: GGUFFile) -> MixtureSpec:
-    sizes = Sizes(
-        width=file.count("qwen3moe.embedding_length"),
-        heads=file.count("qwen3moe.attention.head_count"),
-        kv_heads=file.count("qwen3moe.attention.head_count_kv"),
-        head_size=file.count("qwen3moe.attention.key_length"),
-        ffn=0,
-        vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
-        experts=file.count("qwen3moe.expert_count"),
-        expert_ffn=file.count("qwen3moe.expert_feed_forward_length"),
-    )
-    if sizes.heads % sizes.kv_heads:
-        file.fail(f"{sizes.heads} heads cannot share {sizes.kv_heads} KV heads evenly: damaged; download it again")
-    if file.text("qwen3moe.rope.scaling.type", "none") != "none":
-        file.fail("scales its rotary embedding, which numatp cannot compute for this architecture yet; use it without scaling")
-    used = file.count("qwen3moe.expert_used_count")
-    if used > sizes.experts or sizes.expert_ffn % 32:
-        file.fail(f"claims {used} of {sizes.experts} experts of {sizes.expert_ffn} for each token; convert the model again")
-    return MixtureSpec(
-        sizes=sizes,
-        layers=(Attention(),) * file.count("qwen3moe.block_count", most=max(len(file.tensors), 1)),
-        context=file.count("qwen3moe.context_length"),
-        epsilon=file.positive("qwen3moe.attention.layer_norm_rms_epsilon"),
-        rope_base=file.positive("qwen3moe.rope.freq_base", default=10000.0),
-        tied="output.weight" not in file.tensors,
-        experts_used=used,
-    )
+def read_spec(file: ModelFile) -> MixtureSpec:
+    return read_common(
+        file, MixtureSpec, sizes=read_sizes(file, **read_experts(file)),
+        experts_used=file.count("qwen3moe.expert_used_count"), normalize=file.flag("qwen3moe.expert_weights_norm", default=True),
+    )  # fmt: skip
 
 
 def rules(spec: Spec) -> list[Rule]:
-    """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer in range(len(spec.layers)):
-        listed += [
-            Rule(f"blk.{layer}.{name}.weight", shape)
-            for name, shape in (
-                ("attn_norm", ("width",)),
-                ("attn_q", ("heads*head_size", "width")),
-                ("attn_k", ("kv_heads*head_size", "width")),
-                ("attn_v", ("kv_heads*head_size", "width")),
-                ("attn_q_norm", ("head_size",)),
-                ("attn_k_norm", ("head_size",)),
-                ("attn_output", ("width", "heads*head_size")),
-                ("ffn_norm", ("width",)),
-                ("ffn_gate_inp", ("experts", "width")),
-                ("ffn_gate_exps", ("experts", "expert_ffn", "width")),
-                ("ffn_up_exps", ("experts", "expert_ffn", "width")),
-                ("ffn_down_exps", ("experts", "width", "expert_ffn")),
-            )
-        ]
-    listed.append(Rule("output_norm.weight", ("width",)))
-    if not spec.tied:
-        listed.append(Rule("output.weight", ("vocab", "width")))
-    return listed
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_q_norm.weight", ("head_size",)),
+            ("attn_k_norm.weight", ("head_size",)),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate_inp.weight", ("experts", "width")),
+            ("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
+            ("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
+            ("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
+        ),
+    )
 
 
 def forward(p: "Ops", spec: MixtureSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
-    angles = p.rotation(spec.rope_base ** (-np.arange(0, head_size, 2) / head_size))
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
@@ -91,7 +78,7 @@ def forward(p: "Ops", spec: MixtureSpec, split: Split, weights: Weights, caches:
         h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
-        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, normalize=True)
+        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
         gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
         h = p.silu_gate(p.expert_matmul("expert_gate_up", h, routes, gate, up))
         x = p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"))

@@ -10,9 +10,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.gguf import GGUFFile
+from numatp.files.huggingface import (
+    ATTENTION,
+    CONFIG,
+    ENDS,
+    EXPERTS,
+    FFN,
+    MIXTURE,
+    SHARED_EXPERT,
+    Config,
+    HuggingFace,
+    Stored,
+    layer_types,
+    plus_one,
+)
+from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import state_bytes
-from numatp.models.spec import Attention, Recurrent, Spec
+from numatp.models.spec import (
+    Attention,
+    Recurrent,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_experts,
+    read_pattern,
+    read_shared_expert,
+    read_sizes,
+)
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
@@ -20,50 +44,97 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, LayerState, Ops, Value
 
 
+def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
+    """Rows of in_proj_qkvz, where each key head has its query, its key, its value heads' values and their gates: those of the
+    first-th to the last-th of these four, one after another, each of all heads."""
+    key_heads, size = file.count("qwen3next.ssm.group_count"), file.count("qwen3next.ssm.state_size")
+    values = file.count("qwen3next.ssm.time_step_rank") // key_heads * size
+    rows = np.arange(key_heads * 2 * (size + values)).reshape(key_heads, -1)
+    parts = np.split(rows, [size, 2 * size, 2 * size + values], axis=1)
+    return np.concatenate([part.ravel() for part in parts[first : last + 1]]), rows.size
+
+
+def _inner_size(config: Config) -> int:
+    return int(config["linear_num_value_heads"]) * int(config["linear_value_head_dim"])
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen3NextForCausalLM",),
+    config=CONFIG
+    | MIXTURE
+    | {
+        "ssm.group_count": "linear_num_key_heads",
+        "ssm.time_step_rank": "linear_num_value_heads",
+        "ssm.state_size": "linear_key_head_dim",
+        "ssm.inner_size": _inner_size,
+        "ssm.conv_kernel": "linear_conv_kernel_dim",
+        "attention.recurrent_layers": layer_types("linear_attention", "full_attention_interval"),
+        "rope.dimension_count": lambda config: int(config["head_dim"] * config.get("partial_rotary_factor", 0.25)),
+    },
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | EXPERTS
+    | SHARED_EXPERT
+    | {"output_norm.weight": plus_one("model.norm.weight")}
+    | {
+        f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
+        for ours, theirs in (
+            ("attn_norm", "input_layernorm"),
+            ("attn_q_norm", "self_attn.q_norm"),
+            ("attn_k_norm", "self_attn.k_norm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+        )
+    }
+    | {
+        f"blk.{{layer}}.{ours}": Stored(f"model.layers.{{layer}}.linear_attn.{theirs}", values, order)
+        for ours, theirs, values, order in (
+            ("attn_qkv.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=0, last=2)),
+            ("attn_gate.weight", "in_proj_qkvz.weight", None, partial(_grouped_rows, first=3, last=3)),
+            ("ssm_ba.weight", "in_proj_ba.weight", None, None),
+            ("ssm_conv1d.weight", "conv1d.weight", None, None),
+            ("ssm_a", "A_log", lambda logarithms: -np.exp(logarithms), None),
+            ("ssm_dt.bias", "dt_bias", None, None),
+            ("ssm_norm.weight", "norm.weight", None, None),
+            ("ssm_out.weight", "out_proj.weight", None, None),
+        )
+    },
+    only={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    ignored=("mtp.*",),
+)
+
+
 @dataclass(frozen=True)
 class Qwen3NextSpec(Spec):
-    rotated: int  # of a head's values, from the first on
+    experts_used: int  # by each token; 0: one feed-forward network for all
+    normalize: bool  # whether their shares are made to add up to 1
 
 
-def read_spec(file: GGUFFile) -> Qwen3NextSpec:
-    def integer(key: str, default: int | None = None) -> int:
-        return file.integer(f"qwen3next.{key}", default)
+def read_spec(file: ModelFile) -> Qwen3NextSpec:
+    def count(key: str) -> int:
+        return file.count(f"qwen3next.{key}")
 
-    if integer("expert_count", default=0):
-        file.fail("has experts, which numatp cannot compute for this architecture yet; use another model")
-    if integer("nextn_predict_layers", default=0):
+    if file.integer("qwen3next.nextn_predict_layers", default=0):
         file.fail("has layers that predict further tokens, which numatp does not use; convert the model without them")
-    head_size, linear_head_size = integer("attention.key_length"), integer("ssm.state_size")
-    value_heads, key_heads = integer("ssm.time_step_rank"), integer("ssm.group_count")
-    if not 0 < key_heads <= value_heads or value_heads % key_heads or linear_head_size <= 0 or linear_head_size % 16:
+    linear_head_size, value_heads, key_heads = count("ssm.state_size"), count("ssm.time_step_rank"), count("ssm.group_count")
+    if value_heads % key_heads or linear_head_size % 16:
         file.fail(f"claims {key_heads} key and {value_heads} value heads of {linear_head_size}; convert the model again")
-    if integer("ssm.inner_size") != value_heads * linear_head_size:
+    if count("ssm.inner_size") != value_heads * linear_head_size:
         file.fail("has key and value heads of different sizes in linear attention, which numatp cannot compute yet")
-    rotated, conv_width = integer("rope.dimension_count"), integer("ssm.conv_kernel")
-    if not 0 < rotated <= head_size or rotated % 2 or conv_width < 2:
-        file.fail(f"claims {rotated} rotated values of {head_size} and a convolution over {conv_width}; convert the model again")
-    sizes = Sizes(
-        width=integer("embedding_length"),
-        heads=integer("attention.head_count"),
-        kv_heads=integer("attention.head_count_kv"),
-        head_size=head_size,
-        ffn=integer("feed_forward_length"),
-        vocab=file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0,
-        linear_key_heads=key_heads,
-        linear_value_heads=value_heads,
-        linear_head_size=linear_head_size,
-        conv_width=conv_width,
-    )
-    recurrent, period = Recurrent(partial(_state_bytes, sizes)), max(integer("full_attention_interval", default=4), 1)
-    return Qwen3NextSpec(
-        sizes=sizes,
-        layers=tuple(recurrent if (layer + 1) % period else Attention() for layer in range(integer("block_count"))),
-        context=integer("context_length"),
-        epsilon=file.number("qwen3next.attention.layer_norm_rms_epsilon"),
-        rope_base=file.number("qwen3next.rope.freq_base", default=10000.0),
-        tied="output.weight" not in file.tensors,
-        rotated=rotated,
-    )
+    conv_width, mixed = count("ssm.conv_kernel"), file.integer("qwen3next.expert_count", default=0) > 0
+    if conv_width < 2:
+        file.fail(f"claims a convolution over {conv_width}; convert the model again")
+    sizes = read_sizes(
+        file, linear_key_heads=key_heads, linear_value_heads=value_heads, linear_head_size=linear_head_size, conv_width=conv_width,
+        **(read_experts(file) | read_shared_expert(file) if mixed else {}),
+    )  # fmt: skip
+    recurrent, period = Recurrent(partial(_state_bytes, sizes)), file.integer("qwen3next.full_attention_interval", default=4)
+    return read_common(
+        file, Qwen3NextSpec, sizes=sizes,
+        layers=tuple(recurrent if linear else Attention() for linear in read_pattern(file, "attention.recurrent_layers", period)),
+        experts_used=count("expert_used_count") if mixed else 0,
+        normalize=file.flag("qwen3next.expert_weights_norm", default=True),
+    )  # fmt: skip
 
 
 def _state_bytes(sizes: Sizes, split: Split) -> int:
@@ -76,43 +147,52 @@ LINEAR_VALUES = "linear_key_heads*linear_group*linear_head_size"
 LINEAR_QKV = f"{LINEAR_KEYS} + {LINEAR_KEYS} + {LINEAR_VALUES}"
 
 
+FULL = (
+    Rule("attn_q.weight", ("heads*2*head_size", "width"), part=(0, 2)),  # a head's queries, then its gates
+    Rule("attn_k.weight", ("kv_heads*head_size", "width")),
+    Rule("attn_v.weight", ("kv_heads*head_size", "width")),
+    Rule("attn_q.weight", ("heads*2*head_size", "width"), part=(1, 2)),
+    Rule("attn_q_norm.weight", ("head_size",)),
+    Rule("attn_k_norm.weight", ("head_size",)),
+    Rule("attn_output.weight", ("width", "heads*head_size")),
+)
+LINEAR = (
+    Rule("attn_qkv.weight", (LINEAR_QKV, "width")),
+    Rule("attn_gate.weight", (LINEAR_VALUES, "width")),
+    Rule("ssm_ba.weight", ("linear_key_heads*2*linear_group", "width")),
+    Rule("ssm_conv1d.weight", (LINEAR_QKV, "conv_width"), table="columns"),
+    Rule("ssm_a", ("linear_key_heads*linear_group",)),
+    Rule("ssm_dt.bias", ("linear_key_heads*linear_group",)),
+    Rule("ssm_norm.weight", ("linear_head_size",)),
+    Rule("ssm_out.weight", ("width", LINEAR_VALUES)),
+)
+DENSE_RULES = (
+    Rule("ffn_gate.weight", ("ffn", "width")),
+    Rule("ffn_up.weight", ("ffn", "width")),
+    Rule("ffn_down.weight", ("width", "ffn")),
+)
+EXPERT_RULES = (
+    Rule("ffn_gate_inp.weight", ("experts", "width")),
+    Rule("ffn_gate_inp_shexp.weight", ("width",)),
+    Rule("ffn_gate_shexp.weight", ("shared_ffn", "width")),
+    Rule("ffn_up_shexp.weight", ("shared_ffn", "width")),
+    Rule("ffn_down_shexp.weight", ("width", "shared_ffn")),
+    Rule("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
+    Rule("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
+    Rule("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
+)
+
+
 def rules(spec: Qwen3NextSpec) -> list[Rule]:
-    """The tensors, in the order in which they lie in memory: what one op reads lies side by side."""
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
-    for layer, kept in enumerate(spec.layers):
-        blk = f"blk.{layer}"
-        listed.append(Rule(f"{blk}.attn_norm.weight", ("width",)))
-        if isinstance(kept, Attention):
-            listed += [
-                Rule(f"{blk}.attn_q.weight", ("heads*2*head_size", "width"), part=(0, 2)),  # a head's queries, then its gates
-                Rule(f"{blk}.attn_k.weight", ("kv_heads*head_size", "width")),
-                Rule(f"{blk}.attn_v.weight", ("kv_heads*head_size", "width")),
-                Rule(f"{blk}.attn_q.weight", ("heads*2*head_size", "width"), part=(1, 2)),
-                Rule(f"{blk}.attn_q_norm.weight", ("head_size",)),
-                Rule(f"{blk}.attn_k_norm.weight", ("head_size",)),
-                Rule(f"{blk}.attn_output.weight", ("width", "heads*head_size")),
-            ]
-        else:
-            listed += [
-                Rule(f"{blk}.attn_qkv.weight", (LINEAR_QKV, "width")),
-                Rule(f"{blk}.attn_gate.weight", (LINEAR_VALUES, "width")),
-                Rule(f"{blk}.ssm_ba.weight", ("linear_key_heads*2*linear_group", "width")),
-                Rule(f"{blk}.ssm_conv1d.weight", (LINEAR_QKV, "conv_width"), table=True),
-                Rule(f"{blk}.ssm_a", ("linear_key_heads*linear_group",)),
-                Rule(f"{blk}.ssm_dt.bias", ("linear_key_heads*linear_group",)),
-                Rule(f"{blk}.ssm_norm.weight", ("linear_head_size",)),
-                Rule(f"{blk}.ssm_out.weight", ("width", LINEAR_VALUES)),
-            ]
-        listed += [
-            Rule(f"{blk}.post_attention_norm.weight", ("width",)),
-            Rule(f"{blk}.ffn_gate.weight", ("ffn", "width")),
-            Rule(f"{blk}.ffn_up.weight", ("ffn", "width")),
-            Rule(f"{blk}.ffn_down.weight", ("width", "ffn")),
-        ]
-    listed.append(Rule("output_norm.weight", ("width",)))
-    if not spec.tied:
-        listed.append(Rule("output.weight", ("vocab", "width")))
-    return listed
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            *(FULL if isinstance(spec.layers[layer], Attention) else LINEAR),
+            ("post_attention_norm.weight", ("width",)),
+            *(EXPERT_RULES if spec.experts_used else DENSE_RULES),
+        ),
+    )
 
 
 def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: "Sequence[LayerCache | LayerState]") -> None:
@@ -120,7 +200,7 @@ def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, cache
 
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
     heads, kv_heads, head_size, key_heads = split.heads, split.kv_heads, sizes.head_size, len(split.linear_key_heads)
-    angles = p.rotation(spec.rope_base ** (-np.arange(0, spec.rotated, 2) / spec.rotated))
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
 
     def attention(blk: str, h: "Value", cache: "LayerCache") -> "Value":
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
@@ -141,6 +221,19 @@ def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, cache
         )  # fmt: skip
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), epsilon)
 
+    def feed_forward(blk: str, x: "Value", h: "Value") -> "Value":
+        h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
+        return p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
+
+    def mixture(blk: str, x: "Value", h: "Value") -> "Value":
+        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
+        shared = p.matmul("shared_gate_up", h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
+        shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))
+        gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
+        h = p.silu_gate(p.expert_matmul("expert_gate_up", h, routes, gate, up))
+        down = matrix(f"{blk}.ffn_down_exps.weight")
+        return p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
+
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
@@ -150,7 +243,6 @@ def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, cache
         else:
             x = p.add_product(x, linear_attention(blk, h, cache), matrix(f"{blk}.ssm_out.weight"))
         h = p.rms_norm(x, vector(f"{blk}.post_attention_norm.weight"), epsilon)
-        h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
-        x = p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
+        x = mixture(blk, x, h) if spec.experts_used else feed_forward(blk, x, h)
     x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

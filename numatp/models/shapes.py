@@ -6,13 +6,14 @@ hub. Which tensor gets which type follows llama-quantize (src/llama-quant.cpp of
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.files.gguf import TENSOR_TYPES, GGUFFile, Metadata, TensorInfo
+from numatp.files.gguf import TENSOR_TYPES, GGUFFile, Metadata
+from numatp.files.model_file import TensorInfo
 from numatp.models.spec import Spec
 from numatp.weights.loader import Rule, whole_shape
 
@@ -27,39 +28,18 @@ IN_PLACE_OF = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where a row is
 
 
 @dataclass(frozen=True)
-class Experts:
-    """Of an architecture whose file knows none yet: `ffn` there is the shared expert."""
-
-    count: int
-    used: int
-    ffn: int  # of each
-
-
-@dataclass(frozen=True)
 class Shape:
     architecture: str
     vocab: int
     metadata: dict[str, int | float]  # without the architecture's prefix
     tied: bool = False
-    biases: bool = False  # of q, k and v
-    experts: Experts | None = None
-
-
-@dataclass(frozen=True)
-class Known:
-    """What a plan reads of a model's header."""
-
-    file: GGUFFile
-    spec: Spec
-    rules: list[Rule]
-    experts_used: int  # by each token
 
 
 SHAPES = {
-    "qwen2.5-72b": Shape("llama", 152064, {
+    "qwen2.5-72b": Shape("qwen2", 152064, {
         "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
         "feed_forward_length": 29568, "context_length": 32768, "attention.layer_norm_rms_epsilon": 1e-6,
-    }, biases=True),
+    }),
     "qwen3-235b-a22b": Shape("qwen3moe", 151936, {
         "embedding_length": 4096, "block_count": 94, "attention.head_count": 64, "attention.head_count_kv": 4,
         "attention.key_length": 128, "expert_count": 128, "expert_used_count": 8, "expert_feed_forward_length": 1536,
@@ -74,8 +54,9 @@ SHAPES = {
         "embedding_length": 2048, "block_count": 48, "attention.head_count": 16, "attention.head_count_kv": 2,
         "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
         "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096, "ssm.conv_kernel": 4,
-        "feed_forward_length": 512, "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
-    }, experts=Experts(512, 10, 512)),
+        "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
     "command-a": Shape("cohere2", 256000, {
         "embedding_length": 12288, "block_count": 64, "attention.head_count": 96, "attention.head_count_kv": 8,
         "feed_forward_length": 36864, "attention.sliding_window": 4096, "logit_scale": 0.25, "context_length": 131072,
@@ -97,8 +78,8 @@ def names() -> str:
     return f"{', '.join(SHAPES)}, with a type as in {next(iter(SHAPES))}:{DEFAULT_TYPE} ({', '.join(TYPES)})"
 
 
-def known(name: str) -> Known | None:
-    """The model of that name, e.g. "qwen2.5-72b:q4_k_m"; None for another name, UserError for an unknown type."""
+def header(name: str) -> GGUFFile | None:
+    """As a GGUF file of "qwen2.5-72b:q4_k_m" has it; None for a name that is not known, UserError for a type that is not."""
     base, _, kind = name.lower().partition(":")
     if base not in SHAPES:
         return None
@@ -106,7 +87,7 @@ def known(name: str) -> Known | None:
         raise UserError(f"{name}: no type {kind!r} is known; known types: {', '.join(TYPES)}")
     shape, path = SHAPES[base], Path(f"{base}:{kind or DEFAULT_TYPE}")
     metadata = {f"{shape.architecture}.{key}": value for key, value in shape.metadata.items()}
-    file = GGUFFile(path, 0, Metadata({"general.architecture": shape.architecture, **metadata}, b""))
+    file = GGUFFile(path, 0, Metadata({"general.architecture": shape.architecture, **metadata}, b"", {}))
     # Readers look for the vocabulary in the embedding, for the output matrix, and for a tensor per layer at least.
     width, layers = int(shape.metadata["embedding_length"]), int(shape.metadata["block_count"])
     file.tensors = {f"blk.{layer}": TensorInfo(f"blk.{layer}", "F32", (1,), 0, 4, path) for layer in range(layers)}
@@ -114,29 +95,9 @@ def known(name: str) -> Known | None:
         file.tensors[matrix] = TensorInfo(matrix, "F32", (shape.vocab, width), 0, 0, path)
     model = models.find(file)
     spec = model.read_spec(file)
-    rules, experts_used = model.rules(spec), getattr(spec, "experts_used", 0)
-    if shape.biases:
-        rules += _biases(layers)
-    if shape.experts:
-        spec = replace(spec, sizes=replace(spec.sizes, experts=shape.experts.count, expert_ffn=shape.experts.ffn))
-        rules, experts_used = rules + _experts(layers), shape.experts.used
-    file.tensors = _tensors(rules, spec, path, *TYPES[kind or DEFAULT_TYPE])
+    file.tensors = _tensors(model.rules(spec), spec, path, *TYPES[kind or DEFAULT_TYPE])
     file.size = sum(info.num_bytes for info in file.tensors.values())
-    return Known(file, spec, rules, experts_used)
-
-
-def _biases(layers: int) -> list[Rule]:
-    words = {"q": "heads*head_size", "k": "kv_heads*head_size", "v": "kv_heads*head_size"}
-    return [Rule(f"blk.{layer}.attn_{name}.bias", (word,)) for layer in range(layers) for name, word in words.items()]
-
-
-def _experts(layers: int) -> list[Rule]:
-    shapes = {
-        "ffn_gate_inp": ("experts", "width"), "ffn_gate_exps": ("experts", "expert_ffn", "width"),
-        "ffn_up_exps": ("experts", "expert_ffn", "width"), "ffn_down_exps": ("experts", "width", "expert_ffn"),
-        "ffn_gate_inp_shexp": ("width",),
-    }  # fmt: skip
-    return [Rule(f"blk.{layer}.{name}.weight", shape) for layer in range(layers) for name, shape in shapes.items()]
+    return file
 
 
 def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, most: str, output: str, better: str | None) -> dict[str, TensorInfo]:
@@ -151,7 +112,7 @@ def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, most: str, output: s
             kind = output
         elif len(shape) == 1 or part in ("ffn_gate_inp", "ssm_conv1d"):
             kind = "F32"
-        elif better and part in ("attn_v", "ffn_down", "ffn_down_exps"):
+        elif better and part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp"):
             if _more_bits(seen[part], counts[part]):
                 kind = better
             elif part == "attn_v" and len(spec.layers) == 80 and most == "Q4_K":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numatp.kernels import activation, attention, delta, exchange, experts, gate, norm, rope
+from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import NO_WINDOW, conv_bytes
 from numatp.kernels.rows import GROUP
@@ -16,7 +16,7 @@ from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
 from numatp.program.builder import ANYHOW, PRIVATE, Access, Buffer, Builder, Program
 from numatp.program.step import StepWindow
-from numatp.weights.loader import Matrix, Vector, neighbours_joined
+from numatp.weights.loader import Matrix, Vector, neighbours_joined, side_by_side
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
 MOST_PLACES_PER_ROW = 256  # of a Step, in the groups of experts
@@ -69,7 +69,9 @@ class Routes:
     counts: int
     active: int
     rows_of_places: int
+    experts_of_places: int
     places: int
+    chosen: int
     shares: int
 
 
@@ -226,15 +228,38 @@ class Ops:
             column += weight.rows
         return Value(tuple(buffers), width, x.rows)
 
+    def add_bias(self, x: Value, *biases: Vector) -> Value:
+        """x + the biases side by side, in x's place; x is a product of as many matrices."""
+        joined = side_by_side(biases)
+        assert joined.length == x.width, "one value per column"
+        # A single product is divided in the same way; several may be divided in others.
+        division = self._columns(x.width) if len(x.buffers) == 1 else ANYHOW
+        mine = [Access(buffer, division) for buffer in x.buffers]
+        self._builder.add(
+            bias.add_bias, mine, mine, x=x.address, x_stride=x.stride, rows=x.rows, width=x.width, bias=joined.address
+        )  # fmt: skip
+        return x
+
     def silu_gate(self, x: Value) -> Value:
         """silu(first half of the columns) * second half."""
+        return self._gate(gate.silu_gate, x)
+
+    def gelu_gate(self, x: Value) -> Value:
+        """gelu(first half of the columns) * second half, gelu as approximated with tanh."""
+        return self._gate(gate.gelu_gate, x)
+
+    def clamped_gate(self, x: Value, alpha: float, limit: float) -> Value:
+        """g * sigmoid(alpha * g) * (second half + 1), g the first half; halves are clamped to `limit` (kernels/gate.py)."""
+        return self._gate(gate.clamped_gate, x, alpha=alpha, limit=limit)
+
+    def _gate(self, kernel: Kernel, x: Value, **numbers: float) -> Value:
         width = x.width // 2
         name = "routed gated" if x.most else "gated"
         out, division = self._buffer(name, width * 4, self.private, rows=x.most), self._share_of_rows(x.rows)
         self._builder.add(
-            gate.silu_gate, x.accesses(), [Access(out, division)],
+            kernel, x.accesses(), [Access(out, division)], 0,
             gate=x.address, up=x.address + width * 4, stride=x.stride, rows=x.rows, width=width,
-            out=out.address, out_thread_stride=out.thread_stride, private=self.private,
+            out=out.address, out_thread_stride=out.thread_stride, private=self.private, **numbers,
         )  # fmt: skip
         return Value((out,), width, x.rows, division, x.most)
 
@@ -248,6 +273,16 @@ class Ops:
         )  # fmt: skip
         return Value((out,), x.width, x.rows, division)
 
+    def dot_gate(self, x: Value, h: Value, weight: Vector) -> Value:
+        """x * sigmoid(h . weight), in x's place: one number per row opens and closes all of it. x is gated, h normalised."""
+        mine = x.accesses()
+        self._builder.add(
+            gate.dot_gate, [*mine, *h.accesses()], mine,
+            x=x.address, x_thread_stride=x.thread_stride, width=x.width, h=h.address, h_thread_stride=h.thread_stride,
+            h_width=h.width, weight=weight.address, rows=x.rows, private=self.private,
+        )  # fmt: skip
+        return x
+
     # ------------------------------------------------------------ attention
 
     def _heads(self, qkv: Value, heads: int) -> list[Access]:
@@ -258,20 +293,35 @@ class Ops:
         self, qkv: Value, heads: int, kv_heads: int, head_size: int, q_weight: Vector, k_weight: Vector, epsilon: float
     ) -> None:
         """Normalises each q and k head of qkv (rows, heads + 2 kv_heads, head_size) in place; weights (head_size,)."""
+        self._normalize_heads(norm.rms_norm_heads, qkv, heads, kv_heads, head_size, q_weight, k_weight, epsilon)
+
+    def layer_norm_heads(
+        self, qkv: Value, heads: int, kv_heads: int, head_size: int, q_weight: Vector, k_weight: Vector, epsilon: float
+    ) -> None:
+        """As rms_norm_heads, with mean subtraction and weights (heads, head_size) and (kv_heads, head_size)."""
+        self._normalize_heads(norm.layer_norm_heads, qkv, heads, kv_heads, head_size, q_weight, k_weight, epsilon)
+
+    def _normalize_heads(
+        self, kernel: Kernel, qkv: Value, heads: int, kv_heads: int, head_size: int, q_weight: Vector, k_weight: Vector,
+        epsilon: float,
+    ) -> None:  # fmt: skip
         mine = self._heads(qkv, heads + 2 * kv_heads)
         self._builder.add(
-            norm.rms_norm_heads, mine, mine,
+            kernel, mine, mine,
             x=qkv.address, rows=self._rows, heads=heads + 2 * kv_heads, q_heads=heads, k_heads=kv_heads, size=head_size,
             q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
         )  # fmt: skip
 
-    def rotation(self, frequencies: np.ndarray) -> Buffer:
-        """cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""
-        out = self._buffer("angles", len(frequencies) * 8)
+    def rotation(self, frequencies: np.ndarray, scale: float = 1.0, name: str = "angles") -> Buffer:
+        """scale * cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,).
+
+        A model with several rotations gives each a name.
+        """
+        out = self._buffer(name, len(frequencies) * 8)
         self._builder.add(
             rope.rotation_angles, [], [Access(out)],
             positions=self._positions, rows=self._rows, frequencies=self._kept(frequencies), pairs=len(frequencies),
-            out=out.address,
+            scale=scale, out=out.address,
         )  # fmt: skip
         return out
 
@@ -301,9 +351,13 @@ class Ops:
         )  # fmt: skip
 
     def attention(
-        self, qkv: Value, heads: range, kv_heads: range, group: int, head_size: int, scale: float, cache: LayerCache
-    ) -> Value:
-        """(rows, local_heads * head_size). heads, kv_heads: this rank's, as numbers in the model; group: heads per KV head."""
+        self, qkv: Value, heads: range, kv_heads: range, group: int, head_size: int, scale: float, cache: LayerCache,
+        sinks: Vector | None = None,
+    ) -> Value:  # fmt: skip
+        """(rows, local_heads * head_size). heads, kv_heads: this rank's, as numbers in the model; group: heads per KV head.
+
+        sinks: per head the score of one more token that all see, whose value is zero.
+        """
         sequences = self.site.step.shape.max_sequences
         scratch = self._buffer("attention scratch", attention.SCRATCH_BYTES, private=True, rows=1)
         parts = self._buffer("parts", len(heads) * attention.SPLITS * attention.part_bytes(head_size), rows=sequences)
@@ -317,7 +371,8 @@ class Ops:
             q=qkv.address, q_stride=qkv.stride, heads=len(heads), kv_heads=len(kv_heads), head_size=head_size,
             first_head=heads.start, first_kv_head=kv_heads.start, group=group, scale=scale, window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.address, scratch_stride=scratch.thread_stride,
-            parts=parts.address, finished=self._buffers["finished"].address, out=out.address, **self._cache(cache),
+            parts=parts.address, finished=self._buffers["finished"].address,
+            sinks=sinks.address if sinks else 0, sunk=sinks is not None, out=out.address, **self._cache(cache),
         )  # fmt: skip
         return Value((out,), len(heads) * head_size, self._rows)
 
@@ -369,8 +424,8 @@ class Ops:
         most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
         assert most <= MOST_PLACES_PER_ROW * self.site.step.shape.max_rows
         lengths = {
-            "counts": 2, "active": 3 * count, "rows_of_places": most, "places": pairs, "chosen": pairs, "shares": pairs,
-            "next": count,
+            "counts": 2, "active": 3 * count, "rows_of_places": most, "experts_of_places": most, "places": pairs, "chosen": pairs,
+            "shares": pairs, "next": count,
         }  # fmt: skip
         buffer = self._buffer("routes", 8 * sum(lengths.values()), rows=1)
         starts = dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist(), strict=False))
@@ -383,9 +438,11 @@ class Ops:
         self._builder.add(
             experts.arrange, [Access(buffer)], [Access(buffer)],
             rows=logits.rows, experts=count, used=used, pitch=self.pitch, chosen=at["chosen"], counts=at["counts"],
-            active=at["active"], rows_of_places=at["rows_of_places"], places=at["places"], next=at["next"],
+            active=at["active"], rows_of_places=at["rows_of_places"], experts_of_places=at["experts_of_places"],
+            places=at["places"], next=at["next"],
         )  # fmt: skip
-        return Routes(buffer, used, most, *(at[name] for name in ("counts", "active", "rows_of_places", "places", "shares")))
+        kept = ("counts", "active", "rows_of_places", "experts_of_places", "places", "chosen", "shares")
+        return Routes(buffer, used, most, *(at[name] for name in kept))
 
     def expert_matmul(self, name: str, x: Value, routes: Routes, *weights: Matrix) -> Value:
         """(places, sum of an expert's rows): the products side by side; x has a row for each row of the Step, or for each place."""
@@ -407,45 +464,91 @@ class Ops:
             column += rows
         return Value(tuple(buffers), width, routes.counts, most=routes.most)
 
-    def add_experts(self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix]) -> Value:
-        """x + each row's sum of share * (expert's weight h) + further products as in add_products: one exchange."""
+    def add_expert_bias(self, x: Value, routes: Routes, *biases: Vector) -> Value:
+        """x + the bias of each place's expert, in x's place; x is an expert_matmul of as many matrices; biases (experts, rows)."""
+        for buffer, bias_ in zip(x.buffers, biases, strict=True):
+            mine = Access(buffer, ("places", x.width, self.site.threads))
+            self._builder.add(
+                bias.add_selected_bias, [mine, Access(routes.buffer)], [mine],
+                x=buffer.address, x_stride=buffer.stride, rows=x.rows, width=x.width // len(biases),
+                select=routes.experts_of_places, bias=bias_.address, private=self.private,
+            )  # fmt: skip
+        return x
+
+    def add_experts(
+        self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix], bias_: Vector | None = None
+    ) -> Value:
+        """x + each row's sum of share * (expert's weight h) + further products as in add_products: one exchange.
+
+        bias_: (experts, width), each expert's added to its product.
+        """
         made = self.expert_matmul("expert down", h, routes, weight)
         partial = self._partials[(self._num_exchanges + 1) % 2]
         for i, (other, matrix) in enumerate(products):
             self._product(other, matrix, partial, add=i > 0)
+        self._combine(made.address, made.stride, made.accesses(), routes, routes.places, partial, x, add=bool(products))
+        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
+            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x, add=True)
+        return self._exchange(partial, x, add=True)
+
+    def _combine(
+        self, rows: int, stride: int, reads: list[Access], routes: Routes, places: int, partial: Buffer, x: Value, add: bool
+    ) -> None:
+        """partial = [partial +] each row's sum of share * the row at its place in `rows`."""
         mine = Access(partial, self._columns(x.width))
         self._builder.add(
-            experts.combine, [*made.accesses(), Access(routes.buffer), *([mine] if products else [])], [mine],
-            x=made.address, x_stride=made.stride, rows=x.rows, used=routes.used, places=routes.places, shares=routes.shares,
-            width=x.width, out=partial.address, out_stride=partial.stride, add=bool(products),
+            experts.combine, [*reads, Access(routes.buffer), *([mine] if add else [])], [mine],
+            x=rows, x_stride=stride, rows=x.rows, used=routes.used, places=places, shares=routes.shares,
+            width=x.width, out=partial.address, out_stride=partial.stride, add=add,
         )  # fmt: skip
-        return self._exchange(partial, x, add=True)
 
     # ------------------------------------------------------------ what ranks do together
 
-    def embed(self, weight: Matrix, first_token: int) -> Value:
-        """(rows, width): the rank that holds a token's row hands it to all."""
+    def embed(self, weight: Matrix, first_token: int, scale: float = 1.0) -> Value:
+        """scale * the tokens' rows, (rows, width): the rank that holds a token's row hands it to all."""
         width = weight.columns
         partial = self._partials[(self._num_exchanges + 1) % 2]
         self._builder.add(
             _of(weight, "embed"), [], [Access(partial)],
             weights=weight.address, tile_bytes=weight.tile_bytes, units=weight.units, first_token=first_token,
             last_token=first_token + weight.rows, tokens=self.site.step.tokens.ctypes.data, rows=self._rows,
-            out=partial.address, out_stride=partial.stride,
+            scale=scale, out=partial.address, out_stride=partial.stride,
         )  # fmt: skip
         assert width == self.site.width
         return self._exchange(partial, Value((self._buffer("residual", width * 4),), width, self._rows), add=False)
 
-    def add_product(self, x: Value, h: Value, weight: Matrix) -> Value:
-        """x + weight h, in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
-        return self.add_products(x, (h, weight))
+    def add_product(self, x: Value, h: Value, weight: Matrix, bias_: Vector | None = None) -> Value:
+        """x + weight h [+ bias], in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
+        return self._exchange(self._sum_of_products([(h, weight)], bias_), x, add=True)
 
     def add_products(self, x: Value, *products: tuple[Value, Matrix]) -> Value:
         """x + the sum of weight h over several (h, weight): what a rank holds of them is added up before the one exchange."""
+        return self._exchange(self._sum_of_products(list(products)), x, add=True)
+
+    def add_normalized_product(self, x: Value, h: Value, weight: Matrix, norm_weight: Vector, epsilon: float) -> Value:
+        """x + rms_norm(weight h), in x's place: as add_product, where the whole sum is normalised before it is added."""
+        out = Value((self._buffer("product", x.width * 4),), x.width, self._rows)
+        made = self._exchange(self._sum_of_products([(h, weight)]), out, add=False)
+        mine = Access(x.buffers[0], ("rows or columns", x.width, self.site.threads))
+        self._builder.add(
+            norm.add_rms_norm, [*made.accesses(), mine], [mine],
+            x=made.address, rows=self._rows, weight=norm_weight.address, width=x.width, epsilon=epsilon, out=x.address,
+            private=self.private,
+        )  # fmt: skip
+        return Value(x.buffers, x.width, x.rows)
+
+    def _sum_of_products(self, products: list[tuple[Value, Matrix]], bias_: Vector | None = None) -> Buffer:
+        """This rank's part of it, in the buffer of the next exchange."""
         partial = self._partials[(self._num_exchanges + 1) % 2]
         for i, (h, weight) in enumerate(products):
             self._product(h, weight, partial, add=i > 0)
-        return self._exchange(partial, x, add=True)
+        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
+            mine = Access(partial, self._columns(bias_.length))
+            self._builder.add(
+                bias.add_bias, [mine], [mine],
+                x=partial.address, x_stride=partial.stride, rows=self._rows, width=bias_.length, bias=bias_.address,
+            )  # fmt: skip
+        return partial
 
     def _exchange(self, partial: Buffer, x: Value, add: bool) -> Value:
         """x = [x +] the sum of all ranks' partials, in rank order. Two buffers by parity: a rank may be one exchange ahead.

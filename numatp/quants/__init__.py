@@ -12,6 +12,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
                   tile times as many activation rows from the first-th of the group at x
     element       device function: one weight of a tile
+    quantize      device function (x, columns, out): one row of whole blocks from float32 to file bytes (kernels/fit.py)
 
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
 """
@@ -22,6 +23,8 @@ import importlib.util
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 from numatp.errors import UserError
 from numatp.kernels.layout import ending_bytes
@@ -61,6 +64,20 @@ def names() -> list[str]:
     from pkgutil import iter_modules
 
     return sorted(module.name.upper() for module in iter_modules(__path__))
+
+
+def quantize(format: ModuleType, x: np.ndarray) -> np.ndarray:
+    """Bytes as in a file, (rows, row_bytes), of float32 (rows, columns), columns being whole blocks. Runs without the GIL."""
+    from numatp.kernels.compile import specialize
+
+    x = np.ascontiguousarray(x, np.float32)
+    rows, columns = x.shape
+    assert columns % format.BLOCK == 0, (columns, format.BLOCK)
+    out = np.empty((rows, columns // format.BLOCK * format.BLOCK_BYTES), np.uint8)
+    specialize("quantizer", "quant", format.__name__).quantize.run(
+        x=x.ctypes.data, rows=rows, columns=columns, out=out.ctypes.data, row_bytes=out.shape[1]
+    )
+    return out
 
 
 def tile_bytes(format: ModuleType, columns: int) -> int:

@@ -4,7 +4,7 @@ import numpy as np
 
 from numatp.kernels.compile import device
 from numatp.kernels.rows import add_outer
-from numatp.kernels.simd import float_of_upper_half, load_i16, load_i16x16, offset, store_i16, widen_upper_halves
+from numatp.kernels.simd import float_of_upper_half, load_i16, load_i16x16, load_i32, offset, store_i16, widen_upper_halves
 
 BLOCK, BLOCK_BYTES = 32, 64
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -35,3 +35,10 @@ def dot_tile(tile, x, first, pitch, units, total):
 @device
 def element(tile, units, row, column):
     return float_of_upper_half(load_i16(tile, column * 16 + row))
+
+
+@device
+def quantize(x, columns, out):
+    for k in range(columns):
+        bits = load_i32(x, k)
+        store_i16(out, k, (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)  # to the nearest, of two the even one

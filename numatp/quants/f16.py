@@ -4,7 +4,7 @@ import numpy as np
 
 from numatp.kernels.compile import device
 from numatp.kernels.rows import add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, offset, store_f16, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32, offset, store_f16, widen
 
 BLOCK, BLOCK_BYTES = 32, 64
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -35,3 +35,9 @@ def dot_tile(tile, x, first, pitch, units, total):
 @device
 def element(tile, units, row, column):
     return load_f16(tile, column * 16 + row)
+
+
+@device
+def quantize(x, columns, out):
+    for k in range(columns):
+        store_f16(out, k, load_f32(x, k))

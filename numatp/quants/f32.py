@@ -35,3 +35,9 @@ def dot_tile(tile, x, first, pitch, units, total):
 @device
 def element(tile, units, row, column):
     return load_f32(tile, column * 16 + row)
+
+
+@device
+def quantize(x, columns, out):
+    for k in range(columns):
+        store_f32(out, k, load_f32(x, k))

@@ -10,12 +10,16 @@ import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     high_nibbles,
+    lane,
+    largest,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8x16,
     load_i32,
     load_u8,
@@ -23,6 +27,7 @@ from numatp.kernels.simd import (
     negative,
     offset,
     prefetch,
+    splat_f32,
     store_f16,
     store_u8,
     widen,
@@ -100,3 +105,21 @@ def element(tile, units, row, column):
     both = shared(end, super_of(end, unit), SUPER_BYTES)
     q = plane_element(offset(tile, unit * 128), 2, row, k)
     return load_f16(both, row) * (nibbles & 15) * q - load_f16(both, 16 + row) * (nibbles >> 4)
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, m = fit_lines(x, 16, 16, 3, 1.5, 0.125, 17)
+        unit, sink = keep_f16(out, 40, largest(d) / 15), keep_f16(out, 41, largest(negative(m)) / 15)
+        s, t = fit_whole_lines(x, 16, 16, unit, sink, d, m, 3, 15)
+        store_nibbles(out, s, t)
+        for i in range(4):  # two halves of the super-block, two of each unit
+            byte, power = splat_f32(0), 1.0
+            for place in range(4):
+                block = i // 2 * 8 + place * 2 + i % 2
+                q = line_codes(load_f32x16(x, block * 16), unit * lane(s, block), -sink * lane(t, block), 3)
+                byte = byte + splat_f32(power) * q
+                power *= 4
+            store_bytes(offset(out, 16 + i * 16), byte)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

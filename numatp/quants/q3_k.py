@@ -10,11 +10,14 @@ import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.planes import first_half, merged, plane_element, plane_loader, second_half, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
+    lane,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8,
     load_i8x16,
     load_i32,
@@ -24,6 +27,7 @@ from numatp.kernels.simd import (
     splat_f32,
     store_f16,
     store_i8,
+    store_u8,
     widen,
     widen_i8,
 )
@@ -109,3 +113,42 @@ def element(tile, units, row, column):
     low, high = offset(tile, unit * 192), offset(tile, unit * 192 + 128)
     q = plane_element(low, 2, row, k) + plane_element(high, 1, row, k) * 4 - ZERO
     return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
+
+
+@device
+def code(v):
+    q = rounded(v, -ZERO, ZERO - 1)
+    return q, q
+
+
+@device
+def store_scales(out, scale):
+    """12 bytes of 16 scales in -32..31."""
+    for i in range(4):
+        store_u8(out, 8 + i, 0)
+    for i in range(16):
+        s = int(lane(scale, i)) + 32
+        store_u8(out, i % 8, s & 15 if i < 8 else load_u8(out, i % 8) | (s & 15) << 4)
+        store_u8(out, 8 + i % 4, load_u8(out, 8 + i % 4) | s >> 4 << i // 4 * 2)
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, most = fit_scales(code, x, 16, 16, 2.5, 0.125, 19)
+        unit = keep_f16(out, 54, most / -32)
+        s = fit_whole_scales(code, x, 16, 16, unit, d, -32, 31)
+        store_scales(offset(out, 96), s)
+        for half in range(2):  # of each unit
+            third, top_power = splat_f32(0), 1.0
+            for part in range(2):
+                byte, power = splat_f32(0), 1.0
+                for place in range(4):
+                    block = part * 8 + place * 2 + half
+                    q = code(load_f32x16(x, block * 16) * splat_f32(reciprocal(unit * lane(s, block))))[0] + splat_f32(ZERO)
+                    top, q = bits_above(q, 4)
+                    byte, third = byte + splat_f32(power) * q, third + splat_f32(top_power) * top
+                    power, top_power = power * 4, top_power * 2
+                store_bytes(offset(out, 32 + part * 32 + half * 16), byte)
+            store_bytes(offset(out, half * 16), third)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

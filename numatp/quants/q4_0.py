@@ -8,9 +8,21 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, splat_f32, store_f16, store_i32, widen
+from numatp.kernels.simd import (
+    load_f16,
+    load_f16x16,
+    load_f32x16,
+    load_i32,
+    offset,
+    prefetch,
+    splat_f32,
+    store_f16,
+    store_i32,
+    widen,
+)
 
 BLOCK, BLOCK_BYTES = 32, 18
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -63,3 +75,19 @@ def element(tile, units, row, column):
     unit = column // 32
     q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     return load_f16(offset(tile, units * 256 + unit * 32), row) * (q - ZERO)
+
+
+@device
+def code(v):
+    q = rounded(v, -8, 7)
+    return q, q
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        inverse = splat_f32(reciprocal(keep_f16(out, 0, fit_scale(code, a, b, 6, 0.25, 13))))
+        zero = splat_f32(ZERO)
+        store_nibbles(offset(out, 2), code(a * inverse)[0] + zero, code(b * inverse)[0] + zero)
+        out = offset(out, BLOCK_BYTES)

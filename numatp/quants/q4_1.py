@@ -8,9 +8,10 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_line, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, store_f16, store_i32, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, load_i32, offset, prefetch, store_f16, store_i32, widen
 
 BLOCK, BLOCK_BYTES = 32, 20
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -66,3 +67,13 @@ def element(tile, units, row, column):
     q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
     constants = offset(tile, units * 256 + unit * 64)
     return load_f16(constants, row) * q + load_f16(constants, 16 + row)
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        d, m = fit_line(a, b, 15, 12, 0.25, 21, False)
+        d, m = keep_f16(out, 0, d), keep_f16(out, 1, m)
+        store_nibbles(offset(out, 4), line_codes(a, d, m, 15), line_codes(b, d, m, 15))
+        out = offset(out, BLOCK_BYTES)

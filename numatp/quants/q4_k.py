@@ -10,11 +10,15 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
+    lane,
+    largest,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8x16,
     load_i32,
     load_u8,
@@ -116,3 +120,30 @@ def element(tile, units, row, column):
     both = shared(end, super_of(end, unit), SUPER_BYTES)
     scale, minimum = load_f16(both, row) * load_u8(constants, row), load_f16(both, 16 + row) * load_u8(constants, 16 + row)
     return scale * plane_element(offset(tile, unit * 256), 4, row, column % 32) - minimum
+
+
+@device
+def store_sixes(out, scale, minimum):
+    """12 bytes of 8 scales and 8 minima in 0..63."""
+    for i in range(4):
+        s, t, s_high, t_high = int(lane(scale, i)), int(lane(minimum, i)), int(lane(scale, i + 4)), int(lane(minimum, i + 4))
+        store_u8(out, i, s | s_high >> 4 << 6)
+        store_u8(out, i + 4, t | t_high >> 4 << 6)
+        store_u8(out, i + 8, s_high & 15 | (t_high & 15) << 4)
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, m = fit_lines(x, 8, 32, 15, 12, 0.25, 21)
+        unit, sink = keep_f16(out, 0, largest(d) / 63), keep_f16(out, 1, largest(negative(m)) / 63)
+        s, t = fit_whole_lines(x, 8, 32, unit, sink, d, m, 15, 63)
+        store_sixes(offset(out, 4), s, t)
+        for i in range(8):  # pairs of units, halves
+            low, high = i // 2 * 2, i // 2 * 2 + 1
+            store_nibbles(
+                offset(out, 16 + i * 16),
+                line_codes(load_f32x16(x, low * 32 + i % 2 * 16), unit * lane(s, low), -sink * lane(t, low), 15),
+                line_codes(load_f32x16(x, high * 32 + i % 2 * 16), unit * lane(s, high), -sink * lane(t, high), 15),
+            )
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

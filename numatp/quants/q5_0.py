@@ -9,9 +9,24 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, splat_f32, store_f16, store_i32, widen
+from numatp.kernels.simd import (
+    bits_of,
+    floor_f32,
+    load_f16,
+    load_f16x16,
+    load_f32x16,
+    load_i32,
+    offset,
+    prefetch,
+    splat_f32,
+    store_f16,
+    store_i16,
+    store_i32,
+    widen,
+)
 
 BLOCK, BLOCK_BYTES = 32, 22
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -70,3 +85,29 @@ def element(tile, units, row, column):
     low, high = offset(tile, unit * 320), offset(tile, unit * 320 + 256)
     q = plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16
     return load_f16(offset(tile, units * 320 + unit * 32), row) * (q - ZERO)
+
+
+@device
+def code(v):
+    q = rounded(v, -16, 15)
+    return q, q
+
+
+@device
+def store_fives(out, low, high):
+    """20 bytes of 32 whole numbers in 0..31: the highest bits of all, then the nibbles."""
+    top_low, top_high = floor_f32(low * splat_f32(1 / 16)), floor_f32(high * splat_f32(1 / 16))
+    store_i16(out, 0, bits_of(top_low))
+    store_i16(out, 1, bits_of(top_high))
+    sixteen = splat_f32(16)
+    store_nibbles(offset(out, 4), low - sixteen * top_low, high - sixteen * top_high)
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        inverse = splat_f32(reciprocal(keep_f16(out, 0, fit_scale(code, a, b, 13, 0.25, 17))))
+        zero = splat_f32(ZERO)
+        store_fives(offset(out, 2), code(a * inverse)[0] + zero, code(b * inverse)[0] + zero)
+        out = offset(out, BLOCK_BYTES)

@@ -9,9 +9,11 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_line, keep_f16, line_codes
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_i32, offset, prefetch, store_f16, store_i32, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, load_i32, offset, prefetch, store_f16, store_i32, widen
+from numatp.quants.q5_0 import store_fives
 
 BLOCK, BLOCK_BYTES = 32, 24
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -69,3 +71,13 @@ def element(tile, units, row, column):
     q = plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16
     constants = offset(tile, units * 320 + unit * 64)
     return load_f16(constants, row) * q + load_f16(constants, 16 + row)
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        d, m = fit_line(a, b, 31, 28, 0.25, 21, False)
+        d, m = keep_f16(out, 0, d), keep_f16(out, 1, m)
+        store_fives(offset(out, 4), line_codes(a, d, m, 31), line_codes(b, d, m, 31))
+        out = offset(out, BLOCK_BYTES)

@@ -10,24 +10,29 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import bits_above, fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
+    lane,
+    largest,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8x16,
     load_i32,
     load_u8,
     negative,
     offset,
     prefetch,
+    splat_f32,
     store_f16,
     store_u8,
     widen,
     widen_u8,
 )
 from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
-from numatp.quants.q4_k import minimum_of, scale_of, sixes
+from numatp.quants.q4_k import minimum_of, scale_of, sixes, store_sixes
 
 BLOCK, BLOCK_BYTES = 256, 176
 TILE_BYTES, SUPER_BYTES = 16 * 22, 64
@@ -97,3 +102,24 @@ def element(tile, units, row, column):
     scale, minimum = load_f16(both, row) * load_u8(constants, row), load_f16(both, 16 + row) * load_u8(constants, 16 + row)
     low, high = offset(tile, unit * 320), offset(tile, unit * 320 + 256)
     return scale * (plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16) - minimum
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, m = fit_lines(x, 8, 32, 31, 28, 0.25, 21)
+        unit, sink = keep_f16(out, 0, largest(d) / 63), keep_f16(out, 1, largest(negative(m)) / 63)
+        s, t = fit_whole_lines(x, 8, 32, unit, sink, d, m, 31, 63)
+        store_sixes(offset(out, 4), s, t)
+        for half in range(2):
+            fifth, power = splat_f32(0), 1.0
+            for pair in range(4):
+                low, high = 2 * pair, 2 * pair + 1
+                q_low = line_codes(load_f32x16(x, low * 32 + half * 16), unit * lane(s, low), -sink * lane(t, low), 31)
+                q_high = line_codes(load_f32x16(x, high * 32 + half * 16), unit * lane(s, high), -sink * lane(t, high), 31)
+                (top_low, q_low), (top_high, q_high) = bits_above(q_low, 16), bits_above(q_high, 16)
+                store_nibbles(offset(out, 48 + pair * 32 + half * 16), q_low, q_high)
+                fifth = fifth + splat_f32(power) * (top_low + top_high + top_high)
+                power *= 4
+            store_bytes(offset(out, 16 + half * 16), fifth)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

@@ -10,11 +10,14 @@ import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes, store_nibbles
 from numatp.kernels.planes import first_half, load_nibbles, merged, plane_element, plane_loader, second_half, store_word
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
+    lane,
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8,
     load_i8x16,
     load_i32,
@@ -101,3 +104,32 @@ def element(tile, units, row, column):
     low, high = offset(tile, unit * 384), offset(tile, unit * 384 + 256)
     q = plane_element(low, 4, row, k) + plane_element(high, 2, row, k) * 16 - ZERO
     return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
+
+
+@device
+def code(v):
+    q = rounded(v, -ZERO, ZERO - 1)
+    return q, q
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, most = fit_scales(code, x, 16, 16, 29, 0.25, 21)
+        unit = keep_f16(out, 104, most / -128)
+        s = fit_whole_scales(code, x, 16, 16, unit, d, -128, 127)
+        for i in range(16):
+            store_i8(out, 192 + i, int(lane(s, i)))
+        for i in range(4):  # two halves of the super-block, two of each unit
+            top, low = splat_f32(0), splat_f32(0)
+            for place in range(4):
+                pair = place % 2 * 2 + place // 2  # units 0, 2, 1, 3: two that share bytes follow each other
+                block = i // 2 * 8 + pair * 2 + i % 2
+                q = code(load_f32x16(x, block * 16) * splat_f32(reciprocal(unit * lane(s, block))))[0] + splat_f32(ZERO)
+                twos, q = bits_above(q, 16)
+                top = top + splat_f32(1 << 2 * pair) * twos
+                if place % 2:
+                    store_nibbles(offset(out, i // 2 * 64 + pair % 2 * 32 + i % 2 * 16), low, q)
+                low = q
+            store_bytes(offset(out, 128 + i * 16), top)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

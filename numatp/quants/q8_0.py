@@ -9,15 +9,18 @@ import numpy as np
 
 from numatp.kernels.activation import integer_sums, scales
 from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.rows import add_dot_biased, block
 from numatp.kernels.simd import (
     load_f16,
     load_f16x16,
+    load_f32x16,
     load_i8x64,
     load_i32,
     load_u8,
     offset,
     prefetch,
+    splat_f32,
     store_f16,
     store_i32,
     widen,
@@ -76,3 +79,19 @@ def element(tile, units, row, column):
     unit, k = column // 32, column % 32
     q = load_u8(tile, unit * 512 + k // 4 * 64 + row * 4 + k % 4)
     return load_f16(offset(tile, units * 512 + unit * 32), row) * (q - 128)
+
+
+@device
+def code(v):
+    q = rounded(v, -127, 127)
+    return q, q
+
+
+@device
+def quantize(x, columns, out):
+    for i in range(columns // BLOCK):
+        a, b = load_f32x16(x, i * 32), load_f32x16(x, i * 32 + 16)
+        inverse = splat_f32(reciprocal(keep_f16(out, 0, fit_scale(code, a, b, 121, 0.5, 16))))
+        store_bytes(offset(out, 2), code(a * inverse)[0])
+        store_bytes(offset(out, 18), code(b * inverse)[0])
+        out = offset(out, BLOCK_BYTES)

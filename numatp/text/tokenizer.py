@@ -1,13 +1,15 @@
-"""Text to token ids and back, for the vocabularies of GGUF files: byte-level BPE ("gpt2") and SentencePiece BPE ("llama")."""
+"""Text to token ids and back: byte-level BPE ("gpt2") and SentencePiece BPE ("llama"), as GGUF files name them."""
 
 import codecs
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numatp.errors import UserError
-from numatp.files.gguf import GGUFFile
+from numatp.files.gguf import GGUFFile, read_gguf
 from numatp.files.gguf_header import quote
 from numatp.text import words
 from numatp.text.chat_template import render_chat
@@ -119,6 +121,14 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the text has half a character (a lone surrogate) at position {error.start}; remove it") from None
+        ids = self._ids(text, special)
+        if self.bos is not None and ids[:1] != [self.bos]:
+            ids.insert(0, self.bos)
+        if self._eos is not None and ids[-1:] != [self._eos]:
+            ids.append(self._eos)
+        return ids
+
+    def _ids(self, text: str, special: bool) -> list[int]:
         names = self._all_names if special else self._user_names
         ids: list[int] = []
         for place, piece in enumerate(names.split(text) if names else [text]):
@@ -126,10 +136,6 @@ class Tokenizer:
                 ids.append(self._named[piece])
             elif piece:
                 ids += self._bpe.encode(piece).ids
-        if self.bos is not None and ids[:1] != [self.bos]:
-            ids.insert(0, self.bos)
-        if self._eos is not None and ids[-1:] != [self._eos]:
-            ids.append(self._eos)
         return ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
@@ -148,6 +154,15 @@ class Tokenizer:
             raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
         kind = self._kinds[id]
         return self._spell(self._tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
+
+
+def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Of a GGUF file or a Hugging Face folder. UserError if there is none that numatp knows."""
+    if os.path.isdir(path):
+        from numatp.text.tokenizer_json import FolderTokenizer
+
+        return FolderTokenizer(Path(path))
+    return Tokenizer.from_gguf(read_gguf(path))
 
 
 class StreamDecoder:
@@ -194,7 +209,7 @@ def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Toke
     return bpe
 
 
-def _spell_byte_level(token: str, kind: int) -> bytes:
+def spell_byte_level(token: str, kind: int) -> bytes:
     if kind == NORMAL and BYTE_OF_CHAR.keys() >= set(token):
         return bytes(BYTE_OF_CHAR[char] for char in token)
     return token.encode(errors="surrogateescape")
@@ -227,7 +242,7 @@ def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.T
     return bpe
 
 
-def _spell_sentencepiece(token: str, kind: int) -> bytes:
+def spell_sentencepiece(token: str, kind: int) -> bytes:
     if kind == BYTE:
         return bytes.fromhex(token[3:5])  # <0x0A>
     return token.replace(SPACE, " ").encode(errors="surrogateescape")
@@ -244,8 +259,8 @@ class Kind:
 
 
 KINDS = {
-    "gpt2": Kind(_build_byte_level, _spell_byte_level, lambda gguf: _rule(gguf).bos),
-    "llama": Kind(_build_sentencepiece, _spell_sentencepiece, lambda gguf: True),
+    "gpt2": Kind(_build_byte_level, spell_byte_level, lambda gguf: _rule(gguf).bos),
+    "llama": Kind(_build_sentencepiece, spell_sentencepiece, lambda gguf: True),
 }
 
 

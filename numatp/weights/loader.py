@@ -6,24 +6,35 @@ all else is whole. Nothing is mapped: rows are read into a small staging buffer 
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import prod
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
 from numatp import quants
 from numatp.errors import UserError
-from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_header import quote
+from numatp.files.huggingface import Assembled
+from numatp.files.layouts import Layout, Plain, Rows
+from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.files.safetensors import DTYPES, FLOATS, floats, read_bytes
 from numatp.weights.splits import Sizes, Split
 
 if TYPE_CHECKING:
     from numatp.kernels.compile import Kernel
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
+CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+
+
+# What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
+QUANTIZED = {"none": None, "q8": ("Q8_0", "Q8_0"), "q4": ("Q4_K", "Q4_0")}
 
 
 @dataclass(frozen=True)
@@ -85,19 +96,28 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
     return joined
 
 
+def side_by_side(vectors: Iterable[Vector]) -> Vector:
+    """Vectors that follow each other in memory without gaps, as one."""
+    first, *others = vectors
+    for vector in others:
+        assert first.address + first.length * 4 == vector.address or not vector.length, (first.name, vector.name)
+        first = replace(first, name=f"{first.name} + {vector.name}", length=first.length + vector.length)
+    return first
+
+
 @dataclass(frozen=True)
 class Rule:
     """A tensor that a model needs: ("heads*head_size", "width") is a matrix whose rows are cut by heads.
 
     Rows "a*b + c*d" are parts below each other that are cut one by one. part (i, n) takes of each thing that the first word counts
-    the i-th of n equal parts. A table is no matrix: kernels read it as floats, column after column. Three words are the matrices of
-    all experts; the second word may be cut, the first is not.
+    the i-th of n equal parts. A table is no matrix: kernels read it as floats, row after row or ("columns") column after column.
+    Three words are the matrices of all experts; the second word may be cut, the first is not. A number is a word too.
     """
 
     name: str
     shape: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
-    table: bool = False
+    table: Literal["", "rows", "columns"] = ""
 
     @property
     def key(self) -> str:
@@ -109,11 +129,17 @@ class Rule:
 class Slice:
     """What of one tensor this rank loads, and what it becomes."""
 
-    info: TensorInfo
+    info: TensorInfo | Assembled
     format: ModuleType
     rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
+    by_column: bool = False  # of a table
+
+    @property
+    def converted(self) -> bool:
+        """Whether the rows in the file are not yet in the blocks of the format."""
+        return isinstance(self.info, Assembled) or quants.find(self.info.type, self.info.name) is not self.format
 
 
 def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
@@ -121,8 +147,8 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     ranges, start = [], 0
     for term in words.split(" + "):
         first, *others = term.split("*")
-        inner = prod(int(word) if word.isdigit() else getattr(sizes, word) for word in others)
-        whole = range(getattr(sizes, first))
+        length, *inners = (int(word) if word.isdigit() else getattr(sizes, word) for word in (first, *others))
+        inner, whole = prod(inners), range(length)
         own = getattr(cut, first, whole) if cut else whole
         i, parts = part
         if parts == 1:
@@ -134,31 +160,52 @@ def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] =
     return ranges
 
 
+def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str:
+    """The GGUF type that a tensor becomes in memory."""
+    note = info.note if isinstance(info, Assembled) else ""
+    router = rule.shape[0] == "experts" and len(rule.shape) == 2  # small, and what it gets wrong nothing mends
+    if len(rule.shape) < 2 or rule.table or router or info.type not in FLOATS:
+        return info.type
+    if (note and quantize == "none") or (rule.shape[0] == "vocab" and quantize == "q4"):
+        quantize = "q8"
+    types = QUANTIZED[quantize]
+    return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
+
+
 def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
     """What the tensor has in the file."""
     return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
 
 
 def plan(
-    file: GGUFFile, rules: list[Rule], sizes: Sizes, cut: Split, find: Callable[[str, str], ModuleType] = quants.find
+    file: ModelFile,
+    rules: list[Rule],
+    sizes: Sizes,
+    cut: Split,
+    quantize: str = "none",
+    find: Callable[[str, str], ModuleType] = quants.find,
 ) -> tuple[list[Slice], int]:
-    """Every tensor's slice, at an address counted from 0, and the bytes of all of them; find=quants.sizes counts only.
+    """Every tensor's slice, at an address counted from 0, and the bytes of all of them. quantize: one of QUANTIZED.
+
+    find=quants.sizes is enough to count bytes.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
     """
     unused = file.tensors.keys() - {rule.name for rule in rules}
     if unused:
-        file.fail(f"tensor {quote(min(unused))} is not part of this architecture as numatp knows it; use another model")
+        called = file.called(min(unused))
+        file.fail(f"tensor {quote(called)} is not part of this architecture as numatp knows it; use another model")
     slices, address = [], 0
     for rule in rules:
         info = file.tensors.get(rule.name)
         if info is None:
-            raise UserError(f"{file.path}: tensor '{rule.name}' is missing")
+            file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
         expected = whole_shape(rule, sizes)
-        if info.shape != expected:
-            raise UserError(f"{file.path}: tensor '{rule.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = find(info.type, rule.name)
+        # Writers may drop leading dimensions of 1.
+        if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
+            raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
+        format = find(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -172,13 +219,13 @@ def plan(
         target: Matrix | Vector
         if outer and not rule.table:
             if any(edge % quants.UNIT for edge in (expected[-1], columns.start, columns.stop)):
-                raise UserError(f"{file.path}: tensor '{rule.name}': its rows cannot be cut at {columns} in {info.type}")
+                raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
-                raise UserError(f"{file.path}: tensor '{rule.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
+                raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
             target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
-        slices.append(Slice(info, format, rows, columns, target))
+        slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
         address += target.num_bytes
     return slices, address
 
@@ -200,43 +247,130 @@ class Weights:
         assert isinstance(found, Vector), name
         return found
 
-    def load(self, threads: int, run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None]) -> None:
-        """Reads and packs everything; run(kernel, record) runs on the rank's threads. progress(bytes done, bytes in all)."""
+    def floats(self, name: str) -> np.ndarray:
+        """float32: a vector's values, once they are loaded."""
+        return _floats_at(self.vector(name)).copy()
+
+    def load(
+        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None]
+    ) -> None:
+        """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
+        bytes in all).
+        """
+        rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
+        widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
+        staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
+        done, total = 0, sum(s.target.num_bytes for s in self._slices)
+        # The caller is pinned to one cpu, and so would be the threads that it starts.
+        with ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)) as pool:
+            for piece in self._slices:
+                target = self.tensors[piece.target.name]
+                if isinstance(target, Vector):
+                    whole = _floats_of(piece.info, piece.format)
+                    own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
+                    own = own[:, piece.columns.start : piece.columns.stop]
+                    _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
+                elif target.num_bytes and piece.converted:
+                    self._convert(piece, target, run, pool, threads)
+                elif target.num_bytes:
+                    self._read(piece, target, run, staging)
+                done += target.num_bytes
+                progress(done, total)
+
+    def _read(self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", staging: np.ndarray) -> None:
+        """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
+        info, failed = piece.info, np.zeros(1, np.int64)
+        assert isinstance(info, TensorInfo)
+        row_bytes = info.num_bytes // prod(info.shape[:-1])
         from numatp.kernels.compile import specialize
 
-        widest = max(s.info.num_bytes // max(prod(s.info.shape[:-1]), 1) for s in self._slices if len(s.info.shape) > 1)
-        staging_bytes = max(STAGING, quants.TILE_ROWS * widest)
-        staging = np.empty(staging_bytes * threads, np.uint8)
-        failed = np.zeros(1, np.int64)
-        done, total = 0, sum(s.target.num_bytes for s in self._slices)
-        for piece in self._slices:
-            target = self.tensors[piece.target.name]
-            with _open(piece.info) as source:
-                if isinstance(target, Vector):
-                    raw = np.frombuffer(os.pread(source.fileno(), piece.info.num_bytes, piece.info.offset), np.uint8)
-                    if len(raw) == piece.info.num_bytes:
-                        whole = piece.format.unpack(raw.reshape(piece.info.shape[0] if len(piece.info.shape) > 1 else 1, -1))
-                        own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
-                        _floats_at(target)[:] = own[:, piece.columns.start : piece.columns.stop].T.ravel()
-                    else:
-                        failed[0] = 1
-                elif target.num_bytes:
-                    row_bytes = piece.info.num_bytes // prod(piece.info.shape[:-1])
-                    load = specialize("matmul", "quant", piece.format.__name__).load
-                    address = target.address
-                    for rows in piece.rows:
-                        record = load.record(
-                            file=source.fileno(), position=piece.info.offset + rows.start * row_bytes,
-                            row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
-                            units=target.units, weights=address, tile_bytes=target.tile_bytes,
-                            staging=staging.ctypes.data, staging_bytes=staging_bytes, failed=failed.ctypes.data,
-                        )  # fmt: skip
-                        run(load, record)
-                        address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
-            if failed[0]:
-                raise UserError(f"{piece.info.path}: tensor '{target.name}' cannot be read: the file changed or its disk fails")
-            done += target.num_bytes
-            progress(done, total)
+        load = specialize("matmul", "quant", piece.format.__name__).load
+        address = target.address
+        with _open(info) as source:
+            for rows in piece.rows:
+                record = load.record(
+                    file=source.fileno(), position=info.offset + rows.start * row_bytes,
+                    row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
+                    units=target.units, weights=address, tile_bytes=target.tile_bytes,
+                    staging=staging.ctypes.data, staging_bytes=staging.shape[1], failed=failed.ctypes.data,
+                )  # fmt: skip
+                run(load, record)
+                address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
+        if failed[0]:
+            raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
+
+    def _convert(
+        self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", pool: ThreadPoolExecutor, threads: int
+    ) -> None:
+        """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
+        format, info = piece.format, piece.info
+        from numatp.kernels.compile import specialize
+
+        pack = specialize("pack", "quant", format.__name__).pack
+        # Super-blocks are quantised whole, whatever of them this rank keeps.
+        columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
+        step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
+        address, parts = target.address, _parts(piece, columns, step)
+        while batch := list(islice(parts, threads)):
+            raw = np.concatenate(list(pool.map(lambda part: _blocks(part[0], part[1], info.type, format), batch)))
+            record = pack.record(
+                source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw),
+                first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
+                weights=address, tile_bytes=target.tile_bytes,
+            )  # fmt: skip
+            run(pack, record)
+            address += -(-len(raw) // quants.TILE_ROWS) * target.tile_bytes
+
+
+def _blocks(read: Rows, rows: slice, given: str, format: ModuleType) -> np.ndarray:
+    """Rows that come as GGUF type `given` in the file blocks of `format`."""
+    raw = read(rows)
+    if format is quants.find(given, ""):
+        return raw
+    return quants.quantize(format, floats(raw.view(DTYPES[given]), given))
+
+
+def notes(slices: list[Slice]) -> list[str]:
+    """What is quantised on the way, in sentences worth showing."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for piece in slices:
+        if isinstance(piece.target, Matrix) and quants.find(piece.info.type, piece.info.name) is not piece.format:
+            note = piece.info.note if isinstance(piece.info, Assembled) else ""
+            counts[note or piece.info.type, piece.format.__name__.rpartition(".")[2].upper()] += 1
+    return [f"{count} matrices of {source} are quantized to {kept} on load" for (source, kept), count in counts.items()]
+
+
+def _parts(piece: Slice, columns: range, step: int) -> Iterator[tuple[Rows, slice]]:
+    """A matrix's rows in parts of `step` at most; all but the last have whole tiles."""
+    for layout, numbers in _by_piece(piece.info, piece.rows):
+        read = layout.cut(numbers, columns)
+        yield from ((read, slice(first, first + step)) for first in range(0, len(numbers), step))
+
+
+def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
+    """The layouts whose rows the ranges are, and the numbers of the rows in them."""
+    numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
+    if isinstance(info, TensorInfo):
+        yield Plain(info), numbers
+    elif info.order is not None:
+        yield info.pieces[0], info.order[numbers]
+    else:
+        height = info.pieces[0].shape[0]
+        ends = np.flatnonzero(np.diff(numbers // height)) + 1
+        for own in np.split(numbers, ends):
+            yield info.pieces[own[0] // height], own % height
+
+
+def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+    """float32 (rows, columns) of a whole small tensor; a vector is one row."""
+    rows = info.shape[0] if len(info.shape) > 1 else 1
+    if isinstance(info, TensorInfo):
+        return format.unpack(read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
+    if info.values:
+        return info.values().reshape(rows, -1)
+    (piece,) = info.pieces
+    raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
+    return format.unpack(raw)
 
 
 def _open(info: TensorInfo) -> BinaryIO:

@@ -27,6 +27,7 @@ class Sizes:
     conv_width: int = 0  # inputs that a short convolution sees
     experts: int = 0
     expert_ffn: int = 0  # of each expert
+    shared_ffn: int = 0  # of the expert that all tokens go through
 
     @property
     def group(self) -> int:
@@ -49,6 +50,7 @@ class Split:
     vocab: range
     linear_key_heads: range = range(0)  # each with all its value heads
     expert_ffn: range = range(0)  # of every expert
+    shared_ffn: range = range(0)
 
 
 def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> list[float] | None:
@@ -95,8 +97,8 @@ def split(sizes: Sizes, rank: int, size: int, shares: Sequence[float] | None = N
     heads = mine(sizes.heads, _heads_per_unit(sizes.head_size))
     kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
     linear = mine(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size))
-    ffn, expert_ffn = mine(sizes.ffn, COLUMN_UNIT), mine(sizes.expert_ffn, COLUMN_UNIT)
-    return Split(heads, kv_heads, ffn, mine(sizes.vocab, ROW_UNIT), linear, expert_ffn)
+    ffn, expert_ffn, shared_ffn = (mine(count, COLUMN_UNIT) for count in (sizes.ffn, sizes.expert_ffn, sizes.shared_ffn))
+    return Split(heads, kv_heads, ffn, mine(sizes.vocab, ROW_UNIT), linear, expert_ffn, shared_ffn)
 
 
 def _heads_per_unit(columns: int) -> int:

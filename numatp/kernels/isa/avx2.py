@@ -40,3 +40,9 @@ def dot_biased(builder, total, weights, x):
 
 def start(builder, sum_of_x):
     return constant(i32x16, 0)
+
+
+def lookup(builder, table, indices):
+    both = ir.Constant(HALF_BYTES, list(table) * 2)  # the instruction looks up in each 128 bits of its own
+    found = [call_llvm(builder, "llvm.x86.avx2.pshuf.b", HALF_BYTES, both, _half(builder, indices, index)) for index in (0, 1)]
+    return _join(builder, *found)

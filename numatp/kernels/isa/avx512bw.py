@@ -6,7 +6,7 @@ as their magnitudes, and their signs move to x.
 
 from llvmlite import ir
 
-from numatp.kernels.simd import call_llvm, constant, i8x64, i32x16
+from numatp.kernels.simd import BYTE, call_llvm, constant, i8x64, i32x16
 
 GROUP = 16
 
@@ -27,3 +27,10 @@ def dot_biased(builder, total, weights, x):
 
 def start(builder, sum_of_x):
     return constant(i32x16, 0)
+
+
+def lookup(builder, table, indices):
+    # The instruction looks up in each 128 bits of its own.
+    return call_llvm(
+        builder, "llvm.x86.avx512.pshuf.b.512", indices.type, ir.Constant(ir.VectorType(BYTE, 64), list(table) * 4), indices
+    )

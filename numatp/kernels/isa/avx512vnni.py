@@ -1,6 +1,9 @@
 """AVX-512 VNNI: one instruction multiplies 64 bytes and adds them by fours."""
 
+from numatp.kernels.isa.avx512bw import lookup
 from numatp.kernels.simd import call_llvm, constant, i32x16
+
+__all__ = ["GROUP", "dot", "dot_biased", "lookup", "start"]
 
 GROUP = 16
 

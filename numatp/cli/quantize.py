@@ -1,0 +1,40 @@
+"""`numatp quantize`: a model in another, usually smaller format."""
+
+import argparse
+import os
+from pathlib import Path
+
+from numatp.cli import signals
+from numatp.cli.options import note, positive
+from numatp.cli.progress import Progress
+from numatp.errors import UserError
+from numatp.files.gguf import read_gguf
+from numatp.files.models import resolve_model
+from numatp.machine import isa
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="IN", help="name of a pulled model, or path of a GGUF file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the GGUF file to write; it must not be there yet")
+    parser.add_argument("--type", required=True, metavar="TYPE", help="of every matrix, e.g. q8_0, q4_k; or a mix: q4_k_m, q5_k_m")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="(default: one per cpu)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    file, out, wanted = read_gguf(resolve_model(arguments.model)), arguments.out, arguments.type.upper()
+    isa.set_numba_target(isa.choose())
+    from numatp.weights import convert  # loads Numba
+
+    if wanted not in convert.type_names():
+        raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")
+    changes = convert.choose_types(file, wanted)
+    for line in convert.describe(changes, wanted):
+        note(line)
+    signals.unwind()  # removes what was written so far
+    with Progress("quantize") as progress:
+        convert.convert(file, changes, wanted, out, arguments.threads or len(os.sched_getaffinity(0)), progress.update)
+    before, after = (sum(sizes) for sizes in zip(*((c.info.num_bytes, c.num_bytes) for c in changes), strict=True))
+    weights = sum(c.num_weights for c in changes)
+    note(f"{before / 1e6:.1f} MB to {after / 1e6:.1f} MB, {8 * after / weights:.2f} bits per weight")
+    print(out)
+    return 0

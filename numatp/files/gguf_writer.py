@@ -1,0 +1,92 @@
+"""Write a GGUF file: its header, and after it room for the tensors, whose bytes may then come in any order."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from numatp.errors import MachineError, UserError
+from numatp.files.gguf import TENSOR_TYPES
+from numatp.files.gguf_header import BOOL, SCALARS, STRING, U32, U64
+
+ALIGNMENT = 32  # bytes; what readers take it for where the metadata say nothing
+VERSION = 3
+INT, FLOAT = 4, 6  # kinds: uint32, float32
+TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
+
+
+def encoded(value: bool | int | float | str) -> bytes:
+    """One value of the metadata with its kind; numbers as uint32 and float32."""
+    if isinstance(value, str):
+        return U32.pack(STRING) + _string(value)
+    kind = BOOL if isinstance(value, bool) else INT if isinstance(value, int) else FLOAT
+    return U32.pack(kind) + SCALARS[kind].pack(value)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode(errors="surrogateescape")
+    return U64.pack(len(raw)) + raw
+
+
+def num_bytes(type: str, shape: tuple[int, ...]) -> int:
+    _, per_block, block_bytes = TENSOR_TYPES[TYPE_IDS[type]]
+    return math.prod(shape) // per_block * block_bytes
+
+
+class GGUFWriter:
+    """A GGUF file in the making; `offsets` says where the bytes of each tensor go."""
+
+    def __init__(self, fd: int, metadata: Mapping[str, bytes], tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> None:
+        """metadata: values as `encoded` makes them; tensors: (name, type, shape with rows first)."""
+        self._fd = fd
+        self.offsets: dict[str, int] = {}
+        table, end = [], 0
+        for name, type, shape in tensors:
+            self.offsets[name] = end
+            dims = [U64.pack(size) for size in reversed(shape)]
+            table += [_string(name), U32.pack(len(dims)), *dims, U32.pack(TYPE_IDS[type]), U64.pack(end)]
+            end += -(-num_bytes(type, shape) // ALIGNMENT) * ALIGNMENT
+        entries = [_string(key) + value for key, value in metadata.items()]
+        counts = U64.pack(len(self.offsets)) + U64.pack(len(entries))
+        header = b"".join([b"GGUF", U32.pack(VERSION), counts, *entries, *table])
+        start = -(-len(header) // ALIGNMENT) * ALIGNMENT
+        self.offsets = {name: start + offset for name, offset in self.offsets.items()}
+        os.posix_fallocate(fd, 0, start + end)  # a full disk says so now
+        self.write(header, 0)
+
+    def write(self, data: bytes | memoryview, position: int) -> None:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(self._fd, view, position)
+            view, position = view[done:], position + done
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[int]:
+    """A descriptor of what becomes the file `path` when all went well; nothing of it stays otherwise.
+
+    UserError if `path` is there already, MachineError for a folder or disk that does not take it.
+    """
+    if os.path.lexists(path):
+        raise UserError(f"{path}: is there already; remove it, or give another name")
+    try:
+        fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            os.fchmod(fd, 0o666 & ~_umask())
+            yield fd
+            os.fsync(fd)
+            os.rename(partial, path)
+        finally:
+            os.close(fd)
+            with suppress(FileNotFoundError):
+                os.unlink(partial)
+    except OSError as error:
+        raise MachineError(f"{path}: cannot be written: {error.strerror or error}; make room, or give another place") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

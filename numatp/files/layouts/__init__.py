@@ -1,0 +1,88 @@
+"""How Hugging Face folders store a weight matrix. One file per layout, found by the `quant_method` of config.json.
+
+A layout turns rows of its own into rows of a GGUF type, which numatp computes with. Each file holds
+
+SUFFIXES    what the tensors of a weight NAME.weight may be called: NAME.qweight, NAME.scales, ...
+is_quantized(parts)    whether the tensors found by these names are a weight of this layout; parts: TensorInfo by suffix
+check(settings, fail)    UserError by fail(fault) for a `quantization_config` that numatp does not know
+open_matrix(name, parts, settings, fail) -> Layout    UserError for what does not fit together
+"""
+
+import importlib
+from collections.abc import Callable
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+
+from numatp.files.gguf_header import fail as fail_at
+from numatp.files.gguf_header import quote
+from numatp.files.model_file import TensorInfo
+from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_rows
+
+Rows = Callable[[slice], np.ndarray]
+Config = dict[str, Any]
+Parts = dict[str, TensorInfo]
+Fail = Callable[[str], NoReturn]
+
+
+class Layout(Protocol):
+    shape: tuple[int, int]  # rows, columns
+    type: str  # GGUF type of the rows that it gives
+    note: str  # what was lost on the way to that type, or ""
+
+    def cut(self, rows: np.ndarray, columns: range) -> Rows:
+        """Gives slices of `rows` (their numbers) cut to `columns`, whole units of 32: uint8 (rows, bytes of blocks of `type`)."""
+        ...
+
+
+class Plain:
+    """A matrix as it is, of a type that is one of GGUF's too; leading dimensions are taken as more rows."""
+
+    note = ""
+
+    def __init__(self, info: TensorInfo):
+        self.info, self.type = info, info.type
+        self.shape = (info.num_bytes // ITEM_BYTES[info.type] // max(info.shape[-1], 1), info.shape[-1])
+
+    def cut(self, rows: np.ndarray, columns: range) -> Rows:
+        def read(some: slice) -> np.ndarray:
+            values = read_rows(self.info, rows[some])[:, columns.start : columns.stop]
+            return np.ascontiguousarray(values).view(np.uint8)
+
+        return read
+
+
+def names() -> list[str]:
+    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__))
+
+
+def find(method: str) -> ModuleType | None:
+    return importlib.import_module(f"{__name__}.{method.replace('-', '_')}") if method in names() else None
+
+
+# ---------------------------------------------------------------- what the layouts check
+
+
+def expect(fail: Fail, key: str, value: object, allowed: tuple[object, ...]) -> None:
+    if value not in allowed:
+        known = ", ".join(map(quote, allowed))
+        fail(f"its quantization has {key} {quote(value)}, and numatp knows {known}; use another model")
+
+
+def need(parts: Parts, suffixes: tuple[str, ...], name: str, fail: Fail) -> None:
+    for suffix in suffixes:
+        if suffix not in parts:
+            fail(f"tensor {quote(name.removesuffix('weight') + suffix)} is missing in the folder; download the weights again")
+
+
+def need_shape(info: TensorInfo, type_name: str, shape: tuple[int, ...]) -> None:
+    if (info.type, info.shape) != (type_name, shape):
+        what = f"is {info.type} of shape {info.shape}, and should be {type_name} of {shape}"
+        fail_at(info.path, f"tensor {quote(info.name)} {what}; download it again")
+
+
+def floating(info: TensorInfo) -> None:
+    if info.type not in FLOATS:
+        fail_at(info.path, f"tensor {quote(info.name)} is {info.type}, and should be {' or '.join(FLOATS)}; download it again")

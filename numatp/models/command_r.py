@@ -1,0 +1,71 @@
+"""Command-R and Command-R+: attention and feed-forward side by side on one norm, as in Command-A (cohere2.py), but all layers see
+all tokens and rotates q and k. Command-R+ normalises each query and key head with a weight of its own.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common
+from numatp.weights.loader import Rule, Weights
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
+
+
+@dataclass(frozen=True)
+class CommandRSpec(Spec):
+    logit_scale: float
+    heads_normalized: bool
+
+
+def read_spec(file: ModelFile) -> CommandRSpec:
+    return read_common(
+        file, CommandRSpec, norm="layer_norm_epsilon", logit_scale=file.number("command-r.logit_scale"),
+        heads_normalized="blk.0.attn_q_norm.weight" in file.tensors,
+    )  # fmt: skip
+
+
+def rules(spec: CommandRSpec) -> list[Rule]:
+    norms = (
+        Rule("attn_q_norm.weight", ("heads", "head_size"), table="rows"),
+        Rule("attn_k_norm.weight", ("kv_heads", "head_size"), table="rows"),
+    )
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            *(norms if spec.heads_normalized else ()),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_down.weight", ("width", "ffn")),
+        ),
+    )
+
+
+def forward(p: "Ops", spec: CommandRSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+    sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
+    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
+    x = p.embed(matrix("token_embd.weight"), split.vocab.start)
+    for layer, cache in enumerate(caches):
+        blk = f"blk.{layer}"
+        h = p.layer_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
+        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        gate_up = p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight"))
+        if spec.heads_normalized:
+            q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
+            p.layer_norm_heads(qkv, len(heads), len(kv_heads), head_size, q_norm, k_norm, spec.epsilon)
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=True)
+        ffn = p.silu_gate(gate_up)
+        attended = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
+        x = p.add_products(x, (ffn, matrix(f"{blk}.ffn_down.weight")), (attended, matrix(f"{blk}.attn_output.weight")))
+    # Scaling the normalised rows scales the logits.
+    x = p.layer_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True, scale=spec.logit_scale)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

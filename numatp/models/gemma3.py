@@ -1,0 +1,81 @@
+"""Gemma 3 (text): most layers see a window of tokens and rotate by a base of their own; the results of attention and feed-forward
+are normalised before they are added. GGUF has 1 added to the norms' weights.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from numatp.files.model_file import ModelFile
+from numatp.models.rope import plain, read_base
+from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
+from numatp.weights.loader import Rule, Weights
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
+
+LAYERS_OF_27B = 62  # the one size whose scores are not divided by the square root of the head size; files do not say so
+
+
+@dataclass(frozen=True)
+class Gemma3Spec(Spec):
+    window_base: float  # of the rotation in layers that see a window
+    score_scale: float
+
+
+def read_spec(file: ModelFile) -> Gemma3Spec:
+    if file.number("gemma3.final_logit_softcapping", default=0.0):
+        file.fail("bounds its logits (final_logit_softcapping), which numatp cannot compute; use another model")
+    sizes, layers = read_sizes(file), read_windows(file, period=6)  # of six layers the last sees all tokens
+    scale = file.positive(
+        "gemma3.attention.scale", default=1 / sqrt(sizes.width // sizes.heads if len(layers) == LAYERS_OF_27B else sizes.head_size)
+    )
+    return read_common(
+        file, Gemma3Spec, sizes=sizes, layers=layers, window_base=read_base(file, "gemma3.rope.freq_base_swa"),
+        score_scale=scale,
+    )  # fmt: skip
+
+
+def rules(spec: Spec) -> list[Rule]:
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_q_norm.weight", ("head_size",)),
+            ("attn_k_norm.weight", ("head_size",)),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("post_attention_norm.weight", ("width",)),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            ("ffn_down.weight", ("width", "ffn")),
+            ("post_ffw_norm.weight", ("width",)),
+        ),
+    )
+
+
+def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+    sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
+    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
+    window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)), name="window angles")
+    x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
+    for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
+        blk, angles = f"blk.{layer}", all_angles if kept == Attention() else window_angles
+        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
+        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
+        p.rms_norm_heads(qkv, len(heads), len(kv_heads), head_size, q_norm, k_norm, epsilon)
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
+        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, spec.score_scale, cache)
+        out, after = matrix(f"{blk}.attn_output.weight"), vector(f"{blk}.post_attention_norm.weight")
+        x = p.add_normalized_product(x, h, out, after, epsilon)
+        h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), epsilon)
+        h = p.gelu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
+        x = p.add_normalized_product(x, h, matrix(f"{blk}.ffn_down.weight"), vector(f"{blk}.post_ffw_norm.weight"), epsilon)
+    x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

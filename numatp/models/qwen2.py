@@ -1,0 +1,56 @@
+"""Qwen2 and Qwen2.5: as Llama, with biases on queries, keys and values, and rotation by halves."""
+
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common
+from numatp.weights.loader import Rule, Weights
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
+
+
+def read_spec(file: ModelFile) -> Spec:
+    return read_common(file, Spec)
+
+
+def rules(spec: Spec) -> list[Rule]:
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_q.bias", ("heads*head_size",)),
+            ("attn_k.bias", ("kv_heads*head_size",)),
+            ("attn_v.bias", ("kv_heads*head_size",)),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate.weight", ("ffn", "width")),
+            ("ffn_up.weight", ("ffn", "width")),
+            ("ffn_down.weight", ("width", "ffn")),
+        ),
+    )
+
+
+def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+    sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
+    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
+    x = p.embed(matrix("token_embd.weight"), split.vocab.start)
+    for layer, cache in enumerate(caches):
+        blk = f"blk.{layer}"
+        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
+        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
+        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
+        x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
+        h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
+        h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
+        x = p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
+    x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

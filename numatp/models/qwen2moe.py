@@ -1,0 +1,78 @@
+"""Qwen2 with experts (Qwen1.5-MoE, Qwen2-57B-A14B): as Qwen2, where each row goes through a few of many FFNs, and through one that
+all rows share and a number of their own opens.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
+from numatp.weights.loader import Rule, Weights
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
+
+
+@dataclass(frozen=True)
+class Qwen2MixtureSpec(Spec):
+    experts_used: int  # by each token
+    normalize: bool  # whether their shares are made to add up to 1
+
+
+def read_spec(file: ModelFile) -> Qwen2MixtureSpec:
+    return read_common(
+        file, Qwen2MixtureSpec, sizes=read_sizes(file, **read_experts(file), **read_shared_expert(file)),
+        experts_used=file.count("qwen2moe.expert_used_count"), normalize=file.flag("qwen2moe.expert_weights_norm", default=False),
+    )  # fmt: skip
+
+
+def rules(spec: Spec) -> list[Rule]:
+    return decoder_rules(
+        spec,
+        lambda layer: (
+            ("attn_norm.weight", ("width",)),
+            ("attn_q.weight", ("heads*head_size", "width")),
+            ("attn_k.weight", ("kv_heads*head_size", "width")),
+            ("attn_v.weight", ("kv_heads*head_size", "width")),
+            ("attn_q.bias", ("heads*head_size",)),
+            ("attn_k.bias", ("kv_heads*head_size",)),
+            ("attn_v.bias", ("kv_heads*head_size",)),
+            ("attn_output.weight", ("width", "heads*head_size")),
+            ("ffn_norm.weight", ("width",)),
+            ("ffn_gate_inp.weight", ("experts", "width")),
+            ("ffn_gate_inp_shexp.weight", ("width",)),
+            ("ffn_gate_shexp.weight", ("shared_ffn", "width")),
+            ("ffn_up_shexp.weight", ("shared_ffn", "width")),
+            ("ffn_down_shexp.weight", ("width", "shared_ffn")),
+            ("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
+            ("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
+            ("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
+        ),
+    )
+
+
+def forward(p: "Ops", spec: Qwen2MixtureSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+    sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
+    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
+    x = p.embed(matrix("token_embd.weight"), split.vocab.start)
+    for layer, cache in enumerate(caches):
+        blk = f"blk.{layer}"
+        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
+        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
+        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
+        x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
+        h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
+        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
+        shared = p.matmul("shared_gate_up", h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
+        shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))
+        gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
+        h = p.silu_gate(p.expert_matmul("expert_gate_up", h, routes, gate, up))
+        down = matrix(f"{blk}.ffn_down_exps.weight")
+        x = p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
+    x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

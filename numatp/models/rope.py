@@ -1,0 +1,91 @@
+"""How fast rotary embedding turns each pair of a head's values: the base's frequencies, and what longer contexts make of them."""
+
+from dataclasses import dataclass
+from math import ceil, floor, log, pi
+
+import numpy as np
+
+from numatp.files.gguf_header import quote
+from numatp.files.model_file import ModelFile
+
+BASE = 10000.0  # where a file names none
+KINDS = ("none", "linear", "yarn", "llama3")
+
+
+@dataclass(frozen=True, eq=False)
+class Rope:
+    frequencies: np.ndarray  # float64 (pairs,): radians per token; the values of a head after its pairs are not turned
+    scale: float = 1.0  # of the turned values
+
+
+def plain(base: float, rotated: int) -> np.ndarray:
+    """Frequencies of the first `rotated` values of a head (https://arxiv.org/abs/2104.09864)."""
+    return base ** (-np.arange(0, rotated, 2) / rotated)
+
+
+def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
+    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs.
+
+    UserError for a scaling that numatp does not know, and for more rotated values than a head has.
+    """
+    name = file.text("general.architecture")
+    rotated = file.count(f"{name}.rope.dimension_count", default=head_size)
+    if rotated > head_size or rotated % 2:
+        file.fail(f"rotates {rotated} of a head's {head_size} values; convert the model again")
+    base = read_base(file, f"{name}.rope.freq_base")
+    prefix = f"{name}.rope.scaling"
+    kind, frequencies = file.text(f"{prefix}.type", default="linear"), plain(base, rotated)
+    if kind not in KINDS:
+        file.fail(f"metadata '{prefix}.type' is {quote(kind)}; numatp knows {', '.join(KINDS)}: use another model")
+    if kind == "none":
+        return Rope(frequencies)
+    # Early files have the older key.
+    factor = file.positive(f"{prefix}.factor", default=file.positive(f"{name}.rope.scale_linear", default=1.0))
+    if factor < 1:
+        file.fail(f"scales its rotary embedding by {factor:g}, which should be 1 or more; convert the model again")
+    if kind == "linear":
+        return Rope(frequencies / factor)
+    trained = file.count(f"{prefix}.original_context_length", default=file.count(f"{name}.context_length"))
+    if kind == "llama3":  # in folders; a GGUF file has the result as a tensor
+        low, high = (file.positive(f"{prefix}.{key}_freq_factor") for key in ("low", "high"))
+        return Rope(frequencies / llama3_factors(frequencies, factor, low, high, trained))
+    for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+        if file.number(f"{prefix}.{key}", default=expected) != expected:
+            file.fail(f"metadata '{prefix}.{key}' is not {expected:g}, which numatp cannot compute; use another model")
+    fast, slow = (file.positive(f"{prefix}.yarn_beta_{key}", default) for key, default in (("fast", 32.0), ("slow", 1.0)))
+    if not 1e-6 <= slow < fast <= 1e6:
+        file.fail(f"claims bounds of YaRN of {fast:g} and {slow:g} turns; convert the model again")
+    scale = file.positive(f"{prefix}.yarn_attn_factor", default=0.1 * log(factor) + 1)
+    frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
+    return Rope(frequencies, scale * file.positive(f"{prefix}.attn_factor", default=1.0))
+
+
+def read_base(file: ModelFile, key: str) -> float:
+    base = file.positive(key, default=BASE)
+    if base <= 1:
+        file.fail(f"metadata '{key}' is {base:g}, and should be above 1; convert the model again")
+    return base
+
+
+def yarn(
+    frequencies: np.ndarray, base: float, factor: float, trained: int, fast: float, slow: float, truncate: bool = True
+) -> np.ndarray:
+    """Pairs that turn more than `fast` times in `trained` tokens keep their frequency, those that turn less than `slow` times have
+    it divided by `factor`, those between get something between (https://arxiv.org/abs/2309.00071, section 3.2).
+    """
+    rotated = 2 * len(frequencies)
+    first, last = (rotated * log(trained / (turns * 2 * pi)) / (2 * log(base)) for turns in (fast, slow))
+    if truncate:
+        first, last = floor(first), ceil(last)
+    first, last = max(first, 0), min(last, rotated - 1)
+    ramp = np.clip((np.arange(len(frequencies)) - first) / max(last - first, 0.001), 0, 1)
+    return frequencies * (ramp / factor + 1 - ramp)
+
+
+def llama3_factors(frequencies: np.ndarray, factor: float, low: float, high: float, trained: int) -> np.ndarray:
+    """What Llama 3.1's scaling divides each frequency by: 1 for wavelengths below trained / high tokens, `factor` for those above
+    trained / low, something between for the others. GGUF files hold the result as rope_freqs.weight.
+    """
+    turns = trained * frequencies / (2 * pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return 1 / ((1 - smooth) / factor + smooth)

@@ -1,0 +1,72 @@
+"""IQ4_NL: blocks of 32 weights with a float16 scale d; weight = d * VALUES[q] with q in 0..15.
+
+File block, 18 bytes: d, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31, as in Q4_0.
+Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 d.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import integer_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, store_nibbles
+from numatp.kernels.planes import plane_element, plane_loader
+from numatp.kernels.rows import add_dot_biased
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, nearest_of, offset, prefetch, splat_f32, widen
+from numatp.quants import q4_0
+
+BLOCK, BLOCK_BYTES = 32, 18
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
+
+pack = q4_0.pack  # the same bytes of another meaning
+load_values = plane_loader(4, 0, table=[int(value) + 128 for value in VALUES])
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 18) to float32 (rows, blocks * 32)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    d = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    q = np.concatenate([blocks[..., 2:] & 15, blocks[..., 2:] >> 4], axis=-1)
+    return (d * VALUES[q].astype(np.float32)).reshape(rows, -1)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants = offset(tile, units * 256)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    for _ in range(units):
+        weights = load_values(tile)
+        for line in range(4):
+            prefetch(tile, PREFETCH + line * 64)
+        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_sums)
+        tile, constants, x = offset(tile, 256), offset(constants, 32), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit = column // 32
+    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
+    return load_f16(offset(tile, units * 256 + unit * 32), row) * VALUES[q]
+
+
+nearest = nearest_of(VALUES, range(16))
+
+
+@device
+def code(v):
+    return nearest(v)
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        inverse = splat_f32(reciprocal(keep_f16(out, 0, fit_scale(code, a, b, 95, 4, 15))))
+        store_nibbles(offset(out, 2), code(a * inverse)[0], code(b * inverse)[0])
+        out = offset(out, BLOCK_BYTES)

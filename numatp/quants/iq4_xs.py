@@ -1,0 +1,124 @@
+"""IQ4_XS: super-blocks of 8 x 32 weights; weight = (d * scale) * VALUES[q] of IQ4_NL with q in 0..15 and scale in -32..31.
+
+File block, 136 bytes: float16 d; 8 scales + 32 of 6 bits: the high two bits of all, then the low nibbles of all; per unit 16 bytes
+whose low nibbles are weights 0-15 and high nibbles weights 16-31.
+Tile: per unit a plane of 4 bits (kernels/planes.py); behind all units, per unit 16 scales as int8; then the end that
+kernels/superblock.py describes, with 16 d.
+"""
+
+import numpy as np
+
+from numatp.kernels.activation import integer_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
+from numatp.kernels.planes import plane_element
+from numatp.kernels.rows import add_dot_biased
+from numatp.kernels.simd import (
+    lane,
+    load_f16,
+    load_f16x16,
+    load_f32x16,
+    load_i8,
+    load_i8x16,
+    load_i32,
+    load_u8,
+    offset,
+    prefetch,
+    splat_f32,
+    store_f16,
+    store_i8,
+    store_i32,
+    store_u8,
+    widen,
+    widen_i8,
+)
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.quants.iq4_nl import VALUES, code, load_values
+
+BLOCK, BLOCK_BYTES = 256, 136
+TILE_BYTES, SUPER_BYTES = 16 * 17, 32
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 136) to float32 (rows, blocks * 256)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    d = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    twos = np.stack([blocks[..., 2 + unit // 4] >> unit % 4 * 2 & 3 for unit in range(8)], axis=-1)
+    fours = np.stack([blocks[..., 4 + unit // 2] >> unit % 2 * 4 & 15 for unit in range(8)], axis=-1)
+    scale = (fours | twos << 4).astype(np.float32) - 32
+    bytes16 = blocks[..., 8:].reshape(rows, -1, 8, 16)
+    q = np.concatenate([bytes16 & 15, bytes16 >> 4], axis=-1)
+    return ((d * scale)[..., None] * VALUES[q].astype(np.float32)).reshape(rows, -1)
+
+
+@device
+def scale_of(block, unit):
+    """The scale of one of 8 units of a file block."""
+    high = load_u8(block, 2 + unit // 4) >> unit % 4 * 2 & 3
+    return (load_u8(block, 4 + unit // 2) >> unit % 2 * 4 & 15 | high << 4) - 32
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
+    store_phase(end, first_unit)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
+        for index in range(touched(end, units)):
+            store_f16(shared(end, index, SUPER_BYTES), row, load_f16(block, 0) if row < rows else 0)
+            first, last = units_of(end, index, units)
+            for unit in range(first, last if row < rows else first):
+                place = (first_unit + unit) % 8
+                store_i8(constants, unit * 16 + row, scale_of(block, place))
+                for j in range(4):
+                    store_i32(tile, unit * 64 + j * 16 + row, load_i32(offset(block, 8 + place * 16), j))
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    for index in range(touched(end, units)):
+        d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
+        begin, stop = units_of(end, index, units)
+        for _ in range(begin, stop):
+            weights = load_values(tile)
+            for line in range(4):
+                prefetch(tile, PREFETCH + line * 64)
+            total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(constants, 0)), x, x_scales, x_sums)
+            tile, constants, x = offset(tile, 256), offset(constants, 16), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit = column // 32
+    end = offset(tile, units * TILE_BYTES)
+    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
+    scale = load_i8(tile, units * 256 + unit * 16 + row)
+    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * scale * VALUES[q]
+
+
+@device
+def quantize(x, columns, out):
+    for _ in range(columns // BLOCK):
+        d, most = fit_scales(code, x, 8, 32, 95, 4, 15)
+        unit = keep_f16(out, 0, most / -32)
+        s = fit_whole_scales(code, x, 8, 32, unit, d, -32, 31)
+        twos = 0
+        for i in range(8):
+            scale = int(lane(s, i)) + 32
+            twos |= scale >> 4 << 2 * i
+            store_u8(out, 4 + i // 2, load_u8(out, 4 + i // 2) | (scale & 15) << 4 if i % 2 else scale & 15)
+            inverse = splat_f32(reciprocal(unit * lane(s, i)))
+            a, b = load_f32x16(x, i * 32), load_f32x16(x, i * 32 + 16)
+            store_nibbles(offset(out, 8 + i * 16), code(a * inverse)[0], code(b * inverse)[0])
+        store_u8(out, 2, twos & 255)
+        store_u8(out, 3, twos >> 8)
+        x, out = offset(x, BLOCK * 4), offset(out, BLOCK_BYTES)

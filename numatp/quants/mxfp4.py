@@ -1,0 +1,120 @@
+"""MXFP4: blocks of 32 weights with a power of two as scale; weight = 2**(e - 128) * VALUES[q] with q in 0..15 and a byte e.
+
+File block, 17 bytes: e, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31. The format (OCP MX 1.0)
+counts in 2**(e - 127) and halves: VALUES are doubled, so they are whole.
+Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 e.
+"""
+
+from math import floor, log2
+
+import numpy as np
+
+from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.compile import device
+from numatp.kernels.fit import SMALLEST, reciprocal, scale_error, store_nibbles
+from numatp.kernels.planes import plane_element, plane_loader
+from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.simd import (
+    abs_f32,
+    half_power,
+    half_powers,
+    largest,
+    load_f32x16,
+    load_i8x16,
+    load_i32,
+    load_u8,
+    max_f32x16,
+    nearest_of,
+    offset,
+    prefetch,
+    splat_f32,
+    store_i32,
+    store_u8,
+)
+
+BLOCK, BLOCK_BYTES = 32, 17
+TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+ACTIVATION = "q8"
+PREFETCH = 4096  # bytes ahead
+VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
+ZERO = 12  # what the table adds to VALUES, so that none is negative
+
+load_values = plane_loader(4, 0, table=[int(value) + ZERO for value in VALUES])
+
+
+def unpack(raw: np.ndarray) -> np.ndarray:
+    """Bytes (rows, blocks * 17) to float32 (rows, blocks * 32)."""
+    rows = raw.shape[0]
+    blocks = raw.reshape(rows, -1, BLOCK_BYTES)
+    q = np.concatenate([blocks[..., 1:] & 15, blocks[..., 1:] >> 4], axis=-1)
+    return np.ldexp(VALUES[q].astype(np.float32), blocks[..., :1].astype(np.int32) - 128).reshape(rows, -1)
+
+
+@device
+def pack(source, row_bytes, rows, first_unit, units, tile):
+    constants = offset(tile, units * 256)
+    for row in range(16):
+        block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        for unit in range(units):
+            store_u8(constants, unit * 16 + row, load_u8(block, 0) if row < rows else 0)
+            for j in range(4 if row < rows else 0):
+                store_i32(tile, unit * 64 + j * 16 + row, load_i32(offset(block, 1), j))
+            block = offset(block, BLOCK_BYTES)
+
+
+@device
+def dot_tile(tile, x, first, pitch, units, total):
+    constants = offset(tile, units * 256)
+    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x = offset(x, first * 32)
+    minus_zero = splat_f32(-ZERO)
+    for _ in range(units):
+        weights = load_values(tile)
+        for line in range(4):
+            prefetch(tile, PREFETCH + line * 64)
+        d = half_powers(load_i8x16(constants, 0))
+        total = add_outer(total, minus_zero * d, x_sums)
+        total = add_dot(total, weights, d, x, x_scales)
+        tile, constants, x = offset(tile, 256), offset(constants, 16), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+    return total
+
+
+@device
+def element(tile, units, row, column):
+    unit = column // 32
+    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
+    return half_power(load_u8(tile, units * 256 + unit * 16 + row)) * VALUES[q]
+
+
+ORDER = [15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7]  # codes by their values
+nearest = nearest_of(VALUES[ORDER], ORDER)
+
+
+@device
+def code(v):
+    return nearest(v)
+
+
+@device
+def fit_exponent(a, b):
+    """The e that loses least, near the one that makes the largest weight 8 to 16 times 2**(e - 128)."""
+    magnitude = largest(max_f32x16(abs_f32(a), abs_f32(b)))
+    near = floor(log2(magnitude)) + 125 if magnitude > SMALLEST else 1
+    best, error = 0, 0.0
+    for i in range(3):
+        e = min(max(near + i - 1, 0), 254)
+        new = scale_error(code, a, b, half_power(e))
+        if i == 0 or new < error:
+            best, error = e, new
+    return best
+
+
+@device
+def quantize(x, columns, out):
+    for block in range(columns // BLOCK):
+        a, b = load_f32x16(x, block * 32), load_f32x16(x, block * 32 + 16)
+        store_u8(out, 0, fit_exponent(a, b))
+        inverse = splat_f32(reciprocal(half_power(load_u8(out, 0))))
+        store_nibbles(offset(out, 1), code(a * inverse)[0], code(b * inverse)[0])
+        out = offset(out, BLOCK_BYTES)

@@ -1,0 +1,166 @@
+"""A model file in another format: its matrices quantised anew, all else as it is."""
+
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from numatp import quants
+from numatp.errors import UserError
+from numatp.files.gguf import GGUFFile, TensorInfo
+from numatp.files.gguf_writer import GGUFWriter, encoded, new_file, num_bytes
+from numatp.kernels.fit import MOST_F16
+
+PIECE = 1 << 20  # weights that a thread converts at a time
+# What general.file_type says; for people, and for llama.cpp's summary of a file.
+FILE_TYPES = {
+    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q4_K_M": 15,
+    "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38,
+}  # fmt: skip
+MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # of this type, and Q6_K where it helps most
+# Where rows are no whole super-blocks, as llama.cpp does.
+INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+# Matrices that are small, and that kernels read as floats or whose errors decide too much (routers).
+KEPT = re.compile(r"_norm|ffn_gate_inp|ssm_conv1d|shortconv|position_embd|token_types")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor and the type that it will have."""
+
+    info: TensorInfo
+    type: str
+
+    @property
+    def num_bytes(self) -> int:
+        return num_bytes(self.type, self.info.shape)
+
+    @property
+    def num_weights(self) -> int:
+        return prod(self.info.shape)
+
+
+def type_names() -> list[str]:
+    return sorted({*quants.names(), *MIXES})
+
+
+def choose_types(file: GGUFFile, wanted: str) -> list[Change]:
+    """What becomes of each tensor. UserError for one that numatp cannot read."""
+    layers = 1 + max((int(match[1]) for match in map(_layer, file.tensors) if match), default=0)
+    tied = "output.weight" not in file.tensors
+    return [Change(info, _type_of(info, wanted, layers, tied)) for info in file.tensors.values()]
+
+
+def _layer(name: str) -> re.Match[str] | None:
+    return re.match(r"blk\.(\d+)\.", name)
+
+
+def _type_of(info: TensorInfo, wanted: str, layers: int, tied: bool) -> str:
+    if not info.name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(info.name):
+        return info.type
+    kind = MIXES.get(wanted, wanted)
+    if wanted in MIXES and _matters(info.name, layers, tied):
+        kind = "Q6_K"
+    quants.find(info.type, info.name)
+    for candidate in (kind, INSTEAD.get(kind), "F16"):
+        if candidate and info.shape[-1] % quants.find(candidate, info.name).BLOCK == 0:
+            return candidate
+    return info.type if info.type in ("F32", "F16", "BF16") else "F32"
+
+
+def _matters(name: str, layers: int, tied: bool) -> bool:
+    """The head, and values and down projections of the first and last eighth of the layers and of each third between them."""
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        return True
+    match, eighth = _layer(name), layers // 8
+    if not match or not re.search(r"attn_v\.|ffn_down", name):
+        return False
+    layer = int(match[1])
+    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+
+
+def describe(changes: list[Change], wanted: str) -> list[str]:
+    """Sentences worth showing before the work."""
+    lines, main = [], MIXES.get(wanted, wanted)
+    others = Counter((c.type, c.info.shape[-1]) for c in changes if c.type == INSTEAD.get(main) and c.type != c.info.type)
+    for (type, columns), count in sorted(others.items()):
+        block = quants.find(main, "").BLOCK
+        lines.append(f"{count} tensors become {type}: their rows of {columns} are no multiple of {block}, as {main} needs")
+    lossy = Counter(c.info.type for c in changes if c.type != c.info.type and c.info.type not in ("F32", "F16", "BF16"))
+    if lossy:
+        lines.append(f"quantised before ({', '.join(sorted(lossy))}): what was lost then stays lost")
+    return lines
+
+
+def convert(
+    file: GGUFFile, changes: list[Change], wanted: str, out: Path, threads: int, progress: Callable[[int, int], None]
+) -> None:
+    """Writes `out`. progress(bytes done, bytes in all). UserError for weights that are no numbers or do not fit the type."""
+    ours = {"general.file_type": encoded(FILE_TYPES[wanted]), "general.quantization_version": encoded(2)}
+    kept = {key for key in file.metadata if not key.startswith("split.") and key not in {"general.alignment", *ours}}
+    metadata = {key: file.metadata.encoded(key) for key in file.metadata if key in kept} | ours
+    with new_file(out) as fd, ThreadPoolExecutor(threads) as pool:
+        writer = GGUFWriter(fd, metadata, [(c.info.name, c.type, c.info.shape) for c in changes])
+        done, total = 0, sum(c.num_bytes for c in changes)
+        waiting: deque[Future[int]] = deque()
+        try:
+            for piece in _pieces(changes, writer):
+                waiting.append(pool.submit(piece))
+                while len(waiting) > 2 * threads:  # bounds the memory
+                    done += waiting.popleft().result()
+                    progress(done, total)
+            while waiting:
+                done += waiting.popleft().result()
+                progress(done, total)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _pieces(changes: list[Change], writer: GGUFWriter) -> Iterator[Callable[[], int]]:
+    """Jobs that convert some rows of one tensor each and return the bytes that they wrote."""
+    for change in changes:
+        rows = prod(change.info.shape[:-1])
+        step = max(PIECE // change.info.shape[-1], 1)
+        for first in range(0, rows, step):
+            yield _piece(change, writer, first, min(first + step, rows), rows)
+
+
+def _piece(change: Change, writer: GGUFWriter, first: int, last: int, rows: int) -> Callable[[], int]:
+    def work() -> int:
+        info = change.info
+        row_bytes = info.num_bytes // rows
+        raw = _read(info, info.offset + first * row_bytes, (last - first) * row_bytes)
+        if change.type != info.type:
+            x = quants.find(info.type, info.name).unpack(np.frombuffer(raw, np.uint8).reshape(last - first, row_bytes))
+            _check(x, change)
+            raw = quants.quantize(quants.find(change.type, info.name), x).tobytes()
+        writer.write(raw, writer.offsets[info.name] + first * change.num_bytes // rows)
+        return len(raw)
+
+    return work
+
+
+def _read(info: TensorInfo, position: int, count: int) -> bytes:
+    with open(info.path, "rb", buffering=0) as source:
+        parts, fd = [], source.fileno()
+        while count:
+            part = os.pread(fd, count, position)
+            if not part:
+                raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file has shrunk")
+            parts.append(part)
+            count, position = count - len(part), position + len(part)
+    return b"".join(parts)
+
+
+def _check(x: np.ndarray, change: Change) -> None:
+    largest = np.abs(x).max()  # not a number if one is none
+    if not np.isfinite(largest):
+        raise UserError(f"{change.info.path}: tensor '{change.info.name}' holds weights that are no finite numbers")
+    if change.type == "F16" and largest > MOST_F16:
+        raise UserError(f"{change.info.path}: tensor '{change.info.name}' holds {largest:g}, too large for F16; use BF16")

@@ -1,0 +1,152 @@
+"""Records what transformers computes for tiny random models, and has llama.cpp's converter write the same weights as GGUF files.
+
+python make_golden.py CONVERTER [NAME ...] — needs torch and transformers (2.13.0 and 5.24.0 were used); CONVERTER is the folder of
+llama.cpp that holds convert_hf_to_gguf.py (that of llama-cpp-python 0.3.36 was used). Writes golden/NAME.gguf and golden/NAME.npz:
+tokens of two sequences, and the logits at all their positions.
+
+All weights are float16 numbers, so that both sides multiply the same, and keys and values are rounded to float16, because a float16
+cache is part of what numatp promises. Norms, biases and sinks are random too: at the values that they start with, leaving them out
+would change nothing.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+GOLDEN = Path(__file__).parent / "golden"
+LENGTHS = (90, 41)  # more than a cache block of 64 and four windows; about two windows
+VOCAB = 100
+WINDOW = 20
+COMMON = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": None, "bos_token_id": None,
+    "eos_token_id": None, "attn_implementation": "eager",
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1000.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    "rope_theta": 1000.0,
+}  # fmt: skip
+PLAIN = {"rope_type": "default", "rope_theta": 1000.0}
+WIDE = {"hidden_size": 64, "num_attention_heads": 4}  # heads of 16 values, where their size is not given
+COHERE = {**WIDE, "intermediate_size": 64, "logit_scale": 0.3, "layer_norm_eps": 1e-5, "rope_parameters": PLAIN}
+MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+# name: (class of the model, what its configuration has besides COMMON)
+MODELS = {
+    "llama": ("Llama", {"hidden_size": 64, "intermediate_size": 64, "rope_parameters": LLAMA3, "tie_word_embeddings": False}),
+    "llama-linear": ("Llama", {"rope_parameters": {**PLAIN, "rope_type": "linear", "factor": 4.0}, "tie_word_embeddings": True}),
+    "qwen2": ("Qwen2", {**WIDE, "rope_parameters": YARN, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {
+        "rope_parameters": {**YARN, "beta_fast": 2.0, "beta_slow": 0.25, "attention_factor": 1.3}, "tie_word_embeddings": True,
+    }),
+    "qwen3moe": ("Qwen3Moe", {**MOE, "norm_topk_prob": True, "rope_parameters": PLAIN}),
+    "command-r": ("Cohere", COHERE),
+    "command-r-plus": ("Cohere", {**COHERE, "use_qk_norm": True}),
+    "cohere2": ("Cohere2", {
+        **COHERE, "num_hidden_layers": 4, "intermediate_size": 32, "sliding_window": WINDOW, "rotary_pct": 1.0,
+    }),
+    "gemma3": ("Gemma3", {
+        "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64, "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 16, "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    }),
+    "qwen2moe": ("Qwen2Moe", {
+        **MOE, **WIDE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "norm_topk_prob": False,
+        "rope_parameters": PLAIN, "num_hidden_layers": 1,
+    }),
+    "qwen3next": ("Qwen3Next", {
+        **MOE, "num_hidden_layers": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "norm_topk_prob": True,
+        "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    }),
+    "gpt-oss": ("GptOss", {
+        "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW,
+        "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],
+        "tie_word_embeddings": False, "swiglu_limit": 7.0,
+    }),
+}  # fmt: skip
+PLUS_ONE = ("Gemma3", "Qwen3Next")  # whose norms multiply by 1 + weight
+
+
+def values_of(name, shape, kind, rng):
+    if name.endswith("A_log"):  # decays exp(-exp(A_log) * softplus(...)) from nearly 1 to a tenth
+        return rng.uniform(-3, 0.5, shape)
+    if "sinks" in name:
+        return rng.normal(1, 1, shape)
+    if "norm" in name:
+        return rng.uniform(-0.5, 0.5, shape) + (0 if kind in PLUS_ONE and "linear_attn" not in name else 1)
+    if "bias" in name:
+        return rng.normal(0, 0.7, shape)
+    columns = shape[-2] if kind == "GptOss" and "experts" in name else shape[1] if "conv1d" not in name else 1
+    size = 3 if "q_proj" in name or "router" in name or "mlp.gate.weight" in name else 1  # so that softmax chooses
+    if kind == "GptOss" and "gate_up" in name:
+        size = 4  # so that some values are clamped
+    return size * rng.standard_normal(shape) / np.sqrt(columns)
+
+
+def model_of(name):
+    kind, more = MODELS[name]
+    kind_of_config = {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+    config = getattr(transformers, kind_of_config)(**{**COMMON, **more})
+    model, rng = getattr(transformers, f"{kind}ForCausalLM")(config).eval(), np.random.default_rng(0)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(values_of(key, tuple(parameter.shape), kind, rng)).half())
+    return model
+
+
+def round_cache(model):
+    """From now on this kind of model's attention sees keys and values that have been float16."""
+    module = sys.modules[type(model).__module__]
+    true = module.eager_attention_forward
+    if true.__name__ != "rounded":
+
+        def rounded(layer, query, key, value, *args, **named):
+            return true(layer, query, key.half().to(key.dtype), value.half().to(value.dtype), *args, **named)
+
+        module.eager_attention_forward = rounded
+
+
+def convert(model, converter, path):
+    """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
+    if str(converter) not in sys.path:
+        sys.path[:0] = [str(converter), str(converter / "gguf-py")]
+    import conversion
+    import gguf
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "tiny"  # the file names the model after it
+        model.half().save_pretrained(folder)
+        vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
+        (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
+        found = conversion.get_model_class(json.loads((folder / "config.json").read_text())["architectures"][0])
+        found.set_vocab, found.no_mtp = lambda self: None, True
+        with torch.inference_mode():
+            found(folder, gguf.LlamaFileType.MOSTLY_F16, path, use_temp_file=False).write()
+
+
+def main():
+    converter, names = Path(sys.argv[1]), sys.argv[2:] or MODELS
+    for name in names:
+        model, rng, recorded = model_of(name), np.random.default_rng(1), {}
+        round_cache(model)
+        for i, length in enumerate(LENGTHS):
+            tokens = rng.integers(0, VOCAB, length)
+            with torch.no_grad():
+                logits = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+            recorded |= {f"tokens{i}": tokens.astype(np.uint8), f"logits{i}": logits.astype(np.float16)}
+        np.savez(GOLDEN / f"{name}.npz", **recorded)
+        convert(model, converter, GOLDEN / f"{name}.gguf")
+        print(name, (GOLDEN / f"{name}.gguf").stat().st_size, (GOLDEN / f"{name}.npz").stat().st_size, logits.std())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

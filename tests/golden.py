@@ -1,0 +1,158 @@
+"""Golden models (tests/data/make_golden.py), and how to take out each of their features, as an engine would that forgot it.
+
+A way to do it is tensors(pattern, value): vectors hold one value; spec(field=function of the old value); or word(name, function):
+another function for a word of program/ops.py, which gets the true one first.
+"""
+
+from math import sqrt
+from pathlib import Path
+
+GOLDEN = Path(__file__).parent / "data/golden"
+
+
+def tensors(pattern, value):
+    return "tensors", pattern, value
+
+
+def spec(**changes):
+    return "spec", changes
+
+
+def word(name, function):
+    return "word", name, function
+
+
+def plain_rope(rope):
+    """Without scaling."""
+    from numatp.models import rope as module
+
+    return module.Rope(module.plain(1000.0, 2 * len(rope.frequencies)))
+
+
+def changed(**changes):
+    from dataclasses import replace
+
+    return lambda old: replace(old, **changes)
+
+
+def yarn_rope(fast, slow, truncate):
+    """YaRN as the golden models have it but for its range."""
+
+    def change(rope):
+        from numatp.models import rope as module
+
+        frequencies = module.plain(1000.0, 2 * len(rope.frequencies))
+        return module.Rope(module.yarn(frequencies, 1000.0, 4.0, 32, fast, slow, truncate), rope.scale)
+
+    return change
+
+
+def all_rotated(true, p, qkv, heads, kv_heads, head_size, angles, cache, neighbours):
+    """Also in layers that know no positions."""
+    p.remembered = angles or p.remembered
+    return true(p, qkv, heads, kv_heads, head_size, p.remembered, cache, neighbours=neighbours)
+
+
+def no_window(true, p, qkv, heads, kv_heads, group, head_size, scale, cache, sinks=None):
+    from dataclasses import replace
+
+    from numatp.kernels.layout import NO_WINDOW
+
+    return true(p, qkv, heads, kv_heads, group, head_size, scale, replace(cache, window=NO_WINDOW), sinks)
+
+
+def one_more_in_window(true, p, qkv, heads, kv_heads, group, head_size, scale, cache, sinks=None):
+    from dataclasses import replace
+
+    return true(p, qkv, heads, kv_heads, group, head_size, scale, replace(cache, window=cache.window + 1), sinks)
+
+
+HALVES = word("rotate_and_append", lambda true, p, *args, neighbours: true(p, *args, neighbours=not neighbours))
+WINDOW = {"window": word("attention", no_window), "window of 20": word("attention", one_more_in_window)}
+SCORES = word("attention", lambda true, p, q, h, kv, g, size, scale, *rest: true(p, q, h, kv, g, size, scale * sqrt(2), *rest))
+GATE = word("silu_gate", lambda true, p, x: p.gelu_gate(x))
+HEAD_NORMS = {
+    "norm of heads": word("rms_norm_heads", lambda true, *args: None),
+    "weight of q's norm": tensors("attn_q_norm", 1),
+    "weight of k's norm": tensors("attn_k_norm", 1),
+}
+QKV_BIAS = {f"bias of {name}": tensors(f"attn_{name}.bias", 0) for name in "qkv"}
+NORMS = {
+    "attn_norm": tensors("attn_norm", 1),
+    "ffn_norm": tensors("ffn_norm|post_attention_norm", 1),
+    "output_norm": tensors("output_norm", 1),
+}
+COMMON = {"pairs of the rotation": HALVES, "scale of the scores": SCORES}
+MIXTURE = {
+    "all experts of a token": spec(experts_used=lambda used: used - 1),
+    "normalised shares": spec(normalize=lambda normalize: not normalize),
+    "gate": GATE,
+}
+SHARED = {
+    "gate of the shared expert": word("dot_gate", lambda true, p, x, h, weight: x),
+    "shared expert": word("add_experts", lambda true, p, x, h, routes, down, shared: true(p, x, h, routes, down)),
+}
+LAYER_NORM = {
+    "mean of the norm": word(
+        "layer_norm", lambda true, p, x, weight, epsilon, logits_only=False, scale=1.0: p.rms_norm(x, weight, epsilon, logits_only)
+    ),
+    "logit scale": spec(logit_scale=lambda scale: 1.0),
+    "attn_norm": tensors("attn_norm", 1),
+    "output_norm": tensors("output_norm", 1),
+}
+YARN = {
+    "rope scaling": spec(rope=plain_rope),
+    "scale of the rotation": spec(rope=changed(scale=1.0)),
+}
+
+FEATURES = {
+    "llama": COMMON | NORMS | {"rope scaling": spec(divided=lambda divided: False), "gate": GATE},
+    "llama-linear": {"rope scaling": spec(rope=plain_rope)},
+    "qwen2": COMMON | NORMS | QKV_BIAS | YARN | {"whole pairs in YaRN": spec(rope=yarn_rope(32.0, 1.0, False)), "gate": GATE},
+    "qwen3": COMMON | NORMS | HEAD_NORMS | YARN | {
+        "fast bound of YaRN": spec(rope=yarn_rope(32.0, 0.25, True)),
+        "slow bound of YaRN": spec(rope=yarn_rope(2.0, 1.0, True)),
+        "gate": GATE,
+    },
+    "qwen3moe": COMMON | NORMS | HEAD_NORMS | MIXTURE,
+    "command-r": COMMON | LAYER_NORM | {"gate": GATE},
+    "command-r-plus": LAYER_NORM | {
+        "norm of heads": word("layer_norm_heads", lambda true, *args: None),
+        "mean of the norm of heads": word("layer_norm_heads", lambda true, p, *args: p.rms_norm_heads(*args)),
+        "weight of q's norm": tensors("attn_q_norm", 1),
+        "weight of k's norm": tensors("attn_k_norm", 1),
+    },
+    "cohere2": COMMON | LAYER_NORM | WINDOW | {"layers without positions": word("rotate_and_append", all_rotated), "gate": GATE},
+    "gemma3": COMMON | NORMS | HEAD_NORMS | WINDOW | {
+        "scale of the embedding": word("embed", lambda true, p, weight, first, scale: true(p, weight, first)),
+        "norm after a block": word(
+            "add_normalized_product", lambda true, p, x, h, weight, norm, epsilon: p.add_product(x, h, weight)
+        ),
+        "weight of the norm after attention": tensors("post_attention_norm", 1),
+        "weight of the norm after the FFN": tensors("post_ffw_norm", 1),
+        "rope scaling": spec(rope=lambda rope: changed(frequencies=rope.frequencies * 8)(rope)),
+        "base of layers with a window": spec(window_base=lambda base: 5000.0),
+        "gelu": word("gelu_gate", lambda true, p, x: p.silu_gate(x)),
+    },
+    "qwen2moe": COMMON | NORMS | QKV_BIAS | MIXTURE | SHARED,
+    "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | {
+        "part of a head that rotates": spec(rope=lambda rope: plain_rope(changed(frequencies=rope.frequencies.repeat(2))(rope))),
+        "gate of attention": word("sigmoid_gate", lambda true, p, x, gate: x),
+        "gated norm": tensors("ssm_norm", 1),
+        "bias of the decay": tensors("ssm_dt.bias", 0),
+        "decay": tensors("ssm_a", 0),
+    },
+    "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
+        "all experts of a token": MIXTURE["all experts of a token"],
+        "sinks": tensors("attn_sinks", -1e4),
+        "bias of attention's output": tensors("attn_output.bias", 0),
+        "bias of the router": tensors("ffn_gate_inp.bias", 0),
+        "bias of the experts' gates": tensors("ffn_gate_exps.bias", 0),
+        "bias of the experts' up": tensors("ffn_up_exps.bias", 0),
+        "bias of the experts' down": tensors("ffn_down_exps.bias", 0),
+        "alpha of the gate": word("clamped_gate", lambda true, p, x, alpha, limit: true(p, x, 1.0, limit)),
+        "limit of the gate": word("clamped_gate", lambda true, p, x, alpha, limit: true(p, x, alpha, 1e9)),
+        "up + 1": word("clamped_gate", lambda true, p, x, alpha, limit: p.silu_gate(x)),
+        "parts of pairs in YaRN": spec(rope=yarn_rope(8.0, 1.0, True)),
+    },
+}  # fmt: skip

@@ -1,0 +1,82 @@
+"""A golden model with one feature after another taken out (golden.py), in one process on one rank.
+
+python run_golden.py NAME — prints JSON: per feature the largest relative error of the logits of a prompt; "" is the whole model.
+"""
+
+import contextlib
+import json
+import re
+import sys
+from dataclasses import replace
+from unittest.mock import patch
+
+
+def main():
+    import golden
+
+    from numatp.engine.job import Job
+    from numatp.engine.start import start
+
+    name = sys.argv[1]
+    job = Job(model=str(golden.GOLDEN / f"{name}.gguf"), threads=1, max_rows=96)
+    started = start(job, 1)
+    import numpy as np
+
+    from numatp.engine.engine import Engine
+    from numatp.program.ops import Ops
+    from numatp.program.step import Span
+    from numatp.weights.loader import Vector, _floats_at
+
+    recorded = np.load(golden.GOLDEN / f"{name}.npz")
+    tokens, wanted = recorded["tokens0"].tolist(), recorded["logits0"].astype(np.float64)
+    engine = Engine(job, started)
+    whole = engine.spec
+
+    @contextlib.contextmanager
+    def without(kind, *how):
+        if kind == "tensors":
+            pattern, value = how
+            found = [t for n, t in engine.weights.tensors.items() if isinstance(t, Vector) and re.search(pattern, n)]
+            assert found, pattern
+            kept = [_floats_at(vector).copy() for vector in found]
+            for vector in found:
+                _floats_at(vector)[:] = value
+            engine._record()
+            yield
+            for vector, values in zip(found, kept, strict=True):
+                _floats_at(vector)[:] = values
+        elif kind == "spec":
+            (changes,) = how
+            engine.spec = replace(whole, **{key: change(getattr(whole, key)) for key, change in changes.items()})
+            engine._record()
+            yield
+            engine.spec = whole
+        else:
+            word, function = how
+            true = getattr(Ops, word)
+            with patch.object(Ops, word, lambda *args, **named: function(true, *args, **named)):
+                engine._record()
+            yield
+
+    def error():
+        """Of some positions, each the last of a Step that goes on where the one before ended."""
+        tables, largest, first = engine.blocks.reserve(len(tokens), engine.max_rows), 0.0, 0
+        for last in (19, 40, 70, len(tokens) - 1):
+            engine.run([Span(0, tokens[first : last + 1], first, tables.prepare(first, last + 1 - first))])
+            apart = engine.logits[0, : whole.sizes.vocab] - wanted[last]
+            largest = max(largest, float(np.linalg.norm(apart) / np.linalg.norm(wanted[last])))
+            first = last + 1
+        tables.release()
+        return largest
+
+    errors = {"": error()}
+    for feature, way in golden.FEATURES[name].items():
+        with without(*way):
+            errors[feature] = error()
+    print(json.dumps(errors))
+    engine.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Models from Hugging Face folders."""
+
+import folders
+import numpy as np
+import pytest
+import test_model
+import tiny
+import tiny_qwen3moe
+from conftest import numatp
+from test_sequences import ALONE, MODELS, SEQUENCES, check, run_plan
+
+from numatp import models, quants
+from numatp.files.gguf import read_gguf
+from numatp.files.safetensors import read_bytes
+from numatp.text.tokenizer import Tokenizer
+from numatp.weights.loader import notes, plan
+from numatp.weights.splits import split
+
+
+@pytest.fixture(scope="module")
+def smollm2_folder(model_path, tmp_path_factory):
+    file, tensors = read_gguf(model_path), {}
+    for name, info in file.tensors.items():
+        raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
+        tensors[name] = quants.find(info.type, name).unpack(raw).reshape(info.shape)
+    sizes = {
+        "width": 576, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1536, "vocab": 49152, "layers": 30, "epsilon": 1e-5,
+        "rope_base": file.number("llama.rope.freq_base"), "context": 8192,
+    }  # fmt: skip
+    config, tensors = folders.llama(tensors, sizes)
+    stored = {name: folders.bf16(values) for name, values in tensors.items()}
+    folder = folders.write(tmp_path_factory.mktemp("smollm2") / "folder", config | {"eos_token_id": 2}, stored, shards=2)
+    folders.write_tokenizer(folder, Tokenizer.from_gguf(file))
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_folders_agree_with_naive(tmp_path, model, ranks):
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
+    folder = folders.write(tmp_path / "folder", *folders.FOLDERS[model](tensors), shards=3)
+    got, _ = run_plan(folder, tmp_path, ranks, ALONE, SEQUENCES[:1])
+    check(model, got, SEQUENCES[:1], tensors)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_llama_agrees_with_naive(tmp_path, monkeypatch, ranks):
+    monkeypatch.setenv("QUANTIZE", "none")
+    tensors = tiny.write(tmp_path / "tiny.gguf", tied=ranks == 2)
+    folder = folders.write(tmp_path / "folder", *folders.llama(tensors))
+    got = test_model.engine_logits(folder, tmp_path, ranks)
+    assert test_model.error(got, test_model.expected(tensors)) < test_model.F16_ROUNDING
+
+
+def test_sixteen_bits(tmp_path, monkeypatch):
+    monkeypatch.setenv("QUANTIZE", "none")
+    exact = tiny.write(tmp_path / "tiny.gguf", "BF16")
+    config, tensors = folders.llama(exact)
+    for kept in (folders.bf16, lambda values: values.astype(np.float16)):
+        rounded = {name: kept(values) if values.ndim > 1 else values for name, values in tensors.items()}
+        got = test_model.engine_logits(folders.write(tmp_path / "folder", config, rounded), tmp_path, 2)
+        assert test_model.error(got, test_model.expected(exact)) < test_model.F16_ROUNDING
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize(("quantize", "sizes"), [("q8", tiny.SIZES), ("q4", tiny.SUPER_SIZES)])
+def test_quantized_on_load(tmp_path, monkeypatch, ranks, quantize, sizes):
+    """q4: rows of 256 and 512 values become super-blocks, which ranks cut between."""
+    config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf", sizes=sizes), sizes)
+    folder = folders.write(tmp_path / "folder", config, {name: folders.bf16(values) for name, values in tensors.items()})
+    monkeypatch.setenv("QUANTIZE", quantize)
+    got = test_model.engine_logits(folder, tmp_path, ranks)
+    kinds = {"q8": {"": "Q8_0"}, "q4": {"": "Q4_K", "embed_tokens": "Q8_0", "lm_head": "Q8_0"}}[quantize]
+    kept = {}
+    for name, values in tensors.items():
+        rounded = (folders.bf16(values).astype(np.uint32) << 16).view(np.float32)
+        if values.ndim > 1:
+            kind = next((kind for part, kind in kinds.items() if part and part in name), kinds[""])
+            format = quants.find(kind, name)
+            rounded = format.unpack(quants.quantize(format, rounded))
+        kept[name] = rounded
+    wanted = test_model.expected(folders.to_gguf_llama(kept, sizes), sizes=sizes)
+    assert test_model.error(got, wanted) < test_model.TOLERANCE["Q8_0"]
+
+
+def test_what_is_quantized(tmp_path):
+    """Matrices of floats, but not those that choose experts; GGUF files where they are told to."""
+    tensors = tiny_qwen3moe.write(tmp_path / "tiny.gguf")
+    folder = folders.write(tmp_path / "folder", *folders.qwen3moe(tensors))
+    for path, quantize, kinds in (
+        (folder, "q8", {"Q8_0", "F32"}), (folder, "q4", {"Q4_0", "Q8_0", "F32"}), (folder, "none", {"F32"}),
+        (tmp_path / "tiny.gguf", "q4", {"Q4_0", "Q8_0", "F32"}),
+    ):  # fmt: skip
+        file, model = models.open_model(path)
+        spec = model.read_spec(file)
+        slices, _ = plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1), quantize)
+        found = {piece.target.name: piece.format.__name__.rpartition(".")[2].upper() for piece in slices}
+        assert set(found.values()) == kinds
+        assert found["blk.0.ffn_gate_inp.weight"] == found["output_norm.weight"] == "F32"
+        counts = [int(note.split()[0]) for note in notes(slices)]
+        assert sum(counts) == (0 if quantize == "none" else 2 * 7 + 2)
+
+
+def test_text_from_a_folder(tmp_path, smollm2_folder):
+    """The pulled model as a folder says what the GGUF file says, and what was quantised on the way."""
+    options = ["-p", "The capital of France is", "-n", 12, "--temp", 0, "--ranks", 2]
+    wanted = numatp("generate", "-m", "smollm2", *options)
+    got = numatp("generate", "-m", smollm2_folder, *options)
+    assert got.returncode == 0, got.stderr
+    assert got.stdout == wanted.stdout
+    assert "211 matrices of BF16 are quantized to Q8_0 on load" in got.stderr

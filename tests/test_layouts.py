@@ -1,0 +1,69 @@
+"""Each quantised layout of Hugging Face folders against its definition, and whole models of it."""
+
+import folders
+import numpy as np
+import pytest
+import tiny
+from quantized_folders import LAYOUTS
+from test_model import TOLERANCE, engine_logits, error, expected
+
+from numatp import quants
+from numatp.errors import UserError
+from numatp.files import layouts
+from numatp.files.safetensors import read_header
+
+ROWS, COLUMNS = 48, 384  # three groups of 128, an FP8 block and a half down
+
+
+def opened(tmp_path, name, change=lambda tensors: None):
+    settings, make, kind = LAYOUTS[name]
+    tensors, weights = make(np.random.default_rng(0), ROWS, COLUMNS)
+    change(tensors)
+    folders.write(tmp_path, {}, {f"x.{suffix}": values for suffix, values in tensors.items()})
+    parts = {info.name.removeprefix("x."): info for info in read_header(tmp_path / "model.safetensors")[0].values()}
+
+    def fail(fault):
+        raise UserError(fault)
+
+    layout = layouts.find(settings["quant_method"])
+    layout.check(settings, fail)
+    assert layout.is_quantized(parts) and set(parts) <= set(layout.SUFFIXES)
+    return layout.open_matrix("x.weight", parts, settings, fail), weights, kind
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_definitions(tmp_path, name):
+    matrix, weights, kind = opened(tmp_path, name)
+    assert (matrix.shape, matrix.type, bool(matrix.note)) == ((ROWS, COLUMNS), kind, kind == "F32")
+    format, rng = quants.find(kind, name), np.random.default_rng(1)
+    # Float16 rounds a minimum, of 16 steps at most, by 2^-11 of it at most; all else is exact, or a product in float32.
+    allowed = 16 * 0.015 * 2**-11 if kind == "Q4_1" else np.abs(weights).max() * 2**-22
+    for rows in (np.arange(ROWS), np.arange(17, 40), rng.permutation(ROWS)):
+        for columns in (range(COLUMNS), range(32, 96), range(160, 384)):
+            read = matrix.cut(rows, columns)
+            for some in (slice(None), slice(3, 11)):
+                got = format.unpack(read(some))
+                assert np.abs(got - weights[rows[some], columns.start : columns.stop]).max() <= allowed
+    assert matrix.cut(np.arange(0), range(COLUMNS)) is not None
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("name", ["awq", "gptq", "gptq in activation order", "fp8", "w4a16 with zeros", "w8a8"])
+def test_models(tmp_path, name, ranks):
+    """A Llama whose layers' matrices are all quantised, against the naive pass with the weights of the definition."""
+    settings, make, _ = LAYOUTS[name]
+    config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf"))
+    rng, stored, weights = np.random.default_rng(0), {}, {}
+    for tensor, values in tensors.items():
+        if "_proj" in tensor:
+            parts, weights[tensor] = make(rng, *values.shape)
+            size = np.sqrt((weights[tensor] ** 2).mean() * values.shape[1])  # so that rows keep their size
+            scale = next(suffix for suffix in ("scales", "weight_scale_inv", "weight_scale") if suffix in parts)
+            parts[scale] = (parts[scale] / size).astype(parts[scale].dtype)
+            weights[tensor] = weights[tensor] / size
+            stored |= {tensor.removesuffix("weight") + suffix: part for suffix, part in parts.items()}
+        else:
+            stored[tensor] = weights[tensor] = values
+    folder = folders.write(tmp_path / "folder", config | {"quantization_config": settings}, stored)
+    got = engine_logits(folder, tmp_path, ranks)
+    assert error(got, expected(folders.to_gguf_llama(weights))) < TOLERANCE["Q8_0"]
