@@ -31,6 +31,8 @@ def test_commands(command, model_path):
     words = command.replace(" -n 100", " -n 8").replace("notes.txt", "pyproject.toml")
     if " chat " in words:
         words = f"echo Hello | {words}"
+    if " bench " in words:  # as it stands it takes minutes
+        words += " -r 1 --roofline 64" if "-d" not in words else " --help"
     if words.startswith("cat") or "--chat" in words:
         words += " -n 8"
     result = run("sh", "-c", f"cd {shlex.quote(str(TESTS.parent))} && PATH={shlex.quote(str(BIN))}:$PATH && {words}")

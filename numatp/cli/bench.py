@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from numatp import __version__
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
-from numatp.cli.options import add_placement, natural, note, positive
+from numatp.cli.options import add_loading, natural, note, positive
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
 from numatp.engine.service import Service
 from numatp.engine.workload import Workload
 from numatp.errors import UserError
-from numatp.files.gguf import GGUFFile, read_gguf
+from numatp.files.gguf import read_gguf
 from numatp.files.models import resolve_model
 from numatp.machine.launch import read_launch
 
@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the profile (needs matplotlib)")
     text = "memory that all ranks read for the roofline (default: 8 x L3, at most half of what is free; 0: no roofline)"
     parser.add_argument("--roofline", type=natural, metavar="MIB", help=text)
-    add_placement(parser)
+    add_loading(parser)
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
             setattr(arguments, name, default)
     loads = _loads(arguments)
     tests = _tests(arguments)
-    files = {load.model: read_gguf(load.model) for load in loads}
     context = max(test.length for test in tests)
-    for file in files.values():
+    for file in [read_gguf(load.model) for load in loads if not os.path.isdir(load.model)]:
         trained = file.count(f"{file.text('general.architecture')}.context_length")
         longest = max(tests, key=lambda test: test.length)
         if longest.length > trained:
@@ -138,7 +137,8 @@ def run(arguments: argparse.Namespace) -> int:
         job = Job(
             model=load.model, context=context, threads=load.threads, nodes=arguments.nodes, cpus=arguments.cpus,
             keep_binding=arguments.bind == "none", max_rows=max(test.ubatch for test in tests), allow_remote=arguments.allow_remote,
-            cache_type=load.cache_type, measure=(arguments.roofline or 0) * MIB if arguments.roofline != 0 else MIB,
+            cache_type=load.cache_type, quantize=arguments.quantize,
+            measure=MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
         )  # fmt: skip
         with Progress("load") as progress:
             service = Service(job, arguments.ranks, progress.update)
@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> int:
         with ended(service):
             service.engine()
             printer = printer or PRINTERS[arguments.output](_swept(arguments))
-            for result in _results(service, load, files[load.model], tests, arguments):
+            for result in _results(service, load, tests, arguments):
                 printer.add(result)
                 if "profile" in result:
                     profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
@@ -163,9 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _results(
-    service: Service, load: Load, file: GGUFFile, tests: list[Workload], arguments: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
     engine, repetitions = service.engine(), arguments.repetitions
     note(service.start.line)
@@ -176,7 +174,7 @@ def _results(
     for test in tests:
         with Progress(test.name) as progress:
             result = service.call(partial(bench.run, test, repetitions, progress.update))
-        described = _describe(load, file, engine, bench, test, result)
+        described = _describe(load, engine, bench, test, result)
         if arguments.profile or arguments.plot:
             described["profile"] = service.call(partial(_profile, bench, test, result))
         _say_result(test, result)
@@ -247,24 +245,24 @@ def _profile(bench: "Bench", test: Workload, result: "Result", engine: "Engine")
     from numatp.engine.profile import describe
 
     rows = 1 if test.generated else min(test.prompt, test.ubatch)
-    steps = PROMPT_STEPS if rows > 1 else min(GENERATION_STEPS, engine.context - test.depth - 1)
+    steps = PROMPT_STEPS if rows > 1 else GENERATION_STEPS
     timed, taken = bench.timed(rows, steps, test)
     assert engine.instruments
     cache = bench.cache_bytes(test.depth + steps // 2) if rows == 1 else 0
     return describe(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
 
 
-def _describe(load: Load, file: GGUFFile, engine: "Engine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
+def _describe(load: Load, engine: "Engine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
     """llama-bench's fields and ours."""
     assert engine.instruments
     tokens = test.prompt + test.generated
     rates = [1e9 * tokens / ns for ns in result.samples_ns]
-    tensors = file.tensors.values()
+    tensors = engine.file.tensors.values()
     params = sum(prod(tensor.shape) for tensor in tensors)
     ceiling, dram = result.ceiling, bench.dram
     return {
         "build_commit": __version__, "build_number": 0, "cpu_info": _cpu(), "gpu_info": "", "backends": "CPU",
-        "model_filename": load.model, "model_type": _model_type(file, params), "model_size": sum(t.num_bytes for t in tensors),
+        "model_filename": load.model, "model_type": _model_type(engine, params), "model_size": sum(t.num_bytes for t in tensors),
         "model_n_params": params, "n_batch": test.batch, "n_ubatch": test.ubatch, "n_threads": engine.threads,
         "type_k": load.cache_type, "type_v": load.cache_type, "n_prompt": test.prompt, "n_gen": test.generated,
         "n_depth": test.depth, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -281,14 +279,14 @@ def _describe(load: Load, file: GGUFFile, engine: "Engine", bench: "Bench", test
     }  # fmt: skip
 
 
-def _model_type(file: GGUFFile, params: int) -> str:
+def _model_type(engine: "Engine", params: int) -> str:
     """Architecture, size and the format of most of its bytes: llama 1B Q4_0."""
-    by_type: dict[str, int] = {}
+    file, by_type = engine.file, dict[str, int]()
     for tensor in file.tensors.values():
         by_type[tensor.type] = by_type.get(tensor.type, 0) + tensor.num_bytes
     size = f"{params / 1e9:.1f}B" if params >= 999.5e6 else f"{params / 1e6:.0f}M"
     size = file.text("general.size_label", size)
-    return f"{file.text('general.architecture')} {size} {max(by_type, key=lambda kind: by_type[kind])}"
+    return f"{engine.architecture} {size} {max(by_type, key=lambda kind: by_type[kind])}"
 
 
 def _cpu() -> str:

@@ -46,7 +46,8 @@ def add_tensor_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-ts", "--tensor-split", type=shares, metavar="SHARES", help=text)
 
 
-def add_placement(parser: argparse.ArgumentParser) -> None:
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Where and how a model is loaded."""
     parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: the fastest)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
@@ -65,7 +66,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
-    add_placement(parser)
+    add_loading(parser)
 
 
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:

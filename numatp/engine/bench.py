@@ -15,7 +15,7 @@ from numatp.engine.instruments import Timed
 from numatp.engine.roofline import Rate
 from numatp.engine.workload import Workload
 from numatp.errors import MachineError
-from numatp.files.gguf import GGUFFile
+from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention
 from numatp.program.step import Span
 
@@ -59,9 +59,9 @@ class Result:
         return 100 * sum(self.ceiling.least_seconds(*part) for part in self.needed) / self.seconds
 
 
-def products(file: GGUFFile, tied: bool) -> tuple[int, int]:
+def products(file: ModelFile, architecture: str, tied: bool) -> tuple[int, int]:
     """(multiplications with weights that a row needs, those that its logits need in addition)."""
-    used = file.integer(f"{file.text('general.architecture')}.expert_used_count", 0)
+    used = file.integer(f"{architecture}.expert_used_count", 0)
     body = head = 0
     for name, tensor in file.tensors.items():
         if len(tensor.shape) < 2:
@@ -83,7 +83,7 @@ class Bench:
         assert engine.instruments
         self._engine, self._instruments, self._roofline = engine, engine.instruments, roofline
         self._random = Random(seed)
-        self._row_products, self._logit_products = products(engine.file, engine.spec.tied)
+        self._row_products, self._logit_products = products(engine.file, engine.architecture, engine.spec.tied)
         # A sequence can go back to an earlier token only if no layer has forgotten or mixed what came before it.
         self._rewinds = all(isinstance(layer, Attention) and layer.window is None for layer in engine.spec.layers)
         self._tables: Tables | None = None
@@ -195,7 +195,7 @@ class Bench:
     def timed(self, rows: int, steps: int, test: Workload) -> tuple[Timed, list[int]]:
         """Runs so many Steps of `rows` rows at the test's depth with the clock: their sums, and the ns of each on rank 0.
 
-        One row moves on from Step to Step, so the context must have room for steps + 1.
+        One row moves on from Step to Step as far as the context reaches.
         """
         self._go_to(test)
         program = ONE_ROW if rows == 1 else MANY_ROWS
@@ -207,24 +207,24 @@ class Bench:
                     times[:] = 0
             if rows > 1:
                 self._go_to(test)
-            self._engine.step.write([self._span(test.depth + (i if rows == 1 else 0), rows, True)])
+            position = test.depth if rows > 1 else min(test.depth + i, self._engine.context - 1)
+            self._engine.step.write([self._span(position, rows, True)])
             began = time.perf_counter_ns()
             self._engine.team.step(timed.index)
             taken.append(time.perf_counter_ns() - began)
         return timed, taken[1:]
 
     def _exchange_us(self, test: Workload) -> float | None:
-        """Of Steps of one row."""
-        steps = min(EXCHANGE_STEPS, self._engine.context - test.depth - 1)
-        if self._engine.comm.size == 1 or steps < 1:
+        """Of Steps of one row: the meeting and the sum, mean over lanes and ranks."""
+        if self._engine.comm.size == 1:
             return None
-        timed, spent, count = self.timed(1, steps, test)[0], 0.0, 0
+        timed, spent, count = self.timed(1, EXCHANGE_STEPS, test)[0], 0.0, 0
         for ops, times in zip(timed.ops, timed.times, strict=True):
             for i, op in enumerate(ops):
                 if op.name == "sync" or op.name.startswith("exchange."):
-                    spent += float(times[: self._engine.lanes, i].sum()) / self._engine.lanes
+                    spent += float(times[: self._engine.lanes, i, 1].mean())
                     count += op.name == "sync"
-        return spent / max(count * steps, 1) / 1e3
+        return spent / max(count * EXCHANGE_STEPS, 1) / 1e3
 
 
 def best(*ceilings: Ceiling | None) -> Ceiling | None:

@@ -117,6 +117,11 @@ class Engine:
         self.threads = self._team.threads
 
     @property
+    def architecture(self) -> str:
+        """As GGUF has it."""
+        return self.model.__name__.rpartition(".")[2].replace("_", "-")
+
+    @property
     def team(self) -> Team:
         assert self._team
         return self._team

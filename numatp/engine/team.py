@@ -25,7 +25,10 @@ class Team:
 
     def run(self, kernel: Kernel, record: np.ndarray) -> None:
         """One kernel on all threads of this rank."""
-        program = Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0)
+        self.run_program(Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0))
+
+    def run_program(self, program: Program) -> None:
+        """A program without syncs on this rank alone."""
         self._comm.check(self._library.numatp_team_run(self.handle, ctypes.byref(program.record)))
 
     def set_programs(self, programs: Sequence[Program]) -> None:
