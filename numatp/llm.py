@@ -101,6 +101,11 @@ class Stats:
     pages: str  # one line: where the kernel says the weights are
 
 
+def count_pages(service: Service) -> list[RankPages]:
+    """On rank 0: where the pages of every rank are now."""
+    return [RankPages.from_json(rank) for rank in service.call(lambda engine: engine.audit())]
+
+
 class LLM:
     """A model in memory, on all NUMA nodes of this machine.
 
@@ -231,10 +236,10 @@ class LLM:
         Between two Steps of what is under way. MachineError where the kernel does not tell.
         """
 
-        def work() -> list[dict[str, Any]]:
-            return self._service.call(lambda engine: engine.audit())
-
-        return [RankPages.from_json(rank) for rank in (self._together("audit", work) if self._collective else work())]
+        if not self._collective:
+            return count_pages(self._service)
+        counts = self._together("audit", lambda: [asdict(rank) for rank in count_pages(self._service)])
+        return [RankPages.from_json(rank) for rank in counts]
 
     def close(self) -> None:
         """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""

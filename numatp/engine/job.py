@@ -20,6 +20,7 @@ class Job:
     nodes: str | None = None
     cpus: str | None = None
     keep_binding: bool = False
+    interleave: Sequence[int] | None = None  # nodes over which new pages are spread, for comparisons
     tensor_split: Sequence[float] | str | None = None  # share of the model per rank, or "auto"
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time

@@ -4,7 +4,7 @@ Nothing here may import numba before the target is set. Only the engine's thread
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -31,12 +31,13 @@ class Start:
     workers: "Workers | None" = None
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
     notes: list[str] = field(default_factory=list)  # sentences worth showing
+    interleave: Sequence[int] | None = None  # nodes
 
     def bind(self) -> None:
         """Binds the calling thread, and threads that it starts, to the place. Collective."""
         failure = None
         try:
-            self.notes += placement.bind(self.placement)
+            self.notes += placement.bind(self.placement, self.interleave)
         except NumatpError as error:
             failure = error
         self.comm.agree(failure)
@@ -63,7 +64,7 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -
         failure = error
     comm = join(bool(places) and places[rank].crowded)
     comm.agree(failure)
-    return Start(comm, places[rank], placement.describe(places), notes=notes)
+    return Start(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
 def start(job: Job, ranks: int | None) -> Start:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from numatp.errors import MachineError, UserError
-from numatp.machine.policy import prefer_node
+from numatp.machine.policy import interleave_over, prefer_node
 from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
 
 MAX_RANKS = 64  # of native/numatp.h
@@ -88,8 +88,9 @@ def describe(placements: Sequence[Placement]) -> str:
     return f"{len(counts)} rank{'s' * (len(counts) > 1)}: {ranks}; {threads}{crowded}"
 
 
-def bind(placement: Placement) -> list[str]:
-    """Confine this process to its rank's cpus and let its pages prefer the rank's node; returns sentences worth showing.
+def bind(placement: Placement, interleave: Sequence[int] | None = None) -> list[str]:
+    """Confine this process to its rank's cpus and let its pages prefer the rank's node, or spread over `interleave`.
+    Returns sentences worth showing.
 
     Call it before any other thread exists: threads take over the affinity and policy of the one that starts them.
     MachineError if the kernel does not grant the cpus.
@@ -104,7 +105,9 @@ def bind(placement: Placement) -> list[str]:
         lost = format_cpulist(placement.mask - granted)
         raise MachineError(f"the kernel does not grant cpus {lost} to this job: leave them out of --cpus, or try --bind none")
     notes = [placement.note]
-    if not placement.spans:  # a rank over several nodes is better off with first touch
+    if interleave:
+        notes.append(interleave_over(interleave))
+    elif not placement.spans:  # a rank over several nodes is better off with first touch
         notes.append(prefer_node(placement.node))
     return [note for note in notes if note]
 
