@@ -37,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.model is None:
         found, lines, fits = snapshot.to_json(machine), snapshot.describe(machine), True
     else:
-        job = Job(
-            arguments.model, context=arguments.ctx_size, quantize=arguments.quantize, tensor_split=arguments.tensor_split
-        )
+        job = Job(arguments.model, context=arguments.ctx_size, quantize=arguments.quantize, tensor_split=arguments.tensor_split)
         started = read_launch() if named is None else None
         ranks = arguments.ranks or (started.size if started and started.size > 1 else None)
         made = plan.make_plan(plan.read_header(arguments.model), machine, job, ranks)
