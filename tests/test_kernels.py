@@ -15,6 +15,7 @@ from numatp.errors import NumatpError
 from numatp.kernels import activation, attention, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
 from numatp.machine import isa
 from numatp.weights.splits import part
@@ -228,7 +229,7 @@ class Attention:
     """Sequences in one cache whose blocks are mixed; places that are not filled hold not-a-number."""
 
     def __init__(self, lengths, heads, kv_heads, size, neighbours=True):
-        rng, block = np.random.default_rng(0), attention.CACHE_BLOCK
+        rng, block = np.random.default_rng(0), CACHE_BLOCK
         self.heads, self.kv_heads, self.size = heads, kv_heads, size
         self.table_length = max(-(-length // block) for length in lengths)
         self.tables = rng.permutation(len(lengths) * self.table_length).reshape(len(lengths), -1)
@@ -267,7 +268,7 @@ class Attention:
             out.append(p @ v[seen, kv] / (p.sum() + sunk))
         return np.array(out)
 
-    def run(self, spans, window=attention.NO_WINDOW, threads=3, heads=None, sinks=None):
+    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None):
         """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads."""
         heads = heads or range(self.heads)
         group = self.heads // self.kv_heads
@@ -277,7 +278,7 @@ class Attention:
         q = np.ascontiguousarray(q)
         starts = np.cumsum([0] + [n for _, n, _ in spans])
         table = np.array([(s, start, n, p) for (s, n, p), start in zip(spans, starts, strict=False)])
-        offset = kv_heads.start * self.size * attention.CACHE_BLOCK * 2
+        offset = kv_heads.start * self.size * CACHE_BLOCK * 2
         out = np.full(q.shape, np.nan, np.float32)
         scratch = np.full((threads, attention.SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
         parts = np.full((len(self.q), len(heads), attention.SPLITS, attention.part_bytes(self.size) // 4), np.nan, np.float32)
@@ -299,7 +300,7 @@ KEY_ROUNDING = 2.0**-11
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 3, 32), (4, 4, 48), (7, 1, 64), (20, 1, 16)])
-@pytest.mark.parametrize("window", [attention.NO_WINDOW, 100])
+@pytest.mark.parametrize("window", [NO_WINDOW, 100])
 def test_attention(heads, kv_heads, size, window):
     """Prompts, rows that follow a long past, and single rows of other sequences in one Step."""
     case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7)
@@ -316,7 +317,7 @@ def test_sinks_take_a_part_of_the_softmax(heads):
         position = span[1] + span[2] - 1
         wanted = case.wanted(0, position, 100, sinks)[heads.start :]
         assert np.abs(case.run([span], 100, heads=heads, sinks=sinks)[-1] - wanted).max() <= KEY_ROUNDING
-    wanted = case.wanted(0, 1099, attention.NO_WINDOW, sinks)[heads.start :]  # in parts, of which one has the sink
+    wanted = case.wanted(0, 1099, NO_WINDOW, sinks)[heads.start :]  # in parts, of which one has the sink
     assert np.abs(case.run([(0, 1, 1099)], heads=heads, sinks=sinks)[0] - wanted).max() <= KEY_ROUNDING
 
 
@@ -325,13 +326,13 @@ def test_attention_gives_the_same_bits_on_any_number_of_threads():
     for span in ((0, 1, 1099), (0, 45, 1000)):
         first = case.run([span], threads=1)
         assert (first.view(np.int32) == case.run([span], threads=5).view(np.int32)).all()
-    assert np.abs(case.run([(0, 1, 1099)])[0] - case.wanted(0, 1099, attention.NO_WINDOW)).max() <= KEY_ROUNDING
+    assert np.abs(case.run([(0, 1, 1099)])[0] - case.wanted(0, 1099, NO_WINDOW)).max() <= KEY_ROUNDING
 
 
 def test_attention_of_a_rank_whose_heads_begin_inside_a_group():
     case = Attention((70,), 6, 3, 32)
     heads = range(3, 6)  # head 3 shares the KV head of head 2, which is another rank's
-    wanted = case.wanted(0, 69, attention.NO_WINDOW)[3:6]
+    wanted = case.wanted(0, 69, NO_WINDOW)[3:6]
     assert np.abs(case.run([(0, 1, 69)], heads=heads)[0] - wanted).max() <= KEY_ROUNDING
     assert np.abs(case.run([(0, 5, 65)], heads=heads)[4] - wanted).max() <= KEY_ROUNDING
 
@@ -503,7 +504,7 @@ def run_spans(kernel, length, inputs, out_width, state, **args):
 def test_causal_conv(width):
     rng, channels = np.random.default_rng(0), 80
     x, weight = rng.standard_normal((2, 10, channels)).astype(np.float32), rng.standard_normal((width, channels)).astype(np.float32)
-    state = np.full((2, delta.conv_bytes(channels, width) // 4), np.nan, np.float32)
+    state = np.full((2, conv_bytes(channels, width) // 4), np.nan, np.float32)
     out = run_spans(delta.causal_conv, 10, {"x": x}, channels, state, channels=channels, weight=weight, width=width)
     past = np.concatenate([np.zeros((2, width - 1, channels)), x], 1)
     sums = sum(past[:, j : j + 10] * weight[j].astype(np.float64) for j in range(width))

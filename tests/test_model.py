@@ -21,9 +21,10 @@ TOLERANCE = {
 }  # fmt: skip
 
 
-def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=()):
+def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=(), shares=()):
     out = tmp_path / "logits.npy"
     arguments = [path, out, 0 if launcher else ranks, threads, ",".join(map(str, TOKENS)), ",".join(map(str, chunks))]
+    arguments += [",".join(map(str, shares))] if shares else []
     command = [sys.executable, TESTS / "run_engine.py", *arguments]
     result = mpirun(ranks, *command) if launcher else run(*command)
     assert result.returncode == 0, result.stderr
@@ -54,6 +55,15 @@ def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):
     assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
     scores = np.load(tmp_path / "logits.scores.npy")
     assert np.abs(scores - expected_scores(tensors)).max() < TOLERANCE[matrix_type] * LOGIT_SIZE
+
+
+@pytest.mark.parametrize("shares", [(3, 1), (1, 20), (1, 1, 6)])  # also with ranks that have no head, or no part of the FFN
+def test_uneven_ranks_agree_with_naive(tmp_path, shares):
+    tensors = tiny.write(tmp_path / "tiny.gguf", "Q4_1")
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, len(shares), shares=shares)
+    assert error(got, expected(tensors)) < TOLERANCE["Q4_1"]
+    scores = np.load(tmp_path / "logits.scores.npy")
+    assert np.abs(scores - expected_scores(tensors)).max() < TOLERANCE["Q4_1"] * LOGIT_SIZE
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

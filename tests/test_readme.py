@@ -11,7 +11,8 @@ from numatp import models, quants
 
 README = (TESTS.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (.*numatp [^:\n]*)$", README, re.MULTILINE)]
+LINES = re.findall(r"^    ((?:numatp|(?:cat|mpirun) .*numatp) [^:\n]*)$", README, re.MULTILINE)
+COMMANDS = [line.split("#")[0].strip() for line in LINES]
 
 
 @pytest.mark.parametrize("ranks", [None, 2])
@@ -24,7 +25,7 @@ def test_python(snippet, ranks, tmp_path, model_path):
     assert "Paris" in result.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "pull" not in c])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not {"pull", "doctor"} & set(c.split())])
 def test_commands(command, model_path, tmp_path):
     """As they stand, with a short answer, in the project's folder."""
     words = command.replace(" -n 100", " -n 8").replace("notes.txt", "pyproject.toml")

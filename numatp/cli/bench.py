@@ -17,6 +17,8 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from numatp import __version__
+from numatp.cli import bench_compare
+from numatp.cli.audit import add_option, audited
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
 from numatp.cli.options import add_loading, natural, note, positive
 from numatp.cli.progress import Progress
@@ -27,6 +29,7 @@ from numatp.engine.workload import Workload
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.models import resolve_model
+from numatp.llm import count_pages
 from numatp.machine.launch import read_launch
 
 if TYPE_CHECKING:
@@ -100,7 +103,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--plot", metavar="FILE", help="draw the profile (needs matplotlib)")
     text = "memory that all ranks read for the roofline (default: 8 x L3, at most half of what is free; 0: no roofline)"
     parser.add_argument("--roofline", type=natural, metavar="MIB", help=text)
+    text = f"the same work in several ways ({','.join(bench_compare.WAYS)}), in alternating order; ends with what tp gained"
+    parser.add_argument("--compare", type=bench_compare.parse_ways, metavar="WAYS", help=text)
     add_loading(parser)
+    add_option(parser)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,6 @@ def run(arguments: argparse.Namespace) -> int:
             setattr(arguments, name, default)
     loads = _loads(arguments)
     tests = _tests(arguments)
-    context = max(test.length for test in tests)
     for file in [read_gguf(load.model) for load in loads if not os.path.isdir(load.model)]:
         trained = file.count(f"{file.text('general.architecture')}.context_length")
         longest = max(tests, key=lambda test: test.length)
@@ -131,15 +136,17 @@ def run(arguments: argparse.Namespace) -> int:
         from numatp.cli import bench_plot
 
         plot = bench_plot.check(arguments.plot)
+    if arguments.compare:
+        if len(loads) > 1:
+            raise UserError("--compare takes one model, one -t and one cache type")
+        ways = bench_compare.ways_of(arguments.compare, arguments.ranks, loads[0].threads)
+        one = partial(_job, arguments, loads[0], tests, measure=MIB)
+        return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output)
     printer: Printer | None = None
     profiles: list[tuple[str, dict[str, Any]]] = []
+    status = 0
     for load in loads:
-        job = Job(
-            model=load.model, context=context, threads=load.threads, nodes=arguments.nodes, cpus=arguments.cpus,
-            keep_binding=arguments.bind == "none", max_rows=max(test.ubatch for test in tests), allow_remote=arguments.allow_remote,
-            cache_type=load.cache_type, quantize=arguments.quantize,
-            measure=MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
-        )  # fmt: skip
+        job = _job(arguments, load, tests)
         with Progress("load") as progress:
             service = Service(job, arguments.ranks, progress.update)
             if service.rank:
@@ -148,10 +155,11 @@ def run(arguments: argparse.Namespace) -> int:
         with ended(service):
             service.engine()
             printer = printer or PRINTERS[arguments.output](_swept(arguments))
-            for result in _results(service, load, tests, arguments):
-                printer.add(result)
-                if "profile" in result:
-                    profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
+            work = partial(_measure, service, load, tests, arguments, printer, profiles)
+            if arguments.audit:
+                status = max(status, audited(partial(count_pages, service), arguments.min_local, work)[2])
+            else:
+                work()
             service.close()
     assert printer
     printer.finish()
@@ -160,7 +168,32 @@ def run(arguments: argparse.Namespace) -> int:
             print_profile(title, profile)
     if plot:
         plot(profiles)
-    return 0
+    return status
+
+
+def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **changes: Any) -> Job:
+    described = {
+        "model": load.model, "context": max(test.length for test in tests), "threads": load.threads, "nodes": arguments.nodes,
+        "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "max_rows": max(test.ubatch for test in tests),
+        "allow_remote": arguments.allow_remote or arguments.audit, "tensor_split": arguments.tensor_split,
+        "cache_type": load.cache_type, "quantize": arguments.quantize,
+        "measure": MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
+    }  # fmt: skip
+    return Job(**(described | changes))
+
+
+def _measure(
+    service: Service,
+    load: Load,
+    tests: list[Workload],
+    arguments: argparse.Namespace,
+    printer: Printer,
+    profiles: list[tuple[str, dict[str, Any]]],
+) -> None:
+    for result in _results(service, load, tests, arguments):
+        printer.add(result)
+        if "profile" in result:
+            profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
 
 
 def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

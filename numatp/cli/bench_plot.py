@@ -12,7 +12,13 @@ WAITS = {"barriers": "barrier_us", "waiting for other ranks": "exchange_wait_us"
 
 
 def check(path: str) -> Callable[[Profiles], None]:
-    """What draws into `path` later. UserError now, not after minutes of measuring, if that cannot be done."""
+    """What draws into `path` later."""
+    prepare(path)
+    return lambda profiles: draw(profiles, path)
+
+
+def prepare(path: str) -> None:
+    """Makes ready to draw into `path`. UserError now, not after minutes of measuring, if that cannot be done."""
     if Path(path).suffix.lower() not in FORMATS:
         raise UserError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
     if not Path(path).absolute().parent.is_dir():
@@ -22,7 +28,6 @@ def check(path: str) -> Callable[[Profiles], None]:
     except ImportError:
         raise UserError("--plot needs matplotlib: pip install 'numatp[plot]'") from None
     matplotlib.use("Agg")
-    return lambda profiles: draw(profiles, path)
 
 
 def draw(profiles: Profiles, path: str) -> None:

@@ -1,20 +1,23 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from numatp import models
+from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.instruments import Instruments
-from numatp.engine.job import Job
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel, kernel_cache
@@ -23,13 +26,10 @@ from numatp.models.spec import Spec
 from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
-from numatp.weights.splits import split
+from numatp.weights.splits import shares_of, split
 
-MAX_CONTEXT = 8192  # tokens, unless more are asked for
-MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
-ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
-ROWS_UNIT = 16  # whole groups of rows on every ISA
+ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index
 
 
 def read_spec(file: ModelFile, model: ModuleType) -> Spec:
@@ -42,11 +42,6 @@ def read_spec(file: ModelFile, model: ModuleType) -> Spec:
             f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
         )
     return spec
-
-
-def default_quantize(file: ModelFile) -> str:
-    """To what matrices of floats are quantised on load, if the user does not say."""
-    return "q8" if isinstance(file, HuggingFaceFile) else "none"
 
 
 class Engine:
@@ -63,6 +58,8 @@ class Engine:
         self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
+        self._nodes = self.comm.gather(self.placement.node)
+        self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
         self._check_kernels()
         start.notes += notes(self.slices)
@@ -98,13 +95,11 @@ class Engine:
         self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
         self.spec = read_spec(self.file, self.model)
-        quantize = self.job.quantize or default_quantize(self.file)
+        quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
-        self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
-        if not 0 < self.context <= self.spec.context:
-            raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
-        self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
-        self.split = split(sizes, comm.rank, comm.size)
+        self.context = context_of(self.job, self.spec.context)
+        self.max_rows = rows_of(self.job)
+        self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
@@ -166,7 +161,7 @@ class Engine:
         self._arenas.append((address, num_bytes))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
-        self._weights_at = self._reserve(self.weight_bytes)
+        self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
         files = {info.path for info in self.file.tensors.values()} if self._short else ()
         self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
@@ -189,10 +184,10 @@ class Engine:
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
         self.step_memory = comm.map_shared([self.shape.num_bytes, *others])[0]
         self.step = StepWindow(self.shape, self.step_memory.view(np.int64))
+        self._audit = Audit(comm, self.placement.node, self.weights, (self._cache_at, self.cache.num_bytes))
 
     def _record(self) -> None:
         sizes, comm = self.spec.sizes, self.comm
-        self._cache_at = self._reserve(self.cache.num_bytes)
         caches = self.cache.at(self._cache_at)
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
@@ -205,14 +200,16 @@ class Engine:
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
             self._digested.append(ops.digests)
+        self.programs.append(self._audit.program)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
 
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
-        counted = pages.count_by_node(self._weights_at, self.weight_bytes)
-        mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
+        counted = pages.count([pages.Region("weights", self._weights_at, self.weight_bytes)])
+        found = None if counted is None else sum(counted.values(), Counter[int]())
+        mine = None if found is None else [found[self.placement.node], found.total()]
         parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
         for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
@@ -255,6 +252,9 @@ class Engine:
                 if digests[i] != self.digests[0][i]:
                     name = self.programs[program].name
                     raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
+    def audit(self) -> list[dict[str, Any]]:
+        """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
+        return self._audit.collect(lambda: self.team.step(AUDIT))
 
     # ------------------------------------------------------------ the other ranks, and the end
 

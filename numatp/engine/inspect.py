@@ -10,7 +10,8 @@ import numpy as np
 
 from numatp import models
 from numatp.engine.cache import CacheLayout, num_blocks, pools_of
-from numatp.engine.engine import default_quantize, read_spec
+from numatp.engine.engine import read_spec
+from numatp.engine.job import default_quantize
 from numatp.errors import UserError
 from numatp.models.spec import Spec
 from numatp.program.builder import Program

@@ -4,12 +4,13 @@ Nothing here may import numba before the target is set. Only the engine's thread
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
+from numatp.engine.plan import choose_ranks
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
@@ -30,12 +31,13 @@ class Start:
     workers: "Workers | None" = None
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
     notes: list[str] = field(default_factory=list)  # sentences worth showing
+    interleave: Sequence[int] | None = None  # nodes
 
     def bind(self) -> None:
         """Binds the calling thread, and threads that it starts, to the place. Collective."""
         failure = None
         try:
-            self.notes += placement.bind(self.placement)
+            self.notes += placement.bind(self.placement, self.interleave)
         except NumatpError as error:
             failure = error
         self.comm.agree(failure)
@@ -44,9 +46,8 @@ class Start:
 def find_places(job: Job, size: int) -> list[placement.Placement]:
     """Where all ranks of this host belong; the same on each of them, unless every rank keeps what its launcher gave it."""
     allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
-    return placement.place(
-        topology.read_machine(), allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding
-    )
+    machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
+    return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
 def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None) -> Start:
@@ -69,7 +70,7 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", t
     if job.keep_binding:
         places = placement.compare(comm.gather(placement.told(places[rank])), places[rank])
         comm.set_crowded(places[rank].crowded)
-    return Start(comm, places[rank], placement.describe(places), notes=notes)
+    return Start(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
 def start(job: Job, ranks: int | None) -> Start:
@@ -88,7 +89,7 @@ def start(job: Job, ranks: int | None) -> Start:
         started.mpi = True
         return started
     if ranks is None:
-        ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
+        ranks = choose_ranks(job)
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)

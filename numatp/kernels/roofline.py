@@ -23,6 +23,7 @@ from numatp.kernels.simd import (
     pointer,
     prefetch,
     splat_i32,
+    store_i64,
     storer,
 )
 
@@ -206,3 +207,27 @@ def dot(args, thread, threads):
         for i in range(load_i64(args.control, ROUNDS)):
             totals = dot_all(totals, weights, load_i8x64(args.table, (i * 64) & (DOT_TABLE - 64)))
         store_i32x16(args.sums, thread * 32, sum_totals(totals))
+
+
+@kernel(memory="pointer", part_bytes="int", rounds="int")
+def copy(args, thread, threads):
+    """Every thread copies the first half of its part onto the second."""
+    half = args.part_bytes // 2
+    source = offset(args.memory, thread * args.part_bytes)
+    target = offset(source, half)
+    for _ in range(args.rounds):
+        for i in range(0, half // 4, 64):
+            store_i32x16(target, i, load_i32x16(source, i))
+            store_i32x16(target, i + 16, load_i32x16(source, i + 16))
+            store_i32x16(target, i + 32, load_i32x16(source, i + 32))
+            store_i32x16(target, i + 48, load_i32x16(source, i + 48))
+
+
+@kernel(memory="pointer", steps="int", last="pointer")
+def chase(args, thread, threads):
+    """Thread 0 follows a chain of int64 indices from memory[0] on; where it ends goes to `last`, so that every step is taken."""
+    if thread == 0:
+        place = load_i64(args.memory, 0)
+        for _ in range(args.steps):
+            place = load_i64(args.memory, place)
+        store_i64(args.last, 0, place)

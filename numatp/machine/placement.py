@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from numatp.errors import MachineError, UserError
-from numatp.machine.policy import prefer_node
+from numatp.machine.policy import interleave_over, prefer_node
 from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
 
 MAX_RANKS = 64  # of native/numatp.h
@@ -64,9 +64,9 @@ def place(
     return mark_crowded(placements)
 
 
-def auto_ranks(machine: Machine, allowed: frozenset[int]) -> int:
-    """The number of usable nodes. Choosing by predicted speed (small models are often faster on one node) comes later."""
-    return max(1, len(_usable_nodes(machine, allowed)))
+def usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
+    """Those with memory and a cpu that this job may use."""
+    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
 
 
 def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
@@ -103,8 +103,9 @@ def describe(placements: Sequence[Placement]) -> str:
     return f"{len(counts)} rank{'s' * (len(counts) > 1)}: {ranks}; {threads}{crowded}"
 
 
-def bind(placement: Placement) -> list[str]:
-    """Confine this process to its rank's cpus and let its pages prefer the rank's node; returns sentences worth showing.
+def bind(placement: Placement, interleave: Sequence[int] | None = None) -> list[str]:
+    """Confine this process to its rank's cpus and let its pages prefer the rank's node, or spread over `interleave`.
+    Returns sentences worth showing.
 
     Call it before any other thread exists: threads take over the affinity and policy of the one that starts them.
     MachineError if the kernel does not grant the cpus.
@@ -119,7 +120,9 @@ def bind(placement: Placement) -> list[str]:
         lost = format_cpulist(placement.mask - granted)
         raise MachineError(f"the kernel does not grant cpus {lost} to this job: leave them out of --cpus, or try --bind none")
     notes = [placement.note]
-    if not placement.spans:  # a rank over several nodes is better off with first touch
+    if interleave:
+        notes.append(interleave_over(interleave))
+    elif not placement.spans:  # a rank over several nodes is better off with first touch
         notes.append(prefer_node(placement.node))
     return [note for note in notes if note]
 
@@ -158,18 +161,14 @@ def _cores_within(machine: Machine, allowed: frozenset[int]) -> list[Core]:
     return sorted((core for core in cut if core.cpus), key=lambda core: (core.l3, core.cpus[0]))
 
 
-def _usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
-    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
-
-
 def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -> list[Node]:
-    usable = {node.id: node for node in _usable_nodes(machine, allowed)}
+    usable = {node.id: node for node in usable_nodes(machine, allowed)}
     if wish is None:
         if usable:
             return list(usable.values())
         # Only nodes without memory are left: their cores still work, with the nearest memory.
         return [node for node in machine.nodes if not allowed.isdisjoint(node.cpus)]
-    chosen = _parse(wish, "--nodes")
+    chosen = parse_list(wish, "--nodes")
     for wanted in chosen:
         if wanted in usable:
             continue
@@ -180,7 +179,8 @@ def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -
     return [usable[n] for n in chosen]
 
 
-def _parse(text: str, option: str) -> tuple[int, ...]:
+def parse_list(text: str, option: str) -> tuple[int, ...]:
+    """As parse_cpulist, for an option of that name, which may not be empty."""
     try:
         numbers = parse_cpulist(text)
     except UserError as error:
@@ -191,7 +191,7 @@ def _parse(text: str, option: str) -> tuple[int, ...]:
 
 
 def _parse_cpus(machine: Machine, allowed: frozenset[int], size: int, wish: str) -> list[frozenset[int]]:
-    parts = [frozenset(_parse(part, "--cpus")) for part in wish.split("|")]
+    parts = [frozenset(parse_list(part, "--cpus")) for part in wish.split("|")]
     if len(parts) != size:
         raise UserError(f"--cpus {wish!r} is for {len(parts)} ranks, this host has {size}: give one list per rank")
     refused = frozenset().union(*parts) - allowed

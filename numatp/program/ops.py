@@ -12,6 +12,7 @@ import numpy as np
 from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.digest import digest
+from numatp.kernels.layout import NO_WINDOW, conv_bytes
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
@@ -58,7 +59,7 @@ class LayerCache:
     keys: Buffer
     values: Buffer
     table: int  # which of the Step's tables lists its blocks
-    window: int = attention.NO_WINDOW  # tokens that a row sees, itself included
+    window: int = NO_WINDOW  # tokens that a row sees, itself included
 
 
 @dataclass(frozen=True, eq=False)
@@ -404,7 +405,7 @@ class Ops:
             delta.gated_delta, [*qkv.accesses(), *gates.accesses(), Access(state.state)], [Access(out), Access(state.state)],
             qkv=qkv.address, qkv_stride=qkv.stride, gates=gates.address, gates_stride=gates.stride, decay=decay.address,
             bias=bias.address, key_heads=key_heads, group=group, head_size=head_size, epsilon=epsilon,
-            state=state.state.address + delta.conv_bytes(qkv.width, conv_width), state_stride=state.state.stride,
+            state=state.state.address + conv_bytes(qkv.width, conv_width), state_stride=state.state.stride,
             spans=self._spans, num_spans=self._num_spans, out=out.address, out_stride=out.stride,
         )  # fmt: skip
         return Value((out,), key_heads * group * head_size, qkv.rows)

@@ -37,16 +37,19 @@ Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.
 6. Add it to the formats in README.md.
 """
 
+import ast
 import importlib
 import importlib.util
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
 from numatp.errors import UserError
-from numatp.kernels.compile import specialize
-from numatp.kernels.superblock import ending_bytes
+from numatp.kernels.layout import ending_bytes
 
+SIZES = {"BLOCK", "BLOCK_BYTES", "TILE_BYTES", "SUPER_BYTES"}
 UNIT = 32  # columns
 TILE_ROWS = 16
 
@@ -60,6 +63,22 @@ def find(gguf_type: str, tensor: str) -> ModuleType:
     return importlib.import_module(name)
 
 
+def sizes(gguf_type: str, tensor: str) -> ModuleType:
+    """As `find`, but with the format's constants alone: its file is read, not run, because its kernels would load Numba."""
+    return _constants(gguf_type.lower()) or find(gguf_type, tensor)
+
+
+@cache
+def _constants(name: str) -> ModuleType | None:
+    source, module = Path(__file__).with_name(f"{name}.py"), ModuleType(f"{__name__}.{name}")
+    if not source.is_file():
+        return None
+    for statement in ast.parse(source.read_text()).body:
+        if isinstance(statement, ast.Assign) and {n.id for n in ast.walk(statement.targets[0]) if isinstance(n, ast.Name)} & SIZES:
+            exec(compile(ast.Module([statement], []), str(source), "exec"), module.__dict__)
+    return module
+
+
 def names() -> list[str]:
     """GGUF names of all formats."""
     from pkgutil import iter_modules
@@ -69,6 +88,8 @@ def names() -> list[str]:
 
 def quantize(format: ModuleType, x: np.ndarray) -> np.ndarray:
     """Bytes as in a file, (rows, row_bytes), of float32 (rows, columns), columns being whole blocks. Runs without the GIL."""
+    from numatp.kernels.compile import specialize
+
     x = np.ascontiguousarray(x, np.float32)
     rows, columns = x.shape
     assert columns % format.BLOCK == 0, (columns, format.BLOCK)

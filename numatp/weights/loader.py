@@ -15,7 +15,7 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
@@ -26,8 +26,10 @@ from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import DTYPES, FLOATS, floats, read_bytes
-from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.kernels.compile import Kernel
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
 CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
@@ -173,8 +175,22 @@ def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str
     return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
 
 
-def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize: str = "none") -> tuple[list[Slice], int]:
+def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """What the tensor has in the file."""
+    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+
+
+def plan(
+    file: ModelFile,
+    rules: list[Rule],
+    sizes: Sizes,
+    cut: Split,
+    quantize: str = "none",
+    find: Callable[[str, str], ModuleType] = quants.find,
+) -> tuple[list[Slice], int]:
     """Every tensor's slice, at an address counted from 0, and the bytes of all of them. quantize: one of QUANTIZED.
+
+    find=quants.sizes is enough to count bytes.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -188,11 +204,11 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
         info = file.tensors.get(rule.name)
         if info is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
-        expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+        expected = whole_shape(rule, sizes)
         # Writers may drop leading dimensions of 1.
         if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
             raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = quants.find(_computed_in(info, rule, quantize), info.name)
+        format = find(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -239,7 +255,7 @@ class Weights:
         return _floats_at(self.vector(name)).copy()
 
     def load(
-        self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None],
+        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None],
         drop: Iterable[Path] = (),
     ) -> None:  # fmt: skip
         """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
@@ -269,11 +285,13 @@ class Weights:
                 done += target.num_bytes
                 progress(done, total)
 
-    def _read(self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], staging: np.ndarray) -> None:
+    def _read(self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", staging: np.ndarray) -> None:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
         info, failed = piece.info, np.zeros(1, np.int64)
         assert isinstance(info, TensorInfo)
         row_bytes = info.num_bytes // prod(info.shape[:-1])
+        from numatp.kernels.compile import specialize
+
         load = specialize("matmul", "quant", piece.format.__name__).load
         address = target.address
         with _open(info) as source:
@@ -290,10 +308,12 @@ class Weights:
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
 
     def _convert(
-        self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], pool: ThreadPoolExecutor, threads: int
+        self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", pool: ThreadPoolExecutor, threads: int
     ) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
         format, info = piece.format, piece.info
+        from numatp.kernels.compile import specialize
+
         pack = specialize("pack", "quant", format.__name__).pack
         if format is not quants.find(info.type, info.name):
             _ = specialize("quantizer", "quant", format.__name__).quantize.address  # compiled here, not by several threads at once
