@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import emulated_machine
 import pytest
@@ -44,12 +45,13 @@ def local(result, rank, node):
 
 
 def test_two_nodes(model, texts):
-    mpirun = f"{BIN / 'mpirun'} -np 2"
+    mpirun, elsewhere = f"{BIN / 'mpirun'} -np 2", f"{sys.executable} {TESTS / 'policy.py'} bind 1"
     results = emulated_machine.run(
         {
             "bare": numatp("", model, mpirun),
             "socket": numatp("", model, f"{mpirun} --bind-to socket"),
             "plain": numatp("", model),
+            "remote": numatp("--ranks 1 --nodes 0", model, elsewhere),
             "hidden": f"mkdir /sys/fs/cgroup/a && echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control && cd /sys/fs/cgroup/a && "
             f"echo 0-1 > cpuset.cpus && echo 0 > cpuset.mems && echo $$ > cgroup.procs && cd - >/dev/null && {numatp('', model)}",
         }
@@ -60,6 +62,9 @@ def test_two_nodes(model, texts):
         assert "rank 0 on node 0 (cpus 0-1), rank 1 on node 1 (cpus 2-3); 2 threads each" in result.stderr
         assert local(result, 0, 0) >= 99 and local(result, 1, 1) >= 99
         assert result.stdout == texts[2]
+    remote = results["remote"]
+    assert (remote.status, remote.stdout) == (1, "")
+    assert "only 0.0 % of rank 0's weights are on its node 0, where the memory policy bind:1 from outside put them" in remote.stderr
     assert results["hidden"].status == 0, results["hidden"]
     assert "1 rank" in results["hidden"].stderr and "node 1" not in results["hidden"].stderr
     assert results["hidden"].stdout == texts[1]

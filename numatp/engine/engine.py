@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
@@ -14,10 +15,12 @@ from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.model_file import ModelFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
-from numatp.kernels.compile import Kernel
-from numatp.machine import limits, native, pages, topology
-from numatp.program.ops import Ops, Site
+from numatp.kernels.compile import Kernel, kernel_cache
+from numatp.machine import limits, native, pages, policy, topology
+from numatp.models.spec import Spec
+from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import split
@@ -27,6 +30,23 @@ MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
 ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
 ROWS_UNIT = 16  # whole groups of rows on every ISA
+
+
+def read_spec(file: ModelFile, model: ModuleType) -> Spec:
+    """UserError for what no kernel computes."""
+    spec: Spec = model.read_spec(file)
+    sizes = spec.sizes
+    if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
+        raise UserError(
+            f"{file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
+            f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
+        )
+    return spec
+
+
+def default_quantize(file: ModelFile) -> str:
+    """To what matrices of floats are quantised on load, if the user does not say."""
+    return "q8" if isinstance(file, HuggingFaceFile) else "none"
 
 
 class Engine:
@@ -44,6 +64,7 @@ class Engine:
         start.bind()
         began = time.perf_counter()
         self.agree(self._prepare)
+        self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
@@ -74,15 +95,11 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
+        self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
-        self.spec = self.model.read_spec(self.file)
-        quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
+        self.spec = read_spec(self.file, self.model)
+        quantize = self.job.quantize or default_quantize(self.file)
         sizes, comm = self.spec.sizes, self.comm
-        if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
-            raise UserError(
-                f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-                f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
-            )
         self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
         if not 0 < self.context <= self.spec.context:
             raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
@@ -92,11 +109,22 @@ class Engine:
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
+    def _check_kernels(self) -> None:
+        """What every rank computes for itself has the same bits on all only if they run the same kernels."""
+        kernels = self.comm.gather(self._kernels)
+        for rank, others in enumerate(kernels):
+            if others != kernels[0]:
+                raise MachineError(
+                    f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
+                    "and NUMBA_ settings"
+                )
+
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
         node, limit = self.placement.node, topology.memory_limit_bytes()
         needed = self.weight_bytes + self.cache.num_bytes + MARGIN
         asked = self.comm.gather([node, needed, topology.free_bytes(node)])
+        self._short = topology.unused_bytes(node) < sum(wanted for place, wanted, _ in asked if place == node)
         for place in sorted({place for place, _, _ in asked}):
             ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
             wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
@@ -127,8 +155,10 @@ class Engine:
         return self._team
 
     def _reserve(self, num_bytes: int) -> int:
-        address = pages.reserve(num_bytes)
+        address, place = pages.reserve(num_bytes), self.placement
         self.keep(address, num_bytes)
+        if not (place.spans or self.job.allow_remote or policy.from_outside(place.node)):
+            pages.bind(address, num_bytes, place.node)
         return address
 
     def keep(self, address: int, num_bytes: int) -> None:
@@ -138,7 +168,8 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at = self._reserve(self.weight_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.placement.mask, self.team.run, progress)
+        files = {info.path for info in self.file.tensors.values()} if self._short else ()
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -151,6 +182,8 @@ class Engine:
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         self.partials = (addresses, addresses + np.uint64(partial))
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in comm.map_shared([self.max_rows * 16] * comm.size)]
+        most = MOST_DIGESTS_PER_LAYER * (len(self.spec.layers) + 1)
+        self.digests = [part.view(np.int64) for part in comm.map_shared([most * 8 * self.job.check_ranks] * comm.size)]
         others = [0] * (comm.size - 1)
         rows, padded = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (self.job.max_sequences, sizes.vocab))
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
@@ -164,12 +197,14 @@ class Engine:
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
+            self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
-        self.programs = []
+        self.programs, self._digested = [], list[list[str]]()
         for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
+            self._digested.append(ops.digests)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
@@ -178,8 +213,8 @@ class Engine:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
         counted = pages.count_by_node(self._weights_at, self.weight_bytes)
         mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
-        parts = []
-        for rank, (node, counts) in enumerate(self.comm.gather([self.placement.node, mine])):
+        parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
+        for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
                 parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
                 continue
@@ -187,7 +222,8 @@ class Engine:
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
             if local < MIN_LOCAL * total and not self.job.allow_remote:
                 raise MachineError(
-                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}: free memory there, "
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}"
+                    f"{f', where the memory policy {outside} from outside put them' if outside else ''}: free memory there, "
                     "or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
@@ -201,16 +237,24 @@ class Engine:
     def run(self, spans: list[Span]) -> None:
         """One Step; the logits of the rows that want them are then in `logits`, in the order of the spans."""
         self.step.write(spans)
-        self.team.step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
+        self._run_step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
 
     def score(self, spans: list[Span]) -> np.ndarray:
         """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans."""
         self.step.write(spans)
-        self.team.step(SCORES)
+        self._run_step(SCORES)
         parts = np.array(self.scores)[:, : self.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
         highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
         top = highest.max(0)
         return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+
+    def _run_step(self, program: int) -> None:
+        self.team.step(program)
+        for i, what in enumerate(self._digested[program]):
+            for rank, digests in enumerate(self.digests):
+                if digests[i] != self.digests[0][i]:
+                    name = self.programs[program].name
+                    raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
 
     # ------------------------------------------------------------ the other ranks, and the end
 

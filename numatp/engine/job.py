@@ -17,3 +17,4 @@ class Job:
     cache_type: str = "f16"
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
+    check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?

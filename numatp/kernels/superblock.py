@@ -40,6 +40,6 @@ def super_of(end, unit):
     return (load_i64(end, 0) + unit) // UNITS
 
 
-def ending_bytes(units: int, super_bytes: int) -> int:
-    """Room at the end of a tile, for whatever phase."""
-    return HEADER_BYTES + (units + 2 * UNITS - 2) // UNITS * super_bytes
+def ending_bytes(first_unit: int, units: int, super_bytes: int) -> int:
+    """Bytes of the end of a tile."""
+    return HEADER_BYTES + (first_unit % UNITS + units + UNITS - 1) // UNITS * super_bytes

@@ -5,11 +5,23 @@ all tokens and rotates q and k. Command-R+ normalises each query and key head wi
 from dataclasses import dataclass
 from math import sqrt
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("CohereForCausalLM",),
+    config=CONFIG | {"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"},
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {f"blk.{{layer}}.attn_{name}_norm.weight": f"model.layers.{{layer}}.self_attn.{name}_norm.weight" for name in "qk"},
+    only={"hidden_act": "silu", "attention_bias": False},
+    tied=True,
+)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,23 @@
 
 from math import sqrt
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, QKV_BIAS, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen2ForCausalLM",),
+    config=CONFIG,
+    tensors=ENDS
+    | ATTENTION
+    | QKV_BIAS
+    | FFN
+    | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "use_sliding_window": False},
+)
 
 
 def read_spec(file: ModelFile) -> Spec:
