@@ -115,7 +115,7 @@ EXPERTS = {
 
 
 MIXTURE: dict[str, str | Callable[[Config], Any]] = {
-    "expert_count": "num_experts",
+    "expert_count": lambda config: config.get("num_experts", config.get("num_local_experts")),
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
