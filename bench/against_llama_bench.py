@@ -1,17 +1,17 @@
-"""Decode speed beside llama.cpp's llama-bench: same file, same number of threads in all, in turns.
+"""Speed beside llama.cpp's llama-bench: same file, same number of threads in all, in turns, with the roofline of the same minute.
 
-python bench/against_llama_bench.py LLAMA_BENCH [-m MODEL] [-n 128] [-t 2] [-r 5] [--ranks 1,2]
+python bench/against_llama_bench.py LLAMA_BENCH [-m MODEL] [-p 512] [-n 128] [-d 0] [-t 2] [-r 3] [--ranks 1,2] [--save FILE]
 
-Absolute figures drift on shared machines; medians of ratios within one round hold. Nothing else may run meanwhile.
-The last line on stdout is JSON.
+llama.cpp counts with the best of flash attention off and on, mmap on and off, and --cache types, for each test by itself. Absolute
+figures drift on shared machines; medians of ratios within one round hold. Nothing else may run meanwhile. Prints JSON.
 """
 
 import argparse
 import json
-import re
 import statistics
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 from numatp.files.models import resolve_model
@@ -19,49 +19,117 @@ from numatp.files.models import resolve_model
 NUMATP = Path(sys.executable).parent / "numatp"
 
 
-def llama(binary: str, model: str, tokens: int, threads: int) -> float:
-    """tok/s of the better of flash attention off and on."""
-    command = [binary, "-m", model, "-p", "0", "-n", str(tokens), "-t", str(threads), "-r", "2", "-fa", "0,1", "-o", "json"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return max(row["avg_ts"] for row in json.loads(result.stdout))
+def run_json(command):
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
+    if result.returncode:
+        sys.exit(f"failed: {' '.join(map(str, command))}\n{result.stderr[-2000:]}")
+    return json.loads(result.stdout)
 
 
-def ours(model: str, tokens: int, threads: int, ranks: int) -> tuple[float, float]:
-    """(tok/s, GB/s of weights) as `numatp generate` reports them."""
+def name_of(row):
+    parts = [f"pp{row['n_prompt']}" * bool(row["n_prompt"]), f"tg{row['n_gen']}" * bool(row["n_gen"])]
+    return "+".join(filter(None, parts)) + f" @ d{row['n_depth']}" * bool(row["n_depth"])
+
+
+def tests_of(options):
+    return [
+        "-m",
+        options.path,
+        "-p",
+        options.prompt,
+        "-n",
+        options.gen,
+        "-d",
+        options.depth,
+        "-r",
+        options.repetitions,
+        "-o",
+        "json",
+    ]
+
+
+def llama(options):
+    """Test -> the fastest row."""
+    help_text = subprocess.run([options.llama_bench, "--help"], capture_output=True, text=True, check=False).stdout
+    loads = ("-lm", "mmap,none") if "--load-mode" in help_text else ("-mmp", "0,1")
+    best = {}
+    for cache in options.cache.split(","):
+        attention = "0,1" if cache == "f16" else "1"  # quantised values need flash attention
+        command = [
+            options.llama_bench,
+            *tests_of(options),
+            "-t",
+            options.threads,
+            "-fa",
+            attention,
+            *loads,
+            "-ctk",
+            cache,
+            "-ctv",
+            cache,
+        ]
+        for row in run_json(command):
+            name = name_of(row)
+            if name not in best or row["avg_ts"] > best[name]["avg_ts"]:
+                best[name] = row
+    return best
+
+
+def ours(options, ranks):
     command = [
-        NUMATP, "generate", "-m", model, "-p", "Once upon a time", "-n", tokens + 1, "-t", threads // ranks, "--ranks", ranks,
-        "--temp", 0, "--ignore-eos",
+        NUMATP, "bench", *tests_of(options), "-t", options.threads // ranks, "--ranks", ranks, "-ctk", options.our_cache,
+        "-ctv", options.our_cache,
     ]  # fmt: skip
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
-    found = re.search(r"decode (\d+) tokens at ([\d.]+) tok/s, reading ([\d.]+) GB/s", result.stderr)
-    assert found and int(found[1]) == tokens, f"not {tokens} tokens: {result.stderr}"
-    return float(found[2]), float(found[3])
+    return {name_of(row): row for row in run_json(command)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("llama_bench")
     parser.add_argument("-m", "--model", default="smollm2")
-    parser.add_argument("-n", type=int, default=128, help="tokens")
-    parser.add_argument("-t", type=int, default=2, help="threads in all")
-    parser.add_argument("-r", type=int, default=5, help="rounds")
-    parser.add_argument("--ranks", default="1,2")
-    arguments = parser.parse_args()
-    model = str(resolve_model(arguments.model))
-    counts = [int(n) for n in arguments.ranks.split(",")]
-    for count in counts:
-        ours(model, arguments.n, arguments.t, count)  # kernels compiled, file in the page cache
+    parser.add_argument("-p", "--prompt", default="512", help="tokens, a list; 0: none")
+    parser.add_argument("-n", "--gen", default="128", help="tokens, a list; 0: none")
+    parser.add_argument("-d", "--depth", default="0", help="tokens in the cache before, a list")
+    parser.add_argument("-t", "--threads", type=int, default=2, help="in all")
+    parser.add_argument("-r", "--rounds", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2, help="of each test in a round")
+    parser.add_argument("--ranks", default="1,2", help="numbers of ranks of numatp")
+    parser.add_argument("--cache", default="f16", help="cache types of llama.cpp, a list, the best one counts")
+    parser.add_argument("--our-cache", default="f16", help="cache type of numatp")
+    parser.add_argument("--save", metavar="NAME", help="also write bench/results/DATE-NAME.json")
+    options = parser.parse_args()
+    options.path = str(resolve_model(options.model))
+    counts = [int(n) for n in options.ranks.split(",")]
     rounds = []
-    for number in range(arguments.r):
-        row: dict[str, float] = {"llama": llama(arguments.llama_bench, model, arguments.n, arguments.t)}
-        for count in counts:
-            row[f"ranks{count}"], row[f"ranks{count}_gbs"] = ours(model, arguments.n, arguments.t, count)
+    for number in range(options.rounds):
+        row = {"llama": llama(options)} | {f"ranks{count}": ours(options, count) for count in counts}
         rounds.append(row)
-        print(f"round {number + 1}: " + ", ".join(f"{name} {value:.1f}" for name, value in row.items()), file=sys.stderr)
+        for test, theirs in row["llama"].items():
+            mine = ", ".join(
+                f"{count} ranks {row[f'ranks{count}'][test]['avg_ts']:.1f} ({row[f'ranks{count}'][test]['roofline_percent']:.0f} %)"
+                for count in counts
+            )
+            print(f"round {number + 1}: {test}: llama.cpp {theirs['avg_ts']:.1f}, {mine} of the roofline", file=sys.stderr)
     summary = {}
-    for count in counts:
-        summary[f"ranks{count}_ratio"] = round(statistics.median(row[f"ranks{count}"] / row["llama"] for row in rounds), 2)
-    print(json.dumps({"model": Path(model).name, "tokens": arguments.n, "threads": arguments.t, "rounds": rounds, **summary}))
+    for test in rounds[0]["llama"]:
+        summary[test] = {"llama_ts": [round(row["llama"][test]["avg_ts"], 2) for row in rounds]}
+        for key in (f"ranks{count}" for count in counts):
+            found = [row[key][test] for row in rounds]
+            ratios = [mine["avg_ts"] / row["llama"][test]["avg_ts"] for mine, row in zip(found, rounds, strict=True)]
+            summary[test][key] = {
+                "ratio": round(statistics.median(ratios), 3), "ts": [round(mine["avg_ts"], 2) for mine in found],
+                "roofline_percent": round(statistics.median(mine["roofline_percent"] for mine in found), 1),
+                "roofline_gbs": [round(mine["roofline_gbs"], 1) for mine in found],
+            }  # fmt: skip
+    result = {
+        "model": Path(options.path).name, "threads": options.threads, "llama_cache": options.cache,
+        "numatp_cache": options.our_cache, "summary": summary, "rounds": rounds,
+    }  # fmt: skip
+    if options.save:
+        path = Path(__file__).parent / "results" / f"{date.today()}-{options.save}.json"
+        path.write_text(json.dumps(result) + "\n")
+        print(path, file=sys.stderr)
+    print(json.dumps(result | {"rounds": len(rounds)}, indent=1))
 
 
 if __name__ == "__main__":

@@ -87,9 +87,38 @@ static bool make_meetings(struct numatp_team *team, const int32_t *groups)
 
 /* ------------------------------------------------------------------ executor */
 
+/* The same as execute, with a look at the clock around barriers and ops. */
+static bool execute_timed(struct numatp_team *team, int thread, const struct numatp_program *program)
+{
+    const int threads = team->threads;
+    const int64_t num_ops = program->num_ops;
+    struct numatp_times *times = program->times + thread * (num_ops + 1);
+    int64_t left = numatp_clock(); /* the last op */
+    for (int64_t i = 0; i <= num_ops; i++) {
+        const struct numatp_op *op = &program->ops[i];
+        int64_t began = left;
+        if (i == num_ops || op->barrier) {
+            if (!barrier(team, thread))
+                return false;
+            began = numatp_clock();
+            times[i].waited += began - left;
+        }
+        if (i == num_ops)
+            break;
+        if (numatp_aborted(team->ranks))
+            return false;
+        op->run(op->args, thread, threads);
+        left = numatp_clock();
+        times[i].ran += left - began;
+    }
+    return barrier(team, thread); /* whoever reads the table when the run is over finds all of it */
+}
+
 /* Nothing of the program or the team's fields is read after the last barrier: thread 0 may then be preparing the next run. */
 static bool execute(struct numatp_team *team, int thread, const struct numatp_program *program)
 {
+    if (program->times)
+        return execute_timed(team, thread, program);
     const int threads = team->threads;
     const struct numatp_op *op = program->ops, *end = op + program->num_ops;
     for (; op < end; op++) {

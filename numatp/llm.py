@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numatp.engine.requests import Finish
 
 log = logging.getLogger("numatp")
+log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
 Message = dict[str, Any]
 Prompt = str | list[int] | Sequence[Message]  # text, token ids or a chat
 T = TypeVar("T")
@@ -46,6 +48,41 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class RankPages:
+    """Pages of one rank by the kernel's own count, in pages of the system's size (4 KiB)."""
+
+    rank: int
+    node: int  # where they should be
+    groups: dict[str, dict[int, int]]  # weights by tensor (of all layers together), "cache", "window": node to pages
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> "RankPages":
+        """From the engine's words for one rank, where nodes are texts."""
+        groups = {name: {int(node): count for node, count in nodes.items()} for name, nodes in said["groups"].items()}
+        return cls(said["rank"], said["node"], groups)
+
+    @property
+    def by_node(self) -> dict[int, int]:
+        """Pages of all groups."""
+        total: Counter[int] = Counter()
+        for nodes in self.groups.values():
+            total.update(nodes)
+        return dict(sorted(total.items()))
+
+    @property
+    def pages(self) -> int:
+        return sum(self.by_node.values())
+
+    @property
+    def local(self) -> int:
+        return self.by_node.get(self.node, 0)
+
+    @property
+    def percent_local(self) -> float:
+        return 100 * self.local / max(self.pages, 1)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Where the model is."""
 
@@ -60,19 +97,28 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stats:
+    """What loading took, and what decoding takes."""
+
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
     pages: str  # one line: where the kernel says the weights are
 
 
+def count_pages(service: Service) -> list[RankPages]:
+    """On rank 0: where the pages of every rank are now."""
+    return [RankPages.from_json(rank) for rank in service.call(lambda engine: engine.audit())]
+
+
 class LLM:
     """A model in memory, on all NUMA nodes of this machine.
 
-    model: name of a pulled model, or path of a GGUF file or a Hugging Face folder. ranks: "auto" (one per NUMA node, or the
-    launcher's) or a number. threads: per rank; None is one per core. ctx: tokens that the cache holds, of all sequences together;
-    None is what the model was trained for, at most 8192. nodes, cpus: like "0,1" and "0-31|32-63". max_sequences: how many are
-    generated at the same time. ubatch: tokens of one Step. quantize: what becomes of matrices of floats on load, "q8" (the default
-    for folders), "q4" or "none" (the default for GGUF files). progress(done, total): bytes, while loading.
+    model: name of a pulled model, or path of a GGUF file or a Hugging Face folder. ranks: a number, or "auto": the launcher's, else
+    those with which decoding is predicted to be fastest (engine/plan.py). threads: per rank; None is one per core. ctx: tokens that
+    the cache holds, of all sequences together; None is what the model was trained for, at most 8192. nodes, cpus: like "0,1" and
+    "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured bandwidth; None is
+    even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what becomes of matrices of
+    floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files). progress(done, total): bytes,
+    while loading.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
 
@@ -89,6 +135,7 @@ class LLM:
         *,
         nodes: str | None = None,
         cpus: str | None = None,
+        tensor_split: Sequence[float] | Literal["auto"] | None = None,
         max_sequences: int = 16,
         ubatch: int = 512,
         allow_remote: bool = False,
@@ -97,7 +144,7 @@ class LLM:
     ):
         job = Job(
             model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
-            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote, quantize=quantize,
+            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote, quantize=quantize, tensor_split=tensor_split,
         )  # fmt: skip
         self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
         self._collective = self._service.start.mpi
@@ -185,6 +232,17 @@ class LLM:
             return Scores(tokens, scores)
 
         return Scores(**self._together("score", lambda: asdict(work()))) if self._collective else work()
+
+    def audit(self) -> list[RankPages]:
+        """Where the pages of every rank are now: weights, cache as far as it was used, and its part of the shared window.
+
+        Between two Steps of what is under way. MachineError where the kernel does not tell.
+        """
+
+        if not self._collective:
+            return count_pages(self._service)
+        counts = self._together("audit", lambda: [asdict(rank) for rank in count_pages(self._service)])
+        return [RankPages.from_json(rank) for rank in counts]
 
     def close(self) -> None:
         """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""

@@ -3,7 +3,8 @@
 It sees this machine's files (what it writes stays in its own memory), so the same virtual environment runs in it. Its CPUs have
 AVX2 and no AVX-512. Placement, binding, page locality and errors are as on hardware; time means nothing.
 
-Needs Debian's qemu-system-x86, busybox-static, cpio and kmod, and fetches Debian's kernel package once into the cache folder.
+Needs Debian's qemu-system-x86, busybox-static, cpio, kmod and numactl, and fetches Debian's kernel package once into the cache
+folder.
 """
 
 import base64
@@ -16,7 +17,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg")
+TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg", "numactl")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numatp-test-kernel"
 
@@ -51,7 +52,7 @@ def missing():
     """Why there can be no such machine here, or nothing."""
     absent = [tool for tool in TOOLS if not shutil.which(tool)]
     if absent:
-        return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod)"
+        return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod numactl)"
     if not _kernel() and not _fetch_kernel():
         return "Debian's kernel package cannot be downloaded"
     return ""

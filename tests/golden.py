@@ -56,7 +56,7 @@ def all_rotated(true, p, qkv, heads, kv_heads, head_size, angles, cache, neighbo
 def no_window(true, p, qkv, heads, kv_heads, group, head_size, scale, cache, sinks=None):
     from dataclasses import replace
 
-    from numatp.kernels.attention import NO_WINDOW
+    from numatp.kernels.layout import NO_WINDOW
 
     return true(p, qkv, heads, kv_heads, group, head_size, scale, replace(cache, window=NO_WINDOW), sinks)
 

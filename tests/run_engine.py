@@ -1,6 +1,7 @@
 """A small program for tests: logits of the last token of each prompt part, as one .npy file.
 
-python run_engine.py MODEL OUT RANKS THREADS TOKENS CHUNKS — chunks like 5,1,1: how many tokens each Step gets.
+python run_engine.py MODEL OUT RANKS THREADS TOKENS CHUNKS [SHARES] — chunks like 5,1,1: how many tokens each Step gets; shares
+like 3,1: of the model per rank.
 OUT.scores.npy gets the log-probability of each token after the first, from the score op.
 """
 
@@ -12,16 +13,22 @@ def main():
     from numatp.engine.job import Job
     from numatp.engine.start import start
 
-    model, out, ranks, threads, tokens, chunks = sys.argv[1:]
-    job = Job(model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, quantize=os.environ.get("QUANTIZE"))
+    model, out, ranks, threads, tokens, chunks, *rest = sys.argv[1:]
+    shares, quantize = [float(share) for share in rest[0].split(",")] if rest else None, os.environ.get("QUANTIZE")
+    job = Job(
+        model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, tensor_split=shares, quantize=quantize
+    )  # fmt: skip
     started = start(job, int(ranks) or None)
     import numpy as np
 
     from numatp.engine.engine import Engine, serve
+    from numatp.kernels.compile import Kernel
     from numatp.program.step import Span
 
     if started.comm.rank:
-        return serve(job, started)
+        status = serve(job, started)
+        print("compiled", *Kernel.compiled, flush=True)
+        return status
     engine = Engine(job, started)
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
     tables = engine.blocks.reserve(len(ids), engine.max_rows)

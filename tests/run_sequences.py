@@ -24,7 +24,7 @@ def main():
     import numpy as np
 
     from numatp.engine.engine import Engine, serve
-    from numatp.kernels.attention import CACHE_BLOCK
+    from numatp.kernels.layout import CACHE_BLOCK
     from numatp.program.step import Span
 
     if started.comm.rank:

@@ -36,6 +36,7 @@ def make_machine(
     offline = set(offline)
     online = sorted({cpu for cpus in cores for cpu in cpus} - offline)
     write(root, "sys/devices/system/cpu/online", format_cpulist(online))
+    write(root, "sys/devices/system/cpu/present", format_cpulist({cpu for cpus in cores for cpu in cpus}))
     for index, cpus in enumerate(cores):
         for cpu in set(cpus) - offline:
             here = f"sys/devices/system/cpu/cpu{cpu}"
@@ -56,7 +57,7 @@ def make_machine(
         here = f"sys/devices/system/node/node{node}"
         mine = {c for owner, cpus in zip(nodes or (), cores, strict=True) if owner == node for c in cpus}
         write(root, f"{here}/cpulist", format_cpulist(mine - offline))
-        write_node_memory(root, node, total_kb=size * GIB_IN_KB)
+        write_node_memory(root, node, total_kb=size * GIB_IN_KB, free_kb=size * GIB_IN_KB * 3 // 4)
         default = " ".join("10" if other == node else "21" for other in sorted(sizes))
         write(root, f"{here}/distance", (distances or {}).get(node, default))
     return root
@@ -90,6 +91,18 @@ def epyc(root: Path) -> Path:
     return make_machine(root, [(c, c + 64) for c in range(64)], packages=packages, nodes=packages, l3=l3)
 
 
-def write_process(root: Path, pid: int, name: str, parent: int, cpus: str) -> None:
+def write_huge_pages(root: Path, node: int, mib: int, total: int, free: int) -> None:
+    here = f"sys/devices/system/node/node{node}/hugepages/hugepages-{mib * 1024}kB"
+    write(root, f"{here}/nr_hugepages", total)
+    write(root, f"{here}/free_hugepages", free)
+
+
+def write_settings(root: Path, numa_balancing: int = 0, huge_page_mode: str = "madvise") -> None:
+    write(root, "proc/sys/kernel/numa_balancing", numa_balancing)
+    modes = " ".join(f"[{mode}]" if mode == huge_page_mode else mode for mode in ("always", "madvise", "never"))
+    write(root, "sys/kernel/mm/transparent_hugepage/enabled", modes)
+
+
+def write_process(root: Path, pid: int, name: str, parent: int, cpus: str, mems: str = "0") -> None:
     write(root, f"proc/{pid}/stat", f"{pid} ({name[:15]}) S {parent} 1 1 0")
-    write(root, f"proc/{pid}/status", f"Name:\t{name}\nCpus_allowed:\tff\nCpus_allowed_list:\t{cpus}\nMems_allowed_list:\t0")
+    write(root, f"proc/{pid}/status", f"Name:\t{name}\nCpus_allowed:\tff\nCpus_allowed_list:\t{cpus}\nMems_allowed_list:\t{mems}")

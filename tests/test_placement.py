@@ -12,7 +12,7 @@ from sysfs import desktop, epyc, make_machine, xeon
 
 from numatp.errors import MachineError, UserError
 from numatp.machine import policy
-from numatp.machine.placement import Placement, auto_ranks, bind, describe, mark_crowded, place
+from numatp.machine.placement import Placement, bind, describe, mark_crowded, place, usable_nodes
 from numatp.machine.policy import OURS, current_policy, prefer_node
 from numatp.machine.topology import Machine, format_cpulist, parse_cpulist, read_machine
 
@@ -103,7 +103,7 @@ def test_unequal_nodes(tmp_path: Path) -> None:
 def test_nodes_without_memory_or_cpus(tmp_path: Path) -> None:
     make_machine(tmp_path, [(0,), (1,), (2,)], packages=[0, 0, 1], nodes=[0, 2, 4], memory_gib={2: 0, 9: 128})
     machine = read_machine(tmp_path)
-    assert auto_ranks(machine, everything(machine)) == 2
+    assert [node.id for node in usable_nodes(machine, everything(machine))] == [0, 4]
     assert plan(tmp_path, 2) == "2 ranks: rank 0 on node 0 (cpus 0), rank 1 on node 4 (cpus 2); 1 thread each"
 
 
@@ -114,7 +114,7 @@ def test_only_cpus_of_a_node_without_memory(tmp_path: Path) -> None:
     placement = place(machine, frozenset({1}), 1)[0]
     assert (placement.node, placement.cpus) == (2, (1,))
     assert placement.note == "node 1 has no memory of its own: node 2 is the nearest that has"
-    assert auto_ranks(machine, frozenset({1})) == 1
+    assert usable_nodes(machine, frozenset({1})) == []
 
 
 def test_allowed_sibling_stands_in(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from numatp import models, quants
 
 README = (TESTS.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for line in re.findall(r"^    (.*numatp [^:\n]*)$", README, re.MULTILINE)]
+LINES = re.findall(r"^    ((?:numatp|(?:cat|mpirun) .*numatp) [^:\n]*)$", README, re.MULTILINE)
+COMMANDS = [line.split("#")[0].strip() for line in LINES]
 
 
 @pytest.mark.parametrize("ranks", [None, 2])
@@ -24,12 +25,15 @@ def test_python(snippet, ranks, tmp_path, model_path):
     assert "Paris" in result.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "pull" not in c])
-def test_commands(command, model_path):
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not {"pull", "doctor"} & set(c.split())])
+def test_commands(command, model_path, tmp_path):
     """As they stand, with a short answer, in the project's folder."""
     words = command.replace(" -n 100", " -n 8").replace("notes.txt", "pyproject.toml")
+    words = words.replace("smollm2-q4_k_m.gguf", str(tmp_path / "out.gguf"))
     if " chat " in words:
         words = f"echo Hello | {words}"
+    if " bench " in words:  # as it stands it takes minutes
+        words += " -r 1 --roofline 64" if "-d" not in words else " --help"
     if words.startswith("cat") or "--chat" in words:
         words += " -n 8"
     result = run("sh", "-c", f"cd {shlex.quote(str(TESTS.parent))} && PATH={shlex.quote(str(BIN))}:$PATH && {words}")

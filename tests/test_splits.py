@@ -2,7 +2,8 @@
 
 import pytest
 
-from numatp.weights.splits import Sizes, part, split
+from numatp.errors import UserError
+from numatp.weights.splits import Sizes, part, shares_of, split
 
 
 @pytest.mark.parametrize("size", range(1, 9))
@@ -13,6 +14,43 @@ def test_parts_rejoin_to_the_whole(count, unit, size):
     assert all(one.start % unit == 0 or one.start == count for one in parts)
     full = [len(one) for one in parts if one.stop < count or count % unit == 0]
     assert max(full, default=0) - min(full, default=0) <= unit
+
+
+@pytest.mark.parametrize("shares", [(3, 1), (1, 1, 1, 1), (0.6, 0.4), (1, 1e-9), (5, 2.5, 7.25), (1e9, 1, 1)])
+@pytest.mark.parametrize(("count", "unit"), [(9, 1), (48, 32), (29568, 32), (200, 16), (1, 32)])
+def test_uneven_parts_are_as_their_shares_to_a_unit(count, unit, shares):
+    parts = [part(count, unit, rank, len(shares), shares) for rank in range(len(shares))]
+    assert [i for one in parts for i in one] == list(range(count))
+    assert all(one.start % unit == 0 or one.start == count for one in parts)
+    for one, share in zip(parts, shares, strict=True):
+        assert abs(len(one) - count * share / sum(shares)) <= 2 * unit  # half a unit at each edge, and the last may be short
+    assert [part(count, unit, rank, 4, (2, 2, 2, 2)) for rank in range(4)] == [part(count, unit, rank, 4) for rank in range(4)]
+
+
+def test_three_to_one():
+    assert part(29568, 32, 0, 2, (3, 1)) == range(22176) and part(29568, 32, 1, 2, (3, 1)) == range(22176, 29568)
+    assert part(64, 1, 0, 2, (0.55, 0.45)) == range(35)  # 35.2
+
+
+@pytest.mark.parametrize(
+    ("shares", "line"),
+    [
+        ((3, 0), "every share must be above 0"),
+        ((1, -1), "every share must be above 0"),
+        ((1, float("nan")), "every share must be above 0"),
+        ((1, 2, 3), "-ts 1,2,3 is for 3 ranks and this job has 2: give one share per rank"),
+    ],
+)
+def test_shares_that_mean_nothing(shares, line):
+    with pytest.raises(UserError, match=line):
+        shares_of(shares, [0, 1], {})
+
+
+def test_shares_by_bandwidth():
+    assert shares_of("auto", [0, 1, 1], {0: 200.0, 1: 100.0, 2: 7.0}) == [200, 50, 50]
+    assert shares_of(None, [0, 1], {}) is None
+    with pytest.raises(UserError, match="-ts auto: the bandwidth of node 1 is not known: run 'numatp bandwidth' once"):
+        shares_of("auto", [0, 1], {0: 200.0})
 
 
 @pytest.mark.parametrize("size", range(1, 6))

@@ -64,9 +64,13 @@ def writer_of(path, architecture, s):
     writer.add_feed_forward_length(s["ffn"])
     writer.add_head_count(s["heads"])
     writer.add_head_count_kv(s["kv_heads"])
+    writer.add_key_length(s["head_size"])
+    writer.add_value_length(s["head_size"])
     writer.add_layer_norm_rms_eps(s["epsilon"])
     writer.add_rope_freq_base(s["rope_base"])
     writer.add_rope_dimension_count(s["head_size"])
+    writer.add_key_length(s["head_size"])  # which is not width / heads
+    writer.add_value_length(s["head_size"])
     return writer
 
 
@@ -97,9 +101,9 @@ def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(
     return tensors
 
 
-def write_huge(path):
-    """A model of some terabytes whose file is a header and a hole."""
-    s = SIZES | {"width": 8192, "ffn": 1 << 20, "layers": 64}
+def write_huge(path, **sizes):
+    """A model of some terabytes, or of other sizes, whose file is a header and a hole."""
+    s = SIZES | ({"width": 8192, "ffn": 1 << 20, "layers": 64} | sizes)
     writer = writer_of(path, "llama", s)
     for name, shape in shapes_of(s, tied=True).items():
         writer.add_tensor_info(f"{name}.weight", shape, np.dtype(np.float32), 4 * int(np.prod(shape)))

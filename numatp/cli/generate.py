@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from numatp.cli.audit import add_option, audited
 from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
 from numatp.cli.session import run_session
 from numatp.errors import UserError
@@ -17,16 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-p", "--prompt", help="text to continue")
     source.add_argument("-f", "--file", metavar="FILE", help="file of the text to continue; - is standard input")
     parser.add_argument("--chat", action="store_true", help="the text is a message: answer it by the model's chat template")
+    add_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    job, params = job_of(arguments), params_of(arguments)
+    job, params = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit), params_of(arguments)
     prompt = arguments.prompt if arguments.file is None else read_text(arguments.file)
     if not prompt:
         raise UserError("the prompt is empty: give some text with -p or -f")
 
     def answer(llm: LLM) -> int:
-        show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params)
+        def work() -> str:
+            return show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params)
+
+        if arguments.audit:
+            return audited(llm.audit, arguments.min_local, work)[2]
+        work()
         return 0
 
     return run_session(job, arguments.ranks, answer)
@@ -53,6 +60,8 @@ def show_answer(llm: LLM, prompt, params) -> str:
     assert end
     rate = end.decoded_tokens / end.decode_seconds if end.decoded_tokens else 0.0
     read = llm.stats.weight_bytes_per_token * rate / 1e9
+    if end.reason == "length" and end.prompt_tokens + len(answer.token_ids) >= llm.plan.context:
+        note(f"the context of {llm.plan.context} tokens is full: -c makes it larger")
     note(
         f"load {llm.stats.load_seconds:.2f} s, prompt {end.prompt_tokens} tokens at "
         f"{end.prompt_tokens / end.prompt_seconds:.1f} tok/s, decode {end.decoded_tokens} tokens at {rate:.1f} tok/s, "

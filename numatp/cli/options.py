@@ -31,29 +31,51 @@ def rank_count(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file or folder")
-    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
-    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
-    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
-    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
-    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: one per NUMA node)")
+def shares(text: str) -> list[float] | str:
+    """Like "3,1"."""
+    if text == "auto":
+        return text
+    try:
+        return [float(share) for share in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of shares; write it like 3,1") from None
+
+
+def add_tensor_split(parser: argparse.ArgumentParser) -> None:
+    text = "share of the model per rank, e.g. 3,1, or auto: as the bandwidth that 'numatp bandwidth' measured (default: even)"
+    parser.add_argument("-ts", "--tensor-split", type=shares, metavar="SHARES", help=text)
+
+
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Where and how a model is loaded."""
+    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: the fastest)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
+    add_tensor_split(parser)
     parser.add_argument("--bind", choices=["auto", "none"], default="auto", help="none: keep the cpus that the launcher gave")
     parser.add_argument(
         "--quantize", choices=["q8", "q4", "none"],
         help="matrices of floats on load (default: q8 for a folder, none for a GGUF file)",
     )  # fmt: skip
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+    parser.add_argument("--check-ranks", action="store_true", help="compare after every Step what all ranks must hold alike (slow)")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file or folder")
+    parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
+    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
+    parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
+    parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
+    add_loading(parser)
 
 
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
     described = {
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
-        "max_rows": min(arguments.batch_size, arguments.ubatch_size), "allow_remote": arguments.allow_remote,
-        "quantize": arguments.quantize,
+        "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
+        "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,
     }  # fmt: skip
     return Job(**(described | changes))
 

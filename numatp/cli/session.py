@@ -19,14 +19,14 @@ def run_session(job: Job, ranks: int | None, work: Callable[[LLM], int]) -> int:
             service.wait()
             return 0
         show_log()
-        with _ended(service):
+        with ended(service):
             llm = LLM.over(job, service)
-    with _ended(service), llm:
+    with ended(service), llm:
         return work(llm)
 
 
 @contextlib.contextmanager
-def _ended(service: Service) -> Iterator[None]:
+def ended(service: Service) -> Iterator[None]:
     """Whatever goes wrong here ends the job on every rank."""
     try:
         yield

@@ -5,12 +5,14 @@ pool holds all its layers side by side, so that memory is touched as it is neede
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from numatp.kernels.attention import CACHE_BLOCK, NO_WINDOW
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
 from numatp.models.spec import Attention, Recurrent, Spec
-from numatp.program.builder import Buffer
-from numatp.program.ops import LayerCache, LayerState
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, LayerState
 
 ELEMENT = 2  # bytes of a float16
 
@@ -42,6 +44,14 @@ def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> lis
     return pools
 
 
+def read_bytes(spec: Spec, split: Split, tokens: int) -> int:
+    """What one rank reads of its cache to decode one more token after `tokens` others."""
+    token, total = 2 * len(split.kv_heads) * spec.sizes.head_size * ELEMENT, 0
+    for layer in spec.layers:
+        total += layer.state_bytes(split) if isinstance(layer, Recurrent) else token * min(tokens, layer.window or tokens)
+    return total
+
+
 class CacheLayout:
     """Where each layer's part of this rank's cache lies."""
 
@@ -60,8 +70,16 @@ class CacheLayout:
                 end += slot * max_sequences
         self.num_bytes = max(end, 1)
 
-    def at(self, address: int) -> list[LayerCache | LayerState]:
+    @property
+    def token_bytes(self) -> int:
+        """Of one token in one layer, keys and values, for this rank's KV heads."""
+        return 2 * self._part // CACHE_BLOCK
+
+    def at(self, address: int) -> "list[LayerCache | LayerState]":
         """Each layer's part of a cache at `address`."""
+        from numatp.program.builder import Buffer  # these load Numba, which counting bytes does not need
+        from numatp.program.ops import LayerCache, LayerState
+
         layers: dict[int, LayerCache | LayerState] = {}
         for table, (pool, start) in enumerate(zip(self._pools, self._starts, strict=True)):
             stride = 2 * self._part * len(pool.layers)

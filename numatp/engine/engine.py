@@ -1,32 +1,47 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
-import ctypes
 import time
+from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from numatp import models
+from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
-from numatp.engine.job import Job
+from numatp.engine.instruments import Instruments
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
+from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.measured import read_bandwidth
+from numatp.files.model_file import ModelFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
-from numatp.kernels.compile import Kernel
-from numatp.machine import limits, native, pages, topology
-from numatp.program.builder import Op, Program
-from numatp.program.ops import Ops, Site
+from numatp.kernels.compile import Kernel, kernel_cache
+from numatp.machine import limits, native, pages, policy, topology
+from numatp.models.spec import Spec
+from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
-from numatp.weights.splits import split
+from numatp.weights.splits import shares_of, split
 
-MAX_CONTEXT = 8192  # tokens, unless more are asked for
-MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
-ONE_ROW, MANY_ROWS, SCORES = 0, 1, 2  # the programs, by index
-ROWS_UNIT = 16  # whole groups of rows on every ISA
+ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index
+
+
+def read_spec(file: ModelFile, model: ModuleType) -> Spec:
+    """UserError for what no kernel computes."""
+    spec: Spec = model.read_spec(file)
+    sizes = spec.sizes
+    if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
+        raise UserError(
+            f"{file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
+            f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
+        )
+    return spec
 
 
 class Engine:
@@ -40,22 +55,27 @@ class Engine:
         self.job, self.comm, self.placement = job, start.comm, start.placement
         self._library = native.library()
         self._arenas: list[tuple[int, int]] = []
-        self._team = None
+        self._team: Team | None = None
         start.bind()
         began = time.perf_counter()
-        self._agree(self._prepare)
+        self._nodes = self.comm.gather(self.placement.node)
+        self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
+        self.agree(self._prepare)
+        self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
-        self._agree(self._open_team)
+        self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
-        self._agree(lambda: self._load(progress))
+        self.agree(lambda: self._load(progress))
         self._map_window()
-        self._agree(self._record)
+        self.agree(self._record)
         self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
+        self.instruments = None if job.measure is None else Instruments(self, job.measure)
+        self.team.set_programs([*self.programs, *(self.instruments.programs if self.instruments else ())])
 
-    def _agree(self, action: Callable[[], None]) -> None:
+    def agree(self, action: Callable[[], None]) -> None:
         """Does something that may fail on one rank alone: then all ranks raise its error."""
         failure: NumatpError | None = None
         try:
@@ -72,29 +92,34 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
+        self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
-        self.spec = self.model.read_spec(self.file)
-        quantize = self.job.quantize or ("q8" if isinstance(self.file, HuggingFaceFile) else "none")
+        self.spec = read_spec(self.file, self.model)
+        quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
-        if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
-            raise UserError(
-                f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-                f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
-            )
-        self.context = self.job.context or min(self.spec.context, MAX_CONTEXT)
-        if not 0 < self.context <= self.spec.context:
-            raise UserError(f"-c {self.context}: the model was trained for 1 to {self.spec.context} tokens")
-        self.max_rows = -(-max(self.job.max_rows, self.job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
-        self.split = split(sizes, comm.rank, comm.size)
+        self.context = context_of(self.job, self.spec.context)
+        self.max_rows = rows_of(self.job)
+        self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
+
+    def _check_kernels(self) -> None:
+        """What every rank computes for itself has the same bits on all only if they run the same kernels."""
+        kernels = self.comm.gather(self._kernels)
+        for rank, others in enumerate(kernels):
+            if others != kernels[0]:
+                raise MachineError(
+                    f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
+                    "and NUMBA_ settings"
+                )
 
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
         node, limit = self.placement.node, topology.memory_limit_bytes()
         needed = self.weight_bytes + self.cache.num_bytes + MARGIN
         asked = self.comm.gather([node, needed, topology.free_bytes(node)])
+        self._short = topology.unused_bytes(node) < sum(wanted for place, wanted, _ in asked if place == node)
         for place in sorted({place for place, _, _ in asked}):
             ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
             wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
@@ -111,27 +136,35 @@ class Engine:
             )
 
     def _open_team(self) -> None:
-        cpus, groups = self.placement.cpus, self.placement.l3
-        array = ctypes.c_int32 * len(cpus)
-        self.threads = len(cpus)
-        self._team = self._library.numatp_team_open(self.comm.handle, self.threads, array(*cpus), array(*groups))
-        if not self._team:
-            raise MachineError(f"rank {self.comm.rank} cannot start {self.threads} threads: {limits.reason(ctypes.get_errno())}")
+        self._team = Team(self.comm, self.placement.cpus, self.placement.l3)
+        self.threads = self._team.threads
 
-    def _run(self, kernel: Kernel, record: np.ndarray) -> None:
-        """One kernel on all threads of this rank."""
-        program = Program(kernel.name, [Op(kernel.name, kernel.address, record, [], [])], 0)
-        self.comm.check(self._library.numatp_team_run(self._team, ctypes.byref(program.record)))
+    @property
+    def architecture(self) -> str:
+        """As GGUF has it."""
+        return self.model.__name__.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def team(self) -> Team:
+        assert self._team
+        return self._team
 
     def _reserve(self, num_bytes: int) -> int:
-        address = pages.reserve(num_bytes)
-        self._arenas.append((address, num_bytes))
+        address, place = pages.reserve(num_bytes), self.placement
+        self.keep(address, num_bytes)
+        if not (place.spans or self.job.allow_remote or policy.from_outside(place.node)):
+            pages.bind(address, num_bytes, place.node)
         return address
 
+    def keep(self, address: int, num_bytes: int) -> None:
+        """Memory of pages.reserve that is given back when the engine is closed."""
+        self._arenas.append((address, num_bytes))
+
     def _load(self, progress: Callable[[int, int], None]) -> None:
-        self._weights_at = self._reserve(self.weight_bytes)
+        self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.placement.mask, self._run, progress)
+        files = {info.path for info in self.file.tensors.values()} if self._short else ()
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -144,37 +177,41 @@ class Engine:
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         self.partials = (addresses, addresses + np.uint64(partial))
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in comm.map_shared([self.max_rows * 16] * comm.size)]
+        most = MOST_DIGESTS_PER_LAYER * (len(self.spec.layers) + 1)
+        self.digests = [part.view(np.int64) for part in comm.map_shared([most * 8 * self.job.check_ranks] * comm.size)]
         others = [0] * (comm.size - 1)
         rows, padded = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (self.job.max_sequences, sizes.vocab))
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
         self.step_memory = comm.map_shared([self.shape.num_bytes, *others])[0]
         self.step = StepWindow(self.shape, self.step_memory.view(np.int64))
+        self._audit = Audit(comm, self.placement.node, self.weights, (self._cache_at, self.cache.num_bytes))
 
     def _record(self) -> None:
         sizes, comm = self.spec.sizes, self.comm
-        self._cache_at = self._reserve(self.cache.num_bytes)
         caches = self.cache.at(self._cache_at)
         site = Site(
-            comm.rank, comm.size, self.threads, self.lanes, self._team or 0, sizes.width, self.step, self.partials,
+            comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
+            self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
-        self.programs = []
+        self.programs, self._digested = [], list[list[str]]()
         for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
-        self._records = (native.ProgramRecord * len(self.programs))(*(p.record for p in self.programs))
-        self._library.numatp_team_programs(self._team, self._records, len(self.programs))
+            self._digested.append(ops.digests)
+        self.programs.append(self._audit.program)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
             self.sampler = Sampler(self.logits, self.step.num_logits, sizes.vocab)
 
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
-        counted = pages.count_by_node(self._weights_at, self.weight_bytes)
-        mine = None if counted is None else [counted[self.placement.node], sum(counted.values())]
-        parts = []
-        for rank, (node, counts) in enumerate(self.comm.gather([self.placement.node, mine])):
+        counted = pages.count([pages.Region("weights", self._weights_at, self.weight_bytes)])
+        found = None if counted is None else sum(counted.values(), Counter[int]())
+        mine = None if found is None else [found[self.placement.node], found.total()]
+        parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
+        for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
                 parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
                 continue
@@ -182,7 +219,8 @@ class Engine:
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
             if local < MIN_LOCAL * total and not self.job.allow_remote:
                 raise MachineError(
-                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}: free memory there, "
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}"
+                    f"{f', where the memory policy {outside} from outside put them' if outside else ''}: free memory there, "
                     "or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
@@ -208,22 +246,28 @@ class Engine:
         return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
 
     def _run_step(self, program: int) -> None:
-        self.comm.check(self._library.numatp_team_step(self._team, program))
+        self.team.step(program)
+        for i, what in enumerate(self._digested[program]):
+            for rank, digests in enumerate(self.digests):
+                if digests[i] != self.digests[0][i]:
+                    name = self.programs[program].name
+                    raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
+    def audit(self) -> list[dict[str, Any]]:
+        """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
+        return self._audit.collect(lambda: self.team.step(AUDIT))
 
     # ------------------------------------------------------------ the other ranks, and the end
 
     def serve(self) -> None:
         """Runs Steps until rank 0 stops."""
-        status = self._library.numatp_team_serve(self._team)
-        if status != native.STOPPED:
-            self.comm.check(status)
+        self.team.serve()
 
     def close(self) -> None:
         """Ends the service on the other ranks (rank 0) and gives everything back. Safe after an error."""
         if self._team:
             if self.comm.rank == 0:
-                self._library.numatp_team_stop(self._team)
-            self._library.numatp_team_close(self._team)
+                self._team.stop()
+            self._team.close()
             self._team = None
         for address, num_bytes in self._arenas:
             pages.release(address, num_bytes)

@@ -1,6 +1,15 @@
 """What one run of the engine is asked to do; the same on every rank, and small enough to hand to a worker process."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from numatp.errors import UserError
+from numatp.files.huggingface import HuggingFaceFile
+from numatp.files.model_file import ModelFile
+
+MAX_CONTEXT = 8192  # tokens, unless more are asked for
+MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 
 @dataclass(frozen=True)
@@ -11,7 +20,34 @@ class Job:
     nodes: str | None = None
     cpus: str | None = None
     keep_binding: bool = False
+    interleave: Sequence[int] | None = None  # nodes over which new pages are spread, for comparisons
+    tensor_split: Sequence[float] | str | None = None  # share of the model per rank, or "auto"
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
+    cache_type: str = "f16"
+    measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
+    check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
+
+
+def context_of(job: Job, trained: int) -> int:
+    """Tokens that the cache holds. UserError for more than the model was trained for."""
+    context = job.context or min(trained, MAX_CONTEXT)
+    if not 0 < context <= trained:
+        raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
+    return context
+
+
+def default_quantize(file: ModelFile) -> str:
+    """What becomes of matrices of floats on load, if the user does not say."""
+    return "q8" if isinstance(file, HuggingFaceFile) else "none"
+
+
+def quantize_of(job: Job, file: ModelFile) -> str:
+    return job.quantize or default_quantize(file)
+
+
+def rows_of(job: Job) -> int:
+    """Rows that a Step has at most."""
+    return -(-max(job.max_rows, job.max_sequences) // ROWS_UNIT) * ROWS_UNIT

@@ -127,19 +127,17 @@ class Scheduler:
         engine = self._engine
         while self._waiting and self._places:
             request = self._waiting[0]
-            scoring = isinstance(request, ScoreRequest)
             length = len(request.tokens) if isinstance(request, ScoreRequest) else len(request.prompt)
             wanted = 0 if isinstance(request, ScoreRequest) else request.params.max_tokens or engine.context
             limit = min(length + wanted, engine.context)
             tables = engine.blocks.reserve(limit, engine.max_rows)
             if tables is None:
                 return
-            self._waiting.popleft()
-            if scoring:
-                assert isinstance(request, ScoreRequest)
+            if isinstance(request, ScoreRequest):
                 self._score(request, tables)
+                self._waiting.popleft()  # only now: what fails before fails its request too
             else:
-                assert isinstance(request, Request)
+                self._waiting.popleft()
                 sequence = Sequence(
                     request, self._places.pop(), tables, limit, list(request.prompt), Random(request.params.seed),
                     began=time.perf_counter(),

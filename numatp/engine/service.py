@@ -1,20 +1,41 @@
 """The engine on a thread of its own, for callers on any thread. The caller's threads are never pinned and can be interrupted."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from numatp.engine.job import Job
 from numatp.engine.start import Start, start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.machine import limits
+from numatp.machine import limits, native
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
     from numatp.engine.requests import Request, ScoreRequest
+
+T = TypeVar("T")
+
+
+class Call:
+    """Work for the engine's thread, done between Steps."""
+
+    def __init__(self, work: "Callable[[Engine], Any]"):
+        self._work, self.result = work, Future[Any]()
+
+    def run(self, engine: "Engine") -> None:
+        try:
+            self.result.set_result(self._work(engine))
+        except BaseException as error:
+            self.result.set_exception(error)
+            if isinstance(error, RankError):
+                raise
+
+    def put(self, error: BaseException) -> None:
+        self.result.set_exception(error)
 
 
 class Service:
@@ -22,7 +43,8 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.start: Start = start(job, ranks)
-        self._inbox: SimpleQueue[Request | ScoreRequest | None] = SimpleQueue()
+        self._pid = os.getpid()
+        self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
@@ -42,8 +64,17 @@ class Service:
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
         return self._ready.result()
 
-    def submit(self, request: "Request | ScoreRequest") -> None:
-        """A Request or ScoreRequest (engine/requests.py), rank 0."""
+    def call(self, work: "Callable[[Engine], T]") -> T:
+        """The result of work(engine), done on the engine's thread of rank 0; raises what it raises."""
+        call = Call(work)
+        self.submit(call)
+        result: T = call.result.result()
+        return result
+
+    def submit(self, request: "Request | ScoreRequest | Call") -> None:
+        """Requests (engine/requests.py) or other work, rank 0. RankError in a forked child, which has no engine."""
+        if os.getpid() != self._pid:
+            self.start.comm.check(native.FORKED)
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
@@ -56,7 +87,9 @@ class Service:
             raise self._failed
 
     def close(self) -> None:
-        """Ends the job: requests under way are cancelled. Safe to call twice."""
+        """Ends the job: requests under way are cancelled. Safe to call twice, and in a forked child, where it does nothing."""
+        if os.getpid() != self._pid:
+            return
         self._inbox.put(None)
         self._thread.join()
         if self.start.workers:
@@ -105,6 +138,8 @@ class Service:
                         if request is None:
                             closing = True
                             scheduler.cancel()
+                        elif isinstance(request, Call):
+                            request.run(engine)
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:

@@ -4,12 +4,13 @@ Nothing here may import numba before the target is set. Only the engine's thread
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
+from numatp.engine.plan import choose_ranks
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
@@ -30,12 +31,13 @@ class Start:
     workers: "Workers | None" = None
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
     notes: list[str] = field(default_factory=list)  # sentences worth showing
+    interleave: Sequence[int] | None = None  # nodes
 
     def bind(self) -> None:
         """Binds the calling thread, and threads that it starts, to the place. Collective."""
         failure = None
         try:
-            self.notes += placement.bind(self.placement)
+            self.notes += placement.bind(self.placement, self.interleave)
         except NumatpError as error:
             failure = error
         self.comm.agree(failure)
@@ -44,26 +46,31 @@ class Start:
 def find_places(job: Job, size: int) -> list[placement.Placement]:
     """Where all ranks of this host belong; the same on each of them, unless every rank keeps what its launcher gave it."""
     allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
-    return placement.place(
-        topology.read_machine(), allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding
-    )
+    machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
+    return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
-def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:
+def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None) -> Start:
     """Finds this process its place as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
 
-    join(crowded) is the meeting. What failed on one rank is raised on all of them.
+    join(crowded) is the meeting. target: what rank 0's Numba was loaded with, if it was. What failed on one rank is raised on all.
     """
     places, notes, failure = list[placement.Placement](), list[str](), None
     try:
         places = find_places(job, size)
         notes += filter(None, [kernels_dir()[1]])
-        isa.set_numba_target(isa.choose())
+        if target:
+            isa.take_target(target)
+        elif not isa.set_numba_target(isa.choose()) and os.environ.get("NUMATP_ISA"):
+            notes.append("NUMATP_ISA has no effect: this process had loaded Numba before")
     except NumatpError as error:
         failure = error
     comm = join(bool(places) and places[rank].crowded)
     comm.agree(failure)
-    return Start(comm, places[rank], placement.describe(places), notes=notes)
+    if job.keep_binding:
+        places = placement.compare(comm.gather(placement.told(places[rank])), places[rank])
+        comm.set_crowded(places[rank].crowded)
+    return Start(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
 def start(job: Job, ranks: int | None) -> Start:
@@ -82,12 +89,13 @@ def start(job: Job, ranks: int | None) -> Start:
         started.mpi = True
         return started
     if ranks is None:
-        ranks = placement.auto_ranks(topology.read_machine(), launch.allowed_cpus()[0])
+        ranks = choose_ranks(job)
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)
     isa.choose()  # a wrong wish ends here, before there are workers
-    workers = _ranks("local").Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
+    described = {"job": asdict(job), "target": isa.loaded_target()}
+    workers = _ranks("local").Workers("numatp.engine.worker", ranks, described)
     try:
         started = take_place(job, ranks, 0, workers.comm)
     except BaseException:
@@ -100,7 +108,9 @@ def start(job: Job, ranks: int | None) -> Start:
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
     job = Job(**described["job"])
-    return job, take_place(job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded))
+    return job, take_place(
+        job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded), described["target"]
+    )
 
 
 def _ranks(name: str) -> Any:

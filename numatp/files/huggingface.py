@@ -344,9 +344,11 @@ class HuggingFaceFile(ModelFile):
             return {name: one} if one else {}
         experts = self.count(f"{self._architecture}.expert_count", default=1, most=MAX_EXPERTS)
         names = [name.replace("{expert}", str(expert)) for expert in range(experts)]
+        if not self._piece(names[0], theirs):
+            return {}
         found = {one: piece for one in names if (piece := self._piece(one, theirs))}
         lost = [one for one in names if one not in found]
-        if found and lost:
+        if lost:
             self.fail(f"tensor {quote(lost[0])} is missing in the folder; download the weights again")
         return found
 
@@ -370,7 +372,7 @@ class HuggingFaceFile(ModelFile):
                 return info
             if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
                 change = stored.values or (lambda values: values)
-                changed = change(np.empty(shape, np.float32)).shape
+                changed = change(np.zeros(shape, np.float32)).shape
                 return Assembled(
                     name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
                 )

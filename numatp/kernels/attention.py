@@ -15,6 +15,7 @@ from numba import float32
 
 from numatp.kernels.compile import device, kernel
 from numatp.kernels.exp import exp
+from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.rows import (
     FEW,
     GROUP,
@@ -46,10 +47,8 @@ from numatp.kernels.simd import (
     widen,
 )
 
-CACHE_BLOCK = 64  # tokens
 LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is 0 to the softmax
 SPLITS = 16
-NO_WINDOW = 1 << 30  # tokens; must fit int32
 MAX_HEAD_SIZE = 256
 PITCH = (MAX_HEAD_SIZE + 16) * 4  # bytes from query to query in scratch; not a power of two, which would crowd a few cache sets
 SCORES_PITCH = CACHE_BLOCK * 4

@@ -15,16 +15,6 @@ from numatp.kernels.exp import silu
 from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32x16, sum_f32x16
 
 
-def conv_bytes(channels: int, width: int) -> int:
-    """Bytes of the convolution's part of a state."""
-    return (width - 1) * channels * 4
-
-
-def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
-    """Bytes of the whole state of one sequence."""
-    return conv_bytes((2 * key_heads + value_heads) * head_size, width) + value_heads * head_size * head_size * 4
-
-
 @device
 def conv_input(x, x_stride, state, channels, width, time, position, channel):
     """16 channels of the input `time` rows after the span's first, before which the state stands and, at position 0, nothing."""

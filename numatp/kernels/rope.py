@@ -2,8 +2,8 @@
 
 from math import cos, sin
 
-from numatp.kernels.attention import CACHE_BLOCK
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.simd import load_f32, load_f64, load_i64, offset, store_f16, store_f32
 
 

@@ -5,10 +5,9 @@ and then for every super-block that the columns touch what its 16 rows share.
 """
 
 from numatp.kernels.compile import device
+from numatp.kernels.layout import HEADER_BYTES
+from numatp.kernels.layout import SUPER_UNITS as UNITS
 from numatp.kernels.simd import load_i64, offset, store_i64
-
-UNITS = 8
-HEADER_BYTES = 32
 
 
 @device
@@ -38,8 +37,3 @@ def units_of(end, index, units):
 @device
 def super_of(end, unit):
     return (load_i64(end, 0) + unit) // UNITS
-
-
-def ending_bytes(units: int, super_bytes: int) -> int:
-    """Room at the end of a tile, for whatever phase."""
-    return HEADER_BYTES + (units + 2 * UNITS - 2) // UNITS * super_bytes

@@ -60,7 +60,7 @@ def allowed_cpus(
     the set may then differ from rank to rank.
     """
     pid = os.getpid() if pid is None else pid
-    own = _affinity(root, pid)
+    own = affinity(root, pid)
     launch = read_launch(environ)
     if launch is None:  # a batch script also has slurmstepd above it, but taskset may stand between
         return own, OWN_AFFINITY
@@ -68,11 +68,11 @@ def allowed_cpus(
     if found is None:
         return own, f"{OWN_AFFINITY} (no launcher is visible above it)"
     launcher_pid, name = found
-    given = _affinity(root, launcher_pid)
+    given = affinity(root, launcher_pid)
     source = f"the affinity of {name}, process {launcher_pid}"
-    cpuset = _cpuset(root, pid)
-    if cpuset and not given <= cpuset:
-        given, source = given & cpuset, f"{source}, within the cpuset {format_cpulist(cpuset)} of this process's cgroup"
+    granted = cpuset(root, pid)
+    if granted and not given <= granted:
+        given, source = given & granted, f"{source}, within the cpuset {format_cpulist(granted)} of this process's cgroup"
     promised = environ.get("SLURM_CPUS_ON_NODE", "")
     if name == "slurmstepd" and promised.isdigit() and len(given) > int(promised):
         # Without the cgroup plugin slurmstepd itself runs anywhere; only the tasks are narrowed.
@@ -118,13 +118,13 @@ def _number(environ: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _affinity(root: str | Path, pid: int) -> frozenset[int]:
+def affinity(root: str | Path, pid: int) -> frozenset[int]:
     status = _read(Path(root, "proc", str(pid), "status"))
     match = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
     return frozenset(parse_cpulist(match[1])) if match else frozenset()
 
 
-def _cpuset(root: str | Path, pid: int) -> frozenset[int]:
+def cpuset(root: str | Path, pid: int) -> frozenset[int]:
     """What sched_setaffinity will at most grant; empty if it cannot be read."""
     for folder, version in cgroup_folders("cpuset", root, pid):
         text = _read(folder / ("cpuset.cpus.effective" if version == 2 else "cpuset.effective_cpus")).strip()

@@ -4,6 +4,8 @@ import ctypes
 import errno
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from numatp.errors import MachineError
 from numatp.machine import limits, native
 
 MAX_NODES = 1024  # more than any kernel is built for
+UNDIVIDED = "weights and cache"
 
 
 def reserve(num_bytes: int) -> int:
@@ -22,22 +25,51 @@ def reserve(num_bytes: int) -> int:
     return int(address)
 
 
+def bind(address: int, num_bytes: int, node: int) -> bool:
+    """Of reserved memory, before it is touched: all of it to one node. False where the kernel refuses: then first touch decides."""
+    return native.library().numatp_pages_bind(address, max(num_bytes, 1), node) == native.OK
+
+
 def release(address: int, num_bytes: int) -> None:
     native.library().numatp_pages_release(address, max(num_bytes, 1))
 
 
-def count_by_node(address: int, num_bytes: int) -> Counter[int] | None:
-    """Pages by node, untouched ones left out; None where the kernel does not answer."""
+@dataclass(frozen=True)
+class Region:
+    """Memory that is counted under a name; several regions may have the same."""
+
+    name: str
+    address: int
+    num_bytes: int
+
+
+def count(regions: Sequence[Region]) -> dict[str, Counter[int]] | None:
+    """Pages of anonymous memory by node, for each name; untouched ones are nowhere. None where the kernel does not answer.
+
+    A page counts for the region that its first byte belongs to. Where move_pages is refused, as in containers, /proc/self/numa_maps
+    tells of whole mappings only: then there is one count, under UNDIVIDED, of all the mappings that the regions touch.
+    """
+    counted: dict[str, Counter[int]] = {}
+    size = native.library().numatp_page_bytes()
+    for region in regions:
+        first, end = (-(-edge // size) * size for edge in (region.address, region.address + region.num_bytes))
+        found = _ask(first, end - first)
+        if found is None:
+            whole = count_in_maps(regions)
+            return None if whole is None else {UNDIVIDED: whole}
+        counted[region.name] = counted.get(region.name, Counter()) + found
+    return counted
+
+
+def _ask(address: int, num_bytes: int) -> Counter[int] | None:
     nodes, absent = np.zeros(MAX_NODES, np.int64), ctypes.c_int64()
     pointer = nodes.ctypes.data_as(ctypes.POINTER(ctypes.c_int64))
     status = native.library().numatp_pages_nodes(address, num_bytes, pointer, MAX_NODES, ctypes.byref(absent))
-    if status != native.OK:  # containers refuse move_pages
-        return count_in_maps(address, num_bytes)
-    return Counter({int(node): int(nodes[node]) for node in np.flatnonzero(nodes)})
+    return None if status != native.OK else Counter({int(node): int(nodes[node]) for node in np.flatnonzero(nodes)})
 
 
-def count_in_maps(address: int, num_bytes: int) -> Counter[int] | None:
-    """The same from /proc/self/numa_maps, which knows whole mappings only: what lies in one mapping with it is counted too."""
+def count_in_maps(regions: Sequence[Region]) -> Counter[int] | None:
+    """Pages by node of all mappings that the regions touch, from /proc/self/numa_maps, each mapping once."""
     try:
         maps = Path("/proc/self/maps").read_text()
         numa_maps = Path("/proc/self/numa_maps").read_text()
@@ -47,6 +79,9 @@ def count_in_maps(address: int, num_bytes: int) -> Counter[int] | None:
     pages: Counter[int] = Counter()
     for line in numa_maps.splitlines():
         start = int(line.split(maxsplit=1)[0], 16)
-        if start < address + num_bytes and ends.get(start, 0) > address:
-            pages.update({int(node): int(count) for node, count in re.findall(r" N(\d+)=(\d+)", line)})
+        end = ends.get(start, 0)
+        if any(start < region.address + region.num_bytes and end > region.address for region in regions):
+            kib = int(found[1]) if (found := re.search(r" kernelpagesize_kB=(\d+)", line)) else 4
+            small = kib * 1024 // native.library().numatp_page_bytes()
+            pages.update({int(node): int(number) * small for node, number in re.findall(r" N(\d+)=(\d+)", line)})
     return pages

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from numatp.errors import MachineError, UserError
-from numatp.machine.policy import prefer_node
+from numatp.machine.policy import interleave_over, prefer_node
 from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
 
 MAX_RANKS = 64  # of native/numatp.h
@@ -40,7 +40,7 @@ def place(
 
     `threads` is per rank; more than there are cores use the siblings, more than there are cpus share them. `nodes` is a list
     like "0,1", `cpus` one list per rank like "0-31|32-63". With `keep`, `allowed` is this rank's own affinity and stays as it
-    is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks compare (see mark_crowded).
+    is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks `compare`.
     UserError, one line, when the wish cannot be met.
     """
     if not 1 <= size <= MAX_RANKS:
@@ -64,9 +64,9 @@ def place(
     return mark_crowded(placements)
 
 
-def auto_ranks(machine: Machine, allowed: frozenset[int]) -> int:
-    """The number of usable nodes. Choosing by predicted speed (small models are often faster on one node) comes later."""
-    return max(1, len(_usable_nodes(machine, allowed)))
+def usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
+    """Those with memory and a cpu that this job may use."""
+    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
 
 
 def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
@@ -74,6 +74,21 @@ def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
     uses = Counter(cpu for placement in placements for cpu in placement.cpus)
     crowded = any(count > 1 for count in uses.values())
     return [replace(placement, crowded=crowded) for placement in placements]
+
+
+def told(mine: Placement) -> tuple[int, str, int]:
+    """What other ranks have to know of a kept binding: node, cpus, threads."""
+    return mine.node, format_cpulist(mine.cpus), len(mine.cpus)
+
+
+def compare(everybody: Sequence[tuple[int, str, int]], mine: Placement) -> list[Placement]:
+    """The places of all ranks where each knew only its own: of the others, what they told."""
+    places = []
+    for rank, (node, text, threads) in enumerate(everybody):
+        cpus = parse_cpulist(text)
+        others = replace(mine, rank=rank, node=node, cpus=tuple(cpus[i * len(cpus) // threads] for i in range(threads)))
+        places.append(mine if rank == mine.rank else others)
+    return mark_crowded(places)
 
 
 def describe(placements: Sequence[Placement]) -> str:
@@ -88,8 +103,9 @@ def describe(placements: Sequence[Placement]) -> str:
     return f"{len(counts)} rank{'s' * (len(counts) > 1)}: {ranks}; {threads}{crowded}"
 
 
-def bind(placement: Placement) -> list[str]:
-    """Confine this process to its rank's cpus and let its pages prefer the rank's node; returns sentences worth showing.
+def bind(placement: Placement, interleave: Sequence[int] | None = None) -> list[str]:
+    """Confine this process to its rank's cpus and let its pages prefer the rank's node, or spread over `interleave`.
+    Returns sentences worth showing.
 
     Call it before any other thread exists: threads take over the affinity and policy of the one that starts them.
     MachineError if the kernel does not grant the cpus.
@@ -104,7 +120,9 @@ def bind(placement: Placement) -> list[str]:
         lost = format_cpulist(placement.mask - granted)
         raise MachineError(f"the kernel does not grant cpus {lost} to this job: leave them out of --cpus, or try --bind none")
     notes = [placement.note]
-    if not placement.spans:  # a rank over several nodes is better off with first touch
+    if interleave:
+        notes.append(interleave_over(interleave))
+    elif not placement.spans:  # a rank over several nodes is better off with first touch
         notes.append(prefer_node(placement.node))
     return [note for note in notes if note]
 
@@ -143,18 +161,14 @@ def _cores_within(machine: Machine, allowed: frozenset[int]) -> list[Core]:
     return sorted((core for core in cut if core.cpus), key=lambda core: (core.l3, core.cpus[0]))
 
 
-def _usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
-    return [node for node in machine.nodes if node.memory_bytes > 0 and not allowed.isdisjoint(node.cpus)]
-
-
 def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -> list[Node]:
-    usable = {node.id: node for node in _usable_nodes(machine, allowed)}
+    usable = {node.id: node for node in usable_nodes(machine, allowed)}
     if wish is None:
         if usable:
             return list(usable.values())
         # Only nodes without memory are left: their cores still work, with the nearest memory.
         return [node for node in machine.nodes if not allowed.isdisjoint(node.cpus)]
-    chosen = _parse(wish, "--nodes")
+    chosen = parse_list(wish, "--nodes")
     for wanted in chosen:
         if wanted in usable:
             continue
@@ -165,7 +179,8 @@ def _choose_nodes(machine: Machine, allowed: frozenset[int], wish: str | None) -
     return [usable[n] for n in chosen]
 
 
-def _parse(text: str, option: str) -> tuple[int, ...]:
+def parse_list(text: str, option: str) -> tuple[int, ...]:
+    """As parse_cpulist, for an option of that name, which may not be empty."""
     try:
         numbers = parse_cpulist(text)
     except UserError as error:
@@ -176,7 +191,7 @@ def _parse(text: str, option: str) -> tuple[int, ...]:
 
 
 def _parse_cpus(machine: Machine, allowed: frozenset[int], size: int, wish: str) -> list[frozenset[int]]:
-    parts = [frozenset(_parse(part, "--cpus")) for part in wish.split("|")]
+    parts = [frozenset(parse_list(part, "--cpus")) for part in wish.split("|")]
     if len(parts) != size:
         raise UserError(f"--cpus {wish!r} is for {len(parts)} ranks, this host has {size}: give one list per rank")
     refused = frozenset().union(*parts) - allowed

@@ -6,8 +6,9 @@ here is an error: what cannot be done is one sentence.
 
 import os
 import re
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 FIRST_TOUCH = "pages go to the node whose thread touches them first"
 OURS = "NUMATP_MEMORY_POLICY"  # environment: the policy that numatp itself has set here or in a process above
@@ -28,22 +29,34 @@ def current_policy(root: str | Path = "/") -> str:
     return match[1] if match else ""
 
 
+def from_outside(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
+    """The policy that was set before numatp came, as current_policy has it; "" when there is none, or it is ours for `node`.
+
+    One that a numatp process handed down to the worker it started is not from outside: the worker's node is another one.
+    """
+    before = current_policy()
+    return "" if before in ("", "default", f"prefer:{node}", environ.get(OURS)) else before
+def libnuma_fault() -> str:
+    """Why py-libnuma does not work here; "" if it does. A broken library may end the process: ask in a child."""
+    try:
+        import numa
+    except ModuleNotFoundError:
+        return "py-libnuma is not installed"
+    except (ImportError, OSError, AttributeError):
+        return "libnuma.so is missing"
+    return "" if numa.MAX_NUMANODES else "libnuma.so knows no nodes"
+
+
 def prefer_node(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
     """Let new pages of this process and its later threads prefer `node`; "" when done, otherwise a sentence saying why not.
 
-    A policy that came from outside (numactl) stays: whoever set it meant it. One that a numatp process handed down to the
-    worker it started does not: the worker's node is another one.
+    A policy that came from outside (numactl) stays: whoever set it meant it.
     """
-    before = current_policy()
-    if before not in ("", "default", f"prefer:{node}", environ.get(OURS)):
+    if before := from_outside(node, environ):
         return f"the memory policy {before} was set from outside (numactl?) and is kept"
-    try:
-        import numa
-    except (ImportError, OSError, AttributeError):  # without libnuma.so it fails on the first symbol, not on loading
-        return f"libnuma is missing, so no memory policy is set: {FIRST_TOUCH}"
-    # get_mempolicy itself says silently whether the kernel lets us; libnuma's own functions print to stderr when refused.
-    if numa.LIBNUMA.get_mempolicy(None, None, 0, None, 0) != 0:
-        return f"the kernel refuses memory policies here (a container's rule?): {FIRST_TOUCH}"
+    numa, why = _libnuma()
+    if why:
+        return f"{why}: {FIRST_TOUCH}"
     if node not in numa.memory.get_allocation_allowed_nodes():
         return f"this job may not allocate on node {node}: its pages go elsewhere"
     numa.schedule.set_preferred_node(node)
@@ -52,3 +65,25 @@ def prefer_node(node: int, environ: MutableMapping[str, str] = os.environ) -> st
         return f"node {node} could not be made the preferred one: {FIRST_TOUCH}"
     environ[OURS] = f"prefer:{node}"
     return ""
+
+
+def interleave_over(nodes: Sequence[int]) -> str:
+    """Spread new pages of this thread and its later ones over the nodes in turn; "" when done, otherwise why not."""
+    numa, why = _libnuma()
+    if why:
+        return f"{why}: {FIRST_TOUCH}"
+    numa.memory.set_interleave_nodes(*nodes)
+    policy = current_policy()
+    return "" if policy.startswith("interleave") else f"pages could not be interleaved (policy {policy}): {FIRST_TOUCH}"
+
+
+def _libnuma() -> tuple[Any, str]:
+    """(the library, why it can be used for nothing or "")."""
+    try:
+        import numa
+    except (ImportError, OSError, AttributeError):  # without libnuma.so it fails on the first symbol, not on loading
+        return None, "libnuma is missing, so no memory policy is set"
+    # get_mempolicy itself says silently whether the kernel lets us; libnuma's own functions print to stderr when refused.
+    if numa.LIBNUMA.get_mempolicy(None, None, 0, None, 0) != 0:
+        return None, "the kernel refuses memory policies here (a container's rule?)"
+    return numa, ""

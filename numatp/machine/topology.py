@@ -1,11 +1,11 @@
-"""What this machine has: cores, NUMA nodes, caches and free memory, read from /sys and /proc below a root that tests choose.
+"""What this machine has: cores, NUMA nodes, caches, memory and the kernel's settings for it, from /sys and /proc below a root.
 
 It knows nothing of ranks, nor of which cpus this job may use.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
@@ -22,17 +22,37 @@ class Core:
 
 
 @dataclass(frozen=True)
+class HugePages:
+    """Pages of one size that were reserved on a node (not those that the kernel makes by itself)."""
+
+    page_bytes: int
+    total: int
+    free: int
+
+
+@dataclass(frozen=True)
 class Node:
     id: int
     cpus: tuple[int, ...]  # empty for a node that is only memory
     memory_bytes: int  # 0 for a node that is only cpus
     distances: tuple[int, ...]  # to each of Machine.nodes in that order; 10 is itself
+    huge_pages: tuple[HugePages, ...] = ()  # sizes of which some are reserved, ascending
 
 
 @dataclass(frozen=True)
 class Machine:
     nodes: tuple[Node, ...]  # ascending id; ids may have gaps
     cores: tuple[Core, ...]  # ascending first cpu; online cpus only
+    cpu_model: str = ""  # as /proc/cpuinfo spells it
+    offline: tuple[int, ...] = ()  # cpus that exist and are switched off
+
+    @property
+    def packages(self) -> list[int]:
+        return sorted({core.package for core in self.cores})
+
+    def nodes_of(self, package: int) -> list[int]:
+        """Ids of the nodes that its cores belong to: several with sub-NUMA clustering (SNC, NPS)."""
+        return sorted({core.node for core in self.cores if core.package == package})
 
 
 def parse_cpulist(text: str) -> tuple[int, ...]:
@@ -62,24 +82,35 @@ def format_cpulist(cpus: Iterable[int]) -> str:
 def read_machine(root: str | Path = "/") -> Machine:
     """MachineError when /sys does not even list the cpus."""
     cpu_folder = Path(root, "sys/devices/system/cpu")
-    online = set(parse_cpulist(_text(cpu_folder / "online")))
+    online = set(parse_cpulist(read_text(cpu_folder / "online")))
     if not online:
         raise MachineError(f"cannot read {cpu_folder}/online: numatp needs /sys to see the machine")
     node_of, nodes = _read_nodes(root, online)
     cores = {}
     for cpu in sorted(online):
         topology = cpu_folder / f"cpu{cpu}" / "topology"
-        siblings = parse_cpulist(_text(topology / "core_cpus_list") or _text(topology / "thread_siblings_list"))
+        siblings = parse_cpulist(read_text(topology / "core_cpus_list") or read_text(topology / "thread_siblings_list"))
         cpus = tuple(sorted({cpu, *siblings} & online))
         # Containers and some virtual machines say -1 or nothing.
-        package = max(0, int(_text(topology / "physical_package_id") or 0))
+        package = max(0, int(read_text(topology / "physical_package_id") or 0))
         cores[cpus[0]] = Core(cpus, package, node_of.get(cpu, nodes[0].id), _l3(cpu_folder, cpu))
     # Without a level-3 cache to go by, the package is the group; its name must be a cpu all the same.
     first_of: dict[int, int] = {}
     for core in cores.values():
         first_of.setdefault(core.package, core.cpus[0])
     grouped = (c if c.l3 >= 0 else Core(c.cpus, c.package, c.node, first_of[c.package]) for c in cores.values())
-    return Machine(nodes, tuple(grouped))
+    present = parse_cpulist(read_text(cpu_folder / "present"))
+    return Machine(nodes, tuple(grouped), _cpu_model(root), tuple(cpu for cpu in present if cpu not in online))
+
+
+def l3_bytes(cpu: int, root: str | Path = "/") -> int:
+    """Size of the level-3 cache above `cpu`, or of the largest cache that the kernel knows there; 0 if it knows none."""
+    sizes = {}
+    for index in Path(root, "sys/devices/system/cpu", f"cpu{cpu}", "cache").glob("index*"):
+        size = re.fullmatch(r"(\d+)([KMG]?)", read_text(index / "size"))
+        if size:
+            sizes[int(read_text(index / "level") or 0)] = int(size[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[size[2]]
+    return sizes.get(3, max(sizes.values(), default=0))
 
 
 def free_bytes(node: int, root: str | Path = "/") -> int:
@@ -101,6 +132,39 @@ def free_bytes(node: int, root: str | Path = "/") -> int:
     return mine.get("MemFree", 0) + max(0, pages)
 
 
+def unused_bytes(node: int, root: str | Path = "/") -> int:
+    """Memory of the node that nothing lies in, not even file pages: what can be allocated without anything giving way."""
+    with_memory = [n for n in _node_ids(root) if _node_meminfo(root, n).get("MemTotal")]
+    if len(with_memory) <= 1:
+        return _meminfo(Path(root, "proc/meminfo")).get("MemFree", 0)
+    return _node_meminfo(root, node).get("MemFree", 0)
+
+
+def numa_balancing(root: str | Path = "/") -> int | None:
+    """kernel.numa_balancing: 0 off, 1 moves pages to where they are used, 2 tiers of memory; None where the kernel has none."""
+    text = read_text(Path(root, "proc/sys/kernel/numa_balancing"))
+    return int(text) if text.isdigit() else None
+
+
+def huge_page_mode(root: str | Path = "/") -> str:
+    """When the kernel makes transparent huge pages: "always", "madvise", "never", or "" where it cannot."""
+    chosen = re.search(r"\[(\w+)\]", read_text(Path(root, "sys/kernel/mm/transparent_hugepage/enabled")))
+    return chosen[1] if chosen else ""
+
+
+def allowed_nodes(root: str | Path = "/", pid: int | str = "self") -> frozenset[int]:
+    """Nodes whose memory the kernel lets this process use (its cpuset); empty where that cannot be read."""
+    found = re.search(r"^Mems_allowed_list:\s*(\S+)", read_text(Path(root, "proc", str(pid), "status")), re.MULTILINE)
+    return frozenset(parse_cpulist(found[1])) if found else frozenset()
+
+
+def with_memory_of(machine: Machine, allowed: frozenset[int]) -> Machine:
+    """The machine as a job sees it that may use the memory of these nodes only (of all, if none is named)."""
+    if not allowed:
+        return machine
+    return replace(machine, nodes=tuple(n if n.id in allowed else replace(n, memory_bytes=0) for n in machine.nodes))
+
+
 def memory_limit_bytes(root: str | Path = "/") -> int | None:
     """What the memory cgroups around this process would still let it allocate; None without a limit.
 
@@ -109,14 +173,14 @@ def memory_limit_bytes(root: str | Path = "/") -> int | None:
     rooms = []
     for folder, version in cgroup_folders("memory", root):
         if version == 2:
-            limits = [_text(folder / "memory.max"), _text(folder / "memory.high")]
-            usage, prefix = _text(folder / "memory.current"), ""
+            limits = [read_text(folder / "memory.max"), read_text(folder / "memory.high")]
+            usage, prefix = read_text(folder / "memory.current"), ""
         else:
-            limits = [_text(folder / "memory.limit_in_bytes")]
-            usage, prefix = _text(folder / "memory.usage_in_bytes"), "total_"
+            limits = [read_text(folder / "memory.limit_in_bytes")]
+            usage, prefix = read_text(folder / "memory.usage_in_bytes"), "total_"
         limit = min((int(text) for text in limits if text.isdigit()), default=NO_LIMIT)
         if limit < NO_LIMIT:
-            stat = dict(line.split()[:2] for line in _text(folder / "memory.stat").splitlines() if " " in line)
+            stat = dict(line.split()[:2] for line in read_text(folder / "memory.stat").splitlines() if " " in line)
             dropped = sum(int(stat.get(f"{prefix}{name}_file", 0)) for name in ("active", "inactive"))
             rooms.append(max(0, limit - int(usage or 0) + dropped))
     return min(rooms, default=None)
@@ -128,7 +192,7 @@ def cgroup_folders(controller: str, root: str | Path = "/", pid: int | str = "se
     In a container the path in /proc may be the host's; then only the top, which is the container's own group, exists here.
     """
     paths = dict[str, str]()
-    for line in _text(Path(root, "proc", str(pid), "cgroup")).splitlines():
+    for line in read_text(Path(root, "proc", str(pid), "cgroup")).splitlines():
         _, controllers, path = line.split(":", 2)
         paths.update((name, path) for name in controllers.split(","))
     version = 1 if controller in paths else 2
@@ -153,17 +217,35 @@ def _read_nodes(root: str | Path, online: set[int]) -> tuple[dict[int, int], tup
     nodes = []
     for n in ids:
         folder = _node_folder(root, n)
-        cpus = tuple(cpu for cpu in parse_cpulist(_text(folder / "cpulist")) if cpu in online)
-        distances = tuple(int(word) for word in _text(folder / "distance").split())
-        nodes.append(Node(n, cpus, memory[n], distances))
+        cpus = tuple(cpu for cpu in parse_cpulist(read_text(folder / "cpulist")) if cpu in online)
+        distances = tuple(int(word) for word in read_text(folder / "distance").split())
+        nodes.append(Node(n, cpus, memory[n], distances, _huge_pages(folder)))
     return {cpu: node.id for node in nodes for cpu in node.cpus}, tuple(nodes)
+
+
+def _huge_pages(node_folder: Path) -> tuple[HugePages, ...]:
+    found = []
+    for folder in (node_folder / "hugepages").glob("hugepages-*kB"):
+        total, free = (int(read_text(folder / name) or 0) for name in ("nr_hugepages", "free_hugepages"))
+        if total:
+            found.append(HugePages(int(folder.name[10:-2]) * 1024, total, free))
+    return tuple(sorted(found, key=lambda pages: pages.page_bytes))
+
+
+def _cpu_model(root: str | Path) -> str:
+    # The first cpu's only: with hundreds of cpus the kernel takes many milliseconds to write the whole file.
+    try:
+        with open(Path(root, "proc/cpuinfo")) as lines:
+            return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    except OSError:
+        return ""
 
 
 def _l3(cpu_folder: Path, cpu: int) -> int:
     """-1 without one."""
     for index in sorted((cpu_folder / f"cpu{cpu}" / "cache").glob("index*")):
-        if _text(index / "level") == "3" and _text(index / "type") == "Unified":
-            return min(parse_cpulist(_text(index / "shared_cpu_list")), default=-1)
+        if read_text(index / "level") == "3" and read_text(index / "type") == "Unified":
+            return min(parse_cpulist(read_text(index / "shared_cpu_list")), default=-1)
     return -1
 
 
@@ -182,11 +264,11 @@ def _node_meminfo(root: str | Path, node: int) -> dict[str, int]:
 
 def _meminfo(path: Path) -> dict[str, int]:
     """Bytes by name, from "MemFree: 12 kB" or "Node 0 MemFree: 12 kB"."""
-    found = re.findall(r"([\w()]+):\s+(\d+) kB", _text(path))
+    found = re.findall(r"([\w()]+):\s+(\d+) kB", read_text(path))
     return {name: int(kib) * 1024 for name, kib in found}
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Empty when it cannot be read: every caller has a fallback."""
     try:
         return path.read_text().strip()

@@ -21,6 +21,8 @@ is the table from one to the other. What nearly all folders share has a name (CO
 Dimensions of 1 fall away (a convolution's (channels, 1, width) is (channels, width)). Quantised weights need no entry: of
 NAME.weight files/layouts finds the layout's tensors (NAME.qweight, NAME.scales, ...). A tensor that nothing names is an error.
 
+Importing one loads no Numba: plans read sizes and rules before its target is known.
+
 Adding an architecture
 ----------------------
 1. Copy the file of the nearest one (qwen2.py is the plainest) to NAME.py. models/spec.py reads what all files have in common, so
@@ -53,7 +55,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import Folder, HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"rope", "spec"}
+NOT_ARCHITECTURES = {"rope", "shapes", "spec"}
 
 
 def names() -> list[str]:
@@ -69,10 +71,15 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
     if os.path.isdir(path):
         return _open_folder(Folder(Path(path)))
     file = read_gguf(path)
+    return file, find(file)
+
+
+def find(file: ModelFile) -> ModuleType:
+    """The module of the architecture that the file names."""
     name = file.text("general.architecture")
     if name not in names():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
-    return file, importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:

@@ -4,13 +4,16 @@ see a window of tokens and rotate q and k; every few layers one sees all tokens 
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace, layer_types
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
     classes=("Cohere2ForCausalLM",),
@@ -56,7 +59,7 @@ def rules(spec: Cohere2Spec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: Cohere2Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

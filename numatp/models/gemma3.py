@@ -5,15 +5,17 @@ are normalised before they are added. GGUF has 1 added to the norms' weights.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, layer_types, plus_one
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 LAYERS_OF_27B = 62  # the one size whose scores are not divided by the square root of the head size; files do not say so
 
@@ -110,7 +112,7 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: Gemma3Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

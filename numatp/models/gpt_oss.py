@@ -5,6 +5,7 @@ token that takes a part of the softmax and gives nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +13,11 @@ from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, QKV_BIAS, HuggingF
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 ALPHA, LIMIT = 1.702, 7.0  # of the gate
 
@@ -101,7 +104,7 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: GptOssSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: GptOssSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

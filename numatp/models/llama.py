@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
     classes=("LlamaForCausalLM", "MistralForCausalLM"),
@@ -48,7 +51,7 @@ def rules(spec: LlamaSpec) -> list[Rule]:
     return [*listed, Rule("rope_freqs.weight", (str(len(spec.rope.frequencies)),))] if spec.divided else listed
 
 
-def forward(p: Ops, spec: LlamaSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     frequencies = spec.rope.frequencies / (weights.floats("rope_freqs.weight") if spec.divided else 1)

@@ -1,13 +1,16 @@
 """Qwen3 without experts: as Llama, with a norm for each query and key head, a head size of its own and rotation by halves."""
 
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
     classes=("Qwen3ForCausalLM",),
@@ -47,7 +50,7 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

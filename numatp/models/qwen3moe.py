@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
-from numatp.program.ops import LayerCache, Ops
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
     classes=("Qwen3MoeForCausalLM",),
@@ -60,7 +63,7 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: MixtureSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: MixtureSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

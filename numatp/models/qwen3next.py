@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from numatp.files.huggingface import (
     plus_one,
 )
 from numatp.files.model_file import ModelFile
-from numatp.kernels import delta
+from numatp.kernels.layout import state_bytes
 from numatp.models.spec import (
     Attention,
     Recurrent,
@@ -36,9 +37,11 @@ from numatp.models.spec import (
     read_shared_expert,
     read_sizes,
 )
-from numatp.program.ops import LayerCache, LayerState, Ops, Value
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import LayerCache, LayerState, Ops, Value
 
 
 def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
@@ -46,6 +49,8 @@ def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, i
     first-th to the last-th of these four, one after another, each of all heads."""
     key_heads, size = file.count("qwen3next.ssm.group_count"), file.count("qwen3next.ssm.state_size")
     values = file.count("qwen3next.ssm.time_step_rank") // key_heads * size
+    if key_heads * (size + values) > 1 << 24:
+        file.fail(f"claims {key_heads} key heads of {size} and {values} values each; download the folder again")
     rows = np.arange(key_heads * 2 * (size + values)).reshape(key_heads, -1)
     parts = np.split(rows, [size, 2 * size, 2 * size + values], axis=1)
     return np.concatenate([part.ravel() for part in parts[first : last + 1]]), rows.size
@@ -136,7 +141,7 @@ def read_spec(file: ModelFile) -> Qwen3NextSpec:
 
 def _state_bytes(sizes: Sizes, split: Split) -> int:
     key_heads = len(split.linear_key_heads)
-    return delta.state_bytes(key_heads, key_heads * sizes.linear_group, sizes.linear_head_size, sizes.conv_width)
+    return state_bytes(key_heads, key_heads * sizes.linear_group, sizes.linear_head_size, sizes.conv_width)
 
 
 LINEAR_KEYS = "linear_key_heads*linear_head_size"
@@ -192,12 +197,14 @@ def rules(spec: Qwen3NextSpec) -> list[Rule]:
     )
 
 
-def forward(p: Ops, spec: Qwen3NextSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
+def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: "Sequence[LayerCache | LayerState]") -> None:
+    from numatp.program.ops import LayerCache
+
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
     heads, kv_heads, head_size, key_heads = split.heads, split.kv_heads, sizes.head_size, len(split.linear_key_heads)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
 
-    def attention(blk: str, h: Value, cache: LayerCache) -> Value:
+    def attention(blk: str, h: "Value", cache: "LayerCache") -> "Value":
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
         gate = p.matmul("gate", h, matrix(f"{blk}.attn_q.weight[1]"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
@@ -205,7 +212,7 @@ def forward(p: Ops, spec: Qwen3NextSpec, split: Split, weights: Weights, caches:
         p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
         return p.sigmoid_gate(p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache), gate)
 
-    def linear_attention(blk: str, h: Value, state: LayerState) -> Value:
+    def linear_attention(blk: str, h: "Value", state: "LayerState") -> "Value":
         qkv = p.matmul("linear_qkv", h, matrix(f"{blk}.attn_qkv.weight"))
         gate = p.matmul("linear_gate", h, matrix(f"{blk}.attn_gate.weight"))
         beta_decay = p.matmul("beta_decay", h, matrix(f"{blk}.ssm_ba.weight"))
@@ -216,11 +223,11 @@ def forward(p: Ops, spec: Qwen3NextSpec, split: Split, weights: Weights, caches:
         )  # fmt: skip
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), epsilon)
 
-    def feed_forward(blk: str, x: Value, h: Value) -> Value:
+    def feed_forward(blk: str, x: "Value", h: "Value") -> "Value":
         h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
         return p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
 
-    def mixture(blk: str, x: Value, h: Value) -> Value:
+    def mixture(blk: str, x: "Value", h: "Value") -> "Value":
         routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
         shared = p.matmul("shared_gate_up", h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
         shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))

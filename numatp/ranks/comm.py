@@ -10,13 +10,14 @@ import json
 import mmap
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.machine import limits, native
+from numatp.machine import limits, native, pages
 
 CONTROL_ROOM = 1 << 20  # bytes: more than the control section of 64 ranks, the only part that is not reserved before use
 NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and a note has 3072
@@ -49,6 +50,7 @@ class Comm:
         self.rank, self.size, self._window, self._look = rank, size, window, look
         self._library = native.library()
         self._maps: list[mmap.mmap] = []
+        self._own: list[tuple[int, int]] = []  # (start, bytes) of what this rank has reserved in the window
         num_bytes = self._library.numatp_control_bytes(size)
         if os.fstat(window).st_size < num_bytes:
             os.ftruncate(window, num_bytes)
@@ -73,6 +75,10 @@ class Comm:
             raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
         if status != native.OK:
             raise MachineError(f"the C runtime failed: {os.strerror(ctypes.get_errno())}")
+
+    def set_crowded(self, crowded: bool) -> None:
+        """Whether any two threads of the job share a cpu, where that was not known before the ranks met."""
+        self._library.numatp_ranks_crowded(self.handle, crowded)
 
     def meet(self) -> None:
         """Returns when every rank has come; RankError if one died or ended the job."""
@@ -120,7 +126,23 @@ class Comm:
         self._agree(lambda: sections.append(self._map(starts[0], end - starts[0])))
         mine = max(num_bytes[self.rank], 1)
         self._agree(lambda: os.posix_fallocate(self._window, starts[self.rank], mine))
+        self._own.append((starts[self.rank], mine))
         return [sections[0][start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
+
+    def count_pages(self) -> Counter[int] | None:
+        """Pages by node of what this rank has reserved in the window; None where the kernel does not answer."""
+        counted: Counter[int] = Counter()
+        for start, size in self._own:
+            # A mapping of its own, which joins no other because it is read-only: the kernel may tell of whole mappings only.
+            with mmap.mmap(self._window, size, prot=mmap.PROT_READ, offset=start) as mapped:
+                part = np.frombuffer(mapped, np.uint8)
+                part[:: mmap.PAGESIZE].max()  # to the kernel a page is nowhere that this process has not looked at
+                found = pages.count([pages.Region("window", part.ctypes.data, size)])
+                del part
+            if found is None:
+                return None
+            counted += sum(found.values(), Counter())
+        return counted
 
     def _agree(self, action: Callable[[], Any]) -> None:
         failure = None

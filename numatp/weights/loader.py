@@ -9,11 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
+from pathlib import Path
 from types import ModuleType
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 
@@ -24,11 +26,13 @@ from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import DTYPES, FLOATS, floats, read_bytes
-from numatp.kernels.compile import Kernel, specialize
 from numatp.weights.splits import Sizes, Split
 
+if TYPE_CHECKING:
+    from numatp.kernels.compile import Kernel
+
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
-CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
 
 
 # What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
@@ -45,6 +49,7 @@ class Matrix:
     rows: int  # of all experts, one below the other, where there are some
     columns: int
     experts: int = 1
+    first_column: int = 0  # of the whole matrix
 
     @property
     def tiles(self) -> int:
@@ -56,7 +61,7 @@ class Matrix:
 
     @property
     def tile_bytes(self) -> int:
-        return quants.tile_bytes(self.format, self.columns)
+        return quants.tile_bytes(self.format, self.columns, self.first_column)
 
     @property
     def num_bytes(self) -> int:
@@ -84,7 +89,7 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
         if (
             last
             and last.format is matrix.format
-            and last.columns == matrix.columns
+            and (last.columns, last.first_column) == (matrix.columns, matrix.first_column)
             and last.rows % quants.TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
@@ -170,8 +175,22 @@ def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str
     return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
 
 
-def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize: str = "none") -> tuple[list[Slice], int]:
+def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """What the tensor has in the file."""
+    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+
+
+def plan(
+    file: ModelFile,
+    rules: list[Rule],
+    sizes: Sizes,
+    cut: Split,
+    quantize: str = "none",
+    find: Callable[[str, str], ModuleType] = quants.find,
+) -> tuple[list[Slice], int]:
     """Every tensor's slice, at an address counted from 0, and the bytes of all of them. quantize: one of QUANTIZED.
+
+    find=quants.sizes is enough to count bytes.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -185,11 +204,11 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
         info = file.tensors.get(rule.name)
         if info is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
-        expected = tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+        expected = whole_shape(rule, sizes)
         # Writers may drop leading dimensions of 1.
         if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
             raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = quants.find(_computed_in(info, rule, quantize), info.name)
+        format = find(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -206,7 +225,7 @@ def plan(file: ModelFile, rules: list[Rule], sizes: Sizes, cut: Split, quantize:
                 raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
                 raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
-            target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
+            target = Matrix(rule.key, format, address, num_rows, len(columns), experts, columns.start)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
@@ -236,21 +255,24 @@ class Weights:
         return _floats_at(self.vector(name)).copy()
 
     def load(
-        self, threads: int, cpus: Iterable[int], run: Callable[[Kernel, np.ndarray], None], progress: Callable[[int, int], None]
-    ) -> None:
+        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None],
+        drop: Iterable[Path] = (),
+    ) -> None:  # fmt: skip
         """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
-        bytes in all).
+        bytes in all). drop: files whose pages leave memory after each tensor, where there is no room for them beside the weights.
         """
         rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
         widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
         staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         # The caller is pinned to one cpu, and so would be the threads that it starts.
-        with ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)))
+            dropped = [stack.enter_context(open(path, "rb")) for path in drop]
             for piece in self._slices:
                 target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
-                    whole = _floats_of(piece.info, piece.format)
+                    whole = floats_of(piece.info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
@@ -258,14 +280,18 @@ class Weights:
                     self._convert(piece, target, run, pool, threads)
                 elif target.num_bytes:
                     self._read(piece, target, run, staging)
+                for file in dropped:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 done += target.num_bytes
                 progress(done, total)
 
-    def _read(self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], staging: np.ndarray) -> None:
+    def _read(self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", staging: np.ndarray) -> None:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
         info, failed = piece.info, np.zeros(1, np.int64)
         assert isinstance(info, TensorInfo)
         row_bytes = info.num_bytes // prod(info.shape[:-1])
+        from numatp.kernels.compile import specialize
+
         load = specialize("matmul", "quant", piece.format.__name__).load
         address = target.address
         with _open(info) as source:
@@ -282,11 +308,15 @@ class Weights:
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
 
     def _convert(
-        self, piece: Slice, target: Matrix, run: Callable[[Kernel, np.ndarray], None], pool: ThreadPoolExecutor, threads: int
+        self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", pool: ThreadPoolExecutor, threads: int
     ) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
         format, info = piece.format, piece.info
+        from numatp.kernels.compile import specialize
+
         pack = specialize("pack", "quant", format.__name__).pack
+        if format is not quants.find(info.type, info.name):
+            _ = specialize("quantizer", "quant", format.__name__).quantize.address  # compiled here, not by several threads at once
         # Super-blocks are quantised whole, whatever of them this rank keeps.
         columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
         step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
@@ -341,7 +371,7 @@ def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tup
             yield info.pieces[own[0] // height], own % height
 
 
-def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):

@@ -1,7 +1,11 @@
 """Which part of the model is this rank's? Pure arithmetic on sizes; nothing here knows tensors or bytes."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import gcd
+from fractions import Fraction
+from math import ceil, gcd, isfinite
+
+from numatp.errors import UserError
 
 COLUMN_UNIT = 32  # a matrix is cut along its columns in steps of this many
 ROW_UNIT = 16  # and along its rows in steps of this many
@@ -49,21 +53,52 @@ class Split:
     shared_ffn: range = range(0)
 
 
-def part(count: int, unit: int, rank: int, size: int) -> range:
-    """The rank-th of `size` contiguous ranges of `count` things, cut in multiples of `unit`; the last unit may be short."""
+def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> list[float] | None:
+    """Each rank's share of the work, for ranks on these nodes; None is even.
+
+    wish "auto" is as the bandwidth of the nodes (in any unit), which the ranks of a node divide. UserError where it is not known,
+    or unless there is one share above 0 for each rank.
+    """
+    if wish is None:
+        return None
+    if isinstance(wish, str):
+        unknown = [str(node) for node in sorted(set(nodes)) if node not in bandwidth]
+        if unknown:
+            raise UserError(f"-ts {wish}: the bandwidth of node {', '.join(unknown)} is not known: run 'numatp bandwidth' once")
+        return [bandwidth[node] / nodes.count(node) for node in nodes]
+    text = ",".join(f"{share:g}" for share in wish)
+    if not all(isfinite(share) and share > 0 for share in wish):
+        raise UserError(f"-ts {text}: every share must be above 0; for a node that should hold nothing use fewer ranks")
+    if len(wish) != len(nodes):
+        raise UserError(f"-ts {text} is for {len(wish)} ranks and this job has {len(nodes)}: give one share per rank")
+    return list(wish)
+
+
+def part(count: int, unit: int, rank: int, size: int, shares: Sequence[float] | None = None) -> range:
+    """The rank-th of `size` contiguous ranges of `count` things, cut in multiples of `unit`; the last unit may be short.
+
+    Their sizes are as `shares`, to the nearest unit, without them even. The arithmetic is exact: all ranks cut at the same places.
+    """
     units = -(-count // unit)
-    return range(min(units * rank // size * unit, count), min(units * (rank + 1) // size * unit, count))
+    exact = [Fraction(share) for share in shares or [1] * size]
+
+    def edge(before: int) -> int:
+        return min(ceil(units * sum(exact[:before], Fraction()) / sum(exact) - Fraction(1, 2)) * unit, count)
+
+    return range(edge(rank), edge(rank + 1))
 
 
-def split(sizes: Sizes, rank: int, size: int) -> Split:
-    """Any number of ranks; a rank may get nothing of a small size."""
-    heads = part(sizes.heads, _heads_per_unit(sizes.head_size), rank, size)
+def split(sizes: Sizes, rank: int, size: int, shares: Sequence[float] | None = None) -> Split:
+    """Any number of ranks, with work as `shares` (see part); a rank may get nothing of a small size."""
+
+    def mine(count: int, unit: int) -> range:
+        return part(count, unit, rank, size, shares)
+
+    heads = mine(sizes.heads, _heads_per_unit(sizes.head_size))
     kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
-    linear = part(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size), rank, size)
-    ffn, expert_ffn, shared_ffn = (
-        part(count, COLUMN_UNIT, rank, size) for count in (sizes.ffn, sizes.expert_ffn, sizes.shared_ffn)
-    )
-    return Split(heads, kv_heads, ffn, part(sizes.vocab, ROW_UNIT, rank, size), linear, expert_ffn, shared_ffn)
+    linear = mine(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size))
+    ffn, expert_ffn, shared_ffn = (mine(count, COLUMN_UNIT) for count in (sizes.ffn, sizes.expert_ffn, sizes.shared_ffn))
+    return Split(heads, kv_heads, ffn, mine(sizes.vocab, ROW_UNIT), linear, expert_ffn, shared_ffn)
 
 
 def _heads_per_unit(columns: int) -> int:

@@ -1,0 +1,332 @@
+"""`numatp bench`: llama-bench's options, tests and output, measured through the engine, beside what the machine could do at most.
+
+Comma lists, ranges (1-8, 1-8+2, 1-8*2) and repeated options sweep. The model is loaded once for all tests that can share it.
+"""
+
+import argparse
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any
+
+from numatp import __version__
+from numatp.cli import bench_compare
+from numatp.cli.audit import add_option, audited
+from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
+from numatp.cli.options import add_loading, natural, note, positive
+from numatp.cli.progress import Progress
+from numatp.cli.session import ended
+from numatp.engine.job import Job
+from numatp.engine.service import Service
+from numatp.engine.workload import Workload
+from numatp.errors import UserError
+from numatp.files.gguf import read_gguf
+from numatp.files.models import resolve_model
+from numatp.llm import count_pages
+from numatp.machine.launch import read_launch
+
+if TYPE_CHECKING:
+    from numatp.engine.bench import Bench, Result
+    from numatp.engine.engine import Engine
+
+CACHE_TYPES = ("f16",)
+DEFAULTS: dict[str, list[Any]] = {
+    "n_prompt": [512], "n_gen": [128], "n_prompt_gen": [], "n_depth": [0], "batch_size": [2048], "ubatch_size": [512],
+    "threads": [], "cache_type_k": ["f16"], "cache_type_v": ["f16"],
+}  # fmt: skip
+PROMPT_STEPS, GENERATION_STEPS = 3, 32  # that are profiled
+MIB = 1 << 20
+
+
+def numbers(text: str) -> list[int]:
+    """llama-bench's lists of whole numbers: "512,1024", "1-8", "1-8+2", "1-8*2"."""
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+)(?:([+*])(\d+))?)?", part)
+        if not match:
+            raise argparse.ArgumentTypeError(f"'{part}' is not a number or a range like 1-8, 1-8+2 or 1-8*2")
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[4] or 1)
+        if last < first or (match[3] and step < (2 if match[3] == "*" else 1)) or (match[3] == "*" and not first):
+            raise argparse.ArgumentTypeError(f"'{part}' is not a range that ends")
+        while first <= last:
+            found.append(first)
+            first = first * step if match[3] == "*" else first + step
+    return found
+
+
+def positive_numbers(text: str) -> list[int]:
+    found = numbers(text)
+    if 0 in found:
+        raise argparse.ArgumentTypeError("0 is not a whole number above 0")
+    return found
+
+
+def pair(text: str) -> list[tuple[int, int]]:
+    match = re.fullmatch(r"(\d+),(\d+)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a pair like 512,128")
+    return [(int(match[1]), int(match[2]))]
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    def add(short: str, long: str, kind: Callable[[str], list[Any]], text: str, metavar: str = "N") -> None:
+        # No default here: values of a repeated option would be appended to it.
+        default = ",".join(map(str, DEFAULTS[long[2:].replace("-", "_")]))
+        text += f" (default {default})" if default else ""
+        parser.add_argument(short, long, type=kind, action="extend", metavar=metavar, help=text)
+
+    text = "names of pulled models, or paths of GGUF files"
+    parser.add_argument("-m", "--model", type=words, action="extend", required=True, metavar="MODEL", help=text)
+    add("-p", "--n-prompt", numbers, "tokens of a prompt, 0: no such test")
+    add("-n", "--n-gen", numbers, "tokens to generate, 0: no such test")
+    add("-pg", "--n-prompt-gen", pair, "a prompt and then generation, timed together", "PP,TG")
+    add("-d", "--n-depth", numbers, "tokens in the cache before what is timed")
+    add("-b", "--batch-size", positive_numbers, "tokens of a prompt between two logits")
+    add("-ub", "--ubatch-size", positive_numbers, "tokens of one Step")
+    add("-t", "--threads", positive_numbers, "threads per rank (default: one per core)")
+    add("-ctk", "--cache-type-k", words, "type of the keys in the cache", "TYPE")
+    add("-ctv", "--cache-type-v", words, "type of the values in the cache", "TYPE")
+    parser.add_argument("-r", "--repetitions", type=positive, default=5, metavar="N", help="of each test (default 5)")
+    parser.add_argument("-o", "--output", choices=list(PRINTERS), default="md", help="what stdout gets (default md)")
+    parser.add_argument("--profile", action="store_true", help="where the time goes, op by op")
+    parser.add_argument("--plot", metavar="FILE", help="draw the profile (needs matplotlib)")
+    text = "memory that all ranks read for the roofline (default: 8 x L3, at most half of what is free; 0: no roofline)"
+    parser.add_argument("--roofline", type=natural, metavar="MIB", help=text)
+    text = f"the same work in several ways ({','.join(bench_compare.WAYS)}), in alternating order; ends with what tp gained"
+    parser.add_argument("--compare", type=bench_compare.parse_ways, metavar="WAYS", help=text)
+    add_loading(parser)
+    add_option(parser)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What tests must have in common to share a loaded model."""
+
+    model: str  # path
+    cache_type: str
+    threads: int | None
+
+
+def run(arguments: argparse.Namespace) -> int:
+    for name, default in DEFAULTS.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+    loads = _loads(arguments)
+    tests = _tests(arguments)
+    for file in [read_gguf(load.model) for load in loads if not os.path.isdir(load.model)]:
+        trained = file.count(f"{file.text('general.architecture')}.context_length")
+        longest = max(tests, key=lambda test: test.length)
+        if longest.length > trained:
+            raise UserError(
+                f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
+            )
+    plot = None
+    if arguments.plot:
+        from numatp.cli import bench_plot
+
+        plot = bench_plot.check(arguments.plot)
+    if arguments.compare:
+        if len(loads) > 1:
+            raise UserError("--compare takes one model, one -t and one cache type")
+        ways = bench_compare.ways_of(arguments.compare, arguments.ranks, loads[0].threads)
+        one = partial(_job, arguments, loads[0], tests, measure=MIB)
+        return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output)
+    printer: Printer | None = None
+    profiles: list[tuple[str, dict[str, Any]]] = []
+    status = 0
+    for load in loads:
+        job = _job(arguments, load, tests)
+        with Progress("load") as progress:
+            service = Service(job, arguments.ranks, progress.update)
+            if service.rank:
+                service.wait()
+                return 0
+        with ended(service):
+            service.engine()
+            printer = printer or PRINTERS[arguments.output](_swept(arguments))
+            work = partial(_measure, service, load, tests, arguments, printer, profiles)
+            if arguments.audit:
+                status = max(status, audited(partial(count_pages, service), arguments.min_local, work)[2])
+            else:
+                work()
+            service.close()
+    assert printer
+    printer.finish()
+    if arguments.output == "md":
+        for title, profile in profiles:
+            print_profile(title, profile)
+    if plot:
+        plot(profiles)
+    return status
+
+
+def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **changes: Any) -> Job:
+    described = {
+        "model": load.model, "context": max(test.length for test in tests), "threads": load.threads, "nodes": arguments.nodes,
+        "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "max_rows": max(test.ubatch for test in tests),
+        "allow_remote": arguments.allow_remote or arguments.audit, "tensor_split": arguments.tensor_split,
+        "cache_type": load.cache_type, "quantize": arguments.quantize,
+        "measure": MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
+    }  # fmt: skip
+    return Job(**(described | changes))
+
+
+def _measure(
+    service: Service,
+    load: Load,
+    tests: list[Workload],
+    arguments: argparse.Namespace,
+    printer: Printer,
+    profiles: list[tuple[str, dict[str, Any]]],
+) -> None:
+    for result in _results(service, load, tests, arguments):
+        printer.add(result)
+        if "profile" in result:
+            profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
+
+
+def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What each test gave, as JSON."""
+    engine, repetitions = service.engine(), arguments.repetitions
+    note(service.start.line)
+    bench = service.call(lambda engine: _bench(engine, arguments.roofline != 0))
+    if bench.dram:
+        rate = bench.dram
+        note(f"roofline: {rate.per_second / 1e9:.1f} GB/s over {rate.num_bytes / 1e9:.2f} GB ({rate.loop})")
+    for test in tests:
+        with Progress(test.name) as progress:
+            result = service.call(partial(bench.run, test, repetitions, progress.update))
+        described = _describe(load, engine, bench, test, result)
+        if arguments.profile or arguments.plot:
+            described["profile"] = service.call(partial(_profile, bench, test, result))
+        _say_result(test, result)
+        yield described
+
+
+def _loads(arguments: argparse.Namespace) -> list[Load]:
+    for name in (*arguments.cache_type_k, *arguments.cache_type_v):
+        if name not in CACHE_TYPES:
+            raise UserError(f"the cache cannot be of type {name!r} yet; choose from {', '.join(CACHE_TYPES)}")
+    loads = []
+    for model, keys, values, threads in itertools.product(
+        arguments.model, arguments.cache_type_k, arguments.cache_type_v, arguments.threads or [None]
+    ):
+        if keys != values:
+            raise UserError(f"-ctk {keys} -ctv {values}: keys and values have one type; give the same for both")
+        loads.append(Load(os.fspath(resolve_model(model)), keys, threads))
+    launched = read_launch()
+    if launched and launched.size > 1 and len(loads) > 1:
+        raise UserError(
+            f"under {launched.starter} one model, one -t and one cache type at a time: run it once for each, or use --ranks"
+        )
+    return loads
+
+
+def _tests(arguments: argparse.Namespace) -> list[Workload]:
+    pairs = [(prompt, 0) for prompt in arguments.n_prompt] + [(0, count) for count in arguments.n_gen] + arguments.n_prompt_gen
+    found = [
+        Workload(prompt, generated, depth, batch, min(batch, ubatch))
+        for batch, ubatch, depth in itertools.product(arguments.batch_size, arguments.ubatch_size, arguments.n_depth)
+        for prompt, generated in pairs
+        if prompt or generated
+    ]
+    if not found:
+        raise UserError("-p 0 -n 0 leave nothing to measure: give -p, -n or -pg")
+    return found
+
+
+def _swept(arguments: argparse.Namespace) -> list[str]:
+    """Options that are no column of their own in llama-bench's table unless they are given."""
+    columns = {"n_batch": "batch_size", "n_ubatch": "ubatch_size", "type_k": "cache_type_k", "type_v": "cache_type_v"}
+    return [column for column, name in columns.items() if getattr(arguments, name) != DEFAULTS[name]]
+
+
+def _bench(engine: "Engine", roofline: bool) -> "Bench":
+    from numatp.engine.bench import Bench
+
+    bench = Bench(engine, roofline)
+    bench.measure_dram()
+    return bench
+
+
+def _say_result(test: Workload, result: "Result") -> None:
+    line = f"{test.name}: {(test.prompt + test.generated) / result.seconds:.2f} t/s, reading {result.read_gbs:.1f} GB/s"
+    if result.ceiling:
+        read, dot = result.ceiling.read, result.ceiling.dot
+        line += (
+            f", {result.roofline_percent:.1f} % of the roofline ({read.per_second / 1e9:.1f} GB/s over "
+            f"{read.num_bytes / 1e9:.2f} GB, {dot.per_second / 1e9:.0f} GOP/s)"
+        )
+    if result.exchange_us is not None:
+        line += f", {result.exchange_us:.2f} us per exchange"
+    note(line)
+
+
+def _profile(bench: "Bench", test: Workload, result: "Result", engine: "Engine") -> dict[str, Any]:
+    """Of the Step that the test is made of: a row where it generates, else a whole -ub or what there is of the prompt."""
+    from numatp.engine.profile import describe
+
+    rows = 1 if test.generated else min(test.prompt, test.ubatch)
+    steps = PROMPT_STEPS if rows > 1 else GENERATION_STEPS
+    timed, taken = bench.timed(rows, steps, test)
+    assert engine.instruments
+    cache = bench.cache_bytes(test.depth + steps // 2) if rows == 1 else 0
+    return describe(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
+
+
+def _describe(load: Load, engine: "Engine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
+    """llama-bench's fields and ours."""
+    assert engine.instruments
+    tokens = test.prompt + test.generated
+    rates = [1e9 * tokens / ns for ns in result.samples_ns]
+    tensors = engine.file.tensors.values()
+    params = sum(prod(tensor.shape) for tensor in tensors)
+    ceiling, dram = result.ceiling, bench.dram
+    return {
+        "build_commit": __version__, "build_number": 0, "cpu_info": _cpu(), "gpu_info": "", "backends": "CPU",
+        "model_filename": load.model, "model_type": _model_type(engine, params), "model_size": sum(t.num_bytes for t in tensors),
+        "model_n_params": params, "n_batch": test.batch, "n_ubatch": test.ubatch, "n_threads": engine.threads,
+        "type_k": load.cache_type, "type_v": load.cache_type, "n_prompt": test.prompt, "n_gen": test.generated,
+        "n_depth": test.depth, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "avg_ns": round(mean(result.samples_ns)), "stddev_ns": round(_deviation(result.samples_ns)),
+        "avg_ts": mean(rates), "stddev_ts": _deviation(rates),
+        "ranks": engine.comm.size, "nodes": engine.instruments.nodes, "read_gbs": result.read_gbs,
+        "roofline_percent": result.roofline_percent, "exchange_us": result.exchange_us,
+        "peak_rss_mib": engine.instruments.peak_bytes() / MIB,
+        "roofline_gbs": ceiling.read.per_second / 1e9 if ceiling else None,
+        "roofline_bytes": ceiling.read.num_bytes if ceiling else None,
+        "roofline_gops": ceiling.dot.per_second / 1e9 if ceiling else None,
+        "memory_gbs": dram.per_second / 1e9 if dram else None, "memory_bytes": dram.num_bytes if dram else None,
+        "load_seconds": engine.load_seconds, "samples_ns": result.samples_ns, "samples_ts": rates,
+    }  # fmt: skip
+
+
+def _model_type(engine: "Engine", params: int) -> str:
+    """Architecture, size and the format of most of its bytes: llama 1B Q4_0."""
+    file, by_type = engine.file, dict[str, int]()
+    for tensor in file.tensors.values():
+        by_type[tensor.type] = by_type.get(tensor.type, 0) + tensor.num_bytes
+    size = f"{params / 1e9:.1f}B" if params >= 999.5e6 else f"{params / 1e6:.0f}M"
+    size = file.text("general.size_label", size)
+    return f"{engine.architecture} {size} {max(by_type, key=lambda kind: by_type[kind])}"
+
+
+def _cpu() -> str:
+    match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return match[1].strip() if match else ""
+
+
+def _deviation(values: list[Any]) -> float:
+    """Of a sample; 0 of one value, as llama-bench has it."""
+    return stdev(values) if len(values) > 1 else 0.0

@@ -1,0 +1,66 @@
+"""Where the pages of all ranks are, counted on every rank at rank 0's word.
+
+The other ranks run Steps and no Python of their own, so the count is an op: a program of one Python function, whose results
+rank 0 finds in the window when the Step is done.
+"""
+
+import ctypes
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numatp.errors import MachineError
+from numatp.machine import pages
+from numatp.program.builder import Op, Program
+from numatp.ranks.comm import Comm
+from numatp.weights.loader import Weights
+
+REPORT_BYTES = 1 << 16  # of one rank, as JSON
+KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+class Audit:
+    """This rank's part in it. Made by all ranks together."""
+
+    def __init__(self, comm: Comm, node: int, weights: Weights, cache: tuple[int, int]):
+        """cache: (address, bytes)."""
+        self._comm, self._node = comm, node
+        self._regions = [pages.Region(_group(t.name), t.address, t.num_bytes) for t in weights.tensors.values()]
+        self._regions.append(pages.Region("cache", *cache))
+        self._reports = comm.map_shared([REPORT_BYTES] * comm.size)
+        op = KERNEL(lambda args, thread, threads: self._report() if thread == 0 else None)
+        address = ctypes.cast(op, ctypes.c_void_p).value
+        assert address
+        self.program = Program("audit", [Op("audit", address, np.zeros(1, np.int64), [], [])], 0, keep=[op])
+
+    def collect(self, run: Callable[[], None]) -> list[dict[str, Any]]:
+        """Every rank's pages (llm.py: RankPages, as JSON), on rank 0; run() makes a Step of the program."""
+        run()
+        said = [json.loads(report.tobytes().partition(b"\0")[0]) for report in self._reports]
+        for one in said:
+            if "failed" in one:
+                raise MachineError(one["failed"])
+        return said
+
+    def _report(self) -> None:
+        """On thread 0 of every rank, from C: an exception would go nowhere."""
+        rank = self._comm.rank
+        try:
+            groups, window = pages.count(self._regions), self._comm.count_pages()
+            if groups is None or window is None:
+                raise MachineError("the kernel tells neither by move_pages nor in /proc/self/numa_maps where pages are")
+            said = {"rank": rank, "node": self._node, "groups": groups | {"window": window}}
+        except Exception as error:
+            said = {"failed": f"rank {rank}: {error}"}
+        text = json.dumps(said).encode()
+        if len(text) >= REPORT_BYTES:
+            text = json.dumps({"failed": f"rank {rank}: more groups of tensors than a report holds"}).encode()
+        self._reports[rank][: len(text) + 1] = np.frombuffer(text + b"\0", np.uint8)
+
+
+def _group(tensor: str) -> str:
+    """The tensors of one name in all layers."""
+    return re.sub(r"\.\d+(?=\.)", ".*", tensor)

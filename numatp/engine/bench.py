@@ -1,0 +1,236 @@
+"""How fast the engine is: prompts and generation of random tokens as llama-bench has them, beside the least time that they need.
+
+That least time is what the roofline (engine/roofline.py) gives for the weights and cache that have to be read, or for the products
+that have to be made, whichever is longer. A result above it is an error of the measurement.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from numatp.engine.cache import Tables
+from numatp.engine.engine import MANY_ROWS, ONE_ROW, Engine
+from numatp.engine.instruments import Timed
+from numatp.engine.roofline import Rate
+from numatp.engine.workload import Workload
+from numatp.errors import MachineError
+from numatp.files.model_file import ModelFile
+from numatp.models.spec import Attention
+from numatp.program.step import Span
+
+EXCHANGE_STEPS = 8
+HEADS = ("token_embd.weight", "output.weight")  # matrices that a row needs only for its logits, or not at all
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What this machine could do, measured around a test; None: not measured."""
+
+    read: Rate
+    dot: Rate
+
+    def least_seconds(self, num_bytes: int, num_ops: int) -> float:
+        return max(num_bytes / self.read.per_second, num_ops / self.dot.per_second)
+
+
+@dataclass(frozen=True)
+class Result:
+    samples_ns: list[int]
+    # Of the prompt and of the generation: bytes of weights and cache that one repetition reads at least, and the multiplications
+    # and additions with weights that it needs.
+    needed: list[tuple[int, int]]
+    ceiling: Ceiling | None
+    exchange_us: float | None  # of one exchange between ranks, until its sum is there; None with one rank
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.samples_ns) / len(self.samples_ns) / 1e9
+
+    @property
+    def read_gbs(self) -> float:
+        return sum(num_bytes for num_bytes, _ in self.needed) / self.seconds / 1e9
+
+    @property
+    def roofline_percent(self) -> float | None:
+        """Of the speed that the machine allows."""
+        if self.ceiling is None:
+            return None
+        return 100 * sum(self.ceiling.least_seconds(*part) for part in self.needed) / self.seconds
+
+
+def products(file: ModelFile, architecture: str, tied: bool) -> tuple[int, int]:
+    """(multiplications with weights that a row needs, those that its logits need in addition)."""
+    used = file.integer(f"{architecture}.expert_used_count", 0)
+    body = head = 0
+    for name, tensor in file.tensors.items():
+        if len(tensor.shape) < 2:
+            continue
+        weights = 1
+        for size in tensor.shape[-2:]:
+            weights *= size
+        if name == HEADS[not tied]:
+            head = weights
+        elif name not in HEADS:
+            body += weights * (used if len(tensor.shape) == 3 else 1)
+    return body, head
+
+
+class Bench:
+    """On rank 0 of an engine with instruments, on the engine's thread."""
+
+    def __init__(self, engine: Engine, roofline: bool, seed: int = 0):
+        assert engine.instruments
+        self._engine, self._instruments, self._roofline = engine, engine.instruments, roofline
+        self._random = Random(seed)
+        self._row_products, self._logit_products = products(engine.file, engine.architecture, engine.spec.tied)
+        # A sequence can go back to an earlier token only if no layer has forgotten or mixed what came before it.
+        self._rewinds = all(isinstance(layer, Attention) and layer.window is None for layer in engine.spec.layers)
+        self._tables: Tables | None = None
+        self._depth = -1  # tokens in the cache; -1: unknown
+        self._loop: str | None = None
+        self.dram: Rate | None = None  # read rate of the whole area: of memory, where that is larger than the caches
+
+    # ------------------------------------------------------------ one test
+
+    def run(self, test: Workload, repetitions: int, progress: Callable[[int, int], None], engine: Engine) -> Result:
+        """MachineError if the result is above the roofline."""
+        self._go_to(test)
+        self._prompt(test.depth, test.prompt, test)  # to warm up, as llama-bench does
+        self._generate(test.depth + test.prompt, min(test.generated, 1))
+        before = self.ceiling()
+        samples = []
+        for i in range(repetitions):
+            self._go_to(test)
+            samples.append(self._once(test))
+            progress(i + 1, repetitions)
+        after = self.ceiling()
+        result = Result(samples, self._needed(test), best(before, after), self._exchange_us(test))
+        percent = result.roofline_percent
+        if percent is not None and percent > 100:
+            raise MachineError(
+                f"{test.name} came out at {percent:.0f} % of the roofline, which is impossible: the machine's speed changed while "
+                "it was measured; run it again, with nothing else running"
+            )
+        return result
+
+    def _go_to(self, test: Workload) -> None:
+        """Makes the cache hold `depth` tokens: what lies behind them is written anew."""
+        if self._depth != test.depth or not self._rewinds:
+            if self._tables:
+                self._tables.release()
+            self._tables = self._engine.blocks.reserve(self._engine.context, self._engine.max_rows)
+            assert self._tables, "the only sequence has the whole cache"
+            self._prompt(0, test.depth, test)
+            self._depth = test.depth
+
+    def _once(self, test: Workload) -> int:
+        began = time.perf_counter_ns()
+        self._prompt(test.depth, test.prompt, test)
+        self._generate(test.depth + test.prompt, test.generated)
+        return time.perf_counter_ns() - began
+
+    def _prompt(self, position: int, count: int, test: Workload) -> None:
+        for start in range(0, count, test.batch):
+            end = min(start + test.batch, count)
+            for first in range(start, end, test.ubatch):
+                rows = min(test.ubatch, end - first)
+                self._step(position + first, rows, first + rows == end)
+
+    def _generate(self, position: int, count: int) -> None:
+        for i in range(count):
+            self._step(position + i, 1, True)
+
+    def _span(self, position: int, rows: int, logits: bool) -> Span:
+        assert self._tables
+        vocab = self._engine.spec.sizes.vocab
+        tokens = [self._random.randrange(vocab) for _ in range(rows)]
+        return Span(0, tokens, position, self._tables.prepare(position, rows), want_logits=logits)
+
+    def _step(self, position: int, rows: int, logits: bool) -> None:
+        self._engine.run([self._span(position, rows, logits)])
+
+    # ------------------------------------------------------------ what it needs at least
+
+    def _needed(self, test: Workload) -> list[tuple[int, int]]:
+        """As Result has it."""
+        weights, row, head = self._engine.bytes_per_token, self._row_products, self._logit_products
+        batches = -(-test.prompt // test.batch)
+        steps = sum(-(-min(test.batch, test.prompt - i * test.batch) // test.ubatch) for i in range(batches))
+        first = test.depth + test.prompt
+        cache = sum(self.cache_bytes(position) for position in range(first, first + test.generated))
+        return [
+            (steps * weights, 2 * (test.prompt * row + batches * head)),
+            (test.generated * weights + cache, 2 * test.generated * (row + head)),
+        ]
+
+    def cache_bytes(self, position: int) -> int:
+        """Keys and values that the token at `position` reads, on all ranks, each KV head once."""
+        engine = self._engine
+        tokens = sum(
+            min(position + 1, layer.window or position + 1) for layer in engine.spec.layers if isinstance(layer, Attention)
+        )
+        here = len(engine.split.kv_heads)
+        return tokens * engine.cache.token_bytes * engine.spec.sizes.kv_heads // here if here else 0
+
+    def ceiling(self) -> Ceiling | None:
+        """Read rate of as much memory as a token reads, at most the roofline's area; and the products' rate."""
+        if not self._roofline:
+            return None
+        threads = sum(len(cpus) for cpus in self._instruments.cpus)
+        part = min(self._engine.bytes_per_token // threads, self._instruments.part_bytes)
+        meter = self._instruments.meter
+        read = meter.read(part, loop=self._loop)
+        if self._loop is None:  # the best one is known now
+            self._loop = read.loop
+            read = max(read, meter.read(part, loop=self._loop), key=lambda rate: rate.per_second)
+        return Ceiling(read, meter.dot())
+
+    def measure_dram(self) -> None:
+        if self._roofline:
+            self.dram = self._instruments.meter.read(self._instruments.part_bytes)
+
+    # ------------------------------------------------------------ op by op
+
+    def timed(self, rows: int, steps: int, test: Workload) -> tuple[Timed, list[int]]:
+        """Runs so many Steps of `rows` rows at the test's depth with the clock: their sums, and the ns of each on rank 0.
+
+        One row moves on from Step to Step as far as the context reaches.
+        """
+        self._go_to(test)
+        program = ONE_ROW if rows == 1 else MANY_ROWS
+        timed = self._instruments.timed[program]
+        taken = []
+        for i in range(steps + 1):
+            if i == 1:  # the first one warmed up
+                for times in timed.times:
+                    times[:] = 0
+            if rows > 1:
+                self._go_to(test)
+            position = test.depth if rows > 1 else min(test.depth + i, self._engine.context - 1)
+            self._engine.step.write([self._span(position, rows, True)])
+            began = time.perf_counter_ns()
+            self._engine.team.step(timed.index)
+            taken.append(time.perf_counter_ns() - began)
+        return timed, taken[1:]
+
+    def _exchange_us(self, test: Workload) -> float | None:
+        """Of Steps of one row: the meeting and the sum, mean over lanes and ranks."""
+        if self._engine.comm.size == 1:
+            return None
+        timed, spent, count = self.timed(1, EXCHANGE_STEPS, test)[0], 0.0, 0
+        for ops, times in zip(timed.ops, timed.times, strict=True):
+            for i, op in enumerate(ops):
+                if op.name == "sync" or op.name.startswith("exchange."):
+                    spent += float(times[: self._engine.lanes, i, 1].mean())
+                    count += op.name == "sync"
+        return spent / max(count * EXCHANGE_STEPS, 1) / 1e3
+
+
+def best(*ceilings: Ceiling | None) -> Ceiling | None:
+    """The highest rate of each kind."""
+    known = [ceiling for ceiling in ceilings if ceiling]
+    if not known:
+        return None
+    read = max((ceiling.read for ceiling in known), key=lambda rate: rate.per_second)
+    return Ceiling(read, max((ceiling.dot for ceiling in known), key=lambda rate: rate.per_second))

@@ -1,0 +1,127 @@
+"""What an engine that measures has beside its model's programs, on every rank: the roofline's loops, and the programs once more
+with a clock around each op. Rank 0 starts them all as Steps.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numatp.engine.roofline import Area, Loops, Meter, area_bytes
+from numatp.kernels.roofline import CONTROL_WORDS
+from numatp.machine import topology
+from numatp.program.builder import Op, Program
+from numatp.weights.loader import Matrix
+
+if TYPE_CHECKING:
+    from numatp.engine.engine import Engine
+
+
+@dataclass(frozen=True)
+class OpInfo:
+    """One op of one rank's program."""
+
+    name: str  # of its kernel
+    label: str  # the weights that it reads, "" without
+    num_bytes: int  # weights that the rank reads in it
+    macs: int  # multiplications with weights that the rank does in it for one row
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A program with a clock, as rank 0 sees it: of every rank."""
+
+    index: int  # for Steps
+    ops: list[list[OpInfo]]  # per rank
+    times: list[np.ndarray]  # per rank int64 (threads, ops + 1, 2), ns: waited in the barrier before the op, spent in it
+
+
+class Instruments:
+    """Made by all ranks together, after the model's programs."""
+
+    def __init__(self, engine: "Engine", most_bytes: int):
+        """most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there is room."""
+        comm, team, own = engine.comm, engine.team, engine.placement
+        described = _tell(engine, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
+        threads = [count for count, _, _, _, _ in described]
+        self.nodes = len({node for _, node, _, _, _ in described})
+        self.cpus = [cpus for *_, cpus in described]
+        self._pids = [pid for _, _, _, pid, _ in described]
+        # Ranks that share an L3 cache share what has to be larger than it.
+        everyone = Counter(group for _, _, groups, _, _ in described for group in groups)
+        neighbours = sum(node == own.node for _, node, _, _, _ in described)
+        num_bytes = area_bytes(Counter(own.l3), everyone, topology.free_bytes(own.node) // neighbours)
+        if most_bytes:
+            num_bytes = most_bytes * team.threads // sum(threads)
+        peaks = comm.gather(_peak_bytes(os.getpid()))
+        engine.agree(lambda: setattr(self, "_area", Area.reserve(num_bytes, team.threads, team.run)))
+        self._area: Area
+        engine.keep(self._area.address, self._area.num_bytes)
+        self.part_bytes = min(comm.gather(self._area.part_bytes))  # what every thread can read
+        self._before = [(peak, area) for peak, area in zip(peaks, comm.gather(self._area.num_bytes), strict=True)]
+
+        others = [0] * (comm.size - 1)
+        control = comm.map_shared([8 * CONTROL_WORDS, *others])[0].view(np.int64)
+        sums = [part.view(np.int32).reshape(-1, 32) for part in comm.map_shared([128 * count for count in threads])]
+        self._loops = Loops(self._area, comm.rank, control, sums[comm.rank])
+        first = len(engine.programs)
+        self.programs = self._loops.programs()
+        self.meter = Meter(lambda index: team.step(first + index), control, sums)
+
+        descriptions = [[_info(op, engine.weights.tensors) for op in program.ops] for program in engine.programs]
+        told = _tell(engine, [[list(info) for info in infos] for infos in descriptions])
+        self.timed = []
+        for i, program in enumerate(engine.programs):
+            ops = [[OpInfo(*info) for info in infos[i]] for infos in told]
+            shapes = [(count, len(infos) + 1, 2) for count, infos in zip(threads, ops, strict=True)]
+            parts = comm.map_shared([8 * int(np.prod(shape)) for shape in shapes])
+            times = [part.view(np.int64).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+            self.timed.append(Timed(first + len(self.programs), ops, times))
+            copy = Program(f"{program.name}, timed", program.ops, program.num_syncs, program.keep, times[comm.rank])
+            self.programs.append(copy)
+
+    def peak_bytes(self) -> int:
+        """The most memory that all ranks together have had, without what the roofline reads. Shared memory counts on each."""
+        now = [_peak_bytes(pid) for pid in self._pids]
+        return sum(max(before, peak - area) for peak, (before, area) in zip(now, self._before, strict=True))
+
+
+def _peak_bytes(pid: int) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def _info(op: Op, tensors: Mapping[str, object]) -> tuple[str, str, int, int]:
+    """As the fields of OpInfo. The op's weights are found by their address."""
+    fields = op.record.dtype.names or ()
+    if not op.num_bytes or "weights" not in fields:
+        return op.name, "", op.num_bytes, 0
+    start = int(op.record["weights"][0])
+    matrices = [m for m in tensors.values() if isinstance(m, Matrix) and m.num_bytes and m.address >= start]
+    matrices.sort(key=lambda matrix: matrix.address)
+    covered, end = list[Matrix](), start
+    for matrix in matrices:  # several matrices side by side may be one op's
+        if matrix.address != end or (covered and end - start >= op.num_bytes):
+            break
+        covered.append(matrix)
+        end += matrix.num_bytes
+    if not covered:
+        return op.name, "", op.num_bytes, 0
+    weights = sum(matrix.rows * matrix.columns for matrix in covered)
+    label = " + ".join(matrix.name.removesuffix(".weight") for matrix in covered)
+    return op.name, label, op.num_bytes, weights * op.num_bytes // sum(matrix.num_bytes for matrix in covered)
+
+
+def _tell(engine: "Engine", value: object) -> list[Any]:
+    """Every rank's value (JSON, of any size), in rank order, on every rank."""
+    comm, text = engine.comm, json.dumps(value).encode()
+    parts = comm.map_shared(comm.gather(len(text)))
+    parts[comm.rank][:] = np.frombuffer(text, np.uint8)
+    comm.meet()
+    return [json.loads(part.tobytes()) for part in parts]

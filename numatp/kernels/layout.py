@@ -1,0 +1,22 @@
+"""Sizes of what kernels keep in memory. No Numba here, so that what only counts bytes need not load it."""
+
+CACHE_BLOCK = 64  # tokens of a block of keys and values
+NO_WINDOW = 1 << 30  # tokens; must fit int32
+
+SUPER_UNITS = 8  # units of 32 columns in a super-block (kernels/superblock.py)
+HEADER_BYTES = 32  # before what super-blocks share
+
+
+def ending_bytes(first_unit: int, units: int, super_bytes: int) -> int:
+    """Bytes of the end of a tile of `units` from the first_unit-th on, for what its super-blocks share."""
+    return HEADER_BYTES + (first_unit % SUPER_UNITS + units + SUPER_UNITS - 1) // SUPER_UNITS * super_bytes
+
+
+def conv_bytes(channels: int, width: int) -> int:
+    """Bytes of the convolution's part of a gated delta layer's state."""
+    return (width - 1) * channels * 4
+
+
+def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
+    """Bytes of the whole state of one sequence in a gated delta layer (kernels/delta.py)."""
+    return conv_bytes((2 * key_heads + value_heads) * head_size, width) + value_heads * head_size * head_size * 4

@@ -1,0 +1,130 @@
+"""Known models without their files: metadata and tensors as their GGUF files have them, so that a plan needs no download.
+
+`NAME:TYPE` names one, TYPE as llama.cpp's llama-quantize calls it. Sizes are from the config.json of each model on the Hugging Face
+hub. Which tensor gets which type follows llama-quantize (src/llama-quant.cpp of llama.cpp).
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from numatp import models
+from numatp.errors import UserError
+from numatp.files.gguf import TENSOR_TYPES, GGUFFile, Metadata
+from numatp.files.model_file import TensorInfo
+from numatp.models.spec import Spec
+from numatp.weights.loader import Rule, whole_shape
+
+BLOCKS = {name: (block, num_bytes) for name, block, num_bytes in TENSOR_TYPES.values()}
+# What matrices get; what the output gets; what attn_v and ffn_down get in the first and last eighth of the layers and every third.
+TYPES = {
+    "f16": ("F16", "F16", None), "bf16": ("BF16", "BF16", None), "q8_0": ("Q8_0", "Q8_0", None), "q6_k": ("Q6_K", "Q6_K", None),
+    "q5_k_m": ("Q5_K", "Q6_K", "Q6_K"), "q4_k_m": ("Q4_K", "Q6_K", "Q6_K"), "q4_0": ("Q4_0", "Q6_K", None),
+}  # fmt: skip
+DEFAULT_TYPE = "q4_k_m"
+IN_PLACE_OF = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where a row is no multiple of 256
+
+
+@dataclass(frozen=True)
+class Shape:
+    architecture: str
+    vocab: int
+    metadata: dict[str, int | float]  # without the architecture's prefix
+    tied: bool = False
+
+
+SHAPES = {
+    "qwen2.5-72b": Shape("qwen2", 152064, {
+        "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
+        "feed_forward_length": 29568, "context_length": 32768, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3-235b-a22b": Shape("qwen3moe", 151936, {
+        "embedding_length": 4096, "block_count": 94, "attention.head_count": 64, "attention.head_count_kv": 4,
+        "attention.key_length": 128, "expert_count": 128, "expert_used_count": 8, "expert_feed_forward_length": 1536,
+        "context_length": 40960, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3-30b-a3b": Shape("qwen3moe", 151936, {
+        "embedding_length": 2048, "block_count": 48, "attention.head_count": 32, "attention.head_count_kv": 4,
+        "attention.key_length": 128, "expert_count": 128, "expert_used_count": 8, "expert_feed_forward_length": 768,
+        "context_length": 40960, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3-next-80b-a3b": Shape("qwen3next", 151936, {
+        "embedding_length": 2048, "block_count": 48, "attention.head_count": 16, "attention.head_count_kv": 2,
+        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096, "ssm.conv_kernel": 4,
+        "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "command-a": Shape("cohere2", 256000, {
+        "embedding_length": 12288, "block_count": 64, "attention.head_count": 96, "attention.head_count_kv": 8,
+        "feed_forward_length": 36864, "attention.sliding_window": 4096, "logit_scale": 0.25, "context_length": 131072,
+        "attention.layer_norm_epsilon": 1e-5,
+    }, tied=True),
+    "llama-3.1-8b": Shape("llama", 128256, {
+        "embedding_length": 4096, "block_count": 32, "attention.head_count": 32, "attention.head_count_kv": 8,
+        "feed_forward_length": 14336, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
+    }),
+    "llama-3.1-70b": Shape("llama", 128256, {
+        "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
+        "feed_forward_length": 28672, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
+    }),
+}  # fmt: skip
+
+
+def names() -> str:
+    """For people."""
+    return f"{', '.join(SHAPES)}, with a type as in {next(iter(SHAPES))}:{DEFAULT_TYPE} ({', '.join(TYPES)})"
+
+
+def header(name: str) -> GGUFFile | None:
+    """As a GGUF file of "qwen2.5-72b:q4_k_m" has it; None for a name that is not known, UserError for a type that is not."""
+    base, _, kind = name.lower().partition(":")
+    if base not in SHAPES:
+        return None
+    if (kind or DEFAULT_TYPE) not in TYPES:
+        raise UserError(f"{name}: no type {kind!r} is known; known types: {', '.join(TYPES)}")
+    shape, path = SHAPES[base], Path(f"{base}:{kind or DEFAULT_TYPE}")
+    metadata = {f"{shape.architecture}.{key}": value for key, value in shape.metadata.items()}
+    file = GGUFFile(path, 0, Metadata({"general.architecture": shape.architecture, **metadata}, b"", {}))
+    # Readers look for the vocabulary in the embedding, for the output matrix, and for a tensor per layer at least.
+    width, layers = int(shape.metadata["embedding_length"]), int(shape.metadata["block_count"])
+    file.tensors = {f"blk.{layer}": TensorInfo(f"blk.{layer}", "F32", (1,), 0, 4, path) for layer in range(layers)}
+    for matrix in ("token_embd.weight", "output.weight")[: 1 if shape.tied else 2]:
+        file.tensors[matrix] = TensorInfo(matrix, "F32", (shape.vocab, width), 0, 0, path)
+    model = models.find(file)
+    spec = model.read_spec(file)
+    file.tensors = _tensors(model.rules(spec), spec, path, *TYPES[kind or DEFAULT_TYPE])
+    file.size = sum(info.num_bytes for info in file.tensors.values())
+    return file
+
+
+def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, most: str, output: str, better: str | None) -> dict[str, TensorInfo]:
+    shapes = {rule.name: whole_shape(rule, spec.sizes) for rule in rules}
+    counts = Counter(name.split(".")[2] for name in shapes if name.startswith("blk."))
+    seen: Counter[str] = Counter()
+    tensors = {}
+    for name, shape in shapes.items():
+        part = name.split(".")[-2]
+        kind = most
+        if part == "output" or (part == "token_embd" and spec.tied):
+            kind = output
+        elif len(shape) == 1 or part in ("ffn_gate_inp", "ssm_conv1d"):
+            kind = "F32"
+        elif better and part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp"):
+            if _more_bits(seen[part], counts[part]):
+                kind = better
+            elif part == "attn_v" and len(spec.layers) == 80 and most == "Q4_K":
+                kind = "Q5_K"
+        seen[part] += 1
+        if shape[-1] % BLOCKS[kind][0]:
+            kind = IN_PLACE_OF.get(kind, kind)
+        block, block_bytes = BLOCKS[kind]
+        tensors[name] = TensorInfo(name, kind, shape, 0, prod(shape) // block * block_bytes, path)
+    return tensors
+
+
+def _more_bits(index: int, count: int) -> bool:
+    eighth = count // 8
+    return index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2

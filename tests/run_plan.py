@@ -1,0 +1,28 @@
+"""What the engine itself says of a model: python run_plan.py MODEL RANKS CONTEXT. One JSON line."""
+
+import json
+import sys
+
+
+def main():
+    from numatp.engine.job import Job
+    from numatp.engine.start import start
+
+    model, ranks, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    job = Job(model=model, context=context)
+    started = start(job, ranks)
+    from numatp.engine.engine import ONE_ROW, Engine
+
+    engine = Engine(job, started)
+    said = {
+        "weights": engine.weight_bytes, "cache": engine.cache.num_bytes, "read": engine.bytes_per_token,
+        "exchanges": engine.programs[ONE_ROW].num_syncs,
+    }  # fmt: skip
+    engine.close()
+    if started.workers:
+        started.workers.close()
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main()

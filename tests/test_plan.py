@@ -1,0 +1,327 @@
+"""A plan says what a load then takes, is made without Numba, and never predicts less than what somebody has measured."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+import tiny
+from conftest import BIN, TESTS, mpirun, numatp, run
+from golden import GOLDEN
+from sysfs import xeon
+
+from numatp import quants
+from numatp.engine import plan
+from numatp.engine.cache import CACHE_BLOCK
+from numatp.engine.job import MARGIN, Job
+from numatp.errors import UserError
+from numatp.files.measured import keep_bandwidth
+from numatp.machine import snapshot
+from numatp.machine.prediction import EXCHANGE_SECONDS, seconds_per_token
+from numatp.machine.servers import SERVERS
+from numatp.models import shapes
+
+MODELS = {
+    "llama": {"matrix_type": "Q4_K", "sizes": tiny.SUPER_SIZES},
+    "tied": {"matrix_type": "Q8_0", "tied": True, "sizes": tiny.SUPER_SIZES},
+    **{path.stem: path for path in sorted(GOLDEN.glob("*.gguf"))},
+}
+
+
+def planned(model, machine="2x-epyc-7532", ranks=None, **job):
+    return plan.make_plan(plan.read_header(model), snapshot.load(machine), Job(model, **job), ranks)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_engine_takes_what_was_planned(tmp_path, name):
+    """Of every architecture."""
+    model, ranks = MODELS[name], 1 if name == "tied" else 3
+    if isinstance(model, dict):
+        tiny.write(tmp_path / "model.gguf", **model)
+        model = tmp_path / "model.gguf"
+    result = run(sys.executable, TESTS / "run_plan.py", model, ranks, 32)
+    assert result.returncode == 0, result.stderr
+    engine, made = json.loads(result.stdout), planned(str(model), ranks=ranks, context=32)
+    first = made.ranks[0]
+    assert (first.weight_bytes, first.cache_bytes) == (engine["weights"], engine["cache"])
+    assert sum(rank.read_bytes for rank in made.ranks) == engine["read"]
+    assert (made.exchanges if ranks > 1 else 0) == engine["exchanges"]
+
+
+def test_floats_that_are_quantized_on_load(tmp_path):
+    tiny.write(tmp_path / "model.gguf", sizes=tiny.SUPER_SIZES)
+    sizes = [planned(str(tmp_path / "model.gguf"), ranks=1, quantize=kind).ranks[0].weight_bytes for kind in ("none", "q8", "q4")]
+    assert sizes[1] < 0.3 * sizes[0] and sizes[2] < 0.8 * sizes[1]
+
+
+def test_sizes_of_formats_are_read_without_running_them():
+    for name in quants.names():
+        counted, full = quants.sizes(name, "x"), quants.find(name, "x")
+        assert {size: getattr(counted, size) for size in quants.SIZES} == {size: getattr(full, size) for size in quants.SIZES}
+    with pytest.raises(UserError, match="tensor 'x' has type Q9_9"):
+        quants.sizes("Q9_9", "x")
+
+
+LIGHT = """
+import importlib, sys
+from numatp import models
+from numatp.cli.main import COMMANDS
+from numatp.engine import plan, start
+for name in models.names():
+    importlib.import_module(f"numatp.models.{name.replace('-', '_')}")
+sys.argv[1:] = ["plan", "-m", "command-a", "--machine", "2x-epyc-9755"]
+from numatp.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+loaded = {"numba", "llvmlite", "mpi4py", "tokenizers", "huggingface_hub"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_a_plan_loads_no_numba():
+    result = run(sys.executable, "-c", LIGHT)
+    assert result.returncode == 0, result.stderr
+
+
+# GB of files that llama-quantize made of those models, as the tables of their uploader (bartowski) on the hub list them.
+FILES = {
+    "llama-3.1-70b:q8_0": 74.98, "llama-3.1-70b:q6_k": 57.89, "llama-3.1-70b:q5_k_m": 49.95, "llama-3.1-70b:q4_k_m": 42.52,
+    "qwen3-30b-a3b:bf16": 61.10, "qwen3-30b-a3b:q8_0": 32.48, "qwen3-30b-a3b:q6_k": 25.10, "qwen3-30b-a3b:q5_k_m": 21.74,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_shapes_have_the_size_of_their_files(name):
+    """The files also hold tokenizers, some MB."""
+    size = shapes.header(name).size / 1e9
+    assert FILES[name] - 0.03 < size < FILES[name] + 0.005
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "active"),  # 1e9, as the model cards say; active: without the embedding, of which one row is read
+    [
+        ("qwen2.5-72b", 72.7, 72.7 - 1.2), ("qwen3-235b-a22b", 235, 22), ("qwen3-30b-a3b", 30.5, 3.3 - 0.3),
+        ("command-a", 111, 111), ("llama-3.1-8b", 8.03, 8.03 - 0.53), ("llama-3.1-70b", 70.6, 70.6 - 1.05),
+    ],
+)  # fmt: skip
+def test_shapes_have_the_parameters_of_their_models(name, parameters, active):
+    made = planned(f"{name}:f16", ranks=1)
+    assert made.file_bytes / 2e9 == pytest.approx(parameters, rel=0.01)
+    assert made.ranks[0].read_bytes / 2e9 == pytest.approx(active, rel=0.06)
+
+
+def test_qwen3_next_has_its_parameters():
+    """80B, of which 3B are active without the 0.3B of the output matrix."""
+    made = planned("qwen3-next-80b-a3b:f16", ranks=1)
+    assert made.file_bytes / 2e9 == pytest.approx(80, rel=0.01)
+    assert round(made.ranks[0].read_bytes / 2e9 - 151936 * 2048 / 1e9) == 3
+
+
+def test_one_formula():
+    """Bytes over bandwidth of the slowest node, and every exchange its price."""
+    made = planned("qwen2.5-72b:q4_k_m", "2x-epyc-9654")
+    one, two = made.predictions
+    assert (one.ranks, one.nodes, two.ranks, two.nodes) == (1, (0,), 2, (0, 1))
+    slowest = max(rank.read_bytes for rank in made.ranks)
+    assert two.tokens_per_second == pytest.approx(1 / (slowest / 460.8e9 + 161 * EXCHANGE_SECONDS))
+    full = slowest + made.ranks[0].cache_read_bytes
+    assert made.ranks[0].cache_read_bytes == 80 * 4 * 128 * 2 * 2 * 8192  # float16 keys and values of 4 KV heads in 80 layers
+    assert two.tokens_per_second_full == pytest.approx(1 / (full / 460.8e9 + 161 * EXCHANGE_SECONDS))
+    assert one.tokens_per_second == pytest.approx(460.8e9 / sum(rank.read_bytes for rank in made.ranks), rel=1e-3)
+    assert len(made.ranks) == 2  # the faster
+
+
+def test_windows_and_states_read_what_they_hold():
+    short, long = (planned("command-a", ranks=1, context=context).ranks[0] for context in (4096, 131072))
+    token = 2 * 8 * 128 * 2
+    assert short.cache_read_bytes == 64 * token * 4096
+    assert long.cache_read_bytes == token * (48 * 4096 + 16 * 131072)
+    state = planned("qwen3-next-80b-a3b", ranks=1).ranks[0].state_read_bytes
+    assert state == 36 * 4 * (3 * (2 * 16 + 32) * 128 + 32 * 128 * 128)
+
+
+# What was published: (tokens per second, bytes read per token at least, bytes per second of a socket at most, sockets, exchanges).
+# 2x Xeon 6980P: LMSYS blog of 2025-07-14, SGLang and llama.cpp on one machine, 1000 tokens in and out. One 6980P with R1 Q8_0:
+# ik_llama.cpp discussion 201. Xeon 6454S: tutorial of KTransformers. EPYC 9004: README of fastllm ("9004/9005": the slower counts).
+# EPYC 9175F: llama.cpp issue 11744. E5-2690 v3: ik_llama.cpp pull request 2396. EPYC 7742: anthony-chaudhary/fak issue 4623.
+# INT8 and FP8 count as 8 bits where there is no shape, MXFP4 as 4.25, Q4_K as 4.5. Left out because machine, format or rate is not
+# said: xFasterTransformer (arXiv 2407.00029), KTransformers issues 797 and 1730, llama.cpp 12289, 14969 and 27986, vLLM 32792.
+R1 = 37e9  # active parameters of DeepSeek-V3 and R1 (their report)
+ROUTED = 58 * 8 * 3 * 7168 * 2048  # of those: 8 routed experts in 58 layers, where a GPU computed the rest
+XEON_6980P, XEON_6454S, EPYC_9004 = 12 * 8800e6 * 8, 8 * 4800e6 * 8, 12 * 4800e6 * 8
+PUBLISHED = {
+    "SGLang, R1 INT8, 2x Xeon 6980P": (1 / 0.0680, R1, XEON_6980P, 2, 123),
+    "llama.cpp, R1 INT8, 2x Xeon 6980P": (1 / 0.172, R1, XEON_6980P, 2, 123),
+    "SGLang, Qwen3-235B INT8, 2x Xeon 6980P": (1 / 0.0518, "qwen3-235b-a22b:q8_0", XEON_6980P, 2, 189),
+    "llama.cpp, Qwen3-235B INT8, 2x Xeon 6980P": (1 / 0.2149, "qwen3-235b-a22b:q8_0", XEON_6980P, 2, 189),
+    "SGLang, R1-Distill-70B INT8, 2x Xeon 6980P": (1 / 0.0765, "llama-3.1-70b:q8_0", XEON_6980P, 2, 161),
+    "llama.cpp, R1-Distill-70B INT8, 2x Xeon 6980P": (1 / 0.195, "llama-3.1-70b:q8_0", XEON_6980P, 2, 161),
+    "SGLang, Llama-3.2-3B BF16, one Xeon 6980P": (1 / 0.0170, 3.21e9 * 2, XEON_6980P, 1, 0),
+    "llama.cpp, Llama-3.2-3B BF16, one Xeon 6980P": (1 / 0.0554, 3.21e9 * 2, XEON_6980P, 1, 0),
+    "ik_llama.cpp, R1 Q8_0, one Xeon 6980P": (6.60, R1 * 34 / 32, XEON_6980P, 1, 0),
+    "KTransformers + GPU, R1 Q4_K_M, one Xeon 6454S": (8.73, ROUTED * 4.5 / 8, XEON_6454S, 1, 0),
+    "KTransformers + GPU, R1 Q4_K_M, 2x Xeon 6454S": (12.2, ROUTED * 4.5 / 8, XEON_6454S, 2, 123),
+    "fastllm + GPU, R1 FP8, 2x EPYC 9004": (20, ROUTED, EPYC_9004, 2, 123),
+    "fastllm + GPU, R1 INT4, 2x EPYC 9004": (30, ROUTED / 2, EPYC_9004, 2, 123),
+    "llama.cpp, 70B F16, 2x EPYC 9175F": (4.31, "llama-3.1-70b:f16", 12 * 6000e6 * 8, 2, 161),
+    "ik_llama.cpp, gpt-oss-120b MXFP4, 2x Xeon E5-2690 v3": (23.22, 5.1e9 * 17 / 32, 4 * 2133e6 * 8, 2, 73),
+    "llama.cpp, 27B Q4_K, 2x EPYC 7742": (1.395, 27e9 * 4.5 / 8, 8 * 3200e6 * 8, 2, 129),
+}  # fmt: skip
+
+
+def predicted(read, bandwidth, sockets, exchanges):
+    if isinstance(read, str):
+        read = planned(read, ranks=1).ranks[0].read_bytes
+    return 1 / seconds_per_token(dict.fromkeys(range(sockets), read / sockets), dict.fromkeys(range(sockets), bandwidth), exchanges)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_never_less_than_what_was_published(name):
+    rate, *facts = PUBLISHED[name]
+    bound = predicted(*facts)
+    assert bound >= rate
+    row = f"| {name} | {rate:.1f} | {bound:.1f} | {100 * rate / bound:.0f} % |"
+    assert row in (TESTS.parent / "README.md").read_text(), row
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("model", shapes.SHAPES)
+def test_every_known_model_on_every_known_server(model, server):
+    made = planned(model, server)
+    assert all(p.tokens_per_second and p.tokens_per_second_full <= p.tokens_per_second for p in made.predictions)
+    assert made.fits == all(room.needed_bytes <= room.free_bytes for room in made.rooms)
+    described = json.loads(json.dumps(plan.to_json(made)))
+    assert described["ranks"][0]["heads"][0] == 0
+    assert len(plan.describe(made)) > len(made.ranks)
+
+
+@pytest.mark.parametrize("name", SERVERS)
+def test_nodes_share_the_channels_of_their_socket(name):
+    server, machine = SERVERS[name], snapshot.load(name)
+    assert len(machine.machine.nodes) == len(machine.bandwidth) == 2 * server.nodes
+    assert sum(machine.bandwidth.values()) == pytest.approx(2 * server.channels * server.mega_transfers * 1e6 * 8)
+
+
+def test_what_is_stored_twice():
+    made = planned("qwen3-235b-a22b", "2x-xeon-6980p-snc3")
+    assert made.kv_heads_twice == (0, 1, 2, 3)  # 64 heads on 4 KV heads, cut in six
+    norms = 94 * 4096 * 4 * 5
+    assert made.stored_twice["attn_norm"] == made.stored_twice["ffn_norm"] == norms
+    assert made.stored_twice["ffn_gate_inp"] == 94 * 128 * 4096 * 4 * 5
+    key_heads = 94 * 128 * 2  # rows of two further KV heads, 1 and 3 half and half with others
+    assert made.stored_twice["attn_k"] >= key_heads * 4096 * 4.5 / 8
+    assert made.imbalance == pytest.approx(0.1, abs=0.05)
+    assert planned("qwen3-235b-a22b", ranks=1).stored_twice == {}
+
+
+def test_the_fastest_count_that_fits():
+    machine = snapshot.load("2x-epyc-7532")
+    header = plan.read_header("llama-3.1-8b")
+
+    def ranks(**changes):
+        return len(plan.make_plan(header, replace(machine, **changes), Job("")).ranks)
+
+    assert ranks() == 2
+    assert ranks(bandwidth={0: 204.8e9, 1: 60e9}) == 1  # the second node would only be waited for
+    whole = planned("llama-3.1-8b", ranks=1).rooms[0].needed_bytes
+    assert ranks(bandwidth={0: 204.8e9, 1: 60e9}, free={0: whole - 1, 1: whole}) == 2
+    assert ranks(bandwidth={0: 204.8e9, 1: 60e9}, free={0: whole, 1: whole}) == 1
+    assert ranks(bandwidth={}) == 2  # nothing is known: all nodes
+    made = plan.make_plan(header, replace(machine, free={0: MARGIN, 1: MARGIN}), Job(""))
+    assert (made.fits, len(made.ranks)) == (False, 2)
+
+
+def test_start_asks_for_the_fastest(tmp_path, monkeypatch):
+    """A tiny model is faster on one node of a machine whose bandwidth is known."""
+    monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
+    tiny.write(tmp_path / "tiny.gguf", "Q8_0", sizes=tiny.SUPER_SIZES)
+    taken = snapshot.take(xeon(tmp_path / "root"), {}, pid=1)
+    monkeypatch.setattr(plan.snapshot, "take", lambda measured: replace(taken, allowed=frozenset(range(128)), bandwidth=measured))
+    job = Job(str(tmp_path / "tiny.gguf"))
+    assert plan.choose_ranks(job) == 2
+    keep_bandwidth({0: 100.0, 1: 100.0})
+    assert plan.choose_ranks(job) == 1
+    assert plan.choose_ranks(replace(job, cpus="0-3|4-7|8")) == 3
+    with pytest.raises(UserError, match="no such file"):
+        plan.choose_ranks(Job("absent.gguf"))
+
+
+def test_a_measured_roofline_comes_first(tmp_path):
+    root = xeon(tmp_path)
+    (tmp_path / "proc/cpuinfo").write_text("model name\t: AMD EPYC 7532 32-Core Processor\n")
+    assert snapshot.take(root, {}).bandwidth == {0: 204.8e9, 1: 204.8e9}
+    assert snapshot.take(root, {}, measured={0: 1e9, 1: 2e9}).bandwidth == {0: 1e9, 1: 2e9}
+    assert snapshot.take(root, {}, measured={0: 1e9}).bandwidth == {0: 204.8e9, 1: 204.8e9}  # of another state of this machine
+    (tmp_path / "proc/cpuinfo").write_text("model name\t: something else\n")
+    assert snapshot.take(root, {}).bandwidth_source == "unknown: run numatp bandwidth"
+
+
+def test_command(tmp_path):
+    shown = numatp("plan", "-m", "llama-3.1-70b:q4_k_m", "--machine", "2x-epyc-9654", "-c", CACHE_BLOCK, "-o", "json")
+    assert shown.returncode == 0, shown.stderr
+    described = json.loads(shown.stdout)
+    assert described["machine"] == "2x-epyc-9654" and described["fits"] and len(described["ranks"]) == 2
+    assert [p["ranks"] for p in described["predictions"]] == [1, 2]
+    text = numatp("plan", "-m", "llama-3.1-70b:q4_k_m", "--machine", "2x-epyc-9654", "--ranks", 3)
+    assert text.returncode == 0
+    assert re.search(r"^ *3 ranks on nodes 0-1: [\d.]+ and [\d.]+ tok/s, as planned above$", text.stdout, re.M), text.stdout
+    kept = tmp_path / "machine.json"
+    here = numatp("plan", "--save-machine", kept)
+    assert here.returncode == 0
+    there = numatp("plan", "--machine", kept)
+    assert there.stdout.splitlines()[1:] == here.stdout.splitlines()[1:]
+    started = mpirun(2, BIN / "numatp", "plan", "-m", "llama-3.1-8b", "-o", "json")
+    assert len(json.loads(started.stdout)["ranks"]) == 2  # said once
+    too_large = numatp("plan", "-m", "qwen3-235b-a22b:f16", "--machine", "2x-xeon-e5-2680v4")
+    assert too_large.returncode == 1 and "DOES NOT FIT" in too_large.stdout and too_large.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("-m", "nothing"), "no such file, and no model of that name; known names: smollm2; shapes that need no file: qwen2.5-72b"),
+        (("-m", "qwen2.5-72b:q9"), "no type 'q9' is known; known types: f16, bf16"),
+        (("-m", "BROKEN"), "not a GGUF file"),
+        (("-m", "command-a", "-c", "999999"), "trained for 1 to 131072"),
+        (("-m", "command-a", "--ranks", "65"), "65 ranks: ask for 1 to 64"),
+        (("-m", "command-a", "--ranks", "0"), "'0' is not a whole number above 0"),
+        (("--machine", "toaster"), "no such file, and no known server; known: 2x-epyc-9654"),
+        (("--machine", "BROKEN"), "not JSON"),
+        (("--machine", "/"), "cannot read it: Is a directory"),
+        (("--save-machine", "/nowhere/machine.json"), "cannot write /nowhere/machine.json: No such file or directory"),
+    ],
+)
+def test_bad_input_in_one_line(tmp_path, arguments, line):
+    (tmp_path / "broken").write_text("hello")
+    result = numatp("plan", *(tmp_path / "broken" if a == "BROKEN" else a for a in arguments))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert line in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda saved: saved.pop("cores"), lambda saved: saved.update(numatp_machine=2), lambda saved: saved.update(cores=[]),
+        lambda saved: saved.update(cores=[["0", 0, 7, 0]]), lambda saved: saved["nodes"].append(dict(saved["nodes"][0])),
+        lambda saved: saved["nodes"][0].update(memory=-1), lambda saved: saved["nodes"][0].update(bandwidth=float("nan")),
+        lambda saved: saved["nodes"][0].update(distances=[1, 2, 3]), lambda saved: saved["nodes"][0].update(cpus="0-x"),
+        lambda saved: saved.update(nodes=5), lambda saved: saved.update(limit="much"), lambda saved: saved.update(allowed=None),
+    ],
+)  # fmt: skip
+def test_a_damaged_machine_file_is_refused(tmp_path, change):
+    saved = snapshot.to_json(snapshot.load("2x-epyc-7532"))
+    change(saved)
+    (tmp_path / "machine.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="not a machine that numatp saved") as refused:
+        snapshot.load(str(tmp_path / "machine.json"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_saved_machine_comes_back(tmp_path):
+    for name in SERVERS:
+        machine = snapshot.load(name)
+        snapshot.save(machine, tmp_path / "machine.json")
+        assert replace(snapshot.load(str(tmp_path / "machine.json")), name=name) == machine
