@@ -252,6 +252,7 @@ class Engine:
                 if digests[i] != self.digests[0][i]:
                     name = self.programs[program].name
                     raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
+
     def audit(self) -> list[dict[str, Any]]:
         """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
         return self._audit.collect(lambda: self.team.step(AUDIT))
