@@ -14,7 +14,7 @@ is the table from one to the other. What nearly all folders share has a name (CO
     tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
               plus_one(name)                      a norm that GGUF holds with 1 added
               Stored(name, values=function)       other changes of numbers, of vectors and tables: -exp(A_log)
-              Stored(name, order=function)        rows in another order, or some of the rows: in_proj_qkvz of qwen3next.py
+              Stored(name, order=function)        rows in another order, or some of them (numbered_rows): in_proj_qkvz
     only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
     ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
 
