@@ -35,13 +35,18 @@ def dequantised(file):
     return tensors
 
 
-def float64_losses(file, text, window, windows):
-    """Of the second half of each window, as the command scores them."""
-    sizes = {
+def sizes_of(file):
+    """What tests/naive.py wants to know."""
+    return {
         "heads": file.count("llama.attention.head_count"), "kv_heads": file.count("llama.attention.head_count_kv"),
         "layers": file.count("llama.block_count"), "epsilon": file.positive("llama.attention.layer_norm_rms_epsilon"),
         "rope_base": file.positive("llama.rope.freq_base", default=10000.0),
     }  # fmt: skip
+
+
+def float64_losses(file, text, window, windows):
+    """Of the second half of each window, as the command scores them."""
+    sizes = sizes_of(file)
     tokens, tensors, losses = Tokenizer.from_gguf(file).encode(text), dequantised(file), []
     tensors = {name: value.astype(np.float64) for name, value in tensors.items()}
     with Progress("float64") as progress:

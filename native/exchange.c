@@ -111,6 +111,11 @@ struct numatp_ranks *numatp_ranks_open(void *control, int rank, int size, const 
     return ranks;
 }
 
+void numatp_ranks_crowded(struct numatp_ranks *ranks, int crowded)
+{
+    ranks->crowded = crowded != 0;
+}
+
 void numatp_ranks_close(struct numatp_ranks *ranks)
 {
     if (!ranks)

@@ -63,6 +63,7 @@ int64_t numatp_control_bytes(int size);
  * it is known and 0 where it is not (it is then learned at the first meeting). `crowded` is not 0 when the job has more
  * threads than cores: then nothing spins, every wait yields at once. NULL with errno on failure. */
 struct numatp_ranks *numatp_ranks_open(void *control, int rank, int size, const int32_t *pids, int crowded);
+void numatp_ranks_crowded(struct numatp_ranks *, int crowded); /* changes that, before there is a team */
 void numatp_ranks_close(struct numatp_ranks *);
 
 /* Set-up meeting of all ranks: returns NUMATP_OK once every rank has called it as often as this one, NUMATP_PENDING after
@@ -123,6 +124,10 @@ void numatp_sync(void *args, int64_t thread, int64_t threads);
 /* Anonymous memory of `bytes` at a multiple of 2 MiB, huge pages advised, not touched. NULL with errno on failure. */
 void *numatp_pages_reserve(int64_t bytes);
 void numatp_pages_release(void *, int64_t bytes);
+
+/* Binds memory of numatp_pages_reserve to a node: file pages there give way to it, and the kernel never moves it.
+ * NUMATP_SYSTEM where the kernel refuses: then first touch decides. */
+int numatp_pages_bind(void *, int64_t bytes, int node);
 
 /* Asks the kernel (move_pages) where the pages of [start, start + bytes) are: nodes[n] += pages on node n for n < num_nodes,
  * *absent += pages not touched yet. NUMATP_SYSTEM where the call is refused. */

@@ -2,12 +2,15 @@
 #include "internal.h"
 
 #include <errno.h>
+#include <linux/mempolicy.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #define HUGE_BYTES (INT64_C(2) << 20)
 #define PAGES_PER_CALL 1024
+#define MOST_NODES 1024 /* more than any kernel is built for */
+#define LONG_BITS (8 * (int)sizeof(unsigned long))
 
 int64_t numatp_page_bytes(void)
 {
@@ -38,6 +41,18 @@ void numatp_pages_release(void *start, int64_t bytes)
 {
     if (start)
         munmap(start, (size_t)numatp_round_up(bytes, HUGE_BYTES));
+}
+
+int numatp_pages_bind(void *start, int64_t bytes, int node)
+{
+    unsigned long nodes[MOST_NODES / LONG_BITS] = {0};
+    if (node < 0 || node >= MOST_NODES) {
+        errno = EINVAL;
+        return NUMATP_SYSTEM;
+    }
+    nodes[node / LONG_BITS] = 1UL << node % LONG_BITS;
+    unsigned long length = (unsigned long)numatp_round_up(bytes, HUGE_BYTES);
+    return syscall(SYS_mbind, start, length, MPOL_BIND, nodes, MOST_NODES + 1UL, 0) < 0 ? NUMATP_SYSTEM : NUMATP_OK;
 }
 
 int numatp_pages_nodes(const void *start, int64_t bytes, int64_t *nodes, int num_nodes, int64_t *absent)

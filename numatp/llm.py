@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numatp.engine.requests import Finish
 
 log = logging.getLogger("numatp")
+log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
 Message = dict[str, Any]
 Prompt = str | list[int] | Sequence[Message]  # text, token ids or a chat
 T = TypeVar("T")
@@ -96,6 +97,8 @@ class Plan:
 
 @dataclass(frozen=True)
 class Stats:
+    """What loading took, and what decoding takes."""
+
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
     pages: str  # one line: where the kernel says the weights are

@@ -24,7 +24,10 @@ LAYER = {
     "ffn_up.weight": "mlp.up_proj.weight", "ffn_down.weight": "mlp.down_proj.weight", "ffn_gate_inp.weight": "mlp.gate.weight",
     "ssm_ba.weight": "linear_attn.in_proj_ba.weight", "ssm_conv1d.weight": "linear_attn.conv1d.weight",
     "ssm_a": "linear_attn.A_log", "ssm_dt.bias": "linear_attn.dt_bias", "ssm_norm.weight": "linear_attn.norm.weight",
-    "ssm_out.weight": "linear_attn.out_proj.weight",
+    "ssm_out.weight": "linear_attn.out_proj.weight", "attn_q.bias": "self_attn.q_proj.bias",
+    "attn_k.bias": "self_attn.k_proj.bias", "attn_v.bias": "self_attn.v_proj.bias", "attn_output.bias": "self_attn.o_proj.bias",
+    "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight", "ffn_gate_shexp.weight": "mlp.shared_expert.gate_proj.weight",
+    "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight", "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
 }  # fmt: skip
 
 
@@ -100,8 +103,8 @@ def cohere2(tensors):
     return {key: value for key, value in config.items() if key not in ("rms_norm_eps", "tie_word_embeddings")}, renamed(tensors)
 
 
-def qwen3next(tensors):
-    s, found = tiny_qwen3next.SIZES, renamed(tensors)
+def qwen3next(tensors, s=tiny_qwen3next.SIZES):
+    found = renamed(tensors)
     keys, size = s["key_heads"], s["linear_head_size"]
     for name in list(found):
         if name.endswith("norm.weight") and "linear_attn" not in name:

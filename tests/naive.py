@@ -3,8 +3,9 @@
 import numpy as np
 
 
-def logits(sizes, tensors, tokens):
-    """float64 (tokens, vocab). sizes: dict with heads, kv_heads, layers, epsilon, rope_base; tensors: name -> float array.
+def logits(sizes, tensors, tokens, rounded=lambda rows: rows):
+    """float64 (tokens, vocab). sizes: dict with heads, kv_heads, layers, epsilon, rope_base; tensors: name -> float array; rounded:
+    what becomes of the rows that a matrix multiplies.
 
     Keys and values pass through float16, because a float16 cache is part of what numatp promises to compute.
     """
@@ -14,7 +15,7 @@ def logits(sizes, tensors, tokens):
     count = len(tokens)
     hidden = np.triu(np.full((count, count), -np.inf), 1)
     for i in range(sizes["layers"]):
-        h = norm(x, w[f"blk.{i}.attn_norm"], sizes["epsilon"])
+        h = rounded(norm(x, w[f"blk.{i}.attn_norm"], sizes["epsilon"]))
         q = rotate((h @ w[f"blk.{i}.attn_q"].T).reshape(count, heads, -1), sizes["rope_base"])
         k = half(rotate((h @ w[f"blk.{i}.attn_k"].T).reshape(count, kv_heads, -1), sizes["rope_base"]))
         v = half((h @ w[f"blk.{i}.attn_v"].T).reshape(count, kv_heads, -1))
@@ -24,11 +25,11 @@ def logits(sizes, tensors, tokens):
             scores = q[:, head] @ k[:, kv].T / np.sqrt(q.shape[-1]) + hidden
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             outputs.append(weights / weights.sum(-1, keepdims=True) @ v[:, kv])
-        x = x + np.concatenate(outputs, -1) @ w[f"blk.{i}.attn_output"].T
-        h = norm(x, w[f"blk.{i}.ffn_norm"], sizes["epsilon"])
+        x = x + rounded(np.concatenate(outputs, -1)) @ w[f"blk.{i}.attn_output"].T
+        h = rounded(norm(x, w[f"blk.{i}.ffn_norm"], sizes["epsilon"]))
         gate = h @ w[f"blk.{i}.ffn_gate"].T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ w[f"blk.{i}.ffn_up"].T)) @ w[f"blk.{i}.ffn_down"].T
-    return norm(x, w["output_norm"], sizes["epsilon"]) @ w.get("output", w["token_embd"]).T
+        x = x + rounded(gate / (1 + np.exp(-gate)) * (h @ w[f"blk.{i}.ffn_up"].T)) @ w[f"blk.{i}.ffn_down"].T
+    return rounded(norm(x, w["output_norm"], sizes["epsilon"])) @ w.get("output", w["token_embd"]).T
 
 
 def norm(x, weight, epsilon):

@@ -51,13 +51,17 @@ def e4m3(code):
     return sign * (mantissa / 8 * 2.0**-6 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7))
 
 
-def fp8(rng, rows, columns, block=(128, 128)):
+def fp8(rng, rows, columns, block=(128, 128), scale_name="weight_scale_inv"):
+    """block None: one scale in all, a number without dimensions."""
     codes = rng.integers(0, 256, (rows, columns)).astype(np.uint8)
     codes[codes & 127 > 80] ^= 32  # not too many of the largest
     codes[codes & 127 == 127] = 0
+    whole = block is None
+    block = block or (rows, columns)
     scale = scales_of(rng, -(-rows // block[0]), -(-columns // block[1]), np.float32)
     values = np.array([e4m3(code) for code in range(256)])[codes]
-    return {"weight": codes, "weight_scale_inv": scale}, values * scale.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :columns]
+    tensors = {"weight": codes, scale_name: scale.reshape(()) if whole else scale}
+    return tensors, values * scale.repeat(block[0], 0)[:rows].repeat(block[1], 1)[:, :columns]
 
 
 def packed(rng, rows, columns, group=32, bits=4, sym=True):
@@ -116,6 +120,10 @@ LAYOUTS = {
     "gptq with zeros in activation order": (
         gptq_settings(sym=False, desc_act=True), lambda *a: gptq(*a, sym=False, ordered=True), "F32"),
     "fp8": ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128], "activation_scheme": "dynamic"}, fp8, "F32"),
+    "fp8 in one": ({"quant_method": "fp8"}, lambda *a: fp8(*a, block=None, scale_name="weight_scale"), "F32"),
+    "fp8 by row": (
+        compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
+        lambda rng, rows, columns: fp8(rng, rows, columns, (1, columns), "weight_scale"), "F32"),
     "mxfp4": ({"quant_method": "mxfp4"}, mxfp4, "MXFP4"),
     "w4a16": (compressed("pack-quantized"), packed, "Q4_0"),
     "w4a16 with zeros": (compressed("pack-quantized", symmetric=False), lambda *a: packed(*a, sym=False), "Q4_1"),

@@ -1,7 +1,10 @@
 """What a rank costs: python run_costs.py MODEL CASE. One JSON line per rank."""
 
+import ctypes
 import json
+import mmap
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -34,6 +37,37 @@ def memory(model):
     run(engine, 8)
     said["peak"] = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
     return said
+
+
+def arenas(model):
+    """How the kernel holds the weights and the cache, and which share of the file's pages is left in memory."""
+    engine, started, _ = engine_of(model)
+    said = {"notes": started.notes, "pages": engine.pages_line}
+    for name, (address, _) in zip(("weights", "caches"), engine._arenas, strict=True):
+        assert address % (2 << 20) == 0
+        mapping = re.search(rf"^{address:x}-.*?^VmFlags:([^\n]*)", Path("/proc/self/smaps").read_text(), re.MULTILINE | re.DOTALL)
+        said[name] = {
+            "huge": "hg" in mapping[1].split(),
+            "policy": re.search(rf"^{address:x} (\S+)", Path("/proc/self/numa_maps").read_text(), re.MULTILINE)[1],
+        }
+    return said | {"cached": cached(model)}
+
+
+def arenas_where_memory_is_short(model):
+    from numatp.machine import topology
+
+    topology.unused_bytes = lambda node: 0
+    return arenas(model)
+
+
+def cached(path):
+    """Share of a file's pages that are in the page cache."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapped:
+        start, pages = ctypes.c_char.from_buffer(mapped), -(-len(mapped) // mmap.PAGESIZE)
+        found = (ctypes.c_ubyte * pages)()
+        assert ctypes.CDLL(None).mincore(ctypes.c_void_p(ctypes.addressof(start)), ctypes.c_size_t(len(mapped)), found) == 0
+        del start
+    return sum(byte & 1 for byte in found) / pages
 
 
 def calls(model):

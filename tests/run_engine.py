@@ -22,10 +22,13 @@ def main():
     import numpy as np
 
     from numatp.engine.engine import Engine, serve
+    from numatp.kernels.compile import Kernel
     from numatp.program.step import Span
 
     if started.comm.rank:
-        return serve(job, started)
+        status = serve(job, started)
+        print("compiled", *Kernel.compiled, flush=True)
+        return status
     engine = Engine(job, started)
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
     tables = engine.blocks.reserve(len(ids), engine.max_rows)

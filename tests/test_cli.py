@@ -2,14 +2,16 @@
 
 import os
 import re
+import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import tiny
-from conftest import BIN, mpirun, numatp
+from conftest import BIN, mpirun, numatp, run
 
 PROMPT = ("-p", "The capital of France is", "-n", "8", "--temp", "0")
 NOT_MPIRUN = re.compile(r"^(numatp: .*)$", re.M)  # mpirun adds lines of its own when a rank fails
@@ -100,6 +102,79 @@ def test_too_little_memory_is_seen_before_loading(tmp_path, ranks):
     line = result.stderr.splitlines()[-1]
     assert re.search(r"numatp: node 0 has [\d.]+ GB free and its ranks \[.*\] would need [\d.]+ GB there", line), result.stderr
     assert "Traceback" not in result.stderr
+
+
+def shell(line, model_path):
+    return run("sh", "-c", line, env={"NUMATP": f"{BIN / 'numatp'} generate -m {model_path} --ranks 2 --temp 0"})
+
+
+PARIS = "$NUMATP -p 'The capital of France is'"
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "out", "error"),
+    [
+        ("$NUMATP -f - <&-", 2, "", "the prompt is empty"),
+        ("$NUMATP -f - </dev/null", 2, "", "the prompt is empty"),
+        ("printf 'a\\377' | $NUMATP -f -", 2, "", "cannot read -: not UTF-8 text"),
+        (f"{PARIS} -n 2 <&-", 0, " Paris.\n", "tok/s"),
+        (f"{PARIS} -n 2 2>&-", 0, " Paris.\n", ""),
+        (f"{PARIS} -n 2 >&-", 0, "", "tok/s"),
+        (f"{PARIS} -n 99 >/dev/full", 1, "", "No space left on device: make room for the output"),
+        (f"{PARIS} -n 999 --ignore-eos | head -c 6", 0, " Paris", "numatp: "),
+        (f"{PARIS} -n -1 -c 20 --ignore-eos | sed -n 1p", 0, " Paris.\n", "the context of 20 tokens is full"),
+        (
+            "PYTHONIOENCODING=ascii $NUMATP -p 'Translate to French: the summer was hot. é' -n 20 | tr -dc '?' | cut -c1",
+            0,
+            "?\n",
+            "tok/s",
+        ),
+    ],
+)
+def test_streams_that_are_closed_full_or_strange(model_path, line, status, out, error):
+    result = shell(line, model_path)
+    assert (result.returncode, result.stdout) == (status, out), result.stderr
+    assert error in result.stderr and "Traceback" not in result.stderr
+
+
+class Terminal:
+    """A command at a terminal of its own."""
+
+    def __init__(self, *command):
+        spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+        words = [sys.executable, "-c", spawn, *map(str, command)]
+        self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, bufsize=0)
+
+    def wait_for(self, text, seconds=60):
+        """What comes until `text` has come."""
+        seen, end = "", time.monotonic() + seconds
+        while text not in seen:
+            ready, _, _ = select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))
+            piece = self.process.stdout.read(1000).decode(errors="replace") if ready else ""
+            assert piece, f"{text!r} did not come after {seen!r}"
+            seen += piece
+        return seen
+
+    def type(self, text):
+        self.process.stdin.write(text.encode())
+
+
+def test_chat_at_a_terminal(model_path):
+    terminal = Terminal(BIN / "numatp", "chat", "-m", model_path, "--ranks", 2, "--temp", 0, "-n", 2000, "--ignore-eos")
+    try:
+        assert "Ctrl-C ends an answer" in terminal.wait_for("\n> ")
+        terminal.type("Tell me a story.\n")
+        terminal.wait_for(" ")  # of the answer
+        terminal.type("\x03")
+        assert "tok/s" not in terminal.wait_for("\n> ")
+        terminal.type("\x03")  # at the prompt: nothing to end
+        terminal.wait_for("\n> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    finally:
+        if terminal.process.poll() is None:
+            os.killpg(terminal.process.pid, signal.SIGKILL)
+        terminal.process.communicate()
 
 
 def test_version():

@@ -1,6 +1,7 @@
 """What numatp promises to spend: bytes read and held per rank, Python per token, MPI only before the first Step."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -12,8 +13,8 @@ MB = 1 << 20
 SIZES = tiny.SIZES | {"width": 1024, "heads": 16, "kv_heads": 4, "head_size": 64, "ffn": 4096, "vocab": 8192, "layers": 4}
 
 
-def costs(path, case, ranks):
-    command = [sys.executable, TESTS / "run_costs.py", path, case]
+def costs(path, case, ranks, prefix=()):
+    command = [*prefix, sys.executable, TESTS / "run_costs.py", path, case]
     for _ in range(2):  # the second time with compiled kernels
         result = mpirun(ranks, *command) if ranks > 1 else run(*command)
         assert result.returncode == 0, result.stderr
@@ -41,6 +42,35 @@ def test_smollm2_in_parts_is_hardly_larger(model_path, ranks):
     found = costs(model_path, "memory", ranks)
     assert sum(rank["weights"] for rank in found) <= 1.02 * model_path.stat().st_size
     assert all(rank["peak"] <= rank["weights"] + rank["cache"] + 250 * MB for rank in found)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "model.gguf"
+    tiny.write(path, "F16", sizes=SIZES)
+    with open(path) as file:
+        os.fsync(file.fileno())  # or its pages could not leave memory
+    return path
+
+
+def test_weights_and_caches_lie_on_huge_pages_of_the_node(large):
+    (found,) = costs(large, "arenas", 1)
+    for arena in ("weights", "caches"):
+        assert found[arena] == {"huge": True, "policy": "bind:0"}
+    assert found["notes"] == [] and "100.0 %" in found["pages"]
+
+
+def test_a_policy_from_outside_is_kept(large):
+    (found,) = costs(large, "arenas", 1, [sys.executable, TESTS / "policy.py", "interleave", 0])
+    for arena in ("weights", "caches"):
+        assert found[arena]["policy"] == "interleave:0"
+    assert found["notes"] == ["the memory policy interleave:0 was set from outside (numactl?) and is kept"]
+
+
+def test_the_file_leaves_memory_where_that_is_short(large):
+    assert costs(large, "arenas", 1)[0]["cached"] > 0.99
+    # What the kernel reads ahead comes after we have dropped it.
+    assert costs(large, "arenas_where_memory_is_short", 1)[0]["cached"] < 0.25
 
 
 def test_python_per_token_does_not_depend_on_layers(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import BIN, run
 
+from numatp.machine import isa
 from numatp.machine.topology import format_cpulist, parse_cpulist, read_machine
 
 ROOT = Path(__file__).parent.parent
@@ -95,11 +96,35 @@ def test_mpirun_with_few_cpus_is_not_left(model_path):
 def test_bind_none_keeps_the_launchers_cpus(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", "--bind-to", "none", *generate(model_path, "--bind", "none"))
     assert says_paris(result, 2) == [set(cores())] * 2
+    assert "threads share cpus, so they do not spin" in result.stderr
+    local = start(*generate(model_path, "--bind", "none", "--ranks", 2))
+    assert says_paris(local, 2) == [set(cores())] * 2
+    assert "threads share cpus, so they do not spin" in local.stderr
+
+
+@two_cores
+def test_bind_none_with_cpus_apart(model_path):
+    result = start(BIN / "mpirun", "-np", 2, "--bind-to", "core", *generate(model_path, "--bind", "none"))
+    first, second = says_paris(result, 2)
+    assert not first & second
+    assert "share cpus" not in result.stderr
 
 
 def test_other_number_of_ranks_than_the_launchers(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path, "--ranks", 3))
     assert "--ranks 3: the launcher started 2" in one_line(result, 2)
+
+
+def test_ranks_with_other_kernels_are_refused(model_path):
+    """Two instruction sets need not round alike, and what ranks compute for themselves must be alike."""
+    possible = [level.name for level in isa.LEVELS if level.flags <= isa._cpu_flags("/")]
+    if len(possible) < 2:
+        pytest.skip("this machine has one level only")
+    ranks = [["-np", 1, "env", f"NUMATP_ISA={level}", *generate(model_path)] for level in possible[-2:]]
+    result = start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1])
+    assert (result.returncode, result.stdout) == (1, ""), result.stderr
+    assert result.stderr.count("numatp: rank 1 has other kernels than rank 0: start all ranks with the same numatp, Python") == 1
+    assert "Traceback" not in result.stderr
 
 
 def test_no_mpi4py(model_path, tmp_path):

@@ -1,12 +1,17 @@
 """The library as scripts use it: texts, lists, streams, chats and scores, from one thread, several threads and under mpirun."""
 
 import json
+import re
+import signal
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from conftest import BIN, TESTS, mpirun, numatp, run
 
+import numatp as package
 from numatp import LLM, MachineError, NumatpError, RankError, SamplingParams, UserError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -26,6 +31,18 @@ def test_generate_is_what_the_command_prints(llm, model_path):
     assert output.finish_reason == "length" and len(output.token_ids) == 12 and output.prompt_tokens == 5
     assert output.decoded_tokens == 11 and output.decode_seconds > 0 and output.prompt_seconds > 0
     assert llm.generate(llm.tokenizer.encode(PROMPT), GREEDY).text == output.text
+
+
+def test_the_tokens_of_float64(llm):
+    """After each beginning of what the same weights say in float64, wherever rounding to 8 bits leaves no doubt."""
+    recorded = json.loads((TESTS / "data/smollm2_text.json").read_text())  # data/make_smollm2_text.py
+    ids, tokens = llm.tokenizer.encode(recorded["prompt"]), recorded["tokens"]
+    beginnings = [ids + tokens[:i] for i in range(len(tokens))]
+    found = [output.token_ids for output in llm.generate(beginnings, SamplingParams(temperature=0, max_tokens=1, ignore_eos=True))]
+    # Logits are about 10 in size; 8 bits cost 1 % of that in each of many products, and two logits are compared.
+    certain = [i for i, gap in enumerate(recorded["gaps"]) if gap > 0.5]
+    assert len(certain) > 10
+    assert [found[i] for i in certain] == [[tokens[i]] for i in certain]
 
 
 def test_a_list_is_generated_together(llm):
@@ -187,6 +204,95 @@ def test_in_a_process_with_its_own_event_loop(model_path):
         "print(asyncio.run(cell()))"
     )
     assert run(sys.executable, "-c", code, model_path, timeout=60).stdout
+
+
+def of_script(model_path, code):
+    imports = "import os, sys, threading\nfrom numatp import LLM, RankError, SamplingParams\n"
+    result = run(sys.executable, "-c", imports + code, model_path)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_a_forked_child_is_refused(model_path):
+    said = of_script(
+        model_path,
+        """
+llm, params = LLM(sys.argv[1], ranks=2, ctx=256), SamplingParams(max_tokens=4, ignore_eos=True)
+if not (child := os.fork()):
+    try:
+        llm.generate("Hello", params)
+    except RankError as error:
+        print(error, flush=True)
+    llm.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+print(len(llm.generate("Hello", params).token_ids))
+""",
+    )
+    assert said == ["numatp was used in a forked child of the process that loaded the model: load it in the child", "4"]
+
+
+def test_ctrl_c_in_a_long_prompt(model_path):
+    said = of_script(
+        model_path,
+        """
+with LLM(sys.argv[1], ranks=2, ctx=8192) as llm:
+    threading.Timer(0.3, os.kill, (os.getpid(), 2)).start()
+    try:
+        llm.generate([5] * 8000)
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2)).text)
+""",
+    )
+    assert said == ["interrupted", " Paris."]
+
+
+def workers():
+    """/proc/self/task/*/status of the threads that C started."""
+    found = [task.read_text() for task in Path("/proc/self/task").glob("*/status")]
+    return [status for status in found if re.match(r"Name:\s+numatp-0-\d+$", status, re.MULTILINE)]
+
+
+def test_workers_take_no_signals_and_sleep_when_there_is_no_work(model_path):
+    before = len(workers())
+    with LLM(model_path, ranks=1, threads=3, ctx=256) as llm:
+        llm.generate(PROMPT, GREEDY)
+        mine = workers()
+        assert len(mine) == before + 2
+        for status in mine:
+            blocked = int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
+            assert all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM))
+        end = time.monotonic() + 20
+        while seen := [status for status in workers() if "State:\tS" not in status]:
+            assert time.monotonic() < end, seen
+            time.sleep(0.01)
+        switches = [re.findall(r"ctxt_switches:\s*(\d+)", status) for status in workers()]
+        time.sleep(0.3)
+        assert [re.findall(r"ctxt_switches:\s*(\d+)", status) for status in workers()] == switches  # and did not wake in between
+    assert len(workers()) == before
+
+
+def test_numba_that_was_loaded_before_keeps_its_target(model_path):
+    result = script(model_path, "everything", 2, NUMATP_ISA="avx2", SHOW_LOG="1")
+    assert result.returncode == 0, result.stderr
+    assert "WARNING:numatp:NUMATP_ISA has no effect: this process had loaded Numba before" in result.stderr
+
+
+def test_a_full_context_ends_the_text(model_path):
+    with LLM(model_path, ranks=1, ctx=40) as llm:
+        output = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
+        assert (output.finish_reason, output.prompt_tokens + len(output.token_ids)) == ("length", 40)
+        with pytest.raises(UserError, match="the prompt has 40 tokens, the context 40"):
+            llm.generate([5] * 40)
+        assert len(llm.generate([5] * 39, GREEDY).token_ids) == 1
+
+
+def test_the_library_is_documented():
+    things = [getattr(package, name) for name in package.__all__]
+    things += [method for name, method in vars(LLM).items() if callable(method) and not name.startswith("_")]
+    undocumented = [thing.__qualname__ for thing in things if not thing.__doc__ or thing.__doc__.startswith(f"{thing.__name__}(")]
+    assert not undocumented  # or only what dataclass writes
 
 
 def test_types_are_part_of_the_package(tmp_path):

@@ -98,6 +98,18 @@ def test_mpi_ranks_agree_with_naive(tmp_path):
     assert error(got, expected(tensors)) < TOLERANCE["F32"]
 
 
+def test_ranks_with_unequal_threads_agree_with_naive(tmp_path):
+    tensors = tiny.write(tmp_path / "tiny.gguf")
+    commands = [
+        [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "logits.npy", 0, threads,
+         ",".join(map(str, TOKENS)), ",".join(map(str, CHUNKS))]
+        for threads in (3, 1, 2)
+    ]  # fmt: skip
+    result = mpirun(1, *commands[0], ":", "-np", 1, *commands[1], ":", "-np", 1, *commands[2])
+    assert result.returncode == 0, result.stderr
+    assert error(np.load(tmp_path / "logits.npy"), expected(tensors)) < TOLERANCE["F32"]
+
+
 def test_steps_may_be_cut_anywhere(tmp_path):
     tensors = tiny.write(tmp_path / "tiny.gguf")
     for chunks in ((1,) * 70, (1, 2, 30, 37), (63, 7)):
@@ -107,9 +119,11 @@ def test_steps_may_be_cut_anywhere(tmp_path):
 
 def test_a_second_process_compiles_nothing(tmp_path):
     tiny.write(tmp_path / "tiny.gguf", "Q4_1")
-    command = [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "out.npy", 1, 1, "5,6", "1,1"]
-    first = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
+    command = [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "out.npy", 0, 1, "5,6", "1,1"]
+    first = mpirun(2, *command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
     second = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
-    assert "matmul_q4_1.matmul" in first.stdout
+    compiled = first.stdout.replace("compiled", "").split()
+    assert "matmul_q4_1.matmul" in compiled
+    assert len(compiled) == len(set(compiled))  # by one rank, while the other waited
     assert second.stdout.split() == ["compiled"]

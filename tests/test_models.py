@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import gguf
+import numpy as np
 import pytest
 import tiny_cohere2
 import tiny_qwen3
@@ -25,12 +26,14 @@ def spec_of(path):
 
 
 def written(tmp_path, tiny, monkeypatch, more=(), **sizes):
-    """A file with other metadata than the tiny model has, and no tensors but one."""
+    """A file with other metadata than the tiny model has, and as many tensors of no meaning as it has layers."""
     for name, value in sizes.items():
         monkeypatch.setitem(tiny.SIZES, name, value)
     writer = tiny.writer_of(tmp_path / "tiny.gguf")
     for method, value in more:
         getattr(writer, method)(value)
+    for i in range(tiny.SIZES["layers"]):
+        writer.add_tensor(f"tensor{i}", np.zeros(1, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -16,6 +16,9 @@ import tiny_qwen3next
 from conftest import TESTS, run
 from test_model import F16_ROUNDING, error
 
+from numatp.errors import NumatpError
+from numatp.machine import isa
+
 
 def eight_bits(rows):
     """Blocks of 32 values as 8-bit integers times a scale, which is how quantised formats take their rows."""
@@ -40,10 +43,10 @@ TOGETHER = [
 ALONE = [[[0, n]] for n in (1, 2, 40, *[1] * 20, 48, 48, *[1] * 60, 11)]
 
 
-def run_plan(path, tmp_path, ranks, steps, sequences, threads=0):
+def run_plan(path, tmp_path, ranks, steps, sequences, threads=0, **environ):
     plan = json.dumps({"sequences": sequences, "steps": steps})
     out = tmp_path / "rows.npz"
-    result = run(sys.executable, TESTS / "run_sequences.py", path, out, ranks, threads, plan)
+    result = run(sys.executable, TESTS / "run_sequences.py", path, out, ranks, threads, plan, env=environ)
     assert result.returncode == 0, result.stderr
     return dict(np.load(out)), json.loads(result.stdout)
 
@@ -75,6 +78,18 @@ def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads)
     tensors = MODELS[model][0].write(tmp_path / "tiny.gguf")
     got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, ranks, TOGETHER, SEQUENCES, threads)
     check(model, got, SEQUENCES, tensors)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("level", ["avx2", "avx512bw"])
+def test_other_instruction_sets_agree_with_naive(tmp_path, model, level):
+    try:
+        isa.choose({"NUMATP_ISA": level})
+    except NumatpError as error:
+        pytest.skip(str(error))
+    tensors = MODELS[model][0].write(tmp_path / "tiny.gguf", "Q4_1")
+    got, _ = run_plan(tmp_path / "tiny.gguf", tmp_path, 2, TOGETHER, SEQUENCES, NUMATP_ISA=level)
+    check(model, got, SEQUENCES, tensors, "Q4_1")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -53,11 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_message() -> str | None:
-    """The next line; None at the end of the input."""
+    """The next line; None at the end of the input. UserError if it is no UTF-8."""
     try:
         return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return None
+    except UnicodeDecodeError as error:
+        raise UserError("cannot read standard input: not UTF-8 text") from error
     except KeyboardInterrupt:
         print(flush=True)
         return ""

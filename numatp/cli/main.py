@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ COMMANDS = {
     "plan": "what a model would be on this machine or another, before anything is loaded",
     "pull": "download a model into the cache folder",
     "quantize": "write a model in a smaller format",
+    "inspect": "what is in a model, and what would compute it",
 }
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds
@@ -35,6 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> None:
     signals.end_at_once()  # before the slow imports
+    open_streams()
     # A pool of BLAS threads would outlive its use and disturb the pinned ones; numatp needs none.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")
@@ -70,6 +73,20 @@ def main() -> None:
         # A launcher ends all ranks as soon as one fails: rank 0, which says why, has to be the first.
         time.sleep(PATIENCE)
     sys.exit(status)
+
+
+def open_streams() -> None:
+    """A standard stream that is closed would give its number to the next file that is opened, and break what writes to it."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
+    assert isinstance(sys.stdout, io.TextIOWrapper) and isinstance(sys.stdin, io.TextIOWrapper)
+    sys.stdout.reconfigure(errors="replace")  # a terminal may know fewer letters than a model
+    sys.stdin.reconfigure(encoding="utf-8", errors="strict")
 
 
 def speaks() -> bool:

@@ -58,6 +58,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="matrices of floats on load (default: q8 for a folder, none for a GGUF file)",
     )  # fmt: skip
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+    parser.add_argument("--check-ranks", action="store_true", help="compare after every Step what all ranks must hold alike (slow)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
-        "allow_remote": arguments.allow_remote, "quantize": arguments.quantize,
+        "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,
     }  # fmt: skip
     return Job(**(described | changes))
 

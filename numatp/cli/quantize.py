@@ -16,7 +16,7 @@ from numatp.machine import isa
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="IN", help="name of a pulled model, or path of a GGUF file")
     parser.add_argument("out", metavar="OUT", type=Path, help="the GGUF file to write; it must not be there yet")
-    parser.add_argument("--type", required=True, metavar="TYPE", help="of every matrix, e.g. q8_0, q4_k; or a mix: q4_k_m, q5_k_m")
+    parser.add_argument("--type", required=True, metavar="TYPE", help="of the matrices, e.g. q8_0, q4_k; q4_k_m and q5_k_m mix")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="(default: one per cpu)")
 
 

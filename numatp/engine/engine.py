@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,30 @@ from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.measured import read_bandwidth
+from numatp.files.model_file import ModelFile
 from numatp.kernels.attention import MAX_HEAD_SIZE
-from numatp.kernels.compile import Kernel
+from numatp.kernels.compile import Kernel, kernel_cache
 from numatp.machine import limits, native, pages, policy, topology
-from numatp.program.ops import Ops, Site
+from numatp.models.spec import Spec
+from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import shares_of, split
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
 ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index
+
+
+def read_spec(file: ModelFile, model: ModuleType) -> Spec:
+    """UserError for what no kernel computes."""
+    spec: Spec = model.read_spec(file)
+    sizes = spec.sizes
+    if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
+        raise UserError(
+            f"{file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
+            f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
+        )
+    return spec
 
 
 class Engine:
@@ -46,6 +61,7 @@ class Engine:
         self._nodes = self.comm.gather(self.placement.node)
         self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
+        self._check_kernels()
         start.notes += notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
@@ -76,15 +92,11 @@ class Engine:
         self.comm.agree(failure)
 
     def _prepare(self) -> None:
+        self._kernels = kernel_cache().name
         self.file, self.model = models.open_model(self.job.model)
-        self.spec = self.model.read_spec(self.file)
+        self.spec = read_spec(self.file, self.model)
         quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
-        if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
-            raise UserError(
-                f"{self.file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-                f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
-            )
         self.context = context_of(self.job, self.spec.context)
         self.max_rows = rows_of(self.job)
         self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
@@ -92,11 +104,22 @@ class Engine:
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
         self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
 
+    def _check_kernels(self) -> None:
+        """What every rank computes for itself has the same bits on all only if they run the same kernels."""
+        kernels = self.comm.gather(self._kernels)
+        for rank, others in enumerate(kernels):
+            if others != kernels[0]:
+                raise MachineError(
+                    f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
+                    "and NUMBA_ settings"
+                )
+
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
         node, limit = self.placement.node, topology.memory_limit_bytes()
         needed = self.weight_bytes + self.cache.num_bytes + MARGIN
         asked = self.comm.gather([node, needed, topology.free_bytes(node)])
+        self._short = topology.unused_bytes(node) < sum(wanted for place, wanted, _ in asked if place == node)
         for place in sorted({place for place, _, _ in asked}):
             ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
             wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
@@ -127,8 +150,10 @@ class Engine:
         return self._team
 
     def _reserve(self, num_bytes: int) -> int:
-        address = pages.reserve(num_bytes)
+        address, place = pages.reserve(num_bytes), self.placement
         self.keep(address, num_bytes)
+        if not (place.spans or self.job.allow_remote or policy.from_outside(place.node)):
+            pages.bind(address, num_bytes, place.node)
         return address
 
     def keep(self, address: int, num_bytes: int) -> None:
@@ -138,7 +163,8 @@ class Engine:
     def _load(self, progress: Callable[[int, int], None]) -> None:
         self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
-        self.weights.load(self.threads, self.placement.mask, self.team.run, progress)
+        files = {info.path for info in self.file.tensors.values()} if self._short else ()
+        self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes
@@ -151,6 +177,8 @@ class Engine:
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         self.partials = (addresses, addresses + np.uint64(partial))
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in comm.map_shared([self.max_rows * 16] * comm.size)]
+        most = MOST_DIGESTS_PER_LAYER * (len(self.spec.layers) + 1)
+        self.digests = [part.view(np.int64) for part in comm.map_shared([most * 8 * self.job.check_ranks] * comm.size)]
         others = [0] * (comm.size - 1)
         rows, padded = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (self.job.max_sequences, sizes.vocab))
         self.logits = comm.map_shared([rows * padded * 4, *others])[0].view(np.float32).reshape(rows, padded)
@@ -164,12 +192,14 @@ class Engine:
         site = Site(
             comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
             self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
+            self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
-        self.programs = []
+        self.programs, self._digested = [], list[list[str]]()
         for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
             ops = Ops(name, site, rows, scored)
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
+            self._digested.append(ops.digests)
         self.programs.append(self._audit.program)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)
@@ -180,18 +210,18 @@ class Engine:
         counted = pages.count([pages.Region("weights", self._weights_at, self.weight_bytes)])
         found = None if counted is None else sum(counted.values(), Counter[int]())
         mine = None if found is None else [found[self.placement.node], found.total()]
-        parts = []
-        for rank, (node, counts, given) in enumerate(self.comm.gather([self.placement.node, mine, policy.current_policy()])):
+        parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
+        for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
                 parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
                 continue
             local, total = counts
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
             if local < MIN_LOCAL * total and not self.job.allow_remote:
-                outside = f" (memory policy {given})" if given not in ("", "default", f"prefer:{node}") else ""
                 raise MachineError(
-                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}{outside}: free memory "
-                    "there, start without a policy from outside, or run with --allow-remote"
+                    f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}"
+                    f"{f', where the memory policy {outside} from outside put them' if outside else ''}: free memory there, "
+                    "or run with --allow-remote"
                 )
         return "weights " + ", ".join(parts)
 
@@ -204,17 +234,24 @@ class Engine:
     def run(self, spans: list[Span]) -> None:
         """One Step; the logits of the rows that want them are then in `logits`, in the order of the spans."""
         self.step.write(spans)
-        self.team.step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
+        self._run_step(ONE_ROW if self.step.num_rows[0] == 1 else MANY_ROWS)
 
     def score(self, spans: list[Span]) -> np.ndarray:
         """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans."""
         self.step.write(spans)
-        self.team.step(SCORES)
+        self._run_step(SCORES)
         parts = np.array(self.scores)[:, : self.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
         highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
         top = highest.max(0)
         return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
 
+    def _run_step(self, program: int) -> None:
+        self.team.step(program)
+        for i, what in enumerate(self._digested[program]):
+            for rank, digests in enumerate(self.digests):
+                if digests[i] != self.digests[0][i]:
+                    name = self.programs[program].name
+                    raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
     def audit(self) -> list[dict[str, Any]]:
         """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
         return self._audit.collect(lambda: self.team.step(AUDIT))

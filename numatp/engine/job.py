@@ -28,6 +28,7 @@ class Job:
     cache_type: str = "f16"
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
+    check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
 
 
 def context_of(job: Job, trained: int) -> int:
@@ -38,9 +39,13 @@ def context_of(job: Job, trained: int) -> int:
     return context
 
 
+def default_quantize(file: ModelFile) -> str:
+    """What becomes of matrices of floats on load, if the user does not say."""
+    return "q8" if isinstance(file, HuggingFaceFile) else "none"
+
+
 def quantize_of(job: Job, file: ModelFile) -> str:
-    """What becomes of matrices of floats."""
-    return job.quantize or ("q8" if isinstance(file, HuggingFaceFile) else "none")
+    return job.quantize or default_quantize(file)
 
 
 def rows_of(job: Job) -> int:

@@ -1,6 +1,7 @@
 """The engine on a thread of its own, for callers on any thread. The caller's threads are never pinned and can be interrupted."""
 
 import contextlib
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from numatp.engine.job import Job
 from numatp.engine.start import Start, start
 from numatp.errors import MachineError, NumatpError, RankError, UserError
-from numatp.machine import limits
+from numatp.machine import limits, native
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
@@ -42,6 +43,7 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.start: Start = start(job, ranks)
+        self._pid = os.getpid()
         self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
@@ -70,7 +72,9 @@ class Service:
         return result
 
     def submit(self, request: "Request | ScoreRequest | Call") -> None:
-        """A Request or ScoreRequest (engine/requests.py) or other work, rank 0."""
+        """Requests (engine/requests.py) or other work, rank 0. RankError in a forked child, which has no engine."""
+        if os.getpid() != self._pid:
+            self.start.comm.check(native.FORKED)
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
@@ -83,7 +87,9 @@ class Service:
             raise self._failed
 
     def close(self) -> None:
-        """Ends the job: requests under way are cancelled. Safe to call twice."""
+        """Ends the job: requests under way are cancelled. Safe to call twice, and in a forked child, where it does nothing."""
+        if os.getpid() != self._pid:
+            return
         self._inbox.put(None)
         self._thread.join()
         if self.start.workers:

@@ -50,20 +50,26 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
-def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]") -> Start:
+def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None) -> Start:
     """Finds this process its place as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
 
-    join(crowded) is the meeting. What failed on one rank is raised on all of them.
+    join(crowded) is the meeting. target: what rank 0's Numba was loaded with, if it was. What failed on one rank is raised on all.
     """
     places, notes, failure = list[placement.Placement](), list[str](), None
     try:
         places = find_places(job, size)
         notes += filter(None, [kernels_dir()[1]])
-        isa.set_numba_target(isa.choose())
+        if target:
+            isa.take_target(target)
+        elif not isa.set_numba_target(isa.choose()) and os.environ.get("NUMATP_ISA"):
+            notes.append("NUMATP_ISA has no effect: this process had loaded Numba before")
     except NumatpError as error:
         failure = error
     comm = join(bool(places) and places[rank].crowded)
     comm.agree(failure)
+    if job.keep_binding:
+        places = placement.compare(comm.gather(placement.told(places[rank])), places[rank])
+        comm.set_crowded(places[rank].crowded)
     return Start(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
@@ -88,7 +94,8 @@ def start(job: Job, ranks: int | None) -> Start:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)
     isa.choose()  # a wrong wish ends here, before there are workers
-    workers = _ranks("local").Workers("numatp.engine.worker", ranks, {"job": asdict(job)})
+    described = {"job": asdict(job), "target": isa.loaded_target()}
+    workers = _ranks("local").Workers("numatp.engine.worker", ranks, described)
     try:
         started = take_place(job, ranks, 0, workers.comm)
     except BaseException:
@@ -101,7 +108,9 @@ def start(job: Job, ranks: int | None) -> Start:
 def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
     """A worker process, from the description it was started with."""
     job = Job(**described["job"])
-    return job, take_place(job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded))
+    return job, take_place(
+        job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded), described["target"]
+    )
 
 
 def _ranks(name: str) -> Any:

@@ -106,6 +106,7 @@ ATTENTION = {
         ("attn_output", "self_attn.o_proj"),
     )
 }
+QKV_BIAS = {f"blk.{{layer}}.attn_{name}.bias": f"model.layers.{{layer}}.self_attn.{name}_proj.bias" for name in "qkv"}
 FFN = {f"blk.{{layer}}.ffn_{name}.weight": f"model.layers.{{layer}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
 EXPERTS = {
     f"blk.{{layer}}.ffn_{name}_exps.weight": f"model.layers.{{layer}}.mlp.experts.{{expert}}.{name}_proj.weight"
@@ -114,7 +115,7 @@ EXPERTS = {
 
 
 MIXTURE: dict[str, str | Callable[[Config], Any]] = {
-    "expert_count": "num_experts",
+    "expert_count": lambda config: config.get("num_experts", config.get("num_local_experts")),
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
@@ -343,9 +344,11 @@ class HuggingFaceFile(ModelFile):
             return {name: one} if one else {}
         experts = self.count(f"{self._architecture}.expert_count", default=1, most=MAX_EXPERTS)
         names = [name.replace("{expert}", str(expert)) for expert in range(experts)]
+        if not self._piece(names[0], theirs):
+            return {}
         found = {one: piece for one in names if (piece := self._piece(one, theirs))}
         lost = [one for one in names if one not in found]
-        if found and lost:
+        if lost:
             self.fail(f"tensor {quote(lost[0])} is missing in the folder; download the weights again")
         return found
 
@@ -369,7 +372,7 @@ class HuggingFaceFile(ModelFile):
                 return info
             if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
                 change = stored.values or (lambda values: values)
-                changed = change(np.empty(shape, np.float32)).shape
+                changed = change(np.zeros(shape, np.float32)).shape
                 return Assembled(
                     name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
                 )

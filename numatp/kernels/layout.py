@@ -7,9 +7,9 @@ SUPER_UNITS = 8  # units of 32 columns in a super-block (kernels/superblock.py)
 HEADER_BYTES = 32  # before what super-blocks share
 
 
-def ending_bytes(units: int, super_bytes: int) -> int:
-    """Room at the end of a tile of `units` for what its super-blocks share, for whatever phase."""
-    return HEADER_BYTES + (units + 2 * SUPER_UNITS - 2) // SUPER_UNITS * super_bytes
+def ending_bytes(first_unit: int, units: int, super_bytes: int) -> int:
+    """Bytes of the end of a tile of `units` from the first_unit-th on, for what its super-blocks share."""
+    return HEADER_BYTES + (first_unit % SUPER_UNITS + units + SUPER_UNITS - 1) // SUPER_UNITS * super_bytes
 
 
 def conv_bytes(channels: int, width: int) -> int:

@@ -83,8 +83,16 @@ def read(args, thread, threads):
         store_i32x16(args.sums, thread * 32, a + b + (c + d))
 
 
-@kernel(memory="pointer", part_bytes="int", rank="int", control="pointer", sums="pointer", ahead="int")
-def read_ahead(args, thread, threads):
+@device
+def ask(p, num_bytes, once):
+    if once:
+        prefetch_once(p, num_bytes)
+    else:
+        prefetch(p, num_bytes)
+
+
+@device
+def read_asking(args, thread, once):
     """Asks for each line `ahead` bytes before it is read."""
     if works(args.control, args.rank, thread):
         part = offset(args.memory, thread * args.part_bytes)
@@ -92,35 +100,27 @@ def read_ahead(args, thread, threads):
         for _ in range(load_i64(args.control, ROUNDS)):
             for i in range(0, load_i64(args.control, NUM_BYTES) // 4, 64):
                 coming = offset(part, i * 4 + args.ahead)
-                prefetch(coming, 0)
+                ask(coming, 0, once)
                 a = a + load_i32x16(part, i)
-                prefetch(coming, 64)
+                ask(coming, 64, once)
                 b = b + load_i32x16(part, i + 16)
-                prefetch(coming, 128)
+                ask(coming, 128, once)
                 c = c + load_i32x16(part, i + 32)
-                prefetch(coming, 192)
+                ask(coming, 192, once)
                 d = d + load_i32x16(part, i + 48)
         store_i32x16(args.sums, thread * 32, a + b + (c + d))
 
 
 @kernel(memory="pointer", part_bytes="int", rank="int", control="pointer", sums="pointer", ahead="int")
+def read_ahead(args, thread, threads):
+    """With prefetching."""
+    read_asking(args, thread, False)
+
+
+@kernel(memory="pointer", part_bytes="int", rank="int", control="pointer", sums="pointer", ahead="int")
 def read_once(args, thread, threads):
     """The same past the caches, as far as the machine does that."""
-    if works(args.control, args.rank, thread):
-        part = offset(args.memory, thread * args.part_bytes)
-        a = b = c = d = splat_i32(int32(0))
-        for _ in range(load_i64(args.control, ROUNDS)):
-            for i in range(0, load_i64(args.control, NUM_BYTES) // 4, 64):
-                coming = offset(part, i * 4 + args.ahead)
-                prefetch_once(coming, 0)
-                a = a + load_i32x16(part, i)
-                prefetch_once(coming, 64)
-                b = b + load_i32x16(part, i + 16)
-                prefetch_once(coming, 128)
-                c = c + load_i32x16(part, i + 32)
-                prefetch_once(coming, 192)
-                d = d + load_i32x16(part, i + 48)
-        store_i32x16(args.sums, thread * 32, a + b + (c + d))
+    read_asking(args, thread, True)
 
 
 @kernel(memory="pointer", part_bytes="int", rank="int", control="pointer", sums="pointer", ahead="int")

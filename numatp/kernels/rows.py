@@ -93,13 +93,13 @@ def fused(builder, a, b, c):
 
 
 def dot_emitter(dot, start):
-    """total[m] += d * scales[m] * (weights . x[m]), the dot product over int8 of 4 * (number of weight vectors) columns."""
+    """total[m] += d * scales[m] * (start + weights . x[m]), the product over int8 of 4 * (number of weight vectors) columns."""
 
-    def emit(builder, total, weights, d, x, scales, sums):
+    def emit(builder, total, weights, d, x, scales, starts):
         vectors = [builder.extract_value(weights, j) for j in range(weights.type.count)]
 
         def row(m, sum_):
-            integers = start(builder, m, sums)
+            integers = start(builder, m, starts)
             for j, vector in enumerate(vectors):
                 bytes4 = load_splat(builder, x, INT32, j, 32 * m)
                 integers = dot(builder, integers, vector, builder.bitcast(bytes4, vector.type))
@@ -111,8 +111,9 @@ def dot_emitter(dot, start):
     return emit
 
 
-_emit_dot = dot_emitter(isa.dot, lambda builder, m, sums: constant(i32x16, 0))
-_emit_dot_biased = dot_emitter(isa.dot_biased, lambda builder, m, sums: isa.start(builder, load_splat(builder, sums, INT32, m)))
+_emit_dot = dot_emitter(isa.dot, lambda builder, m, starts: constant(i32x16, 0))
+_emit_dot_from = dot_emitter(isa.dot, lambda builder, m, starts: load_splat(builder, starts, INT32, m))
+_emit_dot_biased = dot_emitter(isa.dot_biased, lambda builder, m, starts: isa.start(builder, load_splat(builder, starts, INT32, m)))
 
 
 @intrinsic
@@ -126,8 +127,18 @@ def add_dot(typing_context, total, weights, d, x, scales):
 
 
 @intrinsic
-def add_dot_biased(typing_context, total, weights, d, x, scales, sums):
-    """The same for signed weights stored + 128; sums: int32 (rows,), the sum of each x over these columns."""
+def add_dot_from(typing_context, total, weights, d, x, scales, starts):
+    """The same for weights stored + a zero; starts: int32 (rows,), -zero * the sum of each x over these columns."""
+
+    def emit(context, builder, signature, args):
+        return _emit_dot_from(builder, *args)
+
+    return total(total, weights, f32x16, pointer, pointer, pointer), emit
+
+
+@intrinsic
+def add_dot_biased(typing_context, total, weights, d, x, scales, starts):
+    """The same for weights stored + 128 in 0..255."""
 
     def emit(context, builder, signature, args):
         return _emit_dot_biased(builder, *args)

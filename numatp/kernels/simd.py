@@ -151,6 +151,20 @@ load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
 
 
 @intrinsic
+def load_nibbles16(typing_context, p, index):
+    """The 8 bytes from p[index] on as 16: their low nibbles, then their high ones."""
+
+    def emit(context, builder, signature, args):
+        bytes8 = ir.VectorType(BYTE, 8)
+        value = builder.load(builder.bitcast(builder.gep(args[0], [args[1]]), bytes8.as_pointer()))
+        value.align = 1
+        low, high = builder.and_(value, ir.Constant(bytes8, [15] * 8)), builder.lshr(value, ir.Constant(bytes8, [4] * 8))
+        return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(INT32, LANES), list(range(LANES))))
+
+    return i8x16(pointer, types.int64), emit
+
+
+@intrinsic
 def load_pointer(typing_context, p, index):
     """The index-th address of a table of addresses."""
 
@@ -209,10 +223,10 @@ def load_i8x4_splat(typing_context, p, index):
 
 @intrinsic
 def prefetch(typing_context, p, num_bytes):
-    """Asks for the cache line at p + num_bytes; any address is harmless."""
+    """Asks for the cache line at p + num_bytes to come into the second-level cache; any address is harmless."""
 
     def emit(context, builder, signature, args):
-        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(args[0], [args[1]]), INT32(0), INT32(3), INT32(1))
+        call_llvm(builder, "llvm.prefetch.p0", ir.VoidType(), builder.gep(args[0], [args[1]]), INT32(0), INT32(2), INT32(1))
         return context.get_dummy_value()
 
     return types.void(pointer, types.int64), emit
@@ -227,6 +241,8 @@ widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x
 widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
 widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
 low_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 15)))
+low_twos = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 3)))
+high_twos = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 2)))  # of nibbles
 high_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 4)))
 
 
@@ -332,6 +348,55 @@ def _maximum(builder, a, b):
 
 
 sum_f32x16 = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.fadd(x, y)))
+
+
+def _fold(builder, u, v, groups, combine):
+    """Of vectors that hold `groups` runs of lanes to be reduced: one vector with the runs of both, half as long."""
+    run = LANES // groups
+    indices = ir.VectorType(INT32, LANES)
+    starts = [vector * LANES + group * run for vector in (0, 1) for group in range(groups)]
+    low = [start + i for start in starts for i in range(run // 2)]
+    high = [lane + run // 2 for lane in low]
+    return combine(builder, *(builder.shuffle_vector(u, v, ir.Constant(indices, half)) for half in (low, high)))
+
+
+def _finish(builder, v, groups, combine):
+    """The reduced runs of v as scalars."""
+    run = LANES // groups
+    while run > 1:
+        run //= 2
+        moved = ir.Constant(ir.VectorType(INT32, LANES), [(lane + run) % LANES for lane in range(LANES)])
+        v = combine(builder, v, builder.shuffle_vector(v, v, moved))
+    return [builder.extract_element(v, INT32(group * (LANES // groups))) for group in range(groups)]
+
+
+@intrinsic
+def largest_of_two(typing_context, u, v):
+    """(largest lane of u, largest lane of v)."""
+
+    def emit(context, builder, signature, args):
+        found = _finish(builder, _fold(builder, *args, 1, _maximum), 2, _maximum)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(types.float32, 2)(f32x16, f32x16), emit
+
+
+@intrinsic
+def sums_of_four(typing_context, a, b, c, d):
+    """The sums of the lanes of each, exact in int32."""
+
+    def emit(context, builder, signature, args):
+        def add(builder, x, y):
+            return builder.add(x, y)
+
+        a, b, c, d = args
+        two = [_fold(builder, u, v, 1, add) for u, v in ((a, b), (c, d))]
+        found = _finish(builder, _fold(builder, *two, 2, add), 4, add)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(types.int32, 4)(i32x16, i32x16, i32x16, i32x16), emit
+
+
 sum_i32x16 = unary(types.int32, i32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.add(x, y)))
 largest = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, _maximum))
 

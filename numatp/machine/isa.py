@@ -57,13 +57,27 @@ def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> L
 
 def set_numba_target(level: Level, environ: MutableMapping[str, str] = os.environ) -> bool:
     """Make Numba compile for `level`. False, and nothing changed, if it is loaded already with another target."""
-    loaded = getattr(sys.modules.get("numba"), "config", None)
+    loaded = loaded_target()
     if loaded is not None:
-        target = (loaded.CPU_NAME, loaded.CPU_FEATURES)
-        return target == (level.numba_cpu, level.numba_features)
+        return loaded == [level.numba_cpu, level.numba_features]
     environ["NUMBA_CPU_NAME"] = level.numba_cpu
     environ["NUMBA_CPU_FEATURES"] = level.numba_features
     return True
+
+
+def loaded_target() -> list[str | None] | None:
+    """[cpu, features] that Numba was loaded with in this process, where None is the machine's own; None: not loaded yet."""
+    loaded = getattr(sys.modules.get("numba"), "config", None)
+    return None if loaded is None else [loaded.CPU_NAME, loaded.CPU_FEATURES]
+
+
+def take_target(target: list[str | None], environ: MutableMapping[str, str] = os.environ) -> None:
+    """Before Numba loads: compile for the loaded_target of another process."""
+    for name, value in zip(("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"), target, strict=True):
+        if value is None:
+            environ.pop(name, None)
+        else:
+            environ[name] = value
 
 
 def _cpu_flags(root: str | Path) -> frozenset[str]:

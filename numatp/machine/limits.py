@@ -40,7 +40,7 @@ def describe(error: BaseException) -> str | None:
         return reason(errno.EAGAIN)
     if isinstance(error, OSError) and error.errno in FULL:
         place = f" for {error.filename}" if error.filename else ""
-        return f"{error.strerror}{place}: make room, or set NUMATP_CACHE_DIR to a folder with some"
+        return f"{error.strerror}{place}: make room for the output and the cache, or set NUMATP_CACHE_DIR to a folder with some"
     if isinstance(error, OSError) and error.errno in TEXTS:
         return reason(error.errno)
     return None

@@ -22,6 +22,7 @@ class ProgramRecord(Structure):
 SIGNATURES = {
     "numatp_control_bytes": (c_int64, [c_int]),
     "numatp_ranks_open": (c_void_p, [c_void_p, c_int, c_int, POINTER(c_int32), c_int]),
+    "numatp_ranks_crowded": (None, [c_void_p, c_int]),
     "numatp_ranks_close": (None, [c_void_p]),
     "numatp_meet": (c_int, [c_void_p]),
     "numatp_note": (c_void_p, [c_void_p, c_int]),
@@ -39,6 +40,7 @@ SIGNATURES = {
     "numatp_team_stop": (c_int, [c_void_p]),
     "numatp_pages_reserve": (c_void_p, [c_int64]),
     "numatp_pages_release": (None, [c_void_p, c_int64]),
+    "numatp_pages_bind": (c_int, [c_void_p, c_int64, c_int]),
     "numatp_pages_nodes": (c_int, [c_void_p, c_int64, POINTER(c_int64), c_int, POINTER(c_int64)]),
     "numatp_page_bytes": (c_int64, []),
 }

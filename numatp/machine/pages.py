@@ -25,6 +25,11 @@ def reserve(num_bytes: int) -> int:
     return int(address)
 
 
+def bind(address: int, num_bytes: int, node: int) -> bool:
+    """Of reserved memory, before it is touched: all of it to one node. False where the kernel refuses: then first touch decides."""
+    return native.library().numatp_pages_bind(address, max(num_bytes, 1), node) == native.OK
+
+
 def release(address: int, num_bytes: int) -> None:
     native.library().numatp_pages_release(address, max(num_bytes, 1))
 

@@ -40,7 +40,7 @@ def place(
 
     `threads` is per rank; more than there are cores use the siblings, more than there are cpus share them. `nodes` is a list
     like "0,1", `cpus` one list per rank like "0-31|32-63". With `keep`, `allowed` is this rank's own affinity and stays as it
-    is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks compare (see mark_crowded).
+    is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks `compare`.
     UserError, one line, when the wish cannot be met.
     """
     if not 1 <= size <= MAX_RANKS:
@@ -74,6 +74,21 @@ def mark_crowded(placements: Sequence[Placement]) -> list[Placement]:
     uses = Counter(cpu for placement in placements for cpu in placement.cpus)
     crowded = any(count > 1 for count in uses.values())
     return [replace(placement, crowded=crowded) for placement in placements]
+
+
+def told(mine: Placement) -> tuple[int, str, int]:
+    """What other ranks have to know of a kept binding: node, cpus, threads."""
+    return mine.node, format_cpulist(mine.cpus), len(mine.cpus)
+
+
+def compare(everybody: Sequence[tuple[int, str, int]], mine: Placement) -> list[Placement]:
+    """The places of all ranks where each knew only its own: of the others, what they told."""
+    places = []
+    for rank, (node, text, threads) in enumerate(everybody):
+        cpus = parse_cpulist(text)
+        others = replace(mine, rank=rank, node=node, cpus=tuple(cpus[i * len(cpus) // threads] for i in range(threads)))
+        places.append(mine if rank == mine.rank else others)
+    return mark_crowded(places)
 
 
 def describe(placements: Sequence[Placement]) -> str:

@@ -29,6 +29,13 @@ def current_policy(root: str | Path = "/") -> str:
     return match[1] if match else ""
 
 
+def from_outside(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
+    """The policy that was set before numatp came, as current_policy has it; "" when there is none, or it is ours for `node`.
+
+    One that a numatp process handed down to the worker it started is not from outside: the worker's node is another one.
+    """
+    before = current_policy()
+    return "" if before in ("", "default", f"prefer:{node}", environ.get(OURS)) else before
 def libnuma_fault() -> str:
     """Why py-libnuma does not work here; "" if it does. A broken library may end the process: ask in a child."""
     try:
@@ -43,11 +50,9 @@ def libnuma_fault() -> str:
 def prefer_node(node: int, environ: MutableMapping[str, str] = os.environ) -> str:
     """Let new pages of this process and its later threads prefer `node`; "" when done, otherwise a sentence saying why not.
 
-    A policy that came from outside (numactl) stays: whoever set it meant it. One that a numatp process handed down to the
-    worker it started does not: the worker's node is another one.
+    A policy that came from outside (numactl) stays: whoever set it meant it.
     """
-    before = current_policy()
-    if before not in ("", "default", f"prefer:{node}", environ.get(OURS)):
+    if before := from_outside(node, environ):
         return f"the memory policy {before} was set from outside (numactl?) and is kept"
     numa, why = _libnuma()
     if why:

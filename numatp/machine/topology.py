@@ -132,6 +132,14 @@ def free_bytes(node: int, root: str | Path = "/") -> int:
     return mine.get("MemFree", 0) + max(0, pages)
 
 
+def unused_bytes(node: int, root: str | Path = "/") -> int:
+    """Memory of the node that nothing lies in, not even file pages: what can be allocated without anything giving way."""
+    with_memory = [n for n in _node_ids(root) if _node_meminfo(root, n).get("MemTotal")]
+    if len(with_memory) <= 1:
+        return _meminfo(Path(root, "proc/meminfo")).get("MemFree", 0)
+    return _node_meminfo(root, node).get("MemFree", 0)
+
+
 def numa_balancing(root: str | Path = "/") -> int | None:
     """kernel.numa_balancing: 0 off, 1 moves pages to where they are used, 2 tiers of memory; None where the kernel has none."""
     text = read_text(Path(root, "proc/sys/kernel/numa_balancing"))

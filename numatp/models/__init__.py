@@ -1,4 +1,4 @@
-"""One file per architecture, found by the name that GGUF gives it (`general.architecture`). Each holds
+"""One file per architecture, found by the name that GGUF gives it (`general.architecture`, with _ for -). Each holds
 
 read_spec(file) -> Spec    sizes from the metadata
 rules(spec) -> [Rule]      its tensors, and by their shapes how they are cut
@@ -22,6 +22,25 @@ Dimensions of 1 fall away (a convolution's (channels, 1, width) is (channels, wi
 NAME.weight files/layouts finds the layout's tensors (NAME.qweight, NAME.scales, ...). A tensor that nothing names is an error.
 
 Importing one loads no Numba: plans read sizes and rules before its target is known.
+
+Adding an architecture
+----------------------
+1. Copy the file of the nearest one (qwen2.py is the plainest) to NAME.py. models/spec.py reads what all files have in common, so
+   read_spec says only what is different; a number that forward needs and Spec lacks goes into a Spec of the file's own.
+2. rules lists every tensor that a layer has, in the order in which forward reads them: what one matmul multiplies, and what one
+   add_bias adds, must lie side by side. Shapes are words of Sizes (weights/splits.py); a word that Split has too is cut between
+   ranks there. A tensor in the file that no rule names, or the reverse, is an error when a model is loaded.
+3. forward is recorded once per rank and program, not run per token: it may not look at numbers that a token changes. Whatever is
+   summed over ranks goes through one of the words that exchange (add_product and its kin), at best two per layer.
+4. If a word is missing, add it to program/ops.py and its kernel to the file of its kind in kernels/. The op says which buffers it
+   reads and writes and how its threads divide them; ANYHOW is always right and costs a barrier. Test the kernel against numpy in
+   tests/test_kernels.py.
+5. Add a tiny model of it to MODELS in tests/data/make_golden.py and run that with the name: transformers computes the logits,
+   llama.cpp's converter writes the file. Give each feature a way to be taken out in FEATURES of tests/golden.py. Then
+   `pytest tests/test_golden.py tests/test_models.py -k NAME` tests logits on 1, 2, 3 and 5 ranks, every feature, and refusals.
+6. For its Hugging Face folders write HUGGING_FACE; say in `only` what numatp does not compute. What the folder looks like, and that
+   it gives the same logits, is tested in tests/test_golden.py by golden/NAME.json, which make_golden.py has written.
+7. Name it in README.md's table.
 """
 
 import importlib

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.weights.loader import Rule, Weights
@@ -13,6 +14,17 @@ from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
+
+HUGGING_FACE = HuggingFace(
+    classes=("CohereForCausalLM",),
+    config=CONFIG | {"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"},
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {f"blk.{{layer}}.attn_{name}_norm.weight": f"model.layers.{{layer}}.self_attn.{name}_norm.weight" for name in "qk"},
+    only={"hidden_act": "silu", "attention_bias": False},
+    tied=True,
+)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,12 @@
 are normalised before they are added. GGUF has 1 added to the norms' weights.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, layer_types, plus_one
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
@@ -16,6 +18,58 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 LAYERS_OF_27B = 62  # the one size whose scores are not divided by the square root of the head size; files do not say so
+
+
+def _rope(kind: str, key: str, older: str | None = None) -> Callable[[Config], Any]:
+    """What rope_parameters say of layers of that kind; or, in older folders, a key of config.json, or of its rope_scaling."""
+
+    def read(config: Config) -> Any:
+        if config.get("rope_parameters"):
+            return config["rope_parameters"][kind].get(key)
+        return config.get(older) if older else (config.get("rope_scaling") or {}).get(key)
+
+    return read
+
+
+def _rope_type(config: Config) -> Any:
+    kind = _rope("full_attention", "rope_type")(config)
+    return "none" if kind in (None, "default") else kind
+
+
+HUGGING_FACE = HuggingFace(
+    classes=("Gemma3ForCausalLM",),
+    config=CONFIG
+    | {
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
+        "attention.scale": lambda config: config["query_pre_attn_scalar"] ** -0.5,
+        "final_logit_softcapping": "final_logit_softcapping",
+        "rope.freq_base": _rope("full_attention", "rope_theta", "rope_theta"),
+        "rope.freq_base_swa": _rope("sliding_attention", "rope_theta", "rope_local_base_freq"),
+        "rope.scaling.type": _rope_type,
+        "rope.scaling.factor": _rope("full_attention", "factor"),
+    },
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {"output_norm.weight": plus_one("model.norm.weight")}
+    | {
+        f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
+        for ours, theirs in (
+            ("attn_norm", "input_layernorm"),
+            ("attn_q_norm", "self_attn.q_norm"),
+            ("attn_k_norm", "self_attn.k_norm"),
+            ("post_attention_norm", "post_attention_layernorm"),
+            ("ffn_norm", "pre_feedforward_layernorm"),
+            ("post_ffw_norm", "post_feedforward_layernorm"),
+        )
+    },
+    only={
+        "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
+        "use_bidirectional_attention": False,
+    },
+    tied=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

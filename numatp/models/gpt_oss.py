@@ -2,10 +2,14 @@
 token that takes a part of the softmax and gives nothing.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, QKV_BIAS, HuggingFace, Stored, layer_types
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
@@ -16,6 +20,48 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 ALPHA, LIMIT = 1.702, 7.0  # of the gate
+
+
+def _rows(first: int, step: int, size: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
+    """Of every expert the first-th of each `step` rows; `size`: the key of how many there are of these."""
+
+    def read(file: ModelFile) -> tuple[np.ndarray, int]:
+        experts, height = file.count("gpt-oss.expert_count"), file.count(f"gpt-oss.{size}")
+        rows = np.arange(experts * height * step).reshape(experts, height, step)
+        return rows[..., first], rows.size
+
+    return read
+
+
+EXPERTS = "model.layers.{layer}.mlp.experts"
+HUGGING_FACE = HuggingFace(
+    classes=("GptOssForCausalLM",),
+    config=CONFIG
+    | {
+        "attention.sliding_window": "sliding_window",
+        "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
+        "expert_count": "num_local_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "intermediate_size",
+    },
+    tensors=ENDS
+    | ATTENTION
+    | QKV_BIAS
+    | {
+        "blk.{layer}.attn_output.bias": "model.layers.{layer}.self_attn.o_proj.bias",
+        "blk.{layer}.attn_sinks.weight": "model.layers.{layer}.self_attn.sinks",
+        "blk.{layer}.post_attention_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+        "blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.router.weight",
+        "blk.{layer}.ffn_gate_inp.bias": "model.layers.{layer}.mlp.router.bias",
+        "blk.{layer}.ffn_gate_exps.weight": Stored(f"{EXPERTS}.gate_up_proj_weight", order=_rows(0, 2, "feed_forward_length")),
+        "blk.{layer}.ffn_up_exps.weight": Stored(f"{EXPERTS}.gate_up_proj_weight", order=_rows(1, 2, "feed_forward_length")),
+        "blk.{layer}.ffn_down_exps.weight": Stored(f"{EXPERTS}.down_proj_weight", order=_rows(0, 1, "embedding_length")),
+        "blk.{layer}.ffn_gate_exps.bias": Stored(f"{EXPERTS}.gate_up_proj_bias", values=lambda bias: bias[:, 0::2]),
+        "blk.{layer}.ffn_up_exps.bias": Stored(f"{EXPERTS}.gate_up_proj_bias", values=lambda bias: bias[:, 1::2]),
+        "blk.{layer}.ffn_down_exps.bias": f"{EXPERTS}.down_proj_bias",
+    },
+    only={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, QKV_BIAS, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.weights.loader import Rule, Weights
@@ -10,6 +11,17 @@ from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen2ForCausalLM",),
+    config=CONFIG,
+    tensors=ENDS
+    | ATTENTION
+    | QKV_BIAS
+    | FFN
+    | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "use_sliding_window": False},
+)
 
 
 def read_spec(file: ModelFile) -> Spec:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
 from numatp.weights.loader import Rule, Weights
@@ -13,6 +14,18 @@ from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
+
+HUGGING_FACE = HuggingFace(
+    classes=("Qwen2MoeForCausalLM",),
+    config=CONFIG | MIXTURE,
+    tensors=ENDS
+    | ATTENTION
+    | QKV_BIAS
+    | EXPERTS
+    | SHARED_EXPERT
+    | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    only={"hidden_act": "silu", "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ op read, since the last barrier, unless both divide the buffer the same way.
 import ctypes
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Access:
 @dataclass
 class Op:
     name: str
-    address: int
+    code: Kernel | int  # or the address of a C function
     record: np.ndarray
     reads: list[Access]
     writes: list[Access]
@@ -58,12 +59,16 @@ class Program:
     keep: list[object] = field(default_factory=list)
     times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
 
-    def __post_init__(self) -> None:
-        self.table = (native.Op * max(len(self.ops), 1))()
-        for entry, op in zip(self.table, self.ops, strict=False):
-            entry.run, entry.args, entry.barrier = op.address, op.record.ctypes.data, op.barrier
-        self.record = native.ProgramRecord(
-            ctypes.cast(self.table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
+    @cached_property
+    def record(self) -> native.ProgramRecord:
+        """What the C runtime reads; asking for it compiles the kernels that are not yet."""
+        table = (native.Op * max(len(self.ops), 1))()
+        for entry, op in zip(table, self.ops, strict=False):
+            entry.run = op.code if isinstance(op.code, int) else op.code.address
+            entry.args, entry.barrier = op.record.ctypes.data, op.barrier
+        self.keep.append(table)
+        return native.ProgramRecord(
+            ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
             None if self.times is None else self.times.ctypes.data,
         )  # fmt: skip
 
@@ -93,7 +98,7 @@ class Builder:
 
     def add(self, kernel: Kernel, reads: list[Access], writes: list[Access], num_bytes: int = 0, **args: float) -> None:
         """Records one op; `args` are the fields of the kernel's argument record."""
-        self._append(Op(kernel.name, kernel.address, kernel.record(**args), reads, writes, num_bytes))
+        self._append(Op(kernel.name, kernel, kernel.record(**args), reads, writes, num_bytes))
 
     def _append(self, op: Op) -> None:
         op.barrier = self._conflicts(op)

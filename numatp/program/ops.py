@@ -5,11 +5,13 @@ Two programs are recorded from one description: for Steps of one row, where ever
 """
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.digest import digest
 from numatp.kernels.layout import NO_WINDOW, conv_bytes
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
@@ -19,6 +21,7 @@ from numatp.program.step import StepWindow
 from numatp.weights.loader import Matrix, Vector, neighbours_joined, side_by_side
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
+MOST_DIGESTS_PER_LAYER = 4
 MOST_PLACES_PER_ROW = 256  # of a Step, in the groups of experts
 LINE = 128  # bytes; threads must not share cache lines, which are fetched in pairs
 
@@ -97,6 +100,7 @@ class Site:
     logits: int  # address of (max_sequences, logit_stride bytes)
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
+    digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 
 class Ops:
@@ -110,8 +114,9 @@ class Ops:
         self._builder = Builder(name)
         self._memory: list[np.ndarray] = []
         self._buffers: dict[str, Buffer] = {}
-        self._activations: dict[tuple[Value, str, Routes | None], tuple[Buffer, Access]] = {}
+        self._activations: dict[tuple[Value, str, int, Routes | None], tuple[Buffer, Access]] = {}
         self._num_exchanges = 0
+        self.digests: list[str] = []  # of what, in order
         self._partials = [Buffer(f"partial{parity}", int(site.partials[parity][site.rank]), site.width * 4) for parity in (0, 1)]
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
@@ -170,29 +175,30 @@ class Ops:
         )  # fmt: skip
         return Value((out,), x.width, rows, division)
 
-    def _activation(self, x: Value, form: str, routes: Routes | None = None) -> tuple[Buffer, Access]:
-        """x as a matrix wants it (kernels/activation.py), made once for all matrices that read it.
+    def _activation(self, x: Value, format: ModuleType, routes: Routes | None = None) -> tuple[Buffer, Access]:
+        """x as matrices of a format want it (kernels/activation.py), made once for all that read it.
 
         routes: x has the rows of the Step, and they are wanted at the places of their experts.
         """
-        if (x, form, routes) not in self._activations:
-            self._activations[x, form, routes] = self._make_activation(x, form, routes)
-        return self._activations[x, form, routes]
+        wanted = x, format.ACTIVATION, format.ZERO, routes
+        if wanted not in self._activations:
+            self._activations[wanted] = self._make_activation(*wanted)
+        return self._activations[wanted]
 
-    def _make_activation(self, x: Value, form: str, routes: Routes | None) -> tuple[Buffer, Access]:
+    def _make_activation(self, x: Value, form: str, zero: int, routes: Routes | None) -> tuple[Buffer, Access]:
         # A product reads all rows on every thread, however they were written.
         if form == "f32" and self.private and not routes:
             return x.buffers[0], Access(x.buffers[0], PRIVATE if x.division == PRIVATE else ANYHOW)
         group = activation.group_bytes(form, x.width, self.pitch)
         most, rows, select = x.most or self.max_rows, x.rows, self._all_rows
-        reads, name = x.accesses(), f"{x.buffers[0].name}.{form}"
+        reads, name = x.accesses(), f"{x.buffers[0].name}.{form}-{zero}"
         if routes:
             most, rows, select = routes.most, routes.counts, routes.rows_of_places
             reads, name = [*reads, Access(routes.buffer)], f"{name}.routed"
         out = self._buffer(name, group, self.private, rows=most // self.pitch)
         # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
         division = self._share_of_rows(rows)
-        kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK}) if form == "q8" else (
+        kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK, "zero": zero}) if form == "q8" else (
             activation.interleave, {"width": x.width}
         )  # fmt: skip
         self._builder.add(
@@ -205,7 +211,7 @@ class Ops:
 
     def _product(self, x: Value, weight: Matrix, out: Buffer, add: bool = False) -> None:
         """out = [out +] weight x."""
-        source, access = self._activation(x, weight.format.ACTIVATION)
+        source, access = self._activation(x, weight.format)
         mine = Access(out, self._columns(weight.rows))
         self._builder.add(
             _of(weight, "matmul"), [access, mine] if add else [access], [mine], weight.num_bytes,
@@ -435,6 +441,7 @@ class Ops:
             logits=logits.address, logits_stride=logits.stride, rows=logits.rows, experts=count, used=used, normalize=normalize,
             chosen=at["chosen"], shares=at["shares"],
         )  # fmt: skip
+        self._digest("the choice of experts", Access(buffer), at["chosen"], used * 8, used, logits.rows)
         self._builder.add(
             experts.arrange, [Access(buffer)], [Access(buffer)],
             rows=logits.rows, experts=count, used=used, pitch=self.pitch, chosen=at["chosen"], counts=at["counts"],
@@ -452,7 +459,7 @@ class Ops:
         for weight in weights:
             rows = weight.rows // weight.experts
             part = self._buffers.setdefault(f"{name}+{column}", Buffer(name, whole.address + column * 4, whole.stride))
-            source, access = self._activation(x, weight.format.ACTIVATION, None if x.most else routes)
+            source, access = self._activation(x, weight.format, None if x.most else routes)
             read = weight.num_bytes // weight.experts * routes.used  # by one row
             self._builder.add(
                 _of(weight, "experts"), [access, Access(routes.buffer)], [Access(part)], read,
@@ -572,7 +579,14 @@ class Ops:
             self._builder.add(exchange.gather, [mine, out], [out], **common, **result)
         else:
             self._builder.add(exchange.sum_partials, [mine, out], [out], **common, **result)
+        self._digest("the residual", Access(x.buffers[0]), x.address, x.stride, x.width * 4 // 8, self._rows)
         return Value(x.buffers, x.width, x.rows)
+
+    def _digest(self, what: str, access: Access, address: int, stride: int, words: int, rows: int) -> None:
+        if self.site.digests:
+            out = self.site.digests + 8 * len(self.digests)
+            self._builder.add(digest, [access], [], x=address, stride=stride, rows=rows, words=words, out=out)
+            self.digests.append(f"{what} after exchange {self._num_exchanges}")
 
     def logits(self, x: Value, weight: Matrix, first_token: int) -> None:
         """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window."""
@@ -582,7 +596,7 @@ class Ops:
         self._product(x, weight, Buffer("logits", site.logits + first_token * 4, site.logit_stride))
 
     def _score(self, x: Value, weight: Matrix, first_token: int) -> None:
-        source, access = self._activation(x, weight.format.ACTIVATION)
+        source, access = self._activation(x, weight.format)
         scratch = self._buffer("score scratch", 64, private=True, rows=self.pitch)
         parts = self._buffer("scores", 16, private=True)
         self._builder.add(

@@ -7,6 +7,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     TILE_BYTES    bytes in memory of 16 rows x 32 columns
     SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
+    ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
     pack          device function: 16 rows of the file to a tile
     dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
@@ -15,6 +16,25 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     quantize      device function (x, columns, out): one row of whole blocks from float32 to file bytes (kernels/fit.py)
 
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
+
+Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.py; nothing else needs to hear of the file.
+
+1. Copy the nearest format to <lower-case GGUF name>.py: q4_0 (a scale per block), q4_1 (and a minimum), iq4_nl (a table of values),
+   mxfp4 (a table and another kind of scale), q4_k (super-blocks of 32s with minima), q6_k (super-blocks of 16s). Its docstring says
+   what a weight is, where in the file's block everything lies, and where in the tile.
+2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In tests/tiny.py, SCALES says where the
+   block's float16 scales lie if the gguf package reads the format and does not write it.
+       pytest tests/test_kernels.py -k "NAME and unpack"
+3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind all planes,
+   what super-blocks share to the end. Rows from `rows` on do not exist: their scales must be zero, their codes may be anything.
+       pytest tests/test_kernels.py -k "NAME and (embed or memory)"
+4. Write `dot_tile`: the codes as bytes, 0..128 for add_dot, or + 128 for add_dot_biased, and no float before the products are
+   summed. It must not call, raise or allocate. An instruction that LLVM does not find by itself goes into each file of kernels/isa.
+       pytest tests/test_kernels.py -k "NAME or NAME in lower case or levels"
+5. Write `quantize` with the searches of kernels/fit.py. Add the format to FILE_TYPES of weights/convert.py (llama.cpp's number), to
+   INSTEAD there if it has super-blocks, and to ROUNDING of tests/test_quantizers.py.
+       pytest tests/test_quantizers.py tests/test_quantize.py -k NAME
+6. Add it to the formats in README.md.
 """
 
 import ast
@@ -80,8 +100,8 @@ def quantize(format: ModuleType, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def tile_bytes(format: ModuleType, columns: int) -> int:
-    """Bytes of one tile of 16 rows x `columns`; a multiple of 64, so that every tile begins on a cache line."""
+def tile_bytes(format: ModuleType, columns: int, first: int = 0) -> int:
+    """Bytes of one tile of 16 rows x `columns`, from the first-th on; whole cache lines, so that every tile begins on one."""
     units = columns // UNIT
-    ending = ending_bytes(units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
+    ending = ending_bytes(first // UNIT, units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
     return (units * format.TILE_BYTES + ending + 63) // 64 * 64

@@ -8,7 +8,7 @@ from numatp.kernels.simd import load_f16, load_f16x16, load_f32, offset, store_f
 
 BLOCK, BLOCK_BYTES = 32, 64
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
-ACTIVATION = "f32"
+ACTIVATION, ZERO = "f32", 0
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:

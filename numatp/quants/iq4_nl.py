@@ -6,18 +6,19 @@ Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per bl
 
 import numpy as np
 
-from numatp.kernels.activation import integer_sums, scales
+from numatp.kernels.activation import scales, starts
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, store_nibbles
 from numatp.kernels.planes import plane_element, plane_loader
 from numatp.kernels.rows import add_dot_biased
-from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, nearest_of, offset, prefetch, splat_f32, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, nearest_of, offset, splat_f32, widen
 from numatp.quants import q4_0
 
 BLOCK, BLOCK_BYTES = 32, 18
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ZERO = 128  # added to every weight, so that none is negative
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
 
 pack = q4_0.pack  # the same bytes of another meaning
@@ -35,16 +36,16 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants = offset(tile, units * 256)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = load_values(tile)
-        for line in range(4):
-            prefetch(tile, PREFETCH + line * 64)
-        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_sums)
-        tile, constants, x = offset(tile, 256), offset(constants, 32), offset(x, pitch * 32)
-        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        prefetch_unit(stream, TILE_BYTES)
+        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_starts)
+        tile, constants, stream = offset(tile, 256), offset(constants, 32), offset(stream, TILE_BYTES)
+        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 

@@ -8,7 +8,8 @@ kernels/superblock.py describes, with 16 d.
 
 import numpy as np
 
-from numatp.kernels.activation import integer_sums, scales
+from numatp.kernels.activation import scales, starts
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
 from numatp.kernels.planes import plane_element
@@ -23,7 +24,6 @@ from numatp.kernels.simd import (
     load_i32,
     load_u8,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_i8,
@@ -38,7 +38,7 @@ from numatp.quants.iq4_nl import VALUES, code, load_values
 BLOCK, BLOCK_BYTES = 256, 136
 TILE_BYTES, SUPER_BYTES = 16 * 17, 32
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ZERO = 128  # added to every weight, so that none is negative
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -80,19 +80,19 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for index in range(touched(end, units)):
         d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = load_values(tile)
-            for line in range(4):
-                prefetch(tile, PREFETCH + line * 64)
-            total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(constants, 0)), x, x_scales, x_sums)
-            tile, constants, x = offset(tile, 256), offset(constants, 16), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+            prefetch_unit(stream, TILE_BYTES)
+            total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(constants, 0)), x, x_scales, x_starts)
+            tile, constants, stream = offset(tile, 256), offset(constants, 16), offset(stream, TILE_BYTES)
+            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 

@@ -9,11 +9,12 @@ from math import floor, log2
 
 import numpy as np
 
-from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.activation import scales, starts
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import SMALLEST, reciprocal, scale_error, store_nibbles
 from numatp.kernels.planes import plane_element, plane_loader
-from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     abs_f32,
     half_power,
@@ -26,7 +27,6 @@ from numatp.kernels.simd import (
     max_f32x16,
     nearest_of,
     offset,
-    prefetch,
     splat_f32,
     store_i32,
     store_u8,
@@ -35,7 +35,6 @@ from numatp.kernels.simd import (
 BLOCK, BLOCK_BYTES = 32, 17
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 ZERO = 12  # what the table adds to VALUES, so that none is negative
 
@@ -64,19 +63,17 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants = offset(tile, units * 256)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    minus_zero = splat_f32(-ZERO)
     for _ in range(units):
         weights = load_values(tile)
-        for line in range(4):
-            prefetch(tile, PREFETCH + line * 64)
+        prefetch_unit(stream, TILE_BYTES)
         d = half_powers(load_i8x16(constants, 0))
-        total = add_outer(total, minus_zero * d, x_sums)
-        total = add_dot(total, weights, d, x, x_scales)
-        tile, constants, x = offset(tile, 256), offset(constants, 16), offset(x, pitch * 32)
-        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        total = add_dot_from(total, weights, d, x, x_scales, x_starts)
+        tile, constants, stream = offset(tile, 256), offset(constants, 16), offset(stream, TILE_BYTES)
+        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 

@@ -9,6 +9,7 @@ first and 16 for its second half; then the end that kernels/superblock.py descri
 import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_word
@@ -26,7 +27,6 @@ from numatp.kernels.simd import (
     low_nibbles,
     negative,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_u8,
@@ -37,8 +37,7 @@ from numatp.kernels.superblock import shared, store_phase, super_of, touched, un
 
 BLOCK, BLOCK_BYTES = 256, 84
 TILE_BYTES, SUPER_BYTES = 16 * 10, 64
-ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ACTIVATION, ZERO = "q8", 0
 
 load_pairs = plane_loader(2, 0)
 
@@ -77,6 +76,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 128), offset(tile, units * TILE_BYTES)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
@@ -86,15 +86,14 @@ def dot_tile(tile, x, first, pitch, units, total):
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = load_pairs(tile)
-            for line in range(2):
-                prefetch(tile, PREFETCH + line * 64)
+            prefetch_unit(stream, TILE_BYTES)
             nibbles, second_nibbles = load_i8x16(constants, 0), load_i8x16(constants, 16)
             total = add_outer(total, minus_dmin * widen_u8(high_nibbles(nibbles)), x_sums)
             total = add_outer(total, minus_dmin * widen_u8(high_nibbles(second_nibbles)), offset(x_sums, pitch * 4))
             total = add_dot(total, first_half(weights), d * widen_u8(low_nibbles(nibbles)), x, x_scales)
             total = add_dot(total, second_half(weights), d * widen_u8(low_nibbles(second_nibbles)), offset(x, 16), x_scales)
-            tile, constants, x = offset(tile, 128), offset(constants, 32), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+            tile, constants, stream = offset(tile, 128), offset(constants, 32), offset(stream, TILE_BYTES)
+            x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
     return total
 
 

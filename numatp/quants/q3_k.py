@@ -2,41 +2,45 @@
 
 File block, 110 bytes: 32 bytes whose bit i is the highest of unit i of 32 weights; for each half of 128 weights 32 bytes with two
 bits of each of its four units; 16 scales + 32 of 6 bits in 12 bytes; float16 d.
-Tile: per unit a plane of 2 bits and one of 1 (kernels/planes.py); behind all units, per unit 16 scales of its first and 16 of its
-second half; then the end that kernels/superblock.py describes, with 16 d.
+Tile: per unit a plane of 2 bits and one of 1 (kernels/planes.py); behind all units, per unit the scales + 32 of its halves: 16
+bytes with the low nibbles of the first half's scales in their low and of the second's in their high nibbles, and 8 bytes with the
+high two bits of both, rows 0-7 in their low and rows 8-15 in their high nibbles; then the end that kernels/superblock.py
+describes, with 16 d.
 """
 
 import numpy as np
 
-from numatp.kernels.activation import half_sums, scales
+from numatp.kernels.activation import half_starts, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.planes import first_half, merged, plane_element, plane_loader, second_half, store_word
-from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
+    high_nibbles,
+    high_twos,
     lane,
     load_f16,
     load_f16x16,
     load_f32x16,
-    load_i8,
     load_i8x16,
     load_i32,
+    load_nibbles16,
     load_u8,
+    low_nibbles,
+    low_twos,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
-    store_i8,
     store_u8,
     widen,
-    widen_i8,
+    widen_u8,
 )
 from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
 
 BLOCK, BLOCK_BYTES = 256, 110
-TILE_BYTES, SUPER_BYTES = 16 * 14, 32
+TILE_BYTES, SUPER_BYTES = 16 * 12 + 24, 32
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
 ZERO = 4  # the q of a zero
 
 load_pairs, load_third_bits = plane_loader(2, 0), plane_loader(1, 2)
@@ -74,8 +78,10 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
             first, last = units_of(end, index, units)
             for unit in range(first, last if row < rows else first):
                 place = (first_unit + unit) % 8
-                store_i8(constants, unit * 32 + row, scale_of(offset(block, 96), 2 * place))
-                store_i8(constants, unit * 32 + 16 + row, scale_of(offset(block, 96), 2 * place + 1))
+                one, other = scale_of(offset(block, 96), 2 * place) + 32, scale_of(offset(block, 96), 2 * place + 1) + 32
+                store_u8(constants, unit * 24 + row, one & 15 | (other & 15) << 4)
+                high, bits = unit * 24 + 16 + row % 8, one >> 4 | other >> 4 << 2
+                store_u8(constants, high, load_u8(constants, high) | bits << 4 if row >= 8 else bits)
                 pairs = offset(block, 32 + place // 4 * 32)
                 for j in range(8):
                     store_word(offset(tile, unit * 192), 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
@@ -84,35 +90,42 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 
 @device
+def whole_scale(low, high):
+    return widen_u8(low) + splat_f32(16) * widen_u8(high) - splat_f32(32)
+
+
+@device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 192), offset(tile, units * TILE_BYTES)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(half_starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    minus_zero = splat_f32(-ZERO)
     for index in range(touched(end, units)):
         d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = merged(load_pairs(tile), load_third_bits(offset(tile, 128)))
-            for line in range(3):
-                prefetch(tile, PREFETCH + line * 64)
-            scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
-            total = add_outer(total, minus_zero * scale, x_sums)
-            total = add_outer(total, minus_zero * second_scale, offset(x_sums, pitch * 4))
-            total = add_dot(total, first_half(weights), scale, x, x_scales)
-            total = add_dot(total, second_half(weights), second_scale, offset(x, 16), x_scales)
-            tile, constants, x = offset(tile, 192), offset(constants, 32), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+            prefetch_unit(stream, TILE_BYTES)
+            low, high = load_i8x16(constants, 0), load_nibbles16(constants, 16)
+            scale = d * whole_scale(low_nibbles(low), low_twos(high))
+            second_scale = d * whole_scale(high_nibbles(low), high_twos(high))
+            total = add_dot_from(total, first_half(weights), scale, x, x_scales, x_starts)
+            second_x, second_starts = offset(x, 16), offset(x_starts, pitch * 4)
+            total = add_dot_from(total, second_half(weights), second_scale, second_x, x_scales, second_starts)
+            tile, constants, stream = offset(tile, 192), offset(constants, 24), offset(stream, TILE_BYTES)
+            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit, k = column // 32, column % 32
-    constants, end = offset(tile, units * 192 + unit * 32), offset(tile, units * TILE_BYTES)
+    constants, end = offset(tile, units * 192 + unit * 24), offset(tile, units * TILE_BYTES)
     low, high = offset(tile, unit * 192), offset(tile, unit * 192 + 128)
     q = plane_element(low, 2, row, k) + plane_element(high, 1, row, k) * 4 - ZERO
-    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
+    nibble, bits = load_u8(constants, row), load_u8(constants, 16 + row % 8) >> row // 8 * 4
+    scale = (nibble >> k // 16 * 4 & 15 | (bits >> k // 16 * 2 & 3) << 4) - 32
+    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * scale * q
 
 
 @device

@@ -6,18 +6,18 @@ Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per bl
 
 import numpy as np
 
-from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.activation import scales, starts
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element
-from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     load_f16,
     load_f16x16,
     load_f32x16,
     load_i32,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_i32,
@@ -27,7 +27,6 @@ from numatp.kernels.simd import (
 BLOCK, BLOCK_BYTES = 32, 18
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
 ZERO = 8  # the q of a zero
 
 
@@ -54,19 +53,17 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants = offset(tile, units * 256)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    minus_zero = splat_f32(-ZERO)
     for _ in range(units):
         weights = load_nibbles(tile)
-        for line in range(4):
-            prefetch(tile, PREFETCH + line * 64)
+        prefetch_unit(stream, TILE_BYTES)
         d = widen(load_f16x16(constants, 0))
-        total = add_outer(total, minus_zero * d, x_sums)
-        total = add_dot(total, weights, d, x, x_scales)
-        tile, constants, x = offset(tile, 256), offset(constants, 32), offset(x, pitch * 32)
-        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        total = add_dot_from(total, weights, d, x, x_scales, x_starts)
+        tile, constants, stream = offset(tile, 256), offset(constants, 32), offset(stream, TILE_BYTES)
+        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 

@@ -9,6 +9,7 @@ that kernels/superblock.py describes, with 16 d and 16 dmin.
 import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element, store_word
@@ -24,7 +25,6 @@ from numatp.kernels.simd import (
     load_u8,
     negative,
     offset,
-    prefetch,
     store_f16,
     store_u8,
     widen,
@@ -34,8 +34,7 @@ from numatp.kernels.superblock import shared, store_phase, super_of, touched, un
 
 BLOCK, BLOCK_BYTES = 256, 144
 TILE_BYTES, SUPER_BYTES = 16 * 18, 64
-ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ACTIVATION, ZERO = "q8", 0
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -95,6 +94,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
@@ -104,12 +104,11 @@ def dot_tile(tile, x, first, pitch, units, total):
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = load_nibbles(tile)
-            for line in range(4):
-                prefetch(tile, PREFETCH + line * 64)
+            prefetch_unit(stream, TILE_BYTES)
             total = add_outer(total, minus_dmin * widen_u8(load_i8x16(constants, 16)), x_sums)
             total = add_dot(total, weights, d * widen_u8(load_i8x16(constants, 0)), x, x_scales)
-            tile, constants, x = offset(tile, 256), offset(constants, 32), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+            tile, constants, stream = offset(tile, 256), offset(constants, 32), offset(stream, TILE_BYTES)
+            x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 

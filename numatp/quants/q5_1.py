@@ -8,17 +8,17 @@ Tile: per block a plane of 4 bits and one of 1 (kernels/planes.py); behind all b
 import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_line, keep_f16, line_codes
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, load_i32, offset, prefetch, store_f16, store_i32, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, load_i32, offset, store_f16, store_i32, widen
 from numatp.quants.q5_0 import store_fives
 
 BLOCK, BLOCK_BYTES = 32, 24
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
-ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ACTIVATION, ZERO = "q8", 0
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -50,17 +50,17 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants = offset(tile, units * 320)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
-        for line in range(5):
-            prefetch(tile, PREFETCH + line * 64)
+        prefetch_unit(stream, TILE_BYTES)
         total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
         total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
-        tile, constants, x = offset(tile, 320), offset(constants, 64), offset(x, pitch * 32)
-        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        tile, constants, stream = offset(tile, 320), offset(constants, 64), offset(stream, TILE_BYTES)
+        x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 

@@ -9,6 +9,7 @@ the end that kernels/superblock.py describes, with 16 d and 16 dmin.
 import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_word
@@ -24,7 +25,6 @@ from numatp.kernels.simd import (
     load_u8,
     negative,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_u8,
@@ -36,8 +36,7 @@ from numatp.quants.q4_k import minimum_of, scale_of, sixes, store_sixes
 
 BLOCK, BLOCK_BYTES = 256, 176
 TILE_BYTES, SUPER_BYTES = 16 * 22, 64
-ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ACTIVATION, ZERO = "q8", 0
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -76,6 +75,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 320), offset(tile, units * TILE_BYTES)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
@@ -85,12 +85,11 @@ def dot_tile(tile, x, first, pitch, units, total):
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
-            for line in range(5):
-                prefetch(tile, PREFETCH + line * 64)
+            prefetch_unit(stream, TILE_BYTES)
             total = add_outer(total, minus_dmin * widen_u8(load_i8x16(constants, 16)), x_sums)
             total = add_dot(total, weights, d * widen_u8(load_i8x16(constants, 0)), x, x_scales)
-            tile, constants, x = offset(tile, 320), offset(constants, 32), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+            tile, constants, stream = offset(tile, 320), offset(constants, 32), offset(stream, TILE_BYTES)
+            x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 

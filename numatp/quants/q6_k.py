@@ -8,11 +8,12 @@ second half; then the end that kernels/superblock.py describes, with 16 d.
 
 import numpy as np
 
-from numatp.kernels.activation import half_sums, scales
+from numatp.kernels.activation import half_starts, scales
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes, store_nibbles
 from numatp.kernels.planes import first_half, load_nibbles, merged, plane_element, plane_loader, second_half, store_word
-from numatp.kernels.rows import add_dot, add_outer
+from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     lane,
     load_f16,
@@ -22,7 +23,6 @@ from numatp.kernels.simd import (
     load_i8x16,
     load_i32,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_i8,
@@ -34,7 +34,6 @@ from numatp.kernels.superblock import shared, store_phase, super_of, touched, un
 BLOCK, BLOCK_BYTES = 256, 210
 TILE_BYTES, SUPER_BYTES = 16 * 26, 32
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
 ZERO = 32  # the q of a zero
 
 load_high = plane_loader(2, 4)
@@ -76,24 +75,22 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants, end = offset(tile, units * 384), offset(tile, units * TILE_BYTES)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(half_starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    minus_zero = splat_f32(-ZERO)
     for index in range(touched(end, units)):
         d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
         begin, stop = units_of(end, index, units)
         for _ in range(begin, stop):
             weights = merged(load_nibbles(tile), load_high(offset(tile, 256)))
-            for line in range(6):
-                prefetch(tile, PREFETCH + line * 64)
+            prefetch_unit(stream, TILE_BYTES)
             scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
-            total = add_outer(total, minus_zero * scale, x_sums)
-            total = add_outer(total, minus_zero * second_scale, offset(x_sums, pitch * 4))
-            total = add_dot(total, first_half(weights), scale, x, x_scales)
-            total = add_dot(total, second_half(weights), second_scale, offset(x, 16), x_scales)
-            tile, constants, x = offset(tile, 384), offset(constants, 32), offset(x, pitch * 32)
-            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+            total = add_dot_from(total, first_half(weights), scale, x, x_scales, x_starts)
+            second_x, second_starts = offset(x, 16), offset(x_starts, pitch * 4)
+            total = add_dot_from(total, second_half(weights), second_scale, second_x, x_scales, second_starts)
+            tile, constants, stream = offset(tile, 384), offset(constants, 32), offset(stream, TILE_BYTES)
+            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
     return total
 
 

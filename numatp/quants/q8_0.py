@@ -7,7 +7,8 @@ multiply unsigned weights); behind all blocks, per block 16 d.
 
 import numpy as np
 
-from numatp.kernels.activation import integer_sums, scales
+from numatp.kernels.activation import scales, starts
+from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.rows import add_dot_biased, block
@@ -19,7 +20,6 @@ from numatp.kernels.simd import (
     load_i32,
     load_u8,
     offset,
-    prefetch,
     splat_f32,
     store_f16,
     store_i32,
@@ -29,7 +29,7 @@ from numatp.kernels.simd import (
 BLOCK, BLOCK_BYTES = 32, 34
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
 ACTIVATION = "q8"
-PREFETCH = 4096  # bytes ahead
+ZERO = 128  # added to every weight, so that none is negative
 SIGNS = -0x7F7F7F80  # 0x80808080 as int32: flips the sign bit of four bytes, which adds 128 to each
 
 
@@ -58,19 +58,19 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
+    stream = tile
     constants = offset(tile, units * 512)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(integer_sums(x, units * pitch), first * 4)
+    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = block(
             load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
             load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),
         )  # fmt: skip
-        for line in range(8):
-            prefetch(tile, PREFETCH + line * 64)
-        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_sums)
-        tile, constants, x = offset(tile, 512), offset(constants, 32), offset(x, pitch * 32)
-        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        prefetch_unit(stream, TILE_BYTES)
+        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_starts)
+        tile, constants, stream = offset(tile, 512), offset(constants, 32), offset(stream, TILE_BYTES)
+        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 

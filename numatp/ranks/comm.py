@@ -76,6 +76,10 @@ class Comm:
         if status != native.OK:
             raise MachineError(f"the C runtime failed: {os.strerror(ctypes.get_errno())}")
 
+    def set_crowded(self, crowded: bool) -> None:
+        """Whether any two threads of the job share a cpu, where that was not known before the ranks met."""
+        self._library.numatp_ranks_crowded(self.handle, crowded)
+
     def meet(self) -> None:
         """Returns when every rank has come; RankError if one died or ended the job."""
         while (status := self._library.numatp_meet(self.handle)) == native.PENDING:

@@ -17,13 +17,14 @@ from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_writer import GGUFWriter, encoded, new_file, num_bytes
 from numatp.kernels.fit import MOST_F16
 
-PIECE = 1 << 20  # weights that a thread converts at a time
+PIECE = 1 << 19  # weights that a thread converts at a time
 # What general.file_type says; for people, and for llama.cpp's summary of a file.
 FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q4_K_M": 15,
     "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38,
 }  # fmt: skip
-MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # of this type, and Q6_K where it helps most
+MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # of this type, and better where it helps most
+BETTER = "Q6_K"  # as llama.cpp has the output matrix of any smaller type
 # Where rows are no whole super-blocks, as llama.cpp does.
 INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # Matrices that are small, and that kernels read as floats or whose errors decide too much (routers).
@@ -65,8 +66,9 @@ def _type_of(info: TensorInfo, wanted: str, layers: int, tied: bool) -> str:
     if not info.name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(info.name):
         return info.type
     kind = MIXES.get(wanted, wanted)
-    if wanted in MIXES and _matters(info.name, layers, tied):
-        kind = "Q6_K"
+    head = info.name == "output.weight" or (tied and info.name == "token_embd.weight")
+    if (head or (wanted in MIXES and _matters(info.name, layers))) and _bits(kind) < _bits(BETTER):
+        kind = BETTER
     quants.find(info.type, info.name)
     for candidate in (kind, INSTEAD.get(kind), "F16"):
         if candidate and info.shape[-1] % quants.find(candidate, info.name).BLOCK == 0:
@@ -74,10 +76,14 @@ def _type_of(info: TensorInfo, wanted: str, layers: int, tied: bool) -> str:
     return info.type if info.type in ("F32", "F16", "BF16") else "F32"
 
 
-def _matters(name: str, layers: int, tied: bool) -> bool:
-    """The head, and values and down projections of the first and last eighth of the layers and of each third between them."""
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        return True
+def _bits(type: str) -> float:
+    """Per weight."""
+    format = quants.find(type, "")
+    return 8 * format.BLOCK_BYTES / format.BLOCK
+
+
+def _matters(name: str, layers: int) -> bool:
+    """Values and down projections of the first and last eighth of the layers and of each third between them."""
     match, eighth = _layer(name), layers // 8
     if not match or not re.search(r"attn_v\.|ffn_down", name):
         return False
@@ -147,14 +153,17 @@ def _piece(change: Change, writer: GGUFWriter, first: int, last: int, rows: int)
 
 
 def _read(info: TensorInfo, position: int, count: int) -> bytes:
-    with open(info.path, "rb", buffering=0) as source:
-        parts, fd = [], source.fileno()
-        while count:
-            part = os.pread(fd, count, position)
-            if not part:
-                raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file has shrunk")
-            parts.append(part)
-            count, position = count - len(part), position + len(part)
+    parts = []
+    try:
+        with open(info.path, "rb", buffering=0) as source:
+            while count:
+                part = os.pread(source.fileno(), count, position)
+                if not part:
+                    raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file has shrunk")
+                parts.append(part)
+                count, position = count - len(part), position + len(part)
+    except OSError as error:
+        raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: {error.strerror}; check the disk") from None
     return b"".join(parts)
 
 

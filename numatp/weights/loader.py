@@ -9,9 +9,11 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from numatp.kernels.compile import Kernel
 
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
-CONVERTED = 1 << 20  # weights that a thread converts at a time, or 16 rows if that is more
+CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
 
 
 # What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
@@ -47,6 +49,7 @@ class Matrix:
     rows: int  # of all experts, one below the other, where there are some
     columns: int
     experts: int = 1
+    first_column: int = 0  # of the whole matrix
 
     @property
     def tiles(self) -> int:
@@ -58,7 +61,7 @@ class Matrix:
 
     @property
     def tile_bytes(self) -> int:
-        return quants.tile_bytes(self.format, self.columns)
+        return quants.tile_bytes(self.format, self.columns, self.first_column)
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +89,7 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
         if (
             last
             and last.format is matrix.format
-            and last.columns == matrix.columns
+            and (last.columns, last.first_column) == (matrix.columns, matrix.first_column)
             and last.rows % quants.TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
@@ -222,7 +225,7 @@ def plan(
                 raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
             if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
                 raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
-            target = Matrix(rule.key, format, address, num_rows, len(columns), experts)
+            target = Matrix(rule.key, format, address, num_rows, len(columns), experts, columns.start)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
         slices.append(Slice(info, format, rows, columns, target, rule.table == "columns"))
@@ -252,21 +255,24 @@ class Weights:
         return _floats_at(self.vector(name)).copy()
 
     def load(
-        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None]
-    ) -> None:
+        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None],
+        drop: Iterable[Path] = (),
+    ) -> None:  # fmt: skip
         """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
-        bytes in all).
+        bytes in all). drop: files whose pages leave memory after each tensor, where there is no room for them beside the weights.
         """
         rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
         widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
         staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         # The caller is pinned to one cpu, and so would be the threads that it starts.
-        with ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)) as pool:
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)))
+            dropped = [stack.enter_context(open(path, "rb")) for path in drop]
             for piece in self._slices:
                 target = self.tensors[piece.target.name]
                 if isinstance(target, Vector):
-                    whole = _floats_of(piece.info, piece.format)
+                    whole = floats_of(piece.info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
@@ -274,6 +280,8 @@ class Weights:
                     self._convert(piece, target, run, pool, threads)
                 elif target.num_bytes:
                     self._read(piece, target, run, staging)
+                for file in dropped:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
                 done += target.num_bytes
                 progress(done, total)
 
@@ -307,6 +315,8 @@ class Weights:
         from numatp.kernels.compile import specialize
 
         pack = specialize("pack", "quant", format.__name__).pack
+        if format is not quants.find(info.type, info.name):
+            _ = specialize("quantizer", "quant", format.__name__).quantize.address  # compiled here, not by several threads at once
         # Super-blocks are quantised whole, whatever of them this rank keeps.
         columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
         step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
@@ -361,7 +371,7 @@ def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tup
             yield info.pieces[own[0] // height], own % height
 
 
-def _floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):

@@ -2,7 +2,8 @@
 
 python make_golden.py CONVERTER [NAME ...] — needs torch and transformers (2.13.0 and 5.24.0 were used); CONVERTER is the folder of
 llama.cpp that holds convert_hf_to_gguf.py (that of llama-cpp-python 0.3.36 was used). Writes golden/NAME.gguf and golden/NAME.npz:
-tokens of two sequences, and the logits at all their positions.
+tokens of two sequences, and the logits at all their positions; golden/NAME.json: config.json and the shapes of the tensors as
+transformers saves them; golden/ropes.json: how released models rotate.
 
 All weights are float16 numbers, so that both sides multiply the same, and keys and values are rounded to float16, because a float16
 cache is part of what numatp promises. Norms, biases and sinks are random too: at the values that they start with, leaving them out
@@ -15,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import torch
 import transformers
 
@@ -25,7 +27,7 @@ WINDOW = 20
 COMMON = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
     "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "pad_token_id": None, "bos_token_id": None,
-    "eos_token_id": None, "attn_implementation": "eager",
+    "eos_token_id": None, "attn_implementation": "eager", "experts_implementation": "eager",
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1000.0}
 LLAMA3 = {
@@ -65,10 +67,10 @@ MODELS = {
     "qwen3next": ("Qwen3Next", {
         **MOE, "num_hidden_layers": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "norm_topk_prob": True,
         "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
-        "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_attention_heads": 4, "num_experts": 4,
     }),
     "gpt-oss": ("GptOss", {
-        "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 5, "num_experts_per_tok": 2, "sliding_window": WINDOW,
+        "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
         "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],
         "tie_word_embeddings": False, "swiglu_limit": 7.0,
     }),
@@ -115,6 +117,17 @@ def round_cache(model):
         module.eager_attention_forward = rounded
 
 
+def describe(folder, path):
+    """The folder's config.json, and the shapes of its tensors."""
+    with safetensors.safe_open(folder / "model.safetensors", "np") as file:
+        shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
+    config = json.loads((folder / "config.json").read_text())
+    config = {key: value for key, value in config.items() if value is not None and key not in ("transformers_version", "dtype")}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
+    tensors = [f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes.items()]
+    path.write_text('{"config": {\n' + ",\n".join(lines) + '\n}, "tensors": {\n' + ",\n".join(tensors) + "\n}}\n")
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -124,7 +137,8 @@ def convert(model, converter, path):
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tiny"  # the file names the model after it
-        model.half().save_pretrained(folder)
+        model.save_pretrained(folder)
+        describe(folder, GOLDEN / f"{path.stem}.json")
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
         found = conversion.get_model_class(json.loads((folder / "config.json").read_text())["architectures"][0])
@@ -133,7 +147,41 @@ def convert(model, converter, path):
             found(folder, gguf.LlamaFileType.MOSTLY_F16, path, use_temp_file=False).write()
 
 
+# name: (head size, base, context, transformers' rope parameters) of released models
+ROPES = {
+    "Llama-3.1-8B": (128, 500000.0, 131072, {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }),
+    "Llama-3.2-1B": (64, 500000.0, 131072, {
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }),
+    "Qwen2.5-72B": (128, 1000000.0, 32768, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}),
+    "gpt-oss-20b": (64, 150000.0, 131072, {
+        "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 4096,
+    }),
+    "gemma-3-4b": (256, 1000000.0, 131072, {"rope_type": "linear", "factor": 8.0}),
+}  # fmt: skip
+
+
+def write_ropes():
+    """golden/ropes.json: per name the parameters, the frequencies and the scale of the rotation."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    recorded = {}
+    for name, (head_size, base, context, parameters) in ROPES.items():
+        parameters = {**parameters, "rope_theta": base}
+        config = transformers.LlamaConfig(head_dim=head_size, max_position_embeddings=context, rope_parameters=parameters)
+        frequencies, scale = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, "cpu")
+        recorded[name] = {"head_size": head_size, "context": context, **parameters, "scale": scale}
+        recorded[name]["frequencies"] = [float(f"{frequency:.9g}") for frequency in frequencies.tolist()]
+    (GOLDEN / "ropes.json").write_text(json.dumps(recorded, indent=0) + "\n")
+
+
 def main():
+    write_ropes()
     converter, names = Path(sys.argv[1]), sys.argv[2:] or MODELS
     for name in names:
         model, rng, recorded = model_of(name), np.random.default_rng(1), {}

@@ -19,7 +19,7 @@ import numpy as np
 from numatp.files.gguf_header import fail as fail_at
 from numatp.files.gguf_header import quote
 from numatp.files.model_file import TensorInfo
-from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_rows
+from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_bytes, read_rows
 
 Rows = Callable[[slice], np.ndarray]
 Config = dict[str, Any]
@@ -62,7 +62,7 @@ def find(method: str) -> ModuleType | None:
     return importlib.import_module(f"{__name__}.{method.replace('-', '_')}") if method in names() else None
 
 
-# ---------------------------------------------------------------- what the layouts check
+# ---------------------------------------------------------------- what the layouts share
 
 
 def expect(fail: Fail, key: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -86,3 +86,24 @@ def need_shape(info: TensorInfo, type_name: str, shape: tuple[int, ...]) -> None
 def floating(info: TensorInfo) -> None:
     if info.type not in FLOATS:
         fail_at(info.path, f"tensor {quote(info.name)} is {info.type}, and should be {' or '.join(FLOATS)}; download it again")
+
+
+def groups_by_column(info: TensorInfo | None, columns: int, group: int, fail: Fail) -> tuple[np.ndarray, bool]:
+    """(the group whose scale each column has, whether that is not what its place says: activation order)."""
+    places = np.arange(columns) // max(group, 1)
+    if info is None:
+        return places, False
+    need_shape(info, "I32", (columns,))
+    found = read_bytes(info, 0, info.num_bytes).view(np.int32)
+    if columns and not (found.min() >= 0 and found.max() <= places[-1]):
+        fail(f"tensor {quote(info.name)} names groups outside 0 to {places[-1]}; download it again")
+    return found, bool((found != places).any())
+
+
+def type_of(method: str, bits: int, symmetric: bool, ordered: bool) -> tuple[str, str]:
+    """(the GGUF type of 4-bit or 8-bit codes in groups, what is lost on the way to it)."""
+    if ordered:
+        return "F32", f"{method} with activation order"
+    if bits == 8:
+        return ("Q8_0", "") if symmetric else ("F32", f"{method} of 8 bits with zeros")
+    return ("Q4_0" if symmetric else "Q4_1"), ""

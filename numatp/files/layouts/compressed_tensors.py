@@ -12,8 +12,21 @@ from typing import Any
 import numpy as np
 
 from numatp.files.blocks import from_bits, groups_of, q4_0, q4_1, q8_0
-from numatp.files.layouts import Config, Fail, Layout, Parts, Rows, expect, floating, fp8, need, need_shape
-from numatp.files.safetensors import floats, read_box, read_bytes, read_rows
+from numatp.files.layouts import (
+    Config,
+    Fail,
+    Layout,
+    Parts,
+    Rows,
+    expect,
+    floating,
+    fp8,
+    groups_by_column,
+    need,
+    need_shape,
+    type_of,
+)
+from numatp.files.safetensors import floats, read_box, read_rows
 
 SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
@@ -41,7 +54,8 @@ def check(settings: Config, fail: Fail) -> None:
     (weights, *_), kind = found, settings["format"]
     expect(fail, "num_bits", weights.get("num_bits"), (4, 8) if kind == "pack-quantized" else (8,))
     expect(fail, "type", weights.get("type", "int"), ("float",) if kind == "float-quantized" else ("int",))
-    expect(fail, "strategy", weights.get("strategy"), ("group", "channel") if kind == "pack-quantized" else ("channel",))
+    strategies = {"pack-quantized": ("group", "channel"), "int-quantized": ("channel",), "float-quantized": ("channel", "tensor")}
+    expect(fail, "strategy", weights.get("strategy"), strategies[kind])
     expect(fail, "symmetric", weights.get("symmetric", True), (True, False) if kind == "pack-quantized" else (True,))
     group = weights.get("group_size")
     if weights["strategy"] == "group" and (type(group) is not int or group <= 0 or group % 32):
@@ -55,7 +69,8 @@ def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> Layout
         return Packed(name, parts, weights, fail)
     if parts["weight"].type == "F8_E4M3":
         weight = parts["weight"]
-        return fp8.Matrix(weight, parts["weight_scale"], (1, *weight.shape[1:2]), fail)
+        block = weight.shape if weights["strategy"] == "tensor" else (1, *weight.shape[1:])
+        return fp8.Matrix(weight, parts["weight_scale"], block, fail)
     return Bytes(parts, fail)
 
 
@@ -75,20 +90,8 @@ class Packed:
             need(parts, ("weight_zero_point",), name, fail)
             self.zeros = parts["weight_zero_point"]
             need_shape(self.zeros, "I32", (-(-rows * self.bits // 32), groups))
-        self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
-        ordered = False
-        if "weight_g_idx" in parts:
-            need_shape(parts["weight_g_idx"], "I32", (columns,))
-            found = read_bytes(parts["weight_g_idx"], 0, parts["weight_g_idx"].num_bytes).view(np.int32)
-            ordered = bool((found != self.group_of).any())
-            if ordered and not (found.min() >= 0 and found.max() < groups):
-                fail(f"tensor '{parts['weight_g_idx'].name}' names groups outside 0 to {groups - 1}; download it again")
-            self.group_of = found
-        self.type, self.note = ("Q4_0" if self.symmetric else "Q4_1"), ""
-        if ordered:
-            self.type, self.note = "F32", "compressed-tensors with activation order"
-        elif self.bits == 8:
-            self.type, self.note = ("Q8_0", "") if self.symmetric else ("F32", "compressed-tensors of 8 bits with zeros")
+        self.group_of, ordered = groups_by_column(parts.get("weight_g_idx"), columns, self.group, fail)
+        self.type, self.note = type_of("compressed-tensors", self.bits, self.symmetric, ordered)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         zeros = None

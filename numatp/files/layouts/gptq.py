@@ -10,8 +10,8 @@ matrix is requantised. So is one of 8 bits with zeros, whose codes no type of GG
 import numpy as np
 
 from numatp.files.blocks import from_bits, groups_of, q4_0, q4_1, q8_0
-from numatp.files.layouts import Config, Fail, Parts, Rows, expect, floating, need, need_shape
-from numatp.files.safetensors import floats, read_box, read_bytes
+from numatp.files.layouts import Config, Fail, Parts, Rows, expect, floating, groups_by_column, need, need_shape, type_of
+from numatp.files.safetensors import floats, read_box
 
 SUFFIXES = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -51,20 +51,8 @@ class Matrix:
             (self.scales, self.scales.type, (groups, rows)),
         ):  # fmt: skip
             need_shape(info, kind, shape)
-        self.group_of: np.ndarray = np.arange(columns) // max(self.group, 1)
-        ordered = False
-        if "g_idx" in parts:
-            need_shape(parts["g_idx"], "I32", (columns,))
-            found = read_bytes(parts["g_idx"], 0, parts["g_idx"].num_bytes).view(np.int32)
-            ordered = bool((found != self.group_of).any())
-            if ordered and not (found.min() >= 0 and found.max() < groups):
-                fail(f"tensor '{parts['g_idx'].name}' names groups outside 0 to {groups - 1}; download it again")
-            self.group_of = found
-        self.type, self.note = ("Q4_0" if self.symmetric else "Q4_1"), ""
-        if ordered:
-            self.type, self.note = "F32", "GPTQ with activation order"
-        elif self.bits == 8:
-            self.type, self.note = ("Q8_0", "") if self.symmetric else ("F32", "GPTQ of 8 bits with zeros")
+        self.group_of, ordered = groups_by_column(parts.get("g_idx"), columns, self.group, fail)
+        self.type, self.note = type_of("GPTQ", self.bits, self.symmetric, ordered)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         if not len(rows):

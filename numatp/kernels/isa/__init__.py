@@ -4,6 +4,6 @@ Each holds GROUP, the activation rows that a matrix tile is multiplied with at o
 products are exact in int32 (i: 16 lanes, j: 4 bytes of a lane):
 
     dot(builder, total, weights, x)          total[i] + sum of weights[i, j] * x[i, j]; weights in 0..128, x in -127..127
-    dot_biased(builder, total, weights, x)   the same for weights + 128 in 0..255, counted from start(builder, sum of x)
+    dot_biased(builder, total, weights, x)   the same for weights + 128 in 0..255, counted from start(builder, -128 * sum of x)
     lookup(builder, table, indices)          table[index] for each of 64 bytes in 0..15; table: 16 Python ints in -128..255
 """

@@ -38,7 +38,7 @@ def dot_biased(builder, total, weights, x):
     return dot(builder, total, magnitude, _join(builder, *moved))
 
 
-def start(builder, sum_of_x):
+def start(builder, start_of_x):
     return constant(i32x16, 0)
 
 

@@ -25,7 +25,7 @@ def dot_biased(builder, total, weights, x):
     return dot(builder, total, magnitude, builder.select(negative, builder.sub(zero, x), x))
 
 
-def start(builder, sum_of_x):
+def start(builder, start_of_x):
     return constant(i32x16, 0)
 
 

@@ -1,0 +1,96 @@
+"""What a model is, and what would compute it, without loading it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from numatp import models
+from numatp.engine.cache import CacheLayout, num_blocks, pools_of
+from numatp.engine.engine import read_spec
+from numatp.engine.job import default_quantize
+from numatp.errors import UserError
+from numatp.models.spec import Spec
+from numatp.program.builder import Program
+from numatp.program.ops import Ops, Site
+from numatp.program.step import StepShape, StepWindow
+from numatp.weights.loader import Slice, Vector, Weights, floats_of, notes, plan
+from numatp.weights.splits import split
+
+ROWS = 16  # of the Step that stands for prompts
+
+
+@dataclass
+class Support:
+    """Whether numatp computes a model, and by which kernels."""
+
+    reason: str = ""  # why it does not, one line
+    architecture: str = ""
+    spec: Spec | None = None
+    types: dict[str, str] = field(default_factory=dict)  # of each tensor in memory, by the file's own name
+    num_bytes: int = 0  # of all weights in memory
+    programs: list[Program] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class Unloaded(Weights):
+    """Weights at no address; the few numbers that a forward pass itself needs come from the file."""
+
+    def __init__(self, slices: list[Slice]):
+        super().__init__(slices, 0)
+        self._by_name = {piece.target.name: piece for piece in slices}
+
+    def floats(self, name: str) -> np.ndarray:
+        piece = self._by_name[name]
+        return floats_of(piece.info, piece.format).ravel()
+
+
+def support_of(path: Path) -> Support:
+    """What one rank would run."""
+    support = Support()
+    try:
+        file, model = models.open_model(path)
+        support.architecture = model.__name__.rpartition(".")[2].replace("_", "-")
+        support.spec = spec = read_spec(file, model)
+        cut = split(spec.sizes, 0, 1)
+        slices, support.num_bytes = plan(file, model.rules(spec), spec.sizes, cut, default_quantize(file))
+        support.types = {piece.info.name: "F32" if isinstance(piece.target, Vector) else type_name(piece) for piece in slices}
+        support.notes = notes(slices)
+        context = min(spec.context, 512)
+        pools = pools_of(spec, context, 1, ROWS)
+        caches = CacheLayout(spec, cut, pools, 1).at(0)
+        # Addresses that nobody will use.
+        shape = StepShape(ROWS, 1, num_blocks(context), len(pools))
+        step = StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64))
+        nowhere = np.zeros(1, np.uint64)
+        site = Site(0, 1, 1, 1, 0, spec.sizes.width, step, (nowhere, nowhere), 0, 4 * spec.sizes.vocab, 0)
+        for name, rows in (("one row", 1), ("many rows", ROWS)):
+            ops = Ops(name, site, rows)
+            model.forward(ops, spec, cut, Unloaded(slices), caches)
+            support.programs.append(ops.finish())
+    except UserError as error:
+        support.reason = str(error)
+    return support
+
+
+def type_name(piece: Slice) -> str:
+    return piece.format.__name__.rpartition(".")[2].upper()
+
+
+def kernels_of(program: Program) -> dict[str, int]:
+    """How often each kernel runs in a Step, in the order of their first ops."""
+    return dict(Counter(op.name for op in program.ops))
+
+
+def summary_of(tensors: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Per type: how many tensors, weights and bytes."""
+    found: dict[str, dict[str, int]] = {}
+    for info in tensors.values():
+        entry = found.setdefault(info.type, {"tensors": 0, "weights": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["weights"] += prod(info.shape)
+        entry["bytes"] += info.num_bytes
+    return dict(sorted(found.items(), key=lambda item: -item[1]["bytes"]))

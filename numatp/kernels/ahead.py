@@ -1,0 +1,17 @@
+"""Prefetch of a weight matrix, which is one stream of bytes: tile after tile, whatever lies where within a tile.
+
+Into the second-level cache only: requests into the first would hold its few fill buffers until DRAM answers, and the processor's
+own prefetcher needs them to follow a tile's parts.
+"""
+
+from numatp.kernels.compile import device
+from numatp.kernels.simd import prefetch
+
+AHEAD = 8192  # bytes: more than one core can read while one access to DRAM is under way
+
+
+@device
+def prefetch_unit(stream, num_bytes):
+    """Asks for the num_bytes (a constant) that are read AHEAD bytes after those at stream."""
+    for line in range((num_bytes + 63) // 64):
+        prefetch(stream, AHEAD + line * 64)

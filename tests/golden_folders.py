@@ -1,0 +1,94 @@
+"""Golden models as Hugging Face folders: the config.json that transformers wrote, and the tensors of the GGUF file under the names
+and with the numbers that transformers gives them.
+"""
+
+import json
+from collections import defaultdict
+
+import folders
+import numpy as np
+from golden import GOLDEN
+
+from numatp import quants
+from numatp.files.gguf import read_gguf
+from numatp.files.safetensors import read_bytes
+
+
+def tensors_of(path):
+    """float32 arrays by GGUF's names."""
+    found = {}
+    for name, info in read_gguf(path).tensors.items():
+        raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
+        found[name] = quants.find(info.type, name).unpack(raw).reshape(info.shape)
+    return found
+
+
+def gemma3(tensors):
+    names = {
+        "ffn_norm.weight": "pre_feedforward_layernorm.weight", "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+    }  # fmt: skip
+    found = {}
+    for name, values in tensors.items():
+        rest = name.split(".", 2)[-1]
+        theirs = (
+            f"model.layers.{name.split('.')[1]}.{names[rest]}" if rest in names else next(iter(folders.renamed({name: values})))
+        )
+        found[theirs] = values - 1 if "norm" in name else values
+    return found
+
+
+def gpt_oss(tensors):
+    """Experts in MXFP4, as released."""
+    import gguf
+
+    found = {}
+    for name, values in tensors.items():
+        rest, prefix = name.split(".", 2)[-1], f"model.layers.{name.split('.')[1]}"
+        kind = rest.removeprefix("ffn_").split("_")[0]
+        if rest.startswith("ffn_up_exps"):
+            continue
+        if rest.startswith("ffn_gate_inp"):
+            found[f"{prefix}.mlp.router.{rest.rpartition('.')[2]}"] = values
+        elif rest == "attn_sinks.weight":
+            found[f"{prefix}.self_attn.sinks"] = values
+        elif "_exps" in rest:
+            theirs = f"{prefix}.mlp.experts.{'gate_up' if kind == 'gate' else 'down'}_proj"
+            if kind == "gate":
+                values = np.stack([values, tensors[name.replace("gate", "up")]], 2).reshape(len(values), -1, *values.shape[2:])
+            if rest.endswith("bias"):
+                found[f"{theirs}_bias"] = values
+                continue
+            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.MXFP4).reshape(*values.shape[:2], -1, 17)
+            halves = packed[..., 1:]
+            codes = np.concatenate([halves & 15, halves >> 4], -1)  # in the order of the weights
+            found[f"{theirs}_blocks"] = codes[..., 0::2] | codes[..., 1::2] << 4
+            found[f"{theirs}_scales"] = packed[..., 0]
+        else:
+            found |= folders.renamed({name: values})
+    return found
+
+
+def write(folder, name):
+    """The folder, as transformers would have written it but for the experts of gpt-oss."""
+    recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
+    config = recorded["config"]
+    if name.startswith("llama"):
+        sizes = defaultdict(int, head_size=config["head_dim"])
+        found = folders.llama({key: tensor for key, tensor in tensors.items() if key != "rope_freqs.weight"}, sizes)[1]
+    elif name == "qwen3next":
+        sizes = defaultdict(
+            int, width=config["hidden_size"], head_size=config["head_dim"], key_heads=config["linear_num_key_heads"],
+            linear_head_size=config["linear_key_head_dim"],
+        )  # fmt: skip
+        found = folders.qwen3next(tensors, sizes)[1]
+    else:
+        found = {"gemma3": gemma3, "gpt-oss": gpt_oss}.get(name, folders.renamed)(tensors)
+    for key, values in found.items():
+        if values.dtype == np.float32 and values.ndim > 1:
+            found[key] = values.astype(np.float16)
+    if name == "gpt-oss":
+        assert config["architectures"] == ["GptOssForCausalLM"]
+        config = config | {"quantization_config": {"quant_method": "mxfp4"}}
+    else:
+        assert {key: list(values.shape) for key, values in found.items()} == recorded["tensors"]
+    return folders.write(folder, config, found)

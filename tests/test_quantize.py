@@ -1,0 +1,159 @@
+"""`numatp quantize`: what the gguf package reads of it, and what stays when it does not end well."""
+
+import re
+import signal
+import subprocess
+import time
+
+import gguf
+import numpy as np
+import pytest
+import tiny
+from conftest import BIN, numatp, run
+
+from numatp import quants
+from numatp.errors import MachineError, UserError
+from numatp.files.gguf import read_gguf
+from numatp.weights import convert
+
+
+def convert_file(source, out, wanted, threads=2):
+    file = read_gguf(source)
+    changes = convert.choose_types(file, wanted)
+    convert.convert(file, changes, wanted, out, threads, lambda done, total: None)
+    return gguf.GGUFReader(out)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "f32.gguf"
+    return path, tiny.write(path, sizes=tiny.SUPER_SIZES)
+
+
+# Bits of the codes; the error of a weight is about a third of a step of 2 / 2**bits times the largest of its block.
+BITS_BELOW_HEAD = {"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "IQ4_NL", "IQ4_XS", "MXFP4"}
+BITS = {"F16": 11, "BF16": 8, "Q8_0": 8, "Q6_K": 6, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 3, "Q2_K": 2, "MXFP4": 3}
+
+
+@pytest.mark.parametrize("format_name", quants.names())
+def test_every_type_as_the_gguf_package_reads_it(source, tmp_path, format_name):
+    path, tensors = source
+    reader = convert_file(path, tmp_path / "out.gguf", format_name)
+    before = gguf.GGUFReader(path)
+    for key, field in before.fields.items():
+        if not key.startswith("GGUF."):
+            assert reader.fields[key].contents() == field.contents(), key
+    assert {t.name for t in reader.tensors} == tensors.keys()
+    for tensor in reader.tensors:
+        values = tensors[tensor.name]
+        head = "Q6_K" if format_name in BITS_BELOW_HEAD and tensor.name == "output.weight" else format_name
+        assert tensor.tensor_type.name == (head if values.ndim > 1 else "F32")
+        found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(values.shape)
+        ours = quants.find(tensor.tensor_type.name, "").unpack(tensor.data.view(np.uint8).reshape(len(values), -1))
+        assert (ours.reshape(values.shape) == found).all()
+        rmse = np.sqrt(np.mean((found - values) ** 2)) / np.sqrt(np.mean(values**2))
+        assert rmse < 1.2 / 2 ** BITS.get(format_name, 4) if format_name != "F32" else rmse == 0
+
+
+def test_what_is_already_of_the_type_keeps_its_bytes(tmp_path):
+    tiny.write(tmp_path / "a.gguf", "Q4_0")
+    reader = convert_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_0")
+    for one, other in zip(gguf.GGUFReader(tmp_path / "a.gguf").tensors, reader.tensors, strict=True):
+        assert one.name == other.name and (one.name == "output.weight" or (one.data == other.data).all())
+
+
+def test_rows_that_are_no_super_blocks_get_another_type(tmp_path):
+    tiny.write(tmp_path / "a.gguf")
+    changes = convert.choose_types(read_gguf(tmp_path / "a.gguf"), "Q4_K")
+    assert {c.type for c in changes if len(c.info.shape) > 1} == {"Q5_0", "Q8_0"}  # the output matrix would be Q6_K
+    assert "rows of 96 are no multiple of 256, as Q4_K needs" in "\n".join(convert.describe(changes, "Q4_K"))
+
+
+def test_a_mix_spends_more_where_it_matters(tmp_path):
+    sizes = tiny.SUPER_SIZES | {"layers": 16}
+    tiny.write(tmp_path / "a.gguf", sizes=sizes)
+    types = {c.info.name: c.type for c in convert.choose_types(read_gguf(tmp_path / "a.gguf"), "Q4_K_M")}
+    assert types["output.weight"] == "Q6_K" and types["token_embd.weight"] == "Q4_K"
+    better = [i for i in range(16) if types[f"blk.{i}.ffn_down.weight"] == "Q6_K"]
+    assert better == [0, 1, 4, 7, 10, 13, 14, 15] == [i for i in range(16) if types[f"blk.{i}.attn_v.weight"] == "Q6_K"]
+    assert all(types[f"blk.{i}.attn_q.weight"] == "Q4_K" for i in range(16))
+
+
+def test_a_split_model_becomes_one_file(tmp_path):
+    tiny.write(tmp_path / "whole.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama", split_max_tensors=7)
+    for tensor in gguf.GGUFReader(tmp_path / "whole.gguf").tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    parts = sorted(tmp_path.glob("part-*.gguf"))
+    assert len(parts) > 2
+    reader = convert_file(parts[0], tmp_path / "out.gguf", "Q8_0")
+    assert not [key for key in reader.fields if key.startswith("split.")]
+    whole = convert_file(tmp_path / "whole.gguf", tmp_path / "other.gguf", "Q8_0")
+    there = {t.name: t.data for t in reader.tensors}
+    assert all((there[t.name] == t.data).all() for t in whole.tensors) and len(there) == len(whole.tensors)
+
+
+@pytest.mark.parametrize(("value", "wanted", "message"), [
+    (np.nan, "Q8_0", r"blk.1.ffn_up.weight' holds weights that are no finite numbers"),
+    (np.inf, "Q4_K", r"blk.1.ffn_up.weight' holds weights that are no finite numbers"),
+    (1e5, "F16", r"blk.1.ffn_up.weight' holds 100000, too large for F16; use BF16"),
+])  # fmt: skip
+def test_weights_that_no_type_holds(tmp_path, value, wanted, message):
+    tiny.write(tmp_path / "a.gguf", sizes=tiny.SUPER_SIZES)
+    info = read_gguf(tmp_path / "a.gguf").tensors["blk.1.ffn_up.weight"]
+    with open(tmp_path / "a.gguf", "r+b") as file:
+        file.seek(info.offset + 400)
+        file.write(np.float32(value).tobytes())
+    with pytest.raises(UserError, match=message):
+        convert_file(tmp_path / "a.gguf", tmp_path / "out.gguf", wanted)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_a_folder_that_takes_no_file(source, tmp_path):
+    with pytest.raises(MachineError, match="cannot be written: No such file or directory"):
+        convert_file(source[0], tmp_path / "absent" / "out.gguf", "Q8_0")
+
+
+def test_the_command(source, tmp_path):
+    out = tmp_path / "out.gguf"
+    result = numatp("quantize", source[0], out, "--type", "q4_k")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"{out}\n"
+    assert re.search(r"^numatp: .* MB to .* MB, \d\.\d\d bits per weight$", result.stderr, re.M)
+    written = out.read_bytes()
+    again = numatp("quantize", source[0], out, "--type", "q8_0")
+    assert (again.returncode, again.stderr) == (2, f"numatp: {out}: is there already; remove it, or give another name\n")
+    assert out.read_bytes() == written
+    unknown = numatp("quantize", source[0], tmp_path / "other.gguf", "--type", "q4_z")
+    assert unknown.returncode == 2 and "there is no such type; possible: bf16, f16" in unknown.stderr
+    full = run("bash", "-c", f"ulimit -f 20; exec '{BIN}/numatp' quantize '{source[0]}' '{tmp_path}/full.gguf' --type q8_0")
+    assert (full.returncode, full.stderr.count("\n")) == (1, 1) and "cannot be written: File too large" in full.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+
+
+def test_ctrl_c_leaves_nothing(tmp_path):
+    source, out = tmp_path / "a.gguf", tmp_path / "out"
+    tiny.write(source, sizes=tiny.SUPER_SIZES | {"ffn": 1 << 15, "layers": 3})
+    out.mkdir()
+    command = [BIN / "numatp", "quantize", source, out / "q5_k.gguf", "--type", "q5_k", "-t", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while not list(out.iterdir()) and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert not list(out.iterdir())
+
+
+def test_a_mix_of_a_real_model_still_knows_paris(model_path, tmp_path):
+    out = tmp_path / "q4_k_m.gguf"
+    result = numatp("quantize", model_path, out, "--type", "q4_k_m")
+    assert result.returncode == 0 and "quantised before (Q4_1, Q8_0)" in result.stderr, result.stderr
+    said = numatp("generate", "-m", out, "-p", "The capital of France is", "-n", "4", "--temp", "0")
+    assert said.stdout.startswith(" Paris"), said.stderr
