@@ -64,7 +64,6 @@ def writer_of(path, architecture, s):
     writer.add_feed_forward_length(s["ffn"])
     writer.add_head_count(s["heads"])
     writer.add_head_count_kv(s["kv_heads"])
-    writer.add_value_length(s["head_size"])
     writer.add_layer_norm_rms_eps(s["epsilon"])
     writer.add_rope_freq_base(s["rope_base"])
     writer.add_rope_dimension_count(s["head_size"])
