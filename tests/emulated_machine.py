@@ -8,6 +8,7 @@ folder.
 """
 
 import base64
+import contextlib
 import os
 import re
 import shlex
@@ -143,12 +144,13 @@ def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=
             "-nographic", "-no-reboot",
         ]  # fmt: skip
         with (Path(folder) / "console").open("w+b") as console:
-            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds, check=False)
+            with contextlib.suppress(subprocess.TimeoutExpired):  # the commands that were too late will be missed below
+                subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds, check=False)
             console.seek(0)
             text = console.read().decode(errors="replace")
     results = {}
     for name, status, out, err in re.findall(r"^result (\S+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
         results[name] = Result(int(status), *(base64.b64decode(part).decode(errors="replace") for part in (out, err)))
     lost = commands.keys() - results.keys()
-    assert not lost, f"nothing came back of {', '.join(lost)}; the console said: {text[-2000:]}"
+    assert not lost, f"nothing came back of {', '.join(lost)}; the console said: {text[-20000:]}"
     return results

@@ -202,7 +202,8 @@ def _area_on(node: int, seats: Sequence[Seat], num_bytes: int) -> tuple[Area, li
 
 
 def _timed(run: Callable[[int], None], rounds: int = 1) -> float:
-    """Seconds of one round; run(rounds) makes so many."""
+    """Seconds of one round; run(rounds) makes so many, once before it counts: a kernel may have to be compiled."""
+    run(1)
     while True:
         began = time.perf_counter()
         run(rounds)
@@ -220,6 +221,8 @@ def _view(area: Area, threads: int) -> Area:
 def _meter(team: Team, area: Area) -> Meter:
     control, sums = np.zeros(loops.CONTROL_WORDS, np.int64), np.zeros((team.threads, 32), np.int32)
     calls = Loops(area, 0, control, sums).calls
+    for _, kernel, record in calls:  # no rounds: compiled before anything is timed
+        team.run(kernel, record)
     return Meter(lambda index: team.run(*calls[index][1:]), control, [sums])
 
 
