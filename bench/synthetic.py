@@ -39,7 +39,7 @@ MODELS = {
     "qwen3-235b-a22b": QWEN_3_MOE | {"layers": 94, "width": 4096, "heads": 64, "ffn": 12288, "expert_ffn": 1536},
 }  # fmt: skip
 
-# Where in a block the float16 scales lie, and how large to the first: so that the values' mean is 0.
+# Where in a block the float16 scales lie, and how large to the first: so that the values' mean is 0, or half a step from it.
 SCALES = {
     "Q4_0": {0: 1}, "Q4_1": {0: 1, 2: -7.5}, "Q5_0": {0: 1}, "Q5_1": {0: 1, 2: -15.5}, "Q8_0": {0: 1}, "IQ4_NL": {0: 1},
     "IQ4_XS": {0: 1}, "Q2_K": {80: 1, 82: 1.5}, "Q3_K": {108: 1}, "Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},

@@ -140,11 +140,13 @@ class LLM:
         ubatch: int = 512,
         allow_remote: bool = False,
         quantize: Literal["q8", "q4", "none"] | None = None,
+        cache_type: Literal["f16", "q8_0"] = "f16",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         job = Job(
             model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
             max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote, quantize=quantize, tensor_split=tensor_split,
+            cache_type=cache_type,
         )  # fmt: skip
         self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
         self._collective = self._service.start.mpi

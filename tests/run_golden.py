@@ -32,6 +32,10 @@ def main():
     engine = Engine(job, started)
     whole = engine.spec
 
+    def record():
+        engine._record()
+        engine.team.set_programs(engine.programs)
+
     @contextlib.contextmanager
     def without(kind, *how):
         if kind == "tensors":
@@ -41,21 +45,21 @@ def main():
             kept = [_floats_at(vector).copy() for vector in found]
             for vector in found:
                 _floats_at(vector)[:] = value
-            engine._record()
+            record()
             yield
             for vector, values in zip(found, kept, strict=True):
                 _floats_at(vector)[:] = values
         elif kind == "spec":
             (changes,) = how
             engine.spec = replace(whole, **{key: change(getattr(whole, key)) for key, change in changes.items()})
-            engine._record()
+            record()
             yield
             engine.spec = whole
         else:
             word, function = how
             true = getattr(Ops, word)
             with patch.object(Ops, word, lambda *args, **named: function(true, *args, **named)):
-                engine._record()
+                record()
             yield
 
     def error():

@@ -12,10 +12,10 @@ from conftest import run
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, attention, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
+from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, conv_bytes
+from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
 from numatp.machine import isa
 from numatp.weights.splits import part
@@ -228,12 +228,16 @@ def rotated(x, frequencies, neighbours):
 class Attention:
     """Sequences in one cache whose blocks are mixed; places that are not filled hold not-a-number."""
 
-    def __init__(self, lengths, heads, kv_heads, size, neighbours=True):
+    def __init__(self, lengths, heads, kv_heads, size, neighbours=True, cache_type="f16"):
+        self.kernels, append = (
+            specialize(template, "cache", f"numatp.kernels.caches.{cache_type}") for template in ("attention", "append")
+        )
+        self.head_bytes = cache_bytes(cache_type, size)
         rng, block = np.random.default_rng(0), CACHE_BLOCK
         self.heads, self.kv_heads, self.size = heads, kv_heads, size
         self.table_length = max(-(-length // block) for length in lengths)
         self.tables = rng.permutation(len(lengths) * self.table_length).reshape(len(lengths), -1)
-        self.stride = 2 * kv_heads * size * block * 2
+        self.stride = 2 * kv_heads * self.head_bytes
         self.cache = aligned(self.tables.size * self.stride)
         frequencies = 100.0 ** (-np.arange(0, size, 2) / size)
         self.q, self.exact = [], []
@@ -244,16 +248,40 @@ class Attention:
             common = {"rows": np.array([length]), "positions": positions}
             call(rope.rotation_angles, frequencies=frequencies, pairs=size // 2, scale=1.25, out=angles, **common)
             call(
-                rope.rotate_and_append, qkv=qkv, heads=heads, kv_heads=kv_heads, head_size=size, angles=angles,
+                append.rotate_and_append, qkv=qkv, heads=heads, kv_heads=kv_heads, head_size=size, angles=angles,
                 pairs=size // 2, step=2 if neighbours else 1, apart=1 if neighbours else size // 2,
                 sequences=np.full(length, sequence), tables=self.tables, table_length=self.table_length, keys=self.cache,
-                values=self.cache[self.stride // 2 :], block_stride=self.stride, **common,
+                values=self.cache[self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes, **common,
             )  # fmt: skip
-            assert np.abs(qkv[:, : heads + kv_heads] - exact).max() <= 4 * EPSILON * np.abs(exact).max()
+            assert np.abs(qkv[:, :heads] - exact[:, :heads]).max() <= 4 * EPSILON * np.abs(exact).max()
             self.q.append(qkv[:, :heads])
-            k = exact[:, heads:].astype(np.float16).astype(np.float64)
-            v = qkv[:, heads + kv_heads :].astype(np.float16).astype(np.float64)
-            self.exact.append((exact[:, :heads], k, v))
+            v = qkv[:, heads + kv_heads :]
+            if cache_type == "f16":
+                assert np.abs(qkv[:, heads : heads + kv_heads] - exact[:, heads:]).max() <= 4 * EPSILON * np.abs(exact).max()
+                k, v = (x.astype(np.float16).astype(np.float64) for x in (exact[:, heads:], v))
+                self.exact.append((exact[:, :heads], k, v))
+                continue
+            k, kept = self.read_q8_0(sequence, length)
+            for got, wanted in ((k, exact[:, heads:]), (kept, v)):
+                step = np.abs(wanted).reshape(*wanted.shape[:2], -1, 32).max(-1).repeat(32, -1) / 127
+                assert (np.abs(got - wanted) <= step * (0.5 + 127 * 2.0**-11 + 127 * 4 * EPSILON)).all()
+            self.exact.append((rounded_to_q8(qkv[:, :heads]), k, kept))
+
+    def read_q8_0(self, sequence, length):
+        """(keys, values), float64 (length, kv_heads, size), by the definition of the layout."""
+        size, units = self.size, self.size // 32
+        blocks = self.cache.reshape(-1, 2, self.kv_heads, self.head_bytes)[self.tables[sequence]]
+        tiles = blocks[:, 0].reshape(len(blocks), self.kv_heads, 4, -1)
+        codes = tiles[..., : units * 512].reshape(*tiles.shape[:3], units, 8, 16, 4).astype(np.float64) - 128
+        d = tiles[..., units * 512 : units * 544].copy().view(np.float16).reshape(*tiles.shape[:3], units, 16)
+        k = (codes.transpose(0, 2, 5, 1, 3, 4, 6) * d.transpose(0, 2, 4, 1, 3)[..., None, None].astype(np.float64)).reshape(
+            -1, self.kv_heads, size
+        )
+        codes = blocks[:, 1, :, : CACHE_BLOCK * size].view(np.int8).reshape(len(blocks), self.kv_heads, CACHE_BLOCK, units, 32)
+        d = blocks[:, 1, :, CACHE_BLOCK * size :].copy().view(np.float16)[..., : units * CACHE_BLOCK]
+        d = d.reshape(len(blocks), self.kv_heads, units, CACHE_BLOCK).transpose(0, 3, 1, 2)[..., None].astype(np.float64)
+        v = (codes.transpose(0, 2, 1, 3, 4) * d).reshape(-1, self.kv_heads, size)
+        return k[:length], v[:length]
 
     def wanted(self, sequence, position, window, sinks=None):
         """float64 (heads, size)."""
@@ -278,8 +306,9 @@ class Attention:
         q = np.ascontiguousarray(q)
         starts = np.cumsum([0] + [n for _, n, _ in spans])
         table = np.array([(s, start, n, p) for (s, n, p), start in zip(spans, starts, strict=False)])
-        offset = kv_heads.start * self.size * CACHE_BLOCK * 2
+        offset = kv_heads.start * self.head_bytes
         out = np.full(q.shape, np.nan, np.float32)
+        attention = self.kernels
         scratch = np.full((threads, attention.SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
         parts = np.full((len(self.q), len(heads), attention.SPLITS, attention.part_bytes(self.size) // 4), np.nan, np.float32)
         finished = np.zeros((len(self.q), len(kv_heads)), np.int64)
@@ -288,22 +317,33 @@ class Attention:
             kv_heads=len(kv_heads), head_size=self.size, first_head=heads.start, first_kv_head=kv_heads.start, group=group,
             scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]), tables=self.tables,
             table_length=self.table_length, keys=self.cache[offset:], values=self.cache[offset + self.stride // 2 :],
-            block_stride=self.stride, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts, finished=finished,
-            sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, out=out,
+            block_stride=self.stride, head_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts,
+            finished=finished, sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, out=out,
         )  # fmt: skip
         assert (finished == 0).all()
         return out
+
+
+def rounded_to_q8(x):
+    """float32 (..., size) as the q8_0 cache's scores take queries: int8 times a scale per 32, in float64."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    scale = np.abs(blocks).max(-1, keepdims=True) / np.float32(127)
+    return (np.rint(blocks * (np.float32(1) / scale)) * scale.astype(np.float64)).reshape(x.shape)
 
 
 # A key whose float32 differs in its last bit may round to the float16 next to it.
 KEY_ROUNDING = 2.0**-11
 
 
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 3, 32), (4, 4, 48), (7, 1, 64), (20, 1, 16)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "cache_type"),
+    [(6, 3, 32, "f16"), (4, 4, 48, "f16"), (7, 1, 64, "f16"), (20, 1, 16, "f16"), (6, 3, 32, "q8_0"), (4, 4, 96, "q8_0"),
+     (20, 1, 64, "q8_0")],
+)  # fmt: skip
 @pytest.mark.parametrize("window", [NO_WINDOW, 100])
-def test_attention(heads, kv_heads, size, window):
+def test_attention(heads, kv_heads, size, cache_type, window):
     """Prompts, rows that follow a long past, and single rows of other sequences in one Step."""
-    case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7)
+    case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7, cache_type=cache_type)
     spans = [(1, 70, 0), (0, 1, 299), (2, 37, 93)]
     wanted = np.concatenate([[case.wanted(s, p + i, window) for i in range(n)] for s, n, p in spans])
     assert np.abs(case.run(spans, window) - wanted).max() <= KEY_ROUNDING
@@ -321,8 +361,9 @@ def test_sinks_take_a_part_of_the_softmax(heads):
     assert np.abs(case.run([(0, 1, 1099)], heads=heads, sinks=sinks)[0] - wanted).max() <= KEY_ROUNDING
 
 
-def test_attention_gives_the_same_bits_on_any_number_of_threads():
-    case = Attention((1100,), 6, 3, 32)  # 18 blocks: more than one per part
+@pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
+def test_attention_gives_the_same_bits_on_any_number_of_threads(cache_type):
+    case = Attention((1100,), 6, 3, 32, cache_type=cache_type)  # 18 blocks: more than one per part
     for span in ((0, 1, 1099), (0, 45, 1000)):
         first = case.run([span], threads=1)
         assert (first.view(np.int32) == case.run([span], threads=5).view(np.int32)).all()
@@ -542,8 +583,9 @@ def test_gated_delta():
 
 
 def all_kernels():
-    modules = [activation, attention, bias, delta, exchange, experts, gate, norm, rope, sampling]
+    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling]
     modules += [specialize(f, "quant", quants.find(name, "test").__name__) for f in ("matmul", "quantizer") for name in FORMATS]
+    modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
     return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
 
 

@@ -30,7 +30,7 @@ def source(tmp_path_factory):
     return path, tiny.write(path, sizes=tiny.SUPER_SIZES)
 
 
-# Bits of the codes; the error of a weight is about a third of a step of 2 / 2**bits times the largest of its block.
+# Bits of the codes. The largest of 32 normal weights is about 2.2 deviations, a step 2 / 2**bits of it, the error step / sqrt(12).
 BITS_BELOW_HEAD = {"Q2_K", "Q3_K", "Q4_0", "Q4_1", "Q4_K", "Q5_0", "Q5_1", "Q5_K", "IQ4_NL", "IQ4_XS", "MXFP4"}
 BITS = {"F16": 11, "BF16": 8, "Q8_0": 8, "Q6_K": 6, "Q5_0": 5, "Q5_1": 5, "Q5_K": 5, "Q3_K": 3, "Q2_K": 2, "MXFP4": 3}
 
@@ -52,7 +52,7 @@ def test_every_type_as_the_gguf_package_reads_it(source, tmp_path, format_name):
         ours = quants.find(tensor.tensor_type.name, "").unpack(tensor.data.view(np.uint8).reshape(len(values), -1))
         assert (ours.reshape(values.shape) == found).all()
         rmse = np.sqrt(np.mean((found - values) ** 2)) / np.sqrt(np.mean(values**2))
-        assert rmse < 1.2 / 2 ** BITS.get(format_name, 4) if format_name != "F32" else rmse == 0
+        assert rmse < 1.4 / 2 ** BITS.get(format_name, 4) if format_name != "F32" else rmse == 0
 
 
 def test_what_is_already_of_the_type_keeps_its_bytes(tmp_path):

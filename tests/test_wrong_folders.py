@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_qwen3moe
+import tiny_qwen3next
 from quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
 from safetensors.numpy import load_file
 
@@ -163,6 +164,12 @@ def test_experts(tmp_path):
     refused(folders.write(tmp_path / "folder", config, tensors | {name: tensors[name].astype(np.float16)}), name, "stored alike")
     refused(folders.write(tmp_path / "folder", config | {"num_experts": 9}, tensors), ".experts.10.", "is not part")
     refused(folders.write(tmp_path / "folder", config | {"num_experts": 12}, tensors), ".experts.11.", "is missing")
+
+
+def test_orders_of_rows_are_bounded(tmp_path):
+    config, tensors = folders.qwen3next(tiny_qwen3next.write(tmp_path / "tiny.gguf"))
+    refused(folders.write(tmp_path / "folder", config | {"linear_num_key_heads": 1 << 30}, tensors), "config.json", "rows")
+    refused(folders.write(tmp_path / "folder", config | {"linear_num_key_heads": 10}, tensors), "in_proj_qkvz", "has 960 rows")
 
 
 def header(path, entries, length=None, data=b"\0" * 64):

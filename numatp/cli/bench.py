@@ -20,7 +20,7 @@ from numatp import __version__
 from numatp.cli import bench_compare
 from numatp.cli.audit import add_option, audited
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
-from numatp.cli.options import add_loading, natural, note, positive
+from numatp.cli.options import DIFFERENT, add_loading, natural, note, positive
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
@@ -29,6 +29,7 @@ from numatp.engine.workload import Workload
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.models import resolve_model
+from numatp.kernels.layout import CACHE_TYPES
 from numatp.llm import count_pages
 from numatp.machine.launch import read_launch
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from numatp.engine.bench import Bench, Result
     from numatp.engine.engine import Engine
 
-CACHE_TYPES = ("f16",)
 DEFAULTS: dict[str, list[Any]] = {
     "n_prompt": [512], "n_gen": [128], "n_prompt_gen": [], "n_depth": [0], "batch_size": [2048], "ubatch_size": [512],
     "threads": [], "cache_type_k": ["f16"], "cache_type_v": ["f16"],
@@ -217,13 +217,13 @@ def _results(service: Service, load: Load, tests: list[Workload], arguments: arg
 def _loads(arguments: argparse.Namespace) -> list[Load]:
     for name in (*arguments.cache_type_k, *arguments.cache_type_v):
         if name not in CACHE_TYPES:
-            raise UserError(f"the cache cannot be of type {name!r} yet; choose from {', '.join(CACHE_TYPES)}")
+            raise UserError(f"the cache cannot be of type {name!r}; choose from {', '.join(CACHE_TYPES)}")
     loads = []
     for model, keys, values, threads in itertools.product(
         arguments.model, arguments.cache_type_k, arguments.cache_type_v, arguments.threads or [None]
     ):
         if keys != values:
-            raise UserError(f"-ctk {keys} -ctv {values}: keys and values have one type; give the same for both")
+            raise UserError(DIFFERENT.format(keys, values))
         loads.append(Load(os.fspath(resolve_model(model)), keys, threads))
     launched = read_launch()
     if launched and launched.size > 1 and len(loads) > 1:

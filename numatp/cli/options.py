@@ -8,7 +8,9 @@ import sys
 
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams
+from numatp.errors import UserError
 from numatp.files.models import resolve_model
+from numatp.kernels.layout import CACHE_TYPES
 
 
 def positive(text: str) -> int:
@@ -25,6 +27,9 @@ def natural(text: str) -> int:
 
 def token_count(text: str) -> int | None:
     return None if text == "-1" else positive(text)
+
+
+DIFFERENT = "-ctk {} -ctv {}: keys and values have one type; give the same for both"
 
 
 def rank_count(text: str) -> int | None:
@@ -65,17 +70,25 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file or folder")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
+    for letter, what in (("k", "keys"), ("v", "values")):
+        parser.add_argument(
+            f"-ct{letter}", f"--cache-type-{letter}", choices=CACHE_TYPES, default="f16",
+            help=f"how the cache keeps {what}; one type for both (default f16)",
+        )  # fmt: skip
     parser.add_argument("-b", "--batch-size", type=positive, default=2048, metavar="N", help="an upper limit of -ub (default 2048)")
     parser.add_argument("-ub", "--ubatch-size", type=positive, default=512, metavar="N", help="tokens of one Step (default 512)")
     add_loading(parser)
 
 
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
+    if arguments.cache_type_k != arguments.cache_type_v:
+        raise UserError(DIFFERENT.format(arguments.cache_type_k, arguments.cache_type_v))
     described = {
         "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
         "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,
+        "cache_type": arguments.cache_type_k,
     }  # fmt: skip
     return Job(**(described | changes))
 

@@ -7,15 +7,12 @@ pool holds all its layers side by side, so that memory is touched as it is neede
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes
 from numatp.models.spec import Attention, Recurrent, Spec
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, LayerState
-
-ELEMENT = 2  # bytes of a float16
-
 
 def num_blocks(tokens: int) -> int:
     return -(-tokens // CACHE_BLOCK)
@@ -44,9 +41,9 @@ def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> lis
     return pools
 
 
-def read_bytes(spec: Spec, split: Split, tokens: int) -> int:
+def read_bytes(spec: Spec, split: Split, tokens: int, cache_type: str) -> int:
     """What one rank reads of its cache to decode one more token after `tokens` others."""
-    token, total = 2 * len(split.kv_heads) * spec.sizes.head_size * ELEMENT, 0
+    token, total = 2 * len(split.kv_heads) * cache_bytes(cache_type, spec.sizes.head_size) // CACHE_BLOCK, 0
     for layer in spec.layers:
         total += layer.state_bytes(split) if isinstance(layer, Recurrent) else token * min(tokens, layer.window or tokens)
     return total
@@ -55,8 +52,9 @@ def read_bytes(spec: Spec, split: Split, tokens: int) -> int:
 class CacheLayout:
     """Where each layer's part of this rank's cache lies."""
 
-    def __init__(self, spec: Spec, split: Split, pools: list[Pool], max_sequences: int):
-        self._part = CACHE_BLOCK * len(split.kv_heads) * spec.sizes.head_size * ELEMENT  # keys of one layer in one block
+    def __init__(self, spec: Spec, split: Split, pools: list[Pool], max_sequences: int, cache_type: str):
+        self._type = cache_type
+        self._part = len(split.kv_heads) * cache_bytes(cache_type, spec.sizes.head_size)  # keys of one layer in one block
         self._pools, self._starts, end = pools, [], 0
         for pool in pools:
             self._starts.append(end)
@@ -86,8 +84,9 @@ class CacheLayout:
             for place, i in enumerate(pool.layers):
                 keys = address + start + 2 * place * self._part
                 layers[i] = LayerCache(
-                    Buffer(f"keys{i}", keys, stride), Buffer(f"values{i}", keys + self._part, stride), table, pool.window
-                )
+                    Buffer(f"keys{i}", keys, stride), Buffer(f"values{i}", keys + self._part, stride), table, self._type,
+                    pool.window,
+                )  # fmt: skip
         for i, (start, slot) in self._states.items():
             layers[i] = LayerState(Buffer(f"state{i}", address + start, slot))
         return [layers[i] for i in range(len(self._layers))]

@@ -12,15 +12,15 @@ from numatp import models
 from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.instruments import Instruments
-from numatp.engine.job import MARGIN, ROWS_UNIT, Job, context_of, quantize_of, rows_of
+from numatp.engine.job import MARGIN, ROWS_UNIT, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import Start
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
-from numatp.kernels.attention import MAX_HEAD_SIZE
 from numatp.kernels.compile import Kernel, kernel_cache
+from numatp.kernels.layout import MAX_HEAD_SIZE
 from numatp.machine import limits, native, pages, policy, topology
 from numatp.models.spec import Spec
 from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
@@ -102,7 +102,8 @@ class Engine:
         self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)
-        self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences)
+        cache_type = cache_type_of(self.job, sizes.head_size)
+        self.cache = CacheLayout(self.spec, self.split, self.pools, self.job.max_sequences, cache_type)
 
     def _check_kernels(self) -> None:
         """What every rank computes for itself has the same bits on all only if they run the same kernels."""
@@ -252,6 +253,7 @@ class Engine:
                 if digests[i] != self.digests[0][i]:
                     name = self.programs[program].name
                     raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
+
     def audit(self) -> list[dict[str, Any]]:
         """Where the pages of every rank are now: llm.py's RankPages, as JSON."""
         return self._audit.collect(lambda: self.team.step(AUDIT))

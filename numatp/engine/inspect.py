@@ -61,7 +61,7 @@ def support_of(path: Path) -> Support:
         support.notes = notes(slices)
         context = min(spec.context, 512)
         pools = pools_of(spec, context, 1, ROWS)
-        caches = CacheLayout(spec, cut, pools, 1).at(0)
+        caches = CacheLayout(spec, cut, pools, 1, "f16").at(0)
         # Addresses that nobody will use.
         shape = StepShape(ROWS, 1, num_blocks(context), len(pools))
         step = StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numatp.errors import UserError
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
+from numatp.kernels.layout import CACHE_TYPES
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
@@ -25,7 +26,7 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
-    cache_type: str = "f16"
+    cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
     measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
     check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
@@ -37,6 +38,15 @@ def context_of(job: Job, trained: int) -> int:
     if not 0 < context <= trained:
         raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
     return context
+
+
+def cache_type_of(job: Job, head_size: int) -> str:
+    """UserError where heads of this size cannot be kept so."""
+    if job.cache_type not in CACHE_TYPES:
+        raise UserError(f"the cache cannot be of type {job.cache_type!r}; choose from {', '.join(CACHE_TYPES)}")
+    if job.cache_type == "q8_0" and head_size % 32:
+        raise UserError(f"a q8_0 cache keeps heads in blocks of 32, and this model's have {head_size}: use f16")
+    return job.cache_type
 
 
 def default_quantize(file: ModelFile) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from numatp import models, quants
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
-from numatp.engine.job import MARGIN, Job, context_of, quantize_of, rows_of
+from numatp.engine.job import MARGIN, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
@@ -218,7 +218,7 @@ class _Draft:
 
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
         spec, context, rows = model.spec, context_of(job, model.spec.context), rows_of(job)
-        pools = pools_of(spec, context, job.max_sequences, rows)
+        pools, kept = pools_of(spec, context, job.max_sequences, rows), cache_type_of(job, spec.sizes.head_size)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
         places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
@@ -229,9 +229,9 @@ class _Draft:
             cut = split(spec.sizes, place.rank, size, shares)
             slices, weight_bytes = _slices(model, job, cut)
             self.kinds += _bytes_by_kind(slices)
-            cache, read = CacheLayout(spec, cut, pools, job.max_sequences), sum(_read_per_token(piece, model) for piece in slices)
+            cache, read = CacheLayout(spec, cut, pools, job.max_sequences, kept), sum(_read_per_token(s, model) for s in slices)
             own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
-            self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context), read_bytes(spec, cut, 0)))
+            self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context, kept), read_bytes(spec, cut, 0, kept)))
         self.rooms = []
         for node in sorted({rank.node for rank in self.ranks}):
             needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in self.ranks if rank.node == node)

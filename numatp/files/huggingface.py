@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,7 @@ from numatp.files.safetensors import FLOATS, open_file, parse_json, read_floats,
 
 MAX_JSON = 1 << 26  # bytes; real indices have a few
 MAX_EXPERTS = 4096
+MAX_ROWS = 1 << 24  # of all experts of a layer
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,13 @@ class HuggingFace:
     only: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     tied: bool = False
+
+
+def numbered_rows(file: ModelFile, *sizes: int) -> np.ndarray:
+    """Numbers of rows, in an array of these sizes, for Stored.order. UserError for more rows than any tensor has."""
+    if prod(sizes) > MAX_ROWS:
+        file.fail(f"makes a tensor of {' x '.join(map(str, sizes))} rows; download the folder again")
+    return np.arange(prod(sizes)).reshape(sizes)
 
 
 def rope_scaling(config: Config) -> Config:

@@ -66,8 +66,10 @@ def half_starts(x, values):
 
 
 @device
-def inverse_of(scale):
-    return splat_f32(float32(1) / scale if scale > SMALLEST_SCALE else float32(0))
+def scale_of(magnitude):
+    """(the scale with which values up to the magnitude become int8, its inverse in all lanes)."""
+    scale = magnitude / float32(127)
+    return scale, splat_f32(float32(1) / scale if scale > SMALLEST_SCALE else float32(0))
 
 
 @device
@@ -89,6 +91,28 @@ def store_tables(out, values, block, pitch, row, zero, scale, sum_low, sum_high)
     store_i32(half_starts(out, values), half + pitch, -zero * sum_high)
 
 
+@device
+def quantize_row(x, blocks, out, pitch, row, zero):
+    """Float32 x (blocks * 32,) to a row of the group at out."""
+    values = blocks * pitch
+    # Two blocks at once, because a sum across lanes costs little more for two; of an odd number the last but one twice.
+    for pair in range((blocks + 1) // 2):
+        first = max(min(2 * pair, blocks - 2), 0)
+        second = min(first + 1, blocks - 1)
+        a, b = load_f32x16(x, first * 32), load_f32x16(x, first * 32 + 16)
+        c, d = load_f32x16(x, second * 32), load_f32x16(x, second * 32 + 16)
+        most = largest_of_two(max_f32x16(abs_f32(a), abs_f32(b)), max_f32x16(abs_f32(c), abs_f32(d)))
+        scale, inverse = scale_of(most[0])
+        second_scale, second_inverse = scale_of(most[1])
+        a8, b8 = round_to_i32(a * inverse), round_to_i32(b * inverse)
+        c8, d8 = round_to_i32(c * second_inverse), round_to_i32(d * second_inverse)
+        sums = sums_of_four(a8, b8, c8, d8)
+        store_block(out, first * pitch + row, a8, b8)
+        store_block(out, second * pitch + row, c8, d8)
+        store_tables(out, values, first, pitch, row, zero, scale, sums[0], sums[1])
+        store_tables(out, values, second, pitch, row, zero, second_scale, sums[2], sums[3])
+
+
 @kernel(
     x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", blocks="int",
     zero="int", out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
@@ -102,26 +126,11 @@ def quantize(args, thread, threads):
     first, last = share(rows, thread, threads)
     if args.private:
         first, last = 0, rows
-    pitch, values = args.pitch, args.blocks * args.pitch
+    pitch = args.pitch
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
         out = offset(args.out, row // pitch * args.out_group + thread * args.out_thread_stride)
-        # Two blocks at once, because a sum across lanes costs little more for two; of an odd number the last but one twice.
-        for pair in range((args.blocks + 1) // 2):
-            first = max(min(2 * pair, args.blocks - 2), 0)
-            second = min(first + 1, args.blocks - 1)
-            a, b = load_f32x16(x, first * 32), load_f32x16(x, first * 32 + 16)
-            c, d = load_f32x16(x, second * 32), load_f32x16(x, second * 32 + 16)
-            most = largest_of_two(max_f32x16(abs_f32(a), abs_f32(b)), max_f32x16(abs_f32(c), abs_f32(d)))
-            scale, second_scale = most[0] / float32(127), most[1] / float32(127)
-            inverse, second_inverse = inverse_of(scale), inverse_of(second_scale)
-            a8, b8 = round_to_i32(a * inverse), round_to_i32(b * inverse)
-            c8, d8 = round_to_i32(c * second_inverse), round_to_i32(d * second_inverse)
-            sums = sums_of_four(a8, b8, c8, d8)
-            store_block(out, first * pitch + row % pitch, a8, b8)
-            store_block(out, second * pitch + row % pitch, c8, d8)
-            store_tables(out, values, first, pitch, row % pitch, args.zero, scale, sums[0], sums[1])
-            store_tables(out, values, second, pitch, row % pitch, args.zero, second_scale, sums[2], sums[3])
+        quantize_row(x, args.blocks, out, pitch, row % pitch, args.zero)
 
 
 @kernel(

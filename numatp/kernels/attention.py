@@ -1,7 +1,4 @@
-"""Attention over a float16 cache in blocks, with the online softmax of https://arxiv.org/abs/1805.02867.
-
-Within a block of the cache a layer has keys (kv_heads, head_size, CACHE_BLOCK), so that one vector holds 16 tokens and no score
-needs a sum across lanes, and values (kv_heads, CACHE_BLOCK, head_size).
+"""Attention over a cache in blocks, whose type specialize() sets (kernels/caches), with the online softmax of https://arxiv.org/abs/1805.02867.
 
 Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
 its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
@@ -10,12 +7,14 @@ depends on the number of threads.
 """
 
 from math import exp as scalar_exp
+from types import ModuleType
 
 from numba import float32
 
-from numatp.kernels.compile import device, kernel
+from numatp.kernels.activation import group_bytes
+from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
-from numatp.kernels.layout import CACHE_BLOCK
+from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import (
     FEW,
     GROUP,
@@ -33,7 +32,6 @@ from numatp.kernels.simd import (
     fma,
     keep_lanes,
     largest,
-    load_f16x16,
     load_f32,
     load_f32x16,
     load_i64,
@@ -44,20 +42,20 @@ from numatp.kernels.simd import (
     store_f32x16,
     store_i64,
     sum_f32x16,
-    widen,
 )
 
+cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
 LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is 0 to the softmax
 SPLITS = 16
-MAX_HEAD_SIZE = 256
-PITCH = (MAX_HEAD_SIZE + 16) * 4  # bytes from query to query in scratch; not a power of two, which would crowd a few cache sets
-SCORES_PITCH = CACHE_BLOCK * 4
 
-# Scratch of one thread: queries, their sums of values, their scores of one block; then per query the highest score, the sum of
-# the softmax's weights, and what the last block changed the earlier sums by.
-ACCUMULATED = GROUP * PITCH
-SCORES = 2 * GROUP * PITCH
-HIGHEST = SCORES + GROUP * SCORES_PITCH
+# Scratch of one thread: queries, their sums of values, the queries as the cache wants them, their scores of one block, these
+# times scales; then per query the highest score, the sum of the softmax's weights, and what the last block changed the earlier
+# sums by.
+ACCUMULATED = GROUP * QUERY_PITCH
+PREPARED = 2 * GROUP * QUERY_PITCH
+SCORES = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
+SCALED = SCORES + GROUP * SCORES_PITCH
+HIGHEST = SCALED + GROUP * SCORES_PITCH
 TOTAL = HIGHEST + GROUP * 4
 CORRECTION = TOTAL + GROUP * 4
 SCRATCH_BYTES = CORRECTION + GROUP * 4
@@ -73,7 +71,7 @@ def part_bytes(head_size: int) -> int:
 def load_queries(scratch, q, stride, count, size, room):
     """Copies `count` queries, `stride` bytes apart, and clears those up to `room`, and the sums."""
     for m in range(room):
-        query, sums = offset(scratch, m * PITCH), offset(scratch, ACCUMULATED + m * PITCH)
+        query, sums = offset(scratch, m * QUERY_PITCH), offset(scratch, ACCUMULATED + m * QUERY_PITCH)
         for d in range(0, size, 16):
             store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
             store_f32x16(sums, d, splat_f32(0))
@@ -87,33 +85,6 @@ def add_sinks(scratch, sinks, count, step):
     for m in range(count):
         store_f32(offset(scratch, HIGHEST), m, load_f32(sinks, m * step))
         store_f32(offset(scratch, TOTAL), m, float32(1))
-
-
-@device
-def score_group(scratch, keys, size, zero):
-    """Queries times the keys of one block: as many accumulators as registers hold."""
-    for part in range(0, CACHE_BLOCK, 16):
-        s = zero
-        for d in range(size):
-            s = add_outer_apart(s, widen(load_f16x16(keys, d * CACHE_BLOCK + part)), offset(scratch, d * 4), PITCH)
-        store_rows(offset(scratch, SCORES), SCORES_PITCH, part, s)
-
-
-@device
-def score_few(scratch, keys, size, zero):
-    """The same for few queries, four vectors of tokens at once, so that sums do not wait for each other."""
-    s0, s1, s2, s3 = zero, zero, zero, zero
-    for d in range(size):
-        q = offset(scratch, d * 4)
-        s0 = add_outer_apart(s0, widen(load_f16x16(keys, d * CACHE_BLOCK)), q, PITCH)
-        s1 = add_outer_apart(s1, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), q, PITCH)
-        s2 = add_outer_apart(s2, widen(load_f16x16(keys, d * CACHE_BLOCK + 32)), q, PITCH)
-        s3 = add_outer_apart(s3, widen(load_f16x16(keys, d * CACHE_BLOCK + 48)), q, PITCH)
-    scores = offset(scratch, SCORES)
-    store_rows(scores, SCORES_PITCH, 0, s0)
-    store_rows(scores, SCORES_PITCH, 16, s1)
-    store_rows(scores, SCORES_PITCH, 32, s2)
-    store_rows(scores, SCORES_PITCH, 48, s3)
 
 
 @device
@@ -150,58 +121,64 @@ def softmax(scratch, m, scale, unseen, seen):
 
 
 @device
-def add_values(scratch, values, size, tokens, zero):
+def add_values(scratch, values, size, count, tokens, zero):
     """Adds the weighted values of the first `tokens` tokens of a block; later places may hold not-a-number and are not read."""
-    sums, weights = offset(scratch, ACCUMULATED), offset(scratch, SCORES)
+    sums = offset(scratch, ACCUMULATED)
     for d in range(0, size, 16):
-        a0 = scale_rows(load_rows(sums, PITCH, d, zero), offset(scratch, CORRECTION))
+        w = cache.weigh(offset(scratch, SCORES), offset(scratch, SCALED), values, size, d, count)
+        a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), offset(scratch, CORRECTION))
         for t in range(tokens):
-            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), offset(weights, t * 4), SCORES_PITCH)
-        store_rows(sums, PITCH, d, a0)
+            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
+        store_rows(sums, QUERY_PITCH, d, a0)
 
 
 @device
-def add_values_few(scratch, values, size, tokens, zero):
-    """The same for few queries, four tokens at once."""
-    sums, weights = offset(scratch, ACCUMULATED), offset(scratch, SCORES)
+def add_values_few(scratch, values, size, count, tokens, zero):
+    """The same for few queries, four tokens at once, so that sums do not wait for each other."""
+    sums = offset(scratch, ACCUMULATED)
     for d in range(0, size, 16):
-        a0 = scale_rows(load_rows(sums, PITCH, d, zero), offset(scratch, CORRECTION))
+        w = cache.weigh(offset(scratch, SCORES), offset(scratch, SCALED), values, size, d, count)
+        a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), offset(scratch, CORRECTION))
         a1, a2, a3 = zero, zero, zero
         for four in range(tokens // 4):
             t = 4 * four
-            w = offset(weights, t * 4)
-            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), w, SCORES_PITCH)
-            a1 = add_outer_apart(a1, widen(load_f16x16(values, (t + 1) * size + d)), offset(w, 4), SCORES_PITCH)
-            a2 = add_outer_apart(a2, widen(load_f16x16(values, (t + 2) * size + d)), offset(w, 8), SCORES_PITCH)
-            a3 = add_outer_apart(a3, widen(load_f16x16(values, (t + 3) * size + d)), offset(w, 12), SCORES_PITCH)
+            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
+            a1 = add_outer_apart(a1, cache.load_value(values, size, t + 1, d), offset(w, t * 4 + 4), SCORES_PITCH)
+            a2 = add_outer_apart(a2, cache.load_value(values, size, t + 2, d), offset(w, t * 4 + 8), SCORES_PITCH)
+            a3 = add_outer_apart(a3, cache.load_value(values, size, t + 3, d), offset(w, t * 4 + 12), SCORES_PITCH)
         for t in range(tokens // 4 * 4, tokens):
-            a0 = add_outer_apart(a0, widen(load_f16x16(values, t * size + d)), offset(weights, t * 4), SCORES_PITCH)
-        store_rows(sums, PITCH, d, add_rows(add_rows(a0, a1), add_rows(a2, a3)))
+            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
+        store_rows(sums, QUERY_PITCH, d, add_rows(add_rows(a0, a1), add_rows(a2, a3)))
 
 
 @device
 def attend(args, scratch, table, kv_head, first_block, last_block, count, position, step):
     """Online softmax of the `count` queries in scratch over blocks [first, last); query m is at position + m * step."""
-    size = args.head_size
+    size, start = args.head_size, kv_head * args.head_bytes
+    queries, prepared, scores = scratch, offset(scratch, PREPARED), offset(scratch, SCORES)
+    cache.prepare(queries, prepared, size, room_for(count))
+    end = (position + (count - 1) * step) // CACHE_BLOCK  # a row's next block follows in another part, perhaps on this thread
     for block in range(first_block, last_block):
-        place = load_i64(table, block) * args.block_stride + kv_head * CACHE_BLOCK * size * 2
+        place = load_i64(table, block) * args.block_stride + start
         keys, values = offset(args.keys, place), offset(args.values, place)
+        place = load_i64(table, min(block + 1, end)) * args.block_stride + start
+        next_keys, next_values = offset(args.keys, place), offset(args.values, place)
         tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
         if count == 1:
-            score_few(scratch, keys, size, zero_row())
+            cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys, next_values)
         elif count > FEW:
-            score_group(scratch, keys, size, zero_group())
+            cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys, next_values)
         else:
-            score_few(scratch, keys, size, zero_few_rows())
+            cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys, next_values)
         for m in range(count):
             seen = position + m * step + 1 - block * CACHE_BLOCK
             softmax(scratch, m, args.scale, seen - args.window, seen)
         if count == 1:
-            add_values_few(scratch, values, size, tokens, zero_row())
+            add_values_few(scratch, values, size, count, tokens, zero_row())
         elif count > FEW:
-            add_values(scratch, values, size, tokens, zero_group())
+            add_values(scratch, values, size, count, tokens, zero_group())
         else:
-            add_values_few(scratch, values, size, tokens, zero_few_rows())
+            add_values_few(scratch, values, size, count, tokens, zero_few_rows())
 
 
 @device
@@ -214,7 +191,7 @@ def room_for(count):
 def store_result(scratch, m, size, out):
     inverse = splat_f32(float32(1) / load_f32(offset(scratch, TOTAL), m))
     for d in range(0, size, 16):
-        store_f32x16(out, d, load_f32x16(offset(scratch, ACCUMULATED + m * PITCH), d) * inverse)
+        store_f32x16(out, d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d) * inverse)
 
 
 @device
@@ -222,7 +199,7 @@ def store_part(scratch, m, size, part):
     store_f32(part, 0, load_f32(offset(scratch, HIGHEST), m))
     store_f32(part, 1, load_f32(offset(scratch, TOTAL), m))
     for d in range(0, size, 16):
-        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(scratch, ACCUMULATED + m * PITCH), d))
+        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d))
 
 
 @device
@@ -288,8 +265,8 @@ def attend_row(args, scratch, table, sequence, kv_head, row, position, first, la
 @kernel(
     q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
     group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer", table_length="int",
-    keys="pointer", values="pointer", block_stride="int", scratch="pointer", scratch_stride="int", parts="pointer",
-    finished="pointer", sinks="pointer", sunk="int", out="pointer",
+    keys="pointer", values="pointer", block_stride="int", head_bytes="int", scratch="pointer", scratch_stride="int",
+    parts="pointer", finished="pointer", sinks="pointer", sunk="int", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
     """out (rows, heads, head_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
@@ -303,8 +280,8 @@ def attention(args, thread, threads):
     """
     scratch = offset(args.scratch, thread * args.scratch_stride)
     unit = 0  # one thread's piece of work
-    for span in range(load_i64(args.num_spans, 0)):
-        span = offset(args.spans, span * 32)
+    for number in range(load_i64(args.num_spans, 0)):
+        span = offset(args.spans, number * 32)
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
         table = offset(args.tables, sequence * args.table_length * 8)
         if rows == 1:
@@ -312,13 +289,13 @@ def attention(args, thread, threads):
             blocks = position // CACHE_BLOCK + 1 - first
             split_blocks = (blocks + SPLITS - 1) // SPLITS
             num_splits = (blocks + split_blocks - 1) // split_blocks
-            for kv_head in range(args.kv_heads):
-                for split in range(num_splits):
-                    if unit % threads == thread:
-                        start = first + split * split_blocks
-                        stop = min(start + split_blocks, first + blocks)
-                        attend_row(args, scratch, table, sequence, kv_head, row, position, start, stop, split, num_splits)
-                    unit += 1
+            # Parts that follow each other to one thread, which has asked for the next block's memory; other spans begin elsewhere.
+            begin, end = share(args.kv_heads * num_splits, (thread + number) % threads, threads)
+            for part in range(begin, end):
+                kv_head, split = part // num_splits, part % num_splits
+                start = first + split * split_blocks
+                stop = min(start + split_blocks, first + blocks)
+                attend_row(args, scratch, table, sequence, kv_head, row, position, start, stop, split, num_splits)
         else:
             for tile in range((rows + GROUP - 1) // GROUP):
                 start = tile * GROUP

@@ -1,6 +1,11 @@
 """Sizes of what kernels keep in memory. No Numba here, so that what only counts bytes need not load it."""
 
 CACHE_BLOCK = 64  # tokens of a block of keys and values
+KEY_TILE = 16  # tokens of a vector of scores
+MAX_HEAD_SIZE = 256
+QUERY_PITCH = (MAX_HEAD_SIZE + 16) * 4  # bytes from query to query in scratch; no power of two, which would crowd a few cache sets
+SCORES_PITCH = CACHE_BLOCK * 4  # bytes from query to query of their scores of one block
+CACHE_TYPES = ("f16", "q8_0")  # kernels/caches
 NO_WINDOW = 1 << 30  # tokens; must fit int32
 
 SUPER_UNITS = 8  # units of 32 columns in a super-block (kernels/superblock.py)
@@ -10,6 +15,13 @@ HEADER_BYTES = 32  # before what super-blocks share
 def ending_bytes(first_unit: int, units: int, super_bytes: int) -> int:
     """Bytes of the end of a tile of `units` from the first_unit-th on, for what its super-blocks share."""
     return HEADER_BYTES + (first_unit % SUPER_UNITS + units + SUPER_UNITS - 1) // SUPER_UNITS * super_bytes
+
+
+def cache_bytes(cache_type: str, size: int) -> int:
+    """Bytes of the keys, or the values, of one KV head in a block."""
+    if cache_type == "f16":
+        return CACHE_BLOCK * size * 2
+    return CACHE_BLOCK // KEY_TILE * ((size // 32 * (KEY_TILE * 34) + 63) // 64 * 64)
 
 
 def conv_bytes(channels: int, width: int) -> int:

@@ -61,6 +61,12 @@ zero_row, zero_few_rows, zero_group = zeros(1), zeros(FEW), zeros(GROUP)
 
 
 @intrinsic
+def num_rows(typing_context, rows):
+    """Their number, a constant."""
+    return types.int64(rows), lambda context, builder, signature, args: INT64(args[0].type.count)
+
+
+@intrinsic
 def block(typing_context, a, b, c, d, e, f, g, h):
     """The weights of 16 rows x 32 columns, 4 columns a vector."""
 

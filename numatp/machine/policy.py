@@ -36,6 +36,8 @@ def from_outside(node: int, environ: MutableMapping[str, str] = os.environ) -> s
     """
     before = current_policy()
     return "" if before in ("", "default", f"prefer:{node}", environ.get(OURS)) else before
+
+
 def libnuma_fault() -> str:
     """Why py-libnuma does not work here; "" if it does. A broken library may end the process: ask in a child."""
     try:

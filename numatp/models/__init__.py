@@ -14,7 +14,7 @@ is the table from one to the other. What nearly all folders share has a name (CO
     tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
               plus_one(name)                      a norm that GGUF holds with 1 added
               Stored(name, values=function)       other changes of numbers, of vectors and tables: -exp(A_log)
-              Stored(name, order=function)        rows in another order, or some of the rows: in_proj_qkvz of qwen3next.py
+              Stored(name, order=function)        rows in another order, or some of them (numbered_rows): in_proj_qkvz
     only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
     ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
 
@@ -31,7 +31,8 @@ Adding an architecture
    add_bias adds, must lie side by side. Shapes are words of Sizes (weights/splits.py); a word that Split has too is cut between
    ranks there. A tensor in the file that no rule names, or the reverse, is an error when a model is loaded.
 3. forward is recorded once per rank and program, not run per token: it may not look at numbers that a token changes. Whatever is
-   summed over ranks goes through one of the words that exchange (add_product and its kin), at best two per layer.
+   summed over ranks goes through one of the words that exchange (add_product and its kin), at best two per layer. Import
+   program/ops.py for types only, see above.
 4. If a word is missing, add it to program/ops.py and its kernel to the file of its kind in kernels/. The op says which buffers it
    reads and writes and how its threads divide them; ANYHOW is always right and costs a barrier. Test the kernel against numpy in
    tests/test_kernels.py.

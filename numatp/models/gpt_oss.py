@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, QKV_BIAS, HuggingFace, Stored, layer_types
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, QKV_BIAS, HuggingFace, Stored, layer_types, numbered_rows
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
@@ -27,7 +27,7 @@ def _rows(first: int, step: int, size: str) -> Callable[[ModelFile], tuple[np.nd
 
     def read(file: ModelFile) -> tuple[np.ndarray, int]:
         experts, height = file.count("gpt-oss.expert_count"), file.count(f"gpt-oss.{size}")
-        rows = np.arange(experts * height * step).reshape(experts, height, step)
+        rows = numbered_rows(file, experts, height, step)
         return rows[..., first], rows.size
 
     return read

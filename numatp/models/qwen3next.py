@@ -22,6 +22,7 @@ from numatp.files.huggingface import (
     HuggingFace,
     Stored,
     layer_types,
+    numbered_rows,
     plus_one,
 )
 from numatp.files.model_file import ModelFile
@@ -49,9 +50,7 @@ def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, i
     first-th to the last-th of these four, one after another, each of all heads."""
     key_heads, size = file.count("qwen3next.ssm.group_count"), file.count("qwen3next.ssm.state_size")
     values = file.count("qwen3next.ssm.time_step_rank") // key_heads * size
-    if key_heads * (size + values) > 1 << 24:
-        file.fail(f"claims {key_heads} key heads of {size} and {values} values each; download the folder again")
-    rows = np.arange(key_heads * 2 * (size + values)).reshape(key_heads, -1)
+    rows = numbered_rows(file, key_heads, 2 * (size + values))
     parts = np.split(rows, [size, 2 * size, 2 * size + values], axis=1)
     return np.concatenate([part.ravel() for part in parts[first : last + 1]]), rows.size
 

@@ -9,10 +9,10 @@ from types import ModuleType
 
 import numpy as np
 
-from numatp.kernels import activation, attention, bias, delta, exchange, experts, gate, norm, rope
+from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.digest import digest
-from numatp.kernels.layout import NO_WINDOW, conv_bytes
+from numatp.kernels.layout import NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import GROUP
 from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
@@ -59,6 +59,7 @@ class LayerCache:
     keys: Buffer
     values: Buffer
     table: int  # which of the Step's tables lists its blocks
+    type: str = "f16"  # one of kernels/caches
     window: int = NO_WINDOW  # tokens that a row sees, itself included
 
 
@@ -331,9 +332,10 @@ class Ops:
         )  # fmt: skip
         return out
 
-    def _cache(self, cache: LayerCache) -> dict[str, int]:
+    def _cache(self, cache: LayerCache, head_size: int) -> dict[str, int]:
         step = self.site.step
         return {
+            "head_bytes": cache_bytes(cache.type, head_size),
             "tables": step.tables[cache.table].ctypes.data, "table_length": step.shape.table_length,
             "keys": cache.keys.address, "values": cache.values.address, "block_stride": cache.keys.stride,
         }  # fmt: skip
@@ -349,11 +351,11 @@ class Ops:
         pairs = angles.stride // 8 if angles else 0
         mine = self._heads(qkv, heads + 2 * kv_heads)
         self._builder.add(
-            rope.rotate_and_append, [*mine, *([Access(angles)] if angles else [])],
+            _by_cache("append", cache).rotate_and_append, [*mine, *([Access(angles)] if angles else [])],
             [*mine, Access(cache.keys), Access(cache.values)],
             qkv=qkv.address, rows=self._rows, heads=heads, kv_heads=kv_heads, head_size=head_size,
             angles=angles.address if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
-            positions=self._positions, sequences=self._sequences, **self._cache(cache),
+            positions=self._positions, sequences=self._sequences, **self._cache(cache, head_size),
         )  # fmt: skip
 
     def attention(
@@ -364,7 +366,7 @@ class Ops:
 
         sinks: per head the score of one more token that all see, whose value is zero.
         """
-        sequences = self.site.step.shape.max_sequences
+        attention, sequences = _by_cache("attention", cache), self.site.step.shape.max_sequences
         scratch = self._buffer("attention scratch", attention.SCRATCH_BYTES, private=True, rows=1)
         parts = self._buffer("parts", len(heads) * attention.SPLITS * attention.part_bytes(head_size), rows=sequences)
         if "finished" not in self._buffers:
@@ -378,7 +380,8 @@ class Ops:
             first_head=heads.start, first_kv_head=kv_heads.start, group=group, scale=scale, window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.address, scratch_stride=scratch.thread_stride,
             parts=parts.address, finished=self._buffers["finished"].address,
-            sinks=sinks.address if sinks else 0, sunk=sinks is not None, out=out.address, **self._cache(cache),
+            sinks=sinks.address if sinks else 0, sunk=sinks is not None, out=out.address,
+            **self._cache(cache, head_size),
         )  # fmt: skip
         return Value((out,), len(heads) * head_size, self._rows)
 
@@ -610,6 +613,10 @@ class Ops:
             join_scores, [Access(parts)], [Access(Buffer("window scores", self.site.scores))],
             parts=parts.address, parts_thread_stride=parts.thread_stride, rows=x.rows, out=self.site.scores,
         )  # fmt: skip
+
+
+def _by_cache(template: str, cache: LayerCache) -> ModuleType:
+    return specialize(template, "cache", f"numatp.kernels.caches.{cache.type}")
 
 
 def _of(weight: Matrix, kernel: str) -> Kernel:

@@ -1,0 +1,43 @@
+"""Rotation of queries and keys, and the append of keys and values to the cache, whose type specialize() sets (kernels/caches)."""
+
+from types import ModuleType
+
+from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.layout import CACHE_BLOCK
+from numatp.kernels.rope import rotate_pairs
+from numatp.kernels.simd import load_i64, offset
+
+cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
+
+
+@device
+def cache_place(tables, table_length, sequence, position):
+    """Block of the cache and place in it for a position of a sequence."""
+    return load_i64(tables, sequence * table_length + position // CACHE_BLOCK), position % CACHE_BLOCK
+
+
+@kernel(
+    qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int", step="int",
+    apart="int", positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
+    block_stride="int", head_bytes="int",
+)  # fmt: skip
+def rotate_and_append(args, thread, threads):
+    """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache.
+
+    Pair i of a head is (i * step, i * step + apart): neighbours with step 2, halves with step 1 and apart = pairs.
+    """
+    heads = args.heads + 2 * args.kv_heads
+    first, last = share(load_i64(args.rows, 0) * heads, thread, threads)
+    for item in range(first, last):
+        row, head = item // heads, item % heads
+        values = offset(args.qkv, item * args.head_size * 4)
+        if head < args.heads + args.kv_heads:
+            rotate_pairs(values, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
+        if head >= args.heads:
+            block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
+            kv_head = (head - args.heads) % args.kv_heads
+            start = block * args.block_stride + kv_head * args.head_bytes
+            if head < args.heads + args.kv_heads:
+                cache.store_key(offset(args.keys, start), place, args.head_size, values)
+            else:
+                cache.store_value(offset(args.values, start), place, args.head_size, values)

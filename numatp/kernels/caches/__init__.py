@@ -1,0 +1,14 @@
+"""How keys and values of one KV head lie in a block of the cache: one file per cache type, by llama.cpp's names (-ctk, -ctv).
+
+Each holds device functions, with `size` values per head and CACHE_BLOCK tokens per block; the bytes of a block are
+layout.cache_bytes. Pitches are those of kernels/layout.py.
+
+    store_key(keys, token, size, x), store_value(values, token, size, x)   float32 x (size,) to its place
+    prepare(queries, prepared, size, room)          queries float32 (room, size), QUERY_PITCH apart, as `score` wants them
+    score(queries, prepared, keys, size, scores, zero, next_keys, next_values), score_few(...)
+                                                    scores (rows of `zero`, CACHE_BLOCK) = queries . keys; few: of at most FEW rows.
+                                                    Meanwhile it asks for the next block's keys and values from memory
+    weigh(scores, scaled, values, size, d, count)   the address of what load_value's results at d are multiplied with, SCORES_PITCH
+                                                    apart: the softmax's weights at scores, or those times scales, made at scaled
+    load_value(values, size, token, d)              16 values of a token from d on, as float32
+"""

@@ -1,0 +1,72 @@
+"""float16: keys (size, CACHE_BLOCK), so that one vector holds 16 tokens and no score needs a sum across lanes; values
+(CACHE_BLOCK, size).
+"""
+
+from numatp.kernels.compile import device
+from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.rows import add_outer_apart, store_rows
+from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, store_f16, widen
+
+
+@device
+def store_key(keys, token, size, x):
+    for d in range(size):
+        store_f16(keys, d * CACHE_BLOCK + token, load_f32(x, d))
+
+
+@device
+def store_value(values, token, size, x):
+    for d in range(size):
+        store_f16(values, token * size + d, load_f32(x, d))
+
+
+@device
+def prepare(queries, prepared, size, room):
+    pass
+
+
+@device
+def prefetch_next(next_keys, next_values, d):
+    """The lines of one d: CACHE_BLOCK float16 of either."""
+    for line in range(0, 2 * CACHE_BLOCK, 64):
+        prefetch(next_keys, d * 2 * CACHE_BLOCK + line)
+        prefetch(next_values, d * 2 * CACHE_BLOCK + line)
+
+
+@device
+def score(queries, prepared, keys, size, scores, zero, next_keys, next_values):
+    """As many accumulators as registers hold."""
+    for part in range(0, CACHE_BLOCK, 16):
+        s = zero
+        for d in range(size):
+            if part == 0:
+                prefetch_next(next_keys, next_values, d)
+            s = add_outer_apart(s, widen(load_f16x16(keys, d * CACHE_BLOCK + part)), offset(queries, d * 4), QUERY_PITCH)
+        store_rows(scores, SCORES_PITCH, part, s)
+
+
+@device
+def score_few(queries, prepared, keys, size, scores, zero, next_keys, next_values):
+    """Four vectors of tokens at once, so that sums do not wait for each other."""
+    s0, s1, s2, s3 = zero, zero, zero, zero
+    for d in range(size):
+        prefetch_next(next_keys, next_values, d)
+        q = offset(queries, d * 4)
+        s0 = add_outer_apart(s0, widen(load_f16x16(keys, d * CACHE_BLOCK)), q, QUERY_PITCH)
+        s1 = add_outer_apart(s1, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), q, QUERY_PITCH)
+        s2 = add_outer_apart(s2, widen(load_f16x16(keys, d * CACHE_BLOCK + 32)), q, QUERY_PITCH)
+        s3 = add_outer_apart(s3, widen(load_f16x16(keys, d * CACHE_BLOCK + 48)), q, QUERY_PITCH)
+    store_rows(scores, SCORES_PITCH, 0, s0)
+    store_rows(scores, SCORES_PITCH, 16, s1)
+    store_rows(scores, SCORES_PITCH, 32, s2)
+    store_rows(scores, SCORES_PITCH, 48, s3)
+
+
+@device
+def weigh(scores, scaled, values, size, d, count):
+    return scores
+
+
+@device
+def load_value(values, size, token, d):
+    return widen(load_f16x16(values, token * size + d))
