@@ -91,7 +91,7 @@ def test_the_command(model_path, way):
     assert {"blk.*.ffn_gate.weight", "token_embd.weight", "cache", "window"} <= groups.keys()
     assert "cache" in found["after_load"][0]["groups"] and not found["after_load"][0]["groups"]["cache"]["pages"]
     weights = sum(group["pages"] for rank in found["ranks"] for name, group in rank["groups"].items() if "weight" in name)
-    assert 1 <= weights * PAGE / model_path.stat().st_size < 1.1 + 0.1 * len(found["ranks"])
+    assert 0.95 < weights * PAGE / model_path.stat().st_size < 1.1 + 0.1 * len(found["ranks"])
 
 
 def test_where_move_pages_is_refused(model_path):
