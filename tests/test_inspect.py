@@ -25,7 +25,7 @@ def test_a_model_that_works(model_path):
     weights, num_bytes = sum(int(t.n_elements) for t in reader.tensors), sum(int(t.n_bytes) for t in reader.tensors)
     assert (found["weights"], found["weight_bytes"]) == (weights, num_bytes)
     assert found["bits_per_weight"] == pytest.approx(8 * num_bytes / weights)
-    assert found["kernels"]["one row"]["attention.attention"] == 30
+    assert found["kernels"]["one row"]["attention_f16.attention"] == 30
     assert found["tokenizer"]["tokens"] == 49152 and "im_start" in found["tokenizer"]["chat_template"]
     assert any("Q4_1" in line and "blk.7.attn_q.weight" in line for line in lines_of(found))
 
