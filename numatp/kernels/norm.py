@@ -88,7 +88,7 @@ def layer_norm(args, thread, threads):
 def rms_norm_heads(args, thread, threads):
     """rms_norm in place of each of the first q_heads and the next k_heads of x (rows, heads, size); weights (size,).
 
-    Threads divide the heads of all rows as rope.rotate_and_append does.
+    Threads divide the heads of all rows as append.rotate_and_append does.
     """
     first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
     for item in range(first, last):
