@@ -222,5 +222,5 @@ def test_a_profile_as_a_table_and_a_picture(model, tmp_path):
     assert len(tables) == 3
     for table in tables[1:]:
         assert re.search(r"\| matmul_q4_1.matmul ffn_gate \+ ffn_up +\| +2 \|", table)
-        assert "| barriers" in table and "busiest: thread 0 of rank 0 on cpu" in table
+        assert "| barriers" in table and re.search(r"busiest: thread [01] of rank 0 on cpu", table)
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")

@@ -154,6 +154,6 @@ def test_ctrl_c_leaves_nothing(tmp_path):
 def test_a_mix_of_a_real_model_still_knows_paris(model_path, tmp_path):
     out = tmp_path / "q4_k_m.gguf"
     result = numatp("quantize", model_path, out, "--type", "q4_k_m")
-    assert result.returncode == 0 and "quantised before (Q4_1, Q8_0)" in result.stderr, result.stderr
+    assert result.returncode == 0 and "quantised before (Q4_1)" in result.stderr, result.stderr
     said = numatp("generate", "-m", out, "-p", "The capital of France is", "-n", "4", "--temp", "0")
     assert said.stdout.startswith(" Paris"), said.stderr

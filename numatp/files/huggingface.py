@@ -351,7 +351,10 @@ class HuggingFaceFile(ModelFile):
         if "{expert}" not in name:
             one = self._piece(name, theirs)
             return {name: one} if one else {}
-        experts = self.count(f"{self._architecture}.expert_count", default=1, most=MAX_EXPERTS)
+        key = f"{self._architecture}.expert_count"
+        if self.integer(key, default=1) == 0:  # a model of an architecture that may do without
+            return {}
+        experts = self.count(key, default=1, most=MAX_EXPERTS)
         names = [name.replace("{expert}", str(expert)) for expert in range(experts)]
         if not self._piece(names[0], theirs):
             return {}
