@@ -14,12 +14,18 @@ import move_pages
 from numatp import LLM, RankError, SamplingParams
 
 
+def own_share(rank):
+    """Per cent of what is this rank's alone that is on its node: move_pages leaves the window, which others use too."""
+    nodes = [nodes for name, nodes in rank.groups.items() if name != "window"]
+    return 100 * sum(n.get(rank.node, 0) for n in nodes) / sum(sum(n.values()) for n in nodes)
+
+
 def main(model, prompt):
     with LLM(model, ranks=2, threads=1, ctx=256) as llm:
         worker, said = llm._service.start.workers.processes[0].pid, {}
 
         def count(when):
-            said[when] = [(rank.node, rank.percent_local) for rank in llm.audit()]
+            said[when] = [(rank.node, rank.percent_local, own_share(rank)) for rank in llm.audit()]
 
         count("loaded")
         said["text"] = llm.generate(prompt, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)).text
