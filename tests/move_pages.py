@@ -22,13 +22,14 @@ def move(pid, addresses, node):
 
 
 def main(pid, node):
+    """How many pages are there then."""
     moved = 0
     for start, end in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE):
         addresses = range(int(start, 16), int(end, 16), PAGE)
         for first in range(0, len(addresses), BATCH):
             moved += move(int(pid), addresses[first : first + BATCH], int(node))
-    print(f"{moved} pages of process {pid} are on node {node}")
+    return moved
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print(main(*sys.argv[1:]))
