@@ -91,3 +91,11 @@ def test_machine_code_is_loaded_before_numba() -> None:
     code = f"import sys\nfrom numatp.machine import {modules}\nprint([m for m in ('numpy', 'numba', 'numa') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "perplexity", "audit", "bench"])
+def test_commands_that_load_begin_without_numpy(command: str) -> None:
+    """A rank finds its place, and a limit is named, before numpy and Numba load."""
+    code = f"import sys, numatp.cli.{command}\nprint([m for m in ('numpy', 'numba', 'numa') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -44,11 +44,12 @@ def main() -> None:
     parser = Parser(prog="numatp", description="LLM inference on all NUMA nodes of one server")
     parser.add_argument("--version", action="version", version=f"numatp {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
-    for name, text in COMMANDS.items():
-        if name in sys.argv[1:2] or not set(COMMANDS) & set(sys.argv[1:2]):
-            importlib.import_module(f"numatp.cli.{name}").add_arguments(commands.add_parser(name, help=text, description=text))
     status = FAILURE
     try:
+        for name, text in COMMANDS.items():
+            if name in sys.argv[1:2] or not set(COMMANDS) & set(sys.argv[1:2]):
+                command = commands.add_parser(name, help=text, description=text)
+                importlib.import_module(f"numatp.cli.{name}").add_arguments(command)
         arguments = parser.parse_args()
         status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
     except NumatpError as error:

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from numatp.errors import UserError
-from numatp.files.huggingface import HuggingFaceFile
-from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import CACHE_TYPES
+
+if TYPE_CHECKING:
+    from numatp.files.model_file import ModelFile
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
@@ -49,12 +51,14 @@ def cache_type_of(job: Job, head_size: int) -> str:
     return job.cache_type
 
 
-def default_quantize(file: ModelFile) -> str:
+def default_quantize(file: "ModelFile") -> str:
     """What becomes of matrices of floats on load, if the user does not say."""
+    from numatp.files.huggingface import HuggingFaceFile  # loads numpy, which a rank must not before it is bound
+
     return "q8" if isinstance(file, HuggingFaceFile) else "none"
 
 
-def quantize_of(job: Job, file: ModelFile) -> str:
+def quantize_of(job: Job, file: "ModelFile") -> str:
     return job.quantize or default_quantize(file)
 
 

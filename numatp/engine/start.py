@@ -10,7 +10,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from numatp.engine.job import Job
-from numatp.engine.plan import choose_ranks
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
 from numatp.machine import isa, launch, limits, placement, topology
@@ -89,6 +88,8 @@ def start(job: Job, ranks: int | None) -> Start:
         started.mpi = True
         return started
     if ranks is None:
+        from numatp.engine.plan import choose_ranks  # reads headers, with numpy
+
         ranks = choose_ranks(job)
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))

@@ -48,6 +48,11 @@ class Op:
     num_bytes: int = 0  # weights that the whole rank reads in it, for the roofline
     barrier: bool = False
 
+    @property
+    def address(self) -> int:
+        """Of the machine code; asking for it compiles a kernel that is not yet."""
+        return self.code if isinstance(self.code, int) else self.code.address
+
 
 @dataclass
 class Program:
@@ -64,8 +69,7 @@ class Program:
         """What the C runtime reads; asking for it compiles the kernels that are not yet."""
         table = (native.Op * max(len(self.ops), 1))()
         for entry, op in zip(table, self.ops, strict=False):
-            entry.run = op.code if isinstance(op.code, int) else op.code.address
-            entry.args, entry.barrier = op.record.ctypes.data, op.barrier
+            entry.run, entry.args, entry.barrier = op.address, op.record.ctypes.data, op.barrier
         self.keep.append(table)
         return native.ProgramRecord(
             ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
