@@ -15,7 +15,7 @@ from numatp.machine import limits, native
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
-    from numatp.engine.requests import Request, ScoreRequest
+    from numatp.engine.requests import Request, Scheduler, ScoreRequest
 
 T = TypeVar("T")
 
@@ -104,6 +104,7 @@ class Service:
     def _run(self, job: Job, progress: Callable[[int, int], None]) -> None:
         try:
             from numatp.engine.engine import Engine
+            from numatp.engine.requests import Scheduler  # now, because a fork once we are ready must not meet a half-done import
 
             engine = Engine(job, self.start, progress)
             self._ready.set_result(engine)
@@ -111,7 +112,7 @@ class Service:
                 if self.rank:
                     engine.serve()
                 else:
-                    self._serve_requests(engine)
+                    self._serve_requests(engine, Scheduler(engine))
             finally:
                 engine.close()
         except BaseException as error:
@@ -126,10 +127,8 @@ class Service:
             self._ended = self._failed or UserError("the model was closed: load it again")
             self._refuse_waiting()
 
-    def _serve_requests(self, engine: "Engine") -> None:
-        from numatp.engine.requests import Scheduler
-
-        scheduler, closing = Scheduler(engine), False
+    def _serve_requests(self, engine: "Engine", scheduler: "Scheduler") -> None:
+        closing = False
         try:
             while scheduler.busy or not closing:
                 with contextlib.suppress(Empty):
