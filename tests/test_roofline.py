@@ -65,8 +65,8 @@ def test_a_loop_that_reads_less_is_an_error(measured):
 
 def test_memory_is_first_touched_by_the_threads(measured):
     area = measured[1]
-    counted = pages.count_by_node(area.address, area.num_bytes)
-    assert counted is None or counted.total() * 4096 == area.num_bytes
+    counted = pages.count([pages.Region("area", area.address, area.num_bytes)])
+    assert counted is None or counted["area"].total() * 4096 == area.num_bytes
 
 
 def test_l3_size(tmp_path):
