@@ -397,7 +397,6 @@ def sums_of_four(typing_context, a, b, c, d):
     return types.UniTuple(types.int32, 4)(i32x16, i32x16, i32x16, i32x16), emit
 
 
-sum_i32x16 = unary(types.int32, i32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.add(x, y)))
 largest = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, _maximum))
 
 
