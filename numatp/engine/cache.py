@@ -14,6 +14,7 @@ from numatp.weights.splits import Split
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, LayerState
 
+
 def num_blocks(tokens: int) -> int:
     return -(-tokens // CACHE_BLOCK)
 

@@ -15,22 +15,12 @@ from numatp.kernels.activation import group_bytes
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import (
-    FEW,
-    GROUP,
-    add_outer_apart,
-    add_rows,
-    load_rows,
-    scale_rows,
-    store_rows,
-    zero_few_rows,
-    zero_group,
-    zero_row,
-)
+from numatp.kernels.rows import FEW, GROUP, zero_few_rows, zero_group, zero_row
 from numatp.kernels.simd import (
     fetch_add,
     fma,
     keep_lanes,
+    lane,
     largest,
     load_f32,
     load_f32x16,
@@ -48,14 +38,14 @@ cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set i
 LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is 0 to the softmax
 SPLITS = 16
 
-# Scratch of one thread: queries, their sums of values, the queries as the cache wants them, their scores of one block, these
-# times scales; then per query the highest score, the sum of the softmax's weights, and what the last block changed the earlier
-# sums by.
+# Scratch of one thread: queries, their sums of values, the queries as the cache wants them, their scores of one block, room for
+# the cache to bring these into its form; then per query the highest score, the sum of the softmax's weights, and what the last
+# block changed the earlier sums by.
 ACCUMULATED = GROUP * QUERY_PITCH
 PREPARED = 2 * GROUP * QUERY_PITCH
 SCORES = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
-SCALED = SCORES + GROUP * SCORES_PITCH
-HIGHEST = SCALED + GROUP * SCORES_PITCH
+FACTORS = SCORES + GROUP * SCORES_PITCH
+HIGHEST = FACTORS + GROUP * SCORES_PITCH
 TOTAL = HIGHEST + GROUP * 4
 CORRECTION = TOTAL + GROUP * 4
 SCRATCH_BYTES = CORRECTION + GROUP * 4
@@ -113,7 +103,7 @@ def softmax(scratch, m, scale, unseen, seen):
     store_f32x16(scores, 16, s1)
     store_f32x16(scores, 32, s2)
     store_f32x16(scores, 48, s3)
-    correction = float32(scalar_exp(highest - new_highest))
+    correction = lane(exp(splat_f32(highest - new_highest)), 0)
     total = load_f32(offset(scratch, TOTAL), m) * correction + sum_f32x16((s0 + s1) + (s2 + s3))
     store_f32(offset(scratch, HIGHEST), m, new_highest)
     store_f32(offset(scratch, TOTAL), m, total)
@@ -121,41 +111,11 @@ def softmax(scratch, m, scale, unseen, seen):
 
 
 @device
-def add_values(scratch, values, size, count, tokens, zero):
-    """Adds the weighted values of the first `tokens` tokens of a block; later places may hold not-a-number and are not read."""
-    sums = offset(scratch, ACCUMULATED)
-    for d in range(0, size, 16):
-        w = cache.weigh(offset(scratch, SCORES), offset(scratch, SCALED), values, size, d, count)
-        a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), offset(scratch, CORRECTION))
-        for t in range(tokens):
-            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
-        store_rows(sums, QUERY_PITCH, d, a0)
-
-
-@device
-def add_values_few(scratch, values, size, count, tokens, zero):
-    """The same for few queries, four tokens at once, so that sums do not wait for each other."""
-    sums = offset(scratch, ACCUMULATED)
-    for d in range(0, size, 16):
-        w = cache.weigh(offset(scratch, SCORES), offset(scratch, SCALED), values, size, d, count)
-        a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), offset(scratch, CORRECTION))
-        a1, a2, a3 = zero, zero, zero
-        for four in range(tokens // 4):
-            t = 4 * four
-            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
-            a1 = add_outer_apart(a1, cache.load_value(values, size, t + 1, d), offset(w, t * 4 + 4), SCORES_PITCH)
-            a2 = add_outer_apart(a2, cache.load_value(values, size, t + 2, d), offset(w, t * 4 + 8), SCORES_PITCH)
-            a3 = add_outer_apart(a3, cache.load_value(values, size, t + 3, d), offset(w, t * 4 + 12), SCORES_PITCH)
-        for t in range(tokens // 4 * 4, tokens):
-            a0 = add_outer_apart(a0, cache.load_value(values, size, t, d), offset(w, t * 4), SCORES_PITCH)
-        store_rows(sums, QUERY_PITCH, d, add_rows(add_rows(a0, a1), add_rows(a2, a3)))
-
-
-@device
 def attend(args, scratch, table, kv_head, first_block, last_block, count, position, step):
     """Online softmax of the `count` queries in scratch over blocks [first, last); query m is at position + m * step."""
     size, start = args.head_size, kv_head * args.head_bytes
     queries, prepared, scores = scratch, offset(scratch, PREPARED), offset(scratch, SCORES)
+    sums, corrections, factors = offset(scratch, ACCUMULATED), offset(scratch, CORRECTION), offset(scratch, FACTORS)
     cache.prepare(queries, prepared, size, room_for(count))
     end = (position + (count - 1) * step) // CACHE_BLOCK  # a row's next block follows in another part, perhaps on this thread
     for block in range(first_block, last_block):
@@ -174,11 +134,11 @@ def attend(args, scratch, table, kv_head, first_block, last_block, count, positi
             seen = position + m * step + 1 - block * CACHE_BLOCK
             softmax(scratch, m, args.scale, seen - args.window, seen)
         if count == 1:
-            add_values_few(scratch, values, size, count, tokens, zero_row())
+            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row())
         elif count > FEW:
-            add_values(scratch, values, size, count, tokens, zero_group())
+            cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group())
         else:
-            add_values_few(scratch, values, size, count, tokens, zero_few_rows())
+            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows())
 
 
 @device

@@ -153,6 +153,26 @@ def add_dot_biased(typing_context, total, weights, d, x, scales, starts):
 
 
 @intrinsic
+def add_weighted(typing_context, total, values, w, scales):
+    """total[m] + scales[m] * (w[m] . values): int8 values of 16 rows x 32 columns, w uint8 (rows, 32) up to 127."""
+
+    def emit(context, builder, signature, args):
+        total, values, w, scales = args
+
+        def row(m, sum_):
+            integers = constant(i32x16, 0)
+            for j in range(values.type.count):
+                vector = builder.extract_value(values, j)
+                bytes4 = load_splat(builder, w, INT32, j, 32 * m)
+                integers = isa.dot(builder, integers, builder.bitcast(bytes4, vector.type), vector)
+            return fused(builder, load_splat(builder, scales, FLOAT, m), builder.sitofp(integers, sum_.type), sum_)
+
+        return map_rows(builder, total, row)
+
+    return total(total, values, pointer, pointer), emit
+
+
+@intrinsic
 def add_outer(typing_context, total, w, s):
     """total[m] + w * s[m], s float32 (rows,)."""
 

@@ -8,7 +8,8 @@ layout.cache_bytes. Pitches are those of kernels/layout.py.
     score(queries, prepared, keys, size, scores, zero, next_keys, next_values), score_few(...)
                                                     scores (rows of `zero`, CACHE_BLOCK) = queries . keys; few: of at most FEW rows.
                                                     Meanwhile it asks for the next block's keys and values from memory
-    weigh(scores, scaled, values, size, d, count)   the address of what load_value's results at d are multiplied with, SCORES_PITCH
-                                                    apart: the softmax's weights at scores, or those times scales, made at scaled
-    load_value(values, size, token, d)              16 values of a token from d on, as float32
+    add_values(scores, factors, corrections, sums, values, size, count, tokens, zero), add_values_few(...)
+                                                    sums (rows of `zero`, size) = sums * corrections + the softmax's weights at
+                                                    scores . values, of the first `tokens` tokens; later places may hold anything.
+                                                    factors: room for the weights of `count` rows in another form
 """

@@ -1,37 +1,39 @@
 """Q8_0: int8 with a float16 scale for every 32 values of a token, as llama.cpp's type of that name.
 
 Keys lie as the weights of a Q8_0 matrix whose rows are the tokens (numatp/quants/q8_0.py): tiles of 16 tokens, per 32 values 8
-vectors of q + 128, then 16 scales; so scores are integer dot products with queries rounded to 8 bits. Values are int8 (CACHE_BLOCK,
-size), then scales (size / 32, CACHE_BLOCK), with which the softmax's weights are multiplied.
+vectors of q + 128, then 16 scales; so scores are integer dot products with queries rounded to 8 bits. Values lie as columns of
+such a matrix whose rows are the values of a head: tiles of 16 values, per 32 tokens 8 vectors of int8; then scales (size / 32,
+CACHE_BLOCK). The softmax's weights are multiplied with these and rounded to 8 bits, with one scale for 32 tokens.
 """
 
-
-from numatp.kernels.activation import BLOCK, quantize_row, scale_of, scales, starts
+from numatp.kernels.activation import BLOCK, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import add_dot_biased, block, num_rows, store_rows
+from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.simd import (
     abs_f32,
+    keep_lanes,
     largest,
+    largest_of_two,
     load_f16x16,
     load_f32x16,
-    load_i8x16,
     load_i8x64,
     load_u8,
     max_f32x16,
     offset,
     prefetch,
     round_to_i32,
+    splat_f32,
     store_f16,
-    store_f32x16,
+    store_f32,
     store_i32_as_i8,
     store_u8,
     widen,
-    widen_i8,
 )
 
 ZERO = 128  # added to keys: the dot product takes unsigned bytes on one side
 UNIT_BYTES = 8 * 64 + 32  # of keys in 16 tokens x 32 values, and of values as well
+TILE_BYTES = 2 * 512  # of 16 values of a block, without scales
 
 
 @device
@@ -40,38 +42,48 @@ def tile_bytes(size):
 
 
 @device
-def scale_of_block(low, high):
-    return scale_of(largest(max_f32x16(abs_f32(low), abs_f32(high))))
-
-
-@device
 def store_key(keys, token, size, x):
     tile, row = offset(keys, token // KEY_TILE * tile_bytes(size)), token % KEY_TILE
     for unit in range(size // BLOCK):
-        low, high = load_f32x16(x, unit * BLOCK), load_f32x16(x, unit * BLOCK + 16)
-        scale, inverse = scale_of_block(low, high)
-        store_f16(offset(tile, size // BLOCK * 512 + unit * 32), row, scale)
-        # Through the row's own place as 32 bytes in order: the first bytes of the head, which is not needed any more.
-        store_i32_as_i8(x, unit * BLOCK, round_to_i32(low * inverse))
-        store_i32_as_i8(x, unit * BLOCK + 16, round_to_i32(high * inverse))
+        store_f16(offset(tile, size // BLOCK * 512 + unit * 32), row, quantize_in_place(x, unit))
         for i in range(BLOCK):
             store_u8(tile, unit * 512 + i // 4 * 64 + row * 4 + i % 4, load_u8(x, unit * BLOCK + i) ^ ZERO)
 
 
 @device
 def store_value(values, token, size, x):
+    place = token // BLOCK * 512 + token % BLOCK // 4 * 64 + token % 4
     for unit in range(size // BLOCK):
-        low, high = load_f32x16(x, unit * BLOCK), load_f32x16(x, unit * BLOCK + 16)
-        scale, inverse = scale_of_block(low, high)
-        store_f16(offset(values, CACHE_BLOCK * size), unit * CACHE_BLOCK + token, scale)
-        store_i32_as_i8(values, token * size + unit * BLOCK, round_to_i32(low * inverse))
-        store_i32_as_i8(values, token * size + unit * BLOCK + 16, round_to_i32(high * inverse))
+        store_f16(offset(values, CACHE_BLOCK * size), unit * CACHE_BLOCK + token, quantize_in_place(x, unit))
+        for i in range(BLOCK):
+            tile = unit * 2 + i // 16
+            store_u8(values, tile * TILE_BYTES + place + i % 16 * 4, load_u8(x, unit * BLOCK + i))
+
+
+@device
+def quantize_in_place(x, unit):
+    """Rounds values [32 * unit, 32 * unit + 32) of x to int8 and returns their scale. They come to lie at x's bytes of those
+    numbers: as many floats at the beginning are not needed any more.
+    """
+    low, high = load_f32x16(x, unit * BLOCK), load_f32x16(x, unit * BLOCK + 16)
+    scale, inverse = scale_of(largest(max_f32x16(abs_f32(low), abs_f32(high))))
+    store_i32_as_i8(x, unit * BLOCK, round_to_i32(low * inverse))
+    store_i32_as_i8(x, unit * BLOCK + 16, round_to_i32(high * inverse))
+    return scale
 
 
 @device
 def prepare(queries, prepared, size, room):
     for m in range(room):
         quantize_row(offset(queries, m * QUERY_PITCH), size // BLOCK, prepared, room, m, ZERO)
+
+
+@device
+def load_block(q):
+    return block(
+        load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192),
+        load_i8x64(q, 256), load_i8x64(q, 320), load_i8x64(q, 384), load_i8x64(q, 448),
+    )  # fmt: skip
 
 
 @device
@@ -85,11 +97,7 @@ def score(queries, prepared, keys, size, scores, zero, next_keys, next_values):
                 prefetch(next_keys, ahead + line)
                 prefetch(next_values, ahead + line)
             d = widen(load_f16x16(offset(weights, units * 512 + unit * 32), 0))
-            q = offset(weights, unit * 512)
-            vectors = block(
-                load_i8x64(q, 0), load_i8x64(q, 64), load_i8x64(q, 128), load_i8x64(q, 192),
-                load_i8x64(q, 256), load_i8x64(q, 320), load_i8x64(q, 384), load_i8x64(q, 448),
-            )  # fmt: skip
+            vectors = load_block(offset(weights, unit * 512))
             place = unit * pitch
             s = add_dot_biased(
                 s, vectors, d, offset(prepared, place * 32), offset(scales(prepared, units * pitch), place * 4),
@@ -102,18 +110,38 @@ score_few = score
 
 
 @device
-def weigh(scores, scaled, values, size, d, count):
-    if d % BLOCK == 0:
-        unit_scales = offset(values, CACHE_BLOCK * size + d // BLOCK * CACHE_BLOCK * 2)
-        for part in range(0, CACHE_BLOCK, 16):
-            scale = widen(load_f16x16(unit_scales, part))
-            for m in range(count):
-                weights = load_f32x16(offset(scores, m * SCORES_PITCH), part)
-                # A token that is not there has weight 0, and no scale yet.
-                store_f32x16(offset(scaled, m * SCORES_PITCH), part, weights * scale)
-    return scaled
+def weigh(scores, factors, unit_scales, count, tokens, pitch):
+    """The softmax's weights of `count` rows times values' scales as int8 (2, pitch, 32) and float32 scales (2, pitch)."""
+    for m in range(count):
+        w = offset(scores, m * SCORES_PITCH)
+        a, b = weigh_part(w, unit_scales, 0, tokens), weigh_part(w, unit_scales, 16, tokens)
+        c, d = weigh_part(w, unit_scales, 32, tokens), weigh_part(w, unit_scales, 48, tokens)
+        most = largest_of_two(max_f32x16(a, b), max_f32x16(c, d))
+        scale, inverse = scale_of(most[0])
+        second_scale, second_inverse = scale_of(most[1])
+        store_block(factors, m, round_to_i32(a * inverse), round_to_i32(b * inverse))
+        store_block(factors, pitch + m, round_to_i32(c * second_inverse), round_to_i32(d * second_inverse))
+        store_f32(offset(factors, 2 * pitch * BLOCK), m, scale)
+        store_f32(offset(factors, 2 * pitch * BLOCK), pitch + m, second_scale)
 
 
 @device
-def load_value(values, size, token, d):
-    return widen_i8(load_i8x16(values, token * size + d))
+def weigh_part(weights, unit_scales, part, tokens):
+    """Those of tokens [part, part + 16); a token that is not there has no scale yet."""
+    return keep_lanes(tokens - part, load_f32x16(weights, part) * widen(load_f16x16(unit_scales, part)), splat_f32(0))
+
+
+@device
+def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero):
+    pitch = num_rows(zero)
+    for tile in range(size // 16):
+        if tile % 2 == 0:
+            weigh(scores, factors, offset(values, CACHE_BLOCK * (size + tile // 2 * 2)), count, tokens, pitch)
+        s = scale_rows(load_rows(sums, QUERY_PITCH, tile * 16, zero), corrections)
+        for part in range(2):
+            place = offset(values, tile * TILE_BYTES + part * 512)
+            s = add_weighted(s, load_block(place), offset(factors, part * pitch * BLOCK), offset(factors, (16 + part) * pitch * 4))
+        store_rows(sums, QUERY_PITCH, tile * 16, s)
+
+
+add_values_few = add_values
