@@ -35,19 +35,19 @@ from numatp.kernels.simd import (
 )
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
-LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is 0 to the softmax
+LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
 
 # Scratch of one thread: queries, their sums of values, the queries as the cache wants them, their scores of one block, room for
-# the cache to bring these into its form; then per query the highest score, the sum of the softmax's weights, and what the last
-# block changed the earlier sums by.
+# the cache to bring these into its form; then per query the highest score, the sum of the softmax's weights in 16 lanes, and what
+# the last block changed the earlier sums by.
 ACCUMULATED = GROUP * QUERY_PITCH
 PREPARED = 2 * GROUP * QUERY_PITCH
 SCORES = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
 FACTORS = SCORES + GROUP * SCORES_PITCH
 HIGHEST = FACTORS + GROUP * SCORES_PITCH
 TOTAL = HIGHEST + GROUP * 4
-CORRECTION = TOTAL + GROUP * 4
+CORRECTION = TOTAL + GROUP * 64
 SCRATCH_BYTES = CORRECTION + GROUP * 4
 PART_HEAD = 16  # floats before the values of a part: its highest score and its total
 
@@ -66,7 +66,7 @@ def load_queries(scratch, q, stride, count, size, room):
             store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
             store_f32x16(sums, d, splat_f32(0))
         store_f32(offset(scratch, HIGHEST), m, float32(LOWEST))
-        store_f32(offset(scratch, TOTAL), m, float32(0))
+        store_f32x16(offset(scratch, TOTAL + m * 64), 0, splat_f32(0))
 
 
 @device
@@ -74,40 +74,37 @@ def add_sinks(scratch, sinks, count, step):
     """Lets query m see one more token of score sinks[m * step] and no value, before all others."""
     for m in range(count):
         store_f32(offset(scratch, HIGHEST), m, load_f32(sinks, m * step))
-        store_f32(offset(scratch, TOTAL), m, float32(1))
+        store_f32(offset(scratch, TOTAL + m * 64), 0, float32(1))
 
 
 @device
-def visible(s, part, unseen, seen, other):
-    """s in lanes of tokens unseen <= token < seen, else `other`; `part`: the first lane's token."""
-    return keep_lanes(unseen - part, other, keep_lanes(seen - part, s, other))
+def replace_unseen(scores, unseen, seen, other):
+    """Sets what belongs to tokens of a block outside [unseen, seen) to `other`."""
+    for part in range(0, CACHE_BLOCK, 16):
+        s = keep_lanes(seen - part, load_f32x16(scores, part), splat_f32(other))
+        store_f32x16(scores, part, keep_lanes(unseen - part, splat_f32(other), s))
 
 
 @device
-def softmax(scratch, m, scale, unseen, seen):
-    """Turns the scores of query m over tokens [unseen, seen) of a block into weights, as if this were the last block."""
-    scores = offset(scratch, SCORES + m * SCORES_PITCH)
-    highest = load_f32(offset(scratch, HIGHEST), m)
-    factor, lowest, zero = splat_f32(scale), splat_f32(LOWEST), splat_f32(0)
-    s0 = visible(load_f32x16(scores, 0) * factor, 0, unseen, seen, lowest)
-    s1 = visible(load_f32x16(scores, 16) * factor, 16, unseen, seen, lowest)
-    s2 = visible(load_f32x16(scores, 32) * factor, 32, unseen, seen, lowest)
-    s3 = visible(load_f32x16(scores, 48) * factor, 48, unseen, seen, lowest)
+def softmax(scratch, m, scale):
+    """Turns the scores of query m over a block into weights, as if this were the last block."""
+    scores, totals = offset(scratch, SCORES + m * SCORES_PITCH), offset(scratch, TOTAL + m * 64)
+    highest, factor = load_f32(offset(scratch, HIGHEST), m), splat_f32(scale)
+    s0, s1 = load_f32x16(scores, 0) * factor, load_f32x16(scores, 16) * factor
+    s2, s3 = load_f32x16(scores, 32) * factor, load_f32x16(scores, 48) * factor
     new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
     top = splat_f32(new_highest)
-    s0 = visible(exp(s0 - top), 0, unseen, seen, zero)
-    s1 = visible(exp(s1 - top), 16, unseen, seen, zero)
-    s2 = visible(exp(s2 - top), 32, unseen, seen, zero)
-    s3 = visible(exp(s3 - top), 48, unseen, seen, zero)
+    s0, s1, s2, s3 = exp(s0 - top), exp(s1 - top), exp(s2 - top), exp(s3 - top)
     store_f32x16(scores, 0, s0)
     store_f32x16(scores, 16, s1)
     store_f32x16(scores, 32, s2)
     store_f32x16(scores, 48, s3)
-    correction = lane(exp(splat_f32(highest - new_highest)), 0)
-    total = load_f32(offset(scratch, TOTAL), m) * correction + sum_f32x16((s0 + s1) + (s2 + s3))
-    store_f32(offset(scratch, HIGHEST), m, new_highest)
-    store_f32(offset(scratch, TOTAL), m, total)
-    store_f32(offset(scratch, CORRECTION), m, correction)
+    correction = splat_f32(1)
+    if new_highest > highest:  # seldom after the first blocks
+        correction = exp(splat_f32(highest) - top)
+        store_f32(offset(scratch, HIGHEST), m, new_highest)
+    store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
+    store_f32(offset(scratch, CORRECTION), m, lane(correction, 0))
 
 
 @device
@@ -132,7 +129,13 @@ def attend(args, scratch, table, kv_head, first_block, last_block, count, positi
             cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys, next_values)
         for m in range(count):
             seen = position + m * step + 1 - block * CACHE_BLOCK
-            softmax(scratch, m, args.scale, seen - args.window, seen)
+            unseen, row_scores = seen - args.window, offset(scores, m * SCORES_PITCH)
+            whole = unseen <= 0 and seen >= CACHE_BLOCK
+            if not whole:
+                replace_unseen(row_scores, unseen, seen, LOWEST)
+            softmax(scratch, m, args.scale)
+            if not whole:
+                replace_unseen(row_scores, unseen, seen, 0.0)
         if count == 1:
             cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row())
         elif count > FEW:
@@ -148,8 +151,13 @@ def room_for(count):
 
 
 @device
+def total_of(scratch, m):
+    return sum_f32x16(load_f32x16(offset(scratch, TOTAL + m * 64), 0))
+
+
+@device
 def store_result(scratch, m, size, out):
-    inverse = splat_f32(float32(1) / load_f32(offset(scratch, TOTAL), m))
+    inverse = splat_f32(float32(1) / total_of(scratch, m))
     for d in range(0, size, 16):
         store_f32x16(out, d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d) * inverse)
 
@@ -157,7 +165,7 @@ def store_result(scratch, m, size, out):
 @device
 def store_part(scratch, m, size, part):
     store_f32(part, 0, load_f32(offset(scratch, HIGHEST), m))
-    store_f32(part, 1, load_f32(offset(scratch, TOTAL), m))
+    store_f32(part, 1, total_of(scratch, m))
     for d in range(0, size, 16):
         store_f32x16(part, PART_HEAD + d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d))
 

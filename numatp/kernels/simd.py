@@ -300,18 +300,21 @@ def fma(typing_context, a, b, c):
     return f32x16(f32x16, f32x16, f32x16), emit
 
 
+def _maximum(builder, a, b):
+    """b where either is not a number: one instruction, unlike LLVM's maxnum."""
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
 @intrinsic
 def max_f32x16(typing_context, a, b):
-    def emit(context, builder, signature, args):
-        return call_llvm(builder, "llvm.maxnum.v16f32", llvm_type(f32x16), *args)
-
-    return f32x16(f32x16, f32x16), emit
+    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: _maximum(builder, *args)
 
 
 @intrinsic
 def min_f32x16(typing_context, a, b):
     def emit(context, builder, signature, args):
-        return call_llvm(builder, "llvm.minnum.v16f32", llvm_type(f32x16), *args)
+        a, b = args
+        return builder.select(builder.fcmp_ordered("<", a, b), a, b)
 
     return f32x16(f32x16, f32x16), emit
 
@@ -340,11 +343,6 @@ def _halve(builder, v, combine):
         high = builder.shuffle_vector(v, v, ir.Constant(indices, list(range(lanes, 2 * lanes))))
         v = combine(builder, low, high)
     return builder.extract_element(v, INT32(0))
-
-
-def _maximum(builder, a, b):
-    lanes = a.type.count
-    return call_llvm(builder, f"llvm.maxnum.v{lanes}f32", a.type, a, b)
 
 
 sum_f32x16 = unary(types.float32, f32x16, lambda builder, v: _halve(builder, v, lambda b, x, y: b.fadd(x, y)))

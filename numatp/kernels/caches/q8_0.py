@@ -6,16 +6,17 @@ such a matrix whose rows are the values of a head: tiles of 16 values, per 32 to
 CACHE_BLOCK). The softmax's weights are multiplied with these and rounded to 8 bits, with one scale for 32 tokens.
 """
 
-from numatp.kernels.activation import BLOCK, quantize_row, scale_of, scales, starts, store_block
+from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
+from numatp.kernels.rows import GROUP, add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.simd import (
     abs_f32,
     keep_lanes,
     largest,
     largest_of_two,
     load_f16x16,
+    load_f32,
     load_f32x16,
     load_i8x64,
     load_u8,
@@ -26,6 +27,7 @@ from numatp.kernels.simd import (
     splat_f32,
     store_f16,
     store_f32,
+    store_f32x16,
     store_i32_as_i8,
     store_u8,
     widen,
@@ -112,23 +114,32 @@ score_few = score
 @device
 def weigh(scores, factors, unit_scales, count, tokens, pitch):
     """The softmax's weights of `count` rows times values' scales as int8 (2, pitch, 32) and float32 scales (2, pitch)."""
+    scales, inverses = offset(factors, 2 * pitch * BLOCK), offset(factors, 2 * (pitch * BLOCK + GROUP * 4))
+    d0, d1 = load_scales(unit_scales, 0, tokens), load_scales(unit_scales, 16, tokens)
+    d2, d3 = load_scales(unit_scales, 32, tokens), load_scales(unit_scales, 48, tokens)
     for m in range(count):
         w = offset(scores, m * SCORES_PITCH)
-        a, b = weigh_part(w, unit_scales, 0, tokens), weigh_part(w, unit_scales, 16, tokens)
-        c, d = weigh_part(w, unit_scales, 32, tokens), weigh_part(w, unit_scales, 48, tokens)
-        most = largest_of_two(max_f32x16(a, b), max_f32x16(c, d))
-        scale, inverse = scale_of(most[0])
-        second_scale, second_inverse = scale_of(most[1])
-        store_block(factors, m, round_to_i32(a * inverse), round_to_i32(b * inverse))
-        store_block(factors, pitch + m, round_to_i32(c * second_inverse), round_to_i32(d * second_inverse))
-        store_f32(offset(factors, 2 * pitch * BLOCK), m, scale)
-        store_f32(offset(factors, 2 * pitch * BLOCK), pitch + m, second_scale)
+        low = max_f32x16(load_f32x16(w, 0) * d0, load_f32x16(w, 16) * d1)
+        most = largest_of_two(low, max_f32x16(load_f32x16(w, 32) * d2, load_f32x16(w, 48) * d3))
+        store_f32(scales, m, most[0])
+        store_f32(scales, pitch + m, most[1])
+    for part in range(0, 2 * pitch, 16):
+        most = load_f32x16(scales, part)
+        store_f32x16(inverses, part, splat_f32(127) / max_f32x16(most, splat_f32(SMALLEST_SCALE)))
+        store_f32x16(scales, part, most * splat_f32(1 / 127))
+    for m in range(count):
+        w = offset(scores, m * SCORES_PITCH)
+        low, high = splat_f32(load_f32(inverses, m)), splat_f32(load_f32(inverses, pitch + m))
+        a, b = load_f32x16(w, 0) * d0 * low, load_f32x16(w, 16) * d1 * low
+        c, d = load_f32x16(w, 32) * d2 * high, load_f32x16(w, 48) * d3 * high
+        store_block(factors, m, round_to_i32(a), round_to_i32(b))
+        store_block(factors, pitch + m, round_to_i32(c), round_to_i32(d))
 
 
 @device
-def weigh_part(weights, unit_scales, part, tokens):
-    """Those of tokens [part, part + 16); a token that is not there has no scale yet."""
-    return keep_lanes(tokens - part, load_f32x16(weights, part) * widen(load_f16x16(unit_scales, part)), splat_f32(0))
+def load_scales(unit_scales, part, tokens):
+    """Those of tokens [part, part + 16); a token that is not there has none yet."""
+    return keep_lanes(tokens - part, widen(load_f16x16(unit_scales, part)), splat_f32(0))
 
 
 @device
