@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import BIN, TESTS, mpirun, numatp, run
 
@@ -122,7 +123,19 @@ def test_plan_and_stats(llm, model_path):
         (lambda llm: llm.generate("word " * 2000), "the prompt has 2001 tokens, the context 1024"),
         (lambda llm: llm.generate([1, 2, 1 << 20]), "token 1048576 is outside the model's vocabulary of 49152"),
         (lambda llm: llm.generate(["One", ""]), "the prompt is empty"),
+        (lambda llm: llm.generate([1.0, 2.0]), r"token ids, which are whole numbers; this one holds '1.0' \(float\)"),
+        (lambda llm: llm.generate(np.array([504.0, 2.0])), r"this one holds '504.0' \(float64\)"),
+        (lambda llm: llm.generate([True, False]), r"this one holds 'True' \(bool\)"),
+        (lambda llm: llm.generate([504, 2.5]), r"this one holds '2.5' \(float\)"),
+        (lambda llm: llm.generate([[504], [2.5]]), r"this one holds '2.5' \(float\)"),
+        (lambda llm: llm.stream([504, "a"]), r"this one holds 'a' \(str\)"),
+        (lambda llm: llm.generate(None), "a text or a list of token ids, and not NoneType"),
+        (lambda llm: llm.generate(b"bytes"), "a text or a list of token ids, and not bytes"),
+        (lambda llm: llm.generate("a", {"temperature": 0}), "params are .* not dict"),
+        (lambda llm: llm.chat("Hello"), "chat takes messages like"),
         (lambda llm: llm.score("a"), "at least two tokens"),
+        (lambda llm: llm.score(np.array([1.0, 2.0])), r"this one holds '1.0' \(float64\)"),
+        (lambda llm: llm.score("a b c", count=1.0), "count is 1.0 and must be a whole number"),
         (lambda llm: SamplingParams(temperature=-1), "temperature is -1"),
         (lambda llm: SamplingParams(top_p=0), "top_p is 0"),
     ],
@@ -132,6 +145,34 @@ def test_bad_calls_in_one_line(llm, work, line):
         work(llm)
     assert "\n" not in str(refused.value)
     assert llm.generate(PROMPT, GREEDY).token_ids  # still at work
+
+
+def test_numbers_of_numpy(llm):
+    ids = llm.tokenizer.encode(PROMPT)
+    params = SamplingParams(np.float32(0), top_k=np.int32(3), seed=np.int64(5), max_tokens=np.int64(4))
+    assert llm.generate(np.array(ids), params).text == llm.generate(ids, GREEDY).text[: len(" Paris.\n\n")]
+    assert llm.score(np.array(ids)) == llm.score(ids)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranks": "2"}, {"ranks": 0}, {"threads": 1.5}, {"ctx": "64"}, {"max_sequences": 0}, {"ubatch": -5}, {"nodes": 0},
+        {"cpus": 0}, {"tensor_split": "3,1"}, {"tensor_split": 3}, {"quantize": "q3"}, {"cache_type": "q3"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_arguments_in_one_line(model_path, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name} is {value!r}|cannot be of type {value!r}"):
+        LLM(model_path, **{"ranks": 1, "ctx": 64} | wrong)
+
+
+def test_a_step_has_no_more_rows_than_the_context(model_path):
+    """Or memory for rows that can never come would be taken until the kernel kills."""
+    with LLM(model_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
+        assert llm.generate(PROMPT, GREEDY).token_ids
+        assert llm._service.engine().max_rows == 64
 
 
 def test_bad_models_and_machines(tmp_path):
