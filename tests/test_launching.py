@@ -110,6 +110,30 @@ def test_bind_none_with_cpus_apart(model_path):
     assert "share cpus" not in result.stderr
 
 
+@two_cores
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize(
+    ("launcher", "options", "napping"),
+    [
+        (["--bind-to", "none"], ["--bind", "none"], {2}),  # what a rank knows only once the ranks have met
+        ([], ["-t", 4], {1, 2}),  # and what it knows before; there one rank may be waited for all the time
+        (["--bind-to", "core"], ["--bind", "none"], {0}),
+    ],
+)
+def test_threads_that_share_cpus_nap_while_they_wait(model_path, tmp_path, launcher, options, napping):
+    """In a prompt so long that one thread waits some milliseconds for another that has its cpu."""
+    library, folder = tmp_path / "naps.so", tmp_path / "naps"
+    folder.mkdir()
+    built = run("gcc", "-shared", "-fPIC", "-O2", "-o", library, ROOT / "tests/native/naps.c")
+    assert built.returncode == 0, built.stderr
+    two = format_cpulist(cores()[:2])
+    words = [BIN / "numatp", "generate", "-m", model_path, "-p", "word " * 500, "-n", 1, "--temp", 0, *options]
+    preload = PLAIN | {"LD_PRELOAD": str(library), "NAPS": str(folder)}
+    result = start("taskset", "-c", two, BIN / "mpirun", "-np", 2, *launcher, *words, env=preload)
+    assert result.returncode == 0, result.stderr
+    assert len(list(folder.iterdir())) in napping, result.stderr
+
+
 def test_other_number_of_ranks_than_the_launchers(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path, "--ranks", 3))
     assert "--ranks 3: the launcher started 2" in one_line(result, 2)
