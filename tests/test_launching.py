@@ -145,10 +145,23 @@ def test_ranks_with_other_kernels_are_refused(model_path):
     if len(possible) < 2:
         pytest.skip("this machine has one level only")
     ranks = [["-np", 1, "env", f"NUMATP_ISA={level}", *generate(model_path)] for level in possible[-2:]]
-    result = start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1])
+    other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1]))
+
+
+def other_kernels_are_refused(result):
     assert (result.returncode, result.stdout) == (1, ""), result.stderr
     assert result.stderr.count("numatp: rank 1 has other kernels than rank 0: start all ranks with the same numatp, Python") == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("changed", ["kernels/exp.py", "quants/q8_0.py"])
+def test_ranks_with_other_sources_are_refused(model_path, tmp_path, changed):
+    copy = shutil.copytree(ROOT / "numatp", tmp_path / "site/numatp", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(copy / changed, "a") as file:
+        file.write("# not the same file\n")
+    words = generate(model_path)
+    ranks = ["-np", 1, *words, ":", "-np", 1, "env", f"PYTHONPATH={copy.parent}", *words]
+    other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks))
 
 
 def test_no_mpi4py(model_path, tmp_path):
