@@ -266,6 +266,15 @@ def test_two_jobs_side_by_side(model_path, launcher):
         assert says_paris(result, 2 if launcher else 1) == [set(parse_cpulist(half))] * (2 if launcher else 1)
 
 
+@pytest.mark.parametrize("launcher", [[], [BIN / "mpirun", "-np", 2, "--oversubscribe"]])
+def test_files_of_the_working_folder_are_not_run(model_path, tmp_path, launcher):
+    """Their names may be those of modules that numatp imports."""
+    for name in ("random", "tokenizers", "numatp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not meant to be run')")
+    says_paris(start(*launcher, *generate(model_path, "--ranks", 2), cwd=tmp_path), 2)
+    assert "not meant to be run" not in start(BIN / "numatp", "doctor", cwd=tmp_path).stdout
+
+
 def test_nodes_by_hand(model_path):
     node = next(core.node for core in read_machine().cores if core.cpus[0] == cores()[0])
     result = start(*generate(model_path, "--nodes", node))
