@@ -266,13 +266,22 @@ def test_two_jobs_side_by_side(model_path, launcher):
         assert says_paris(result, 2 if launcher else 1) == [set(parse_cpulist(half))] * (2 if launcher else 1)
 
 
-@pytest.mark.parametrize("launcher", [[], [BIN / "mpirun", "-np", 2, "--oversubscribe"]])
-def test_files_of_the_working_folder_are_not_run(model_path, tmp_path, launcher):
-    """Their names may be those of modules that numatp imports."""
+@pytest.fixture
+def trap(tmp_path):
+    """A working folder with files whose names are those of modules that numatp imports."""
     for name in ("random", "tokenizers", "numatp"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not meant to be run')")
-    says_paris(start(*launcher, *generate(model_path, "--ranks", 2), cwd=tmp_path), 2)
-    assert "not meant to be run" not in start(BIN / "numatp", "doctor", cwd=tmp_path).stdout
+    return tmp_path
+
+
+def test_local_ranks_run_no_file_of_the_working_folder(model_path, trap):
+    says_paris(start(*generate(model_path, "--ranks", 2), cwd=trap), 2)
+
+
+def test_the_doctor_runs_no_file_of_the_working_folder(trap):
+    said = [start(BIN / "numatp", "doctor", cwd=folder).stdout for folder in (trap, ROOT)]
+    verdicts = [[line[:34] for line in text.splitlines() if line.startswith(("fine", "note", "MEND"))] for text in said]
+    assert verdicts[0] == verdicts[1] and "libnuma" in said[0]
 
 
 def test_nodes_by_hand(model_path):
