@@ -4,8 +4,9 @@ import atexit
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral, Real
 from queue import SimpleQueue
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
@@ -104,6 +105,22 @@ class Stats:
     pages: str  # one line: where the kernel says the weights are
 
 
+def _whole(value: Any, name: str) -> int | None:
+    """UserError for what is no number of things."""
+    if value is None:
+        return None
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{name} is {value!r} and must be a whole number, 1 or more")
+    return int(value)
+
+
+def _items(given: Any) -> list[Any]:
+    """What is in a list, or an array of numpy. UserError for what is none."""
+    if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+        raise UserError(f"a prompt is a text or a list of token ids, and not {type(given).__name__}")
+    return list(given)
+
+
 def count_pages(service: Service) -> list[RankPages]:
     """On rank 0: where the pages of every rank are now."""
     return [RankPages.from_json(rank) for rank in service.call(lambda engine: engine.audit())]
@@ -143,12 +160,20 @@ class LLM:
         cache_type: Literal["f16", "q8_0"] = "f16",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
+        count = None if ranks == "auto" else _whole(ranks, "ranks")
+        for name, text in (("nodes", nodes), ("cpus", cpus)):
+            if not isinstance(text, str | None):
+                raise UserError(f"{name} is {text!r} and must be a text like '0,1'")
+        shares = () if tensor_split in (None, "auto") else tensor_split
+        if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
+            raise UserError(f"tensor_split is {tensor_split!r} and must be a list of numbers or 'auto'")
         job = Job(
-            model=os.fspath(resolve_model(os.fspath(model))), context=ctx, threads=threads, nodes=nodes, cpus=cpus,
-            max_rows=ubatch, max_sequences=max_sequences, allow_remote=allow_remote, quantize=quantize, tensor_split=tensor_split,
-            cache_type=cache_type,
+            model=os.fspath(resolve_model(os.fspath(model))), context=_whole(ctx, "ctx"),
+            threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
+            max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
+            quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
         )  # fmt: skip
-        self._open(job, Service(job, None if ranks == "auto" else ranks, progress))
+        self._open(job, Service(job, count, progress))
         self._collective = self._service.start.mpi
 
     @classmethod
@@ -196,14 +221,15 @@ class LLM:
 
         UserError for an empty prompt, or one that leaves no room in the context.
         """
-        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
-            one = cast("Prompt", prompt)
-            return self._answers("generate", lambda: [self._submit(one, params)])[0]
-        several = cast("list[Prompt]", prompt)
-        return self._answers("generate", lambda: [self._submit(one, params) for one in several])
+        items = [prompt] if isinstance(prompt, str) else _items(prompt)
+        if not isinstance(prompt, str) and all(isinstance(item, str) or hasattr(item, "__len__") for item in items):
+            return self._answers("generate", lambda: [self._submit(cast("Prompt", item), params) for item in items])
+        return self._answers("generate", lambda: [self._submit(cast("Prompt", prompt), params)])[0]
 
     def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
         """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template."""
+        if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in _items(messages)):
+            raise UserError('chat takes messages like [{"role": "user", "content": "Hello"}]; generate and stream take a text')
         return self._answers("chat", lambda: [self._submit(messages, params)])[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
@@ -221,13 +247,15 @@ class LLM:
         from numatp.engine.requests import ScoreRequest
 
         def work() -> Scores:
-            tokens = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+            tokens = self._tokens(text)
             wanted = len(tokens) - 1 if count is None else count
+            if not isinstance(wanted, Integral):
+                raise UserError(f"count is {wanted!r} and must be a whole number")
             if len(tokens) < 2 or not 0 < wanted < len(tokens):
                 raise UserError(f"a text of {len(tokens)} tokens has no {wanted} scores: give at least two tokens")
             self._check_length(tokens)
             done: SimpleQueue[list[float] | BaseException] = SimpleQueue()
-            self._service.submit(ScoreRequest(tokens, wanted, done.put))
+            self._service.submit(ScoreRequest(tokens, int(wanted), done.put))
             scores = done.get()
             if isinstance(scores, BaseException):
                 raise scores
@@ -265,6 +293,19 @@ class LLM:
         """The same as stream, as an Answer, which also tells how it ended."""
         return self._submit(prompt, params)
 
+    def _tokens(self, prompt: Prompt) -> list[int]:
+        """Of a text, of a chat, or the ids that were given."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        items = _items(prompt)
+        if items and isinstance(items[0], Mapping):
+            return self.tokenizer.encode(self.tokenizer.render_chat(items))
+        for item in items:
+            if not isinstance(item, Integral) or isinstance(item, bool):  # a float would lose its fraction in silence
+                held = f"{str(item)[:60]!r} ({type(item).__name__})"
+                raise UserError(f"a prompt is a text or a list of token ids, which are whole numbers; this one holds {held}")
+        return list(map(int, items))
+
     def _check_length(self, tokens: list[int], room: int = 0) -> None:
         limit, vocab = self.plan.context, self.tokenizer.vocab_size
         if not tokens:
@@ -276,12 +317,9 @@ class LLM:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
     def _submit(self, prompt: Prompt, params: SamplingParams | None) -> "Answer":
-        if isinstance(prompt, str):
-            tokens = self.tokenizer.encode(prompt)
-        elif prompt and isinstance(prompt[0], dict):
-            tokens = self.tokenizer.encode(self.tokenizer.render_chat(cast("Sequence[Message]", prompt)))
-        else:
-            tokens = list(cast("list[int]", prompt))
+        if not isinstance(params, SamplingParams | None):
+            raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
+        tokens = self._tokens(prompt)
         self._check_length(tokens, room=1)
         return Answer(self, tokens, params or SamplingParams())
 

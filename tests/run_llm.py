@@ -21,6 +21,11 @@ def users_own(values):
     return total
 
 
+def settings_of_numba():
+    config = numba.config
+    return numba.get_num_threads(), config.CACHE_DIR, config.NUMBA_NUM_THREADS, config.CPU_NAME, config.CPU_FEATURES
+
+
 def everything(llm):
     said = {
         "text": llm.generate("The capital of France is", GREEDY).text,
@@ -57,9 +62,13 @@ def failing(llm):
 
 def main(model, case, ranks="auto"):
     before, ones = os.sched_getaffinity(0), np.ones(1000)
+    numba.set_num_threads(1)
+    numba.config.CACHE_DIR = "/of/the/user"
+    settings = settings_of_numba()
     users_own(ones)
     with LLM(model, ranks=ranks if ranks == "auto" else int(ranks), ctx=1024) as llm:
         said = globals()[case](llm)
+    said["settings"] = settings_of_numba() == settings
     said["affinity"] = os.sched_getaffinity(0) == before
     said["sum"] = users_own(ones)
     print(json.dumps(said), flush=True)

@@ -110,6 +110,30 @@ def test_bind_none_with_cpus_apart(model_path):
     assert "share cpus" not in result.stderr
 
 
+@two_cores
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize(
+    ("launcher", "options", "napping"),
+    [
+        (["--bind-to", "none"], ["--bind", "none"], {2}),  # what a rank knows only once the ranks have met
+        ([], ["-t", 4], {1, 2}),  # and what it knows before; there one rank may be waited for all the time
+        (["--bind-to", "core"], ["--bind", "none"], {0}),
+    ],
+)
+def test_threads_that_share_cpus_nap_while_they_wait(model_path, tmp_path, launcher, options, napping):
+    """In a prompt so long that one thread waits some milliseconds for another that has its cpu."""
+    library, folder = tmp_path / "naps.so", tmp_path / "naps"
+    folder.mkdir()
+    built = run("gcc", "-shared", "-fPIC", "-O2", "-o", library, ROOT / "tests/native/naps.c")
+    assert built.returncode == 0, built.stderr
+    two = format_cpulist(cores()[:2])
+    words = [BIN / "numatp", "generate", "-m", model_path, "-p", "word " * 500, "-n", 1, "--temp", 0, *options]
+    preload = PLAIN | {"LD_PRELOAD": str(library), "NAPS": str(folder)}
+    result = start("taskset", "-c", two, BIN / "mpirun", "-np", 2, *launcher, *words, env=preload)
+    assert result.returncode == 0, result.stderr
+    assert len(list(folder.iterdir())) in napping, result.stderr
+
+
 def test_other_number_of_ranks_than_the_launchers(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path, "--ranks", 3))
     assert "--ranks 3: the launcher started 2" in one_line(result, 2)
@@ -121,10 +145,23 @@ def test_ranks_with_other_kernels_are_refused(model_path):
     if len(possible) < 2:
         pytest.skip("this machine has one level only")
     ranks = [["-np", 1, "env", f"NUMATP_ISA={level}", *generate(model_path)] for level in possible[-2:]]
-    result = start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1])
+    other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1]))
+
+
+def other_kernels_are_refused(result):
     assert (result.returncode, result.stdout) == (1, ""), result.stderr
     assert result.stderr.count("numatp: rank 1 has other kernels than rank 0: start all ranks with the same numatp, Python") == 1
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("changed", ["kernels/exp.py", "quants/q8_0.py"])
+def test_ranks_with_other_sources_are_refused(model_path, tmp_path, changed):
+    copy = shutil.copytree(ROOT / "numatp", tmp_path / "site/numatp", ignore=shutil.ignore_patterns("__pycache__"))
+    with open(copy / changed, "a") as file:
+        file.write("# not the same file\n")
+    words = generate(model_path)
+    ranks = ["-np", 1, *words, ":", "-np", 1, "env", f"PYTHONPATH={copy.parent}", *words]
+    other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks))
 
 
 def test_no_mpi4py(model_path, tmp_path):
@@ -227,6 +264,24 @@ def test_two_jobs_side_by_side(model_path, launcher):
         output, error = job.communicate(timeout=240)
         result = subprocess.CompletedProcess(job.args, job.returncode, output, error)
         assert says_paris(result, 2 if launcher else 1) == [set(parse_cpulist(half))] * (2 if launcher else 1)
+
+
+@pytest.fixture
+def trap(tmp_path):
+    """A working folder with files whose names are those of modules that numatp imports."""
+    for name in ("random", "tokenizers", "numatp"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not meant to be run')")
+    return tmp_path
+
+
+def test_local_ranks_run_no_file_of_the_working_folder(model_path, trap):
+    says_paris(start(*generate(model_path, "--ranks", 2), cwd=trap), 2)
+
+
+def test_the_doctor_runs_no_file_of_the_working_folder(trap):
+    said = [start(BIN / "numatp", "doctor", cwd=folder).stdout for folder in (trap, ROOT)]
+    verdicts = [[line[:34] for line in text.splitlines() if line.startswith(("fine", "note", "MEND"))] for text in said]
+    assert verdicts[0] == verdicts[1] and "libnuma" in said[0]
 
 
 def test_nodes_by_hand(model_path):

@@ -1,6 +1,7 @@
 """The library as scripts use it: texts, lists, streams, chats and scores, from one thread, several threads and under mpirun."""
 
 import json
+import os
 import re
 import signal
 import sys
@@ -8,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 from conftest import BIN, TESTS, mpirun, numatp, run
 
@@ -20,7 +23,9 @@ PROMPT = "The capital of France is"
 
 @pytest.fixture(scope="module")
 def llm(model_path):
+    cpus = os.sched_getaffinity(0)
     with LLM(model_path, ranks=2, ctx=1024, max_sequences=4, ubatch=64) as llm:
+        assert os.sched_getaffinity(0) == cpus
         yield llm
 
 
@@ -122,7 +127,19 @@ def test_plan_and_stats(llm, model_path):
         (lambda llm: llm.generate("word " * 2000), "the prompt has 2001 tokens, the context 1024"),
         (lambda llm: llm.generate([1, 2, 1 << 20]), "token 1048576 is outside the model's vocabulary of 49152"),
         (lambda llm: llm.generate(["One", ""]), "the prompt is empty"),
+        (lambda llm: llm.generate([1.0, 2.0]), r"token ids, which are whole numbers; this one holds '1.0' \(float\)"),
+        (lambda llm: llm.generate(np.array([504.0, 2.0])), r"this one holds '504.0' \(float64\)"),
+        (lambda llm: llm.generate([True, False]), r"this one holds 'True' \(bool\)"),
+        (lambda llm: llm.generate([504, 2.5]), r"this one holds '2.5' \(float\)"),
+        (lambda llm: llm.generate([[504], [2.5]]), r"this one holds '2.5' \(float\)"),
+        (lambda llm: llm.stream([504, "a"]), r"this one holds 'a' \(str\)"),
+        (lambda llm: llm.generate(None), "a text or a list of token ids, and not NoneType"),
+        (lambda llm: llm.generate(b"bytes"), "a text or a list of token ids, and not bytes"),
+        (lambda llm: llm.generate("a", {"temperature": 0}), "params are .* not dict"),
+        (lambda llm: llm.chat("Hello"), "chat takes messages like"),
         (lambda llm: llm.score("a"), "at least two tokens"),
+        (lambda llm: llm.score(np.array([1.0, 2.0])), r"this one holds '1.0' \(float64\)"),
+        (lambda llm: llm.score("a b c", count=1.0), "count is 1.0 and must be a whole number"),
         (lambda llm: SamplingParams(temperature=-1), "temperature is -1"),
         (lambda llm: SamplingParams(top_p=0), "top_p is 0"),
     ],
@@ -132,6 +149,34 @@ def test_bad_calls_in_one_line(llm, work, line):
         work(llm)
     assert "\n" not in str(refused.value)
     assert llm.generate(PROMPT, GREEDY).token_ids  # still at work
+
+
+def test_numbers_of_numpy(llm):
+    ids = llm.tokenizer.encode(PROMPT)
+    params = SamplingParams(np.float32(0), top_k=np.int32(3), seed=np.int64(5), max_tokens=np.int64(4))
+    assert llm.generate(np.array(ids), params).text == llm.generate(ids, GREEDY).text[: len(" Paris.\n\n")]
+    assert llm.score(np.array(ids)) == llm.score(ids)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"ranks": "2"}, {"ranks": 0}, {"threads": 1.5}, {"ctx": "64"}, {"max_sequences": 0}, {"ubatch": -5}, {"nodes": 0},
+        {"cpus": 0}, {"tensor_split": "3,1"}, {"tensor_split": 3}, {"quantize": "q3"}, {"cache_type": "q3"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_arguments_in_one_line(model_path, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UserError, match=f"{name} is {value!r}|cannot be of type {value!r}"):
+        LLM(model_path, **{"ranks": 1, "ctx": 64} | wrong)
+
+
+def test_a_step_has_no_more_rows_than_the_context(model_path):
+    """Or memory for rows that can never come would be taken until the kernel kills."""
+    with LLM(model_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
+        assert llm.generate(PROMPT, GREEDY).token_ids
+        assert llm._service.engine().max_rows == 64
 
 
 def test_bad_models_and_machines(tmp_path):
@@ -160,7 +205,7 @@ def test_a_script_that_uses_numba_itself(llm, model_path, ranks):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # a library logs, it does not print
     said = json.loads(result.stdout)
-    assert said["affinity"] and said["sum"] == 1000
+    assert said["affinity"] and said["settings"] and said["sum"] == 1000
     assert said["text"] == said["streamed"] == llm.generate(PROMPT, GREEDY).text
     assert "empty" in said["refused"] and said["ranks"] == ranks
     logged = script(model_path, "everything", ranks, SHOW_LOG="1")
@@ -209,7 +254,7 @@ def test_in_a_process_with_its_own_event_loop(model_path):
 def of_script(model_path, code):
     imports = "import os, sys, threading\nfrom numatp import LLM, RankError, SamplingParams\n"
     result = run(sys.executable, "-c", imports + code, model_path)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.splitlines()
 
 
@@ -233,11 +278,13 @@ print(len(llm.generate("Hello", params).token_ids))
 
 
 def test_ctrl_c_in_a_long_prompt(model_path):
+    """The terminal sends it to the whole group of processes: those of other ranks are not in it, and go on."""
     said = of_script(
         model_path,
         """
+os.setpgid(0, 0)
 with LLM(sys.argv[1], ranks=2, ctx=8192) as llm:
-    threading.Timer(0.3, os.kill, (os.getpid(), 2)).start()
+    threading.Timer(0.3, os.killpg, (0, 2)).start()
     try:
         llm.generate([5] * 8000)
     except KeyboardInterrupt:
@@ -248,10 +295,19 @@ with LLM(sys.argv[1], ranks=2, ctx=8192) as llm:
     assert said == ["interrupted", " Paris."]
 
 
+def threads(process, name=""):
+    """/proc/PID/task/*/status of the threads with such a name."""
+    found = [task.read_text() for task in Path(f"/proc/{process}/task").glob("*/status")]
+    return [status for status in found if re.match(rf"Name:\s+{name}", status)]
+
+
 def workers():
-    """/proc/self/task/*/status of the threads that C started."""
-    found = [task.read_text() for task in Path("/proc/self/task").glob("*/status")]
-    return [status for status in found if re.match(r"Name:\s+numatp-0-\d+$", status, re.MULTILINE)]
+    """Of the threads that C started in this process."""
+    return threads("self", r"numatp-0-\d+\n")
+
+
+def count_switches(status):
+    return sum(map(int, re.findall(r"ctxt_switches:\s*(\d+)", status)))
 
 
 def test_workers_take_no_signals_and_sleep_when_there_is_no_work(model_path):
@@ -267,16 +323,49 @@ def test_workers_take_no_signals_and_sleep_when_there_is_no_work(model_path):
         while seen := [status for status in workers() if "State:\tS" not in status]:
             assert time.monotonic() < end, seen
             time.sleep(0.01)
-        switches = [re.findall(r"ctxt_switches:\s*(\d+)", status) for status in workers()]
+        switches = [count_switches(status) for status in workers()]
         time.sleep(0.3)
-        assert [re.findall(r"ctxt_switches:\s*(\d+)", status) for status in workers()] == switches  # and did not wake in between
+        assert [count_switches(status) for status in workers()] == switches  # and did not wake in between
     assert len(workers()) == before
+
+
+def test_another_rank_sleeps_when_there_is_no_work(model_path):
+    """Its workers until they are needed; its first thread looks now and then whether rank 0 still lives; the kernel counts."""
+    others = set(psutil.Process().children())
+    with LLM(model_path, ranks=2, threads=2, ctx=256) as llm:
+        llm.generate(PROMPT, GREEDY)
+        (rank,) = set(psutil.Process().children()) - others
+        end = time.monotonic() + 20
+        while seen := [status for status in threads(rank.pid) if "State:\tS" not in status]:
+            assert time.monotonic() < end, seen
+            time.sleep(0.01)
+        sleeping = threads(rank.pid, "numatp-1-")
+        assert len(sleeping) == 1
+        before, began = rank.num_ctx_switches().voluntary, time.monotonic()
+        time.sleep(0.6)
+        looks = (rank.num_ctx_switches().voluntary - before) / (time.monotonic() - began)
+        assert looks < 50  # a second; it looks 5 times, and whoever naps while it waits does so thousands of times
+        assert [count_switches(status) for status in threads(rank.pid, "numatp-1-")] == [count_switches(s) for s in sleeping]
 
 
 def test_numba_that_was_loaded_before_keeps_its_target(model_path):
     result = script(model_path, "everything", 2, NUMATP_ISA="avx2", SHOW_LOG="1")
     assert result.returncode == 0, result.stderr
     assert "WARNING:numatp:NUMATP_ISA has no effect: this process had loaded Numba before" in result.stderr
+
+
+def test_other_ranks_compile_for_what_numba_was_loaded_with(model_path):
+    """Not for what its settings are by now."""
+    said = of_script(
+        model_path,
+        """
+import numba
+os.environ |= {"NUMBA_CPU_NAME": "x86-64-v3", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"}
+with LLM(sys.argv[1], ranks=2, ctx=256) as llm:
+    print(llm.generate("The capital of France is", SamplingParams(temperature=0, max_tokens=2)).text)
+""",
+    )
+    assert said == [" Paris."]
 
 
 def test_a_full_context_ends_the_text(model_path):

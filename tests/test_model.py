@@ -1,6 +1,12 @@
 """The engine against naive.py on tiny models, for any number of ranks, threads and any way to cut the prompt."""
 
+import os
+import signal
+import subprocess
 import sys
+import time
+from functools import partial
+from pathlib import Path
 
 import naive
 import numpy as np
@@ -127,3 +133,56 @@ def test_a_second_process_compiles_nothing(tmp_path):
     assert "matmul_q4_1.matmul" in compiled
     assert len(compiled) == len(set(compiled))  # by one rank, while the other waited
     assert second.stdout.split() == ["compiled"]
+
+
+TWO_KERNELS = """
+from numatp.kernels import gate, norm
+from numatp.kernels.compile import Kernel
+assert norm.rms_norm.address and gate.silu_gate.address
+print("compiled", *Kernel.compiled)
+"""
+
+
+def locks(pid):
+    """What /proc/locks says of a process's flock: "held", "waiting" or nothing."""
+    for line in Path("/proc/locks").read_text().splitlines():
+        words = line.split()[1:]
+        waiting = words[0] == "->"
+        if words[waiting] == "FLOCK" and words[waiting + 3] == str(pid):
+            return "waiting" if waiting else "held"
+    return None
+
+
+def until(seen, process):
+    end = time.monotonic() + 60
+    while not seen():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.005)
+
+
+def test_who_is_killed_while_compiling_blocks_nobody(tmp_path):
+    """A second process waits for the one that compiles, and goes on when that has gone."""
+    command = [sys.executable, "-c", TWO_KERNELS]
+    environ = {"NUMATP_CACHE_DIR": str(tmp_path)}
+    start = partial(subprocess.Popen, command, env=os.environ | environ, stdout=subprocess.PIPE, text=True)
+    with start() as first:
+        try:
+            while True:
+                until(lambda: locks(first.pid) == "held", first)
+                first.send_signal(signal.SIGSTOP)
+                os.waitid(os.P_PID, first.pid, os.WSTOPPED)
+                if locks(first.pid) == "held":
+                    break
+                first.send_signal(signal.SIGCONT)
+            with start() as second:
+                try:
+                    until(lambda: locks(second.pid) == "waiting", second)
+                    first.kill()
+                    compiled = second.communicate(timeout=120)[0].split()
+                finally:
+                    second.kill()
+        finally:
+            first.kill()
+    assert (second.returncode, compiled) == (0, ["compiled", "norm.rms_norm", "gate.silu_gate"])
+    again = run(*command, env=environ)
+    assert (again.returncode, again.stdout.split()) == (0, ["compiled"])

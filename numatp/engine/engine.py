@@ -98,7 +98,7 @@ class Engine:
         quantize = quantize_of(self.job, self.file)
         sizes, comm = self.spec.sizes, self.comm
         self.context = context_of(self.job, self.spec.context)
-        self.max_rows = rows_of(self.job)
+        self.max_rows = rows_of(self.job, self.context)
         self.split = split(sizes, comm.rank, comm.size, shares_of(self.job.tensor_split, self._nodes, self._bandwidth))
         self.slices, self.weight_bytes = plan(self.file, self.model.rules(self.spec), sizes, self.split, quantize)
         self.pools = pools_of(self.spec, self.context, self.job.max_sequences, self.max_rows)

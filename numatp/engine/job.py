@@ -59,9 +59,13 @@ def default_quantize(file: "ModelFile") -> str:
 
 
 def quantize_of(job: Job, file: "ModelFile") -> str:
+    from numatp.weights.loader import QUANTIZED  # loads numpy too
+
+    if job.quantize not in (None, *QUANTIZED):
+        raise UserError(f"quantize is {job.quantize!r}; choose from {', '.join(QUANTIZED)}")
     return job.quantize or default_quantize(file)
 
 
-def rows_of(job: Job) -> int:
-    """Rows that a Step has at most."""
-    return -(-max(job.max_rows, job.max_sequences) // ROWS_UNIT) * ROWS_UNIT
+def rows_of(job: Job, context: int) -> int:
+    """Rows that a Step has at most: no more than the context has tokens."""
+    return -(-min(max(job.max_rows, job.max_sequences), context) // ROWS_UNIT) * ROWS_UNIT

@@ -217,8 +217,9 @@ class _Draft:
     """The model on so many ranks."""
 
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
-        spec, context, rows = model.spec, context_of(job, model.spec.context), rows_of(job)
-        pools, kept = pools_of(spec, context, job.max_sequences, rows), cache_type_of(job, spec.sizes.head_size)
+        spec, context = model.spec, context_of(job, model.spec.context)
+        pools = pools_of(spec, context, job.max_sequences, rows_of(job, context))
+        kept = cache_type_of(job, spec.sizes.head_size)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
         places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)

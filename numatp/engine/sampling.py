@@ -1,8 +1,22 @@
 """How the next token is chosen, as a user says it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from numatp.errors import UserError
+
+# name: (kind, may it be None, what fits, in words)
+VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], str]] = {
+    "temperature": (float, False, lambda value: 0 <= value < float("inf"), "0 or more"),
+    "top_k": (int, False, lambda value: value >= 0, "0 (all) or more, a whole number"),
+    "top_p": (float, False, lambda value: 0 < value <= 1, "above 0, up to 1"),
+    "min_p": (float, False, lambda value: 0 <= value <= 1, "0 to 1"),
+    "repeat_penalty": (float, False, lambda value: 0 < value < float("inf"), "above 0; 1 is none"),
+    "seed": (int, True, lambda value: True, "a whole number"),
+    "max_tokens": (int, True, lambda value: value > 0, "1 or more, a whole number"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +41,16 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        most = float("inf")
-        for name, value, fits, range_ in (
-            ("temperature", self.temperature, 0 <= self.temperature < most, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (all) or more"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0, up to 1"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "0 to 1"),
-            ("repeat_penalty", self.repeat_penalty, 0 < self.repeat_penalty < most, "above 0; 1 is none"),
-            ("max_tokens", self.max_tokens, self.max_tokens is None or self.max_tokens > 0, "1 or more"),
-        ):
-            if not fits:
-                raise UserError(f"{name} is {value} and must be {range_}")
+        for name, (kind, may_be_none, fits, range_) in VALUES.items():
+            value = getattr(self, name)
+            if value is None and may_be_none:
+                continue
+            is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+            if not is_number or not fits(value):
+                raise UserError(f"{name} is {value!r} and must be {range_}")
+            object.__setattr__(self, name, kind(value))  # numpy's numbers are none of Python's
+        if not isinstance(self.stop, (str, list, tuple)) or not all(isinstance(text, str) for text in self.stop):
+            raise UserError(f"stop is {self.stop!r} and must be a text or a list of texts")
 
     @property
     def stops(self) -> tuple[str, ...]:

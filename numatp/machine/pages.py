@@ -21,7 +21,7 @@ def reserve(num_bytes: int) -> int:
     """Address of anonymous memory on a 2 MiB boundary that nobody has touched yet."""
     address = native.library().numatp_pages_reserve(max(num_bytes, 1))
     if not address:
-        raise MachineError(f"cannot reserve {num_bytes / 1e9:.1f} GB: {limits.reason(errno.ENOMEM)}")
+        raise MachineError(f"cannot reserve {num_bytes / 1e6:.0f} MB: {limits.reason(errno.ENOMEM)}")
     return int(address)
 
 

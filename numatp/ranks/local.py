@@ -15,18 +15,20 @@ class Workers:
     """The processes of ranks 1, 2, ...; started before anything slow, so that all ranks load at the same time."""
 
     def __init__(self, module: str, size: int, job: dict[str, Any]):
-        """Runs `python -m module JOB` for each, JOB being the job with its rank, size, window and parent."""
+        """Runs `python -P -m module JOB` for each, JOB being the job with its rank, size, window and parent."""
         self.size = size
         self.window = make_window()
         os.set_inheritable(self.window, True)
         self.processes = []
+        # Modules are found where this process finds them: `-m` alone would take the working folder's first.
+        environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         try:
             for rank in range(1, size):
                 text = json.dumps({**job, "rank": rank, "size": size, "window": self.window, "parent": os.getpid()})
                 # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
                 process = subprocess.Popen(
-                    [sys.executable, "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, start_new_session=True,
+                    [sys.executable, "-P", "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL, start_new_session=True, env=environ,
                 )  # fmt: skip
                 self.processes.append(process)
         except OSError as error:
