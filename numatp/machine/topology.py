@@ -165,6 +165,13 @@ def with_memory_of(machine: Machine, allowed: frozenset[int]) -> Machine:
     return replace(machine, nodes=tuple(n if n.id in allowed else replace(n, memory_bytes=0) for n in machine.nodes))
 
 
+def nearest(machine: Machine, node: int, others: Iterable[int]) -> int:
+    """Of the other nodes the one at the smallest distance from `node`; of equals the first."""
+    distances = next((one.distances for one in machine.nodes if one.id == node), ())
+    distance = dict(zip((one.id for one in machine.nodes), distances, strict=False))
+    return min(others, key=lambda other: (distance.get(other, 255), other))
+
+
 def memory_limit_bytes(root: str | Path = "/") -> int | None:
     """What the memory cgroups around this process would still let it allocate; None without a limit.
 
