@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if launched and launched.local_rank:
         return 0
     plot = None
-    if arguments.plot:
+    if arguments.plot is not None:
         from numatp.cli import bandwidth_plot
 
         plot = bandwidth_plot.check(arguments.plot)

@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
             )
     plot = None
-    if arguments.plot:
+    if arguments.plot is not None:
         from numatp.cli import bench_plot
 
         plot = bench_plot.check(arguments.plot)

@@ -4,12 +4,12 @@ Everything comes from headers. Sizes are computed by the code that loads, so a p
 is loaded, because how many ranks there will be is asked before its target is set.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from numatp import models, quants
@@ -103,7 +103,7 @@ class ModelPlan:
 
 def read_header(model: str) -> Header:
     """Of a GGUF file, a Hugging Face folder, a pulled model or a known shape. UserError for anything else, and what is damaged."""
-    file: ModelFile | None = None if Path(model).exists() else shapes.header(model)
+    file: ModelFile | None = None if os.path.exists(model) else shapes.header(model)
     if file:
         architecture = models.find(file)
     else:
