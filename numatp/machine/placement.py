@@ -15,6 +15,8 @@ MAX_RANKS = 64  # of native/numatp.h
 
 @dataclass(frozen=True)
 class Placement:
+    """Where one rank of this host runs and keeps its memory."""
+
     rank: int  # among the ranks of this host
     size: int  # ranks of this host
     node: int  # where its memory belongs

@@ -21,6 +21,8 @@ UNKNOWN = "unknown: run numatp bandwidth"
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A machine, and what a job may use of it; memory in bytes, bandwidth in bytes per second."""
+
     name: str  # for people
     machine: Machine
     allowed: frozenset[int]  # cpus that this job may use

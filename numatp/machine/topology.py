@@ -15,6 +15,8 @@ NO_LIMIT = 1 << 60  # bytes: cgroup v1 writes "no limit" as the largest multiple
 
 @dataclass(frozen=True)
 class Core:
+    """A physical core."""
+
     cpus: tuple[int, ...]  # the online SMT siblings, ascending
     package: int
     node: int
@@ -32,6 +34,8 @@ class HugePages:
 
 @dataclass(frozen=True)
 class Node:
+    """A NUMA node."""
+
     id: int
     cpus: tuple[int, ...]  # empty for a node that is only memory
     memory_bytes: int  # 0 for a node that is only cpus
@@ -41,6 +45,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Machine:
+    """All nodes and online cores."""
+
     nodes: tuple[Node, ...]  # ascending id; ids may have gaps
     cores: tuple[Core, ...]  # ascending first cpu; online cpus only
     cpu_model: str = ""  # as /proc/cpuinfo spells it
@@ -48,6 +54,7 @@ class Machine:
 
     @property
     def packages(self) -> list[int]:
+        """Numbers of the sockets, ascending."""
         return sorted({core.package for core in self.cores})
 
     def nodes_of(self, package: int) -> list[int]:
