@@ -135,6 +135,7 @@ def test_two_nodes(folder, texts):
 
     assert_full(results["full"], [0], (2.2, 3.2))
     assert_full(results["full_where_bound"], [0, 1], (3.2, 4.2))  # each slice would fit its own node
+    assert "the memory policy bind:0 was set from outside" in results["full_where_bound"].stderr
 
     assert_kept_bandwidth(*(results[name] for name in ("bandwidth", "plan", "doctor")))
 

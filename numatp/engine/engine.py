@@ -128,9 +128,11 @@ class Engine:
             free = next(size for own, _, size in asked if tuple(own) == nodes)
             if wanted > free:
                 where = f"node {nodes[0]} has" if len(nodes) == 1 else f"nodes {format_cpulist(nodes)} together have"
+                outside = policy.from_outside(self.placement.node)
+                why = f"; the memory policy {outside} was set from outside" if outside else ""
                 raise MachineError(
                     f"{where} {free / 1e9:.1f} GB free and its ranks {ranks} would need {wanted / 1e9:.1f} GB there "
-                    "(weights, cache and a margin): use more nodes, a smaller -c or a smaller model"
+                    f"(weights, cache and a margin{why}): use more nodes, a smaller -c or a smaller model"
                 )
         total = sum(bytes_ for _, bytes_, _ in asked)
         if limit is not None and total > limit:
