@@ -1,4 +1,4 @@
-"""Moves the private memory of a running process to one node with move_pages: python move_pages.py PID NODE."""
+"""Moves the private memory of the process whose number comes on standard input with move_pages: python move_pages.py NODE."""
 
 import ctypes
 import os
@@ -21,13 +21,13 @@ def move(pid, addresses, node):
     return sum(found == node for found in status)
 
 
-def main(pid, node):
-    """How many pages are there then."""
-    moved = 0
+def main(node):
+    """How many pages are there then. Started beforehand, it moves them as soon as it gets the number."""
+    pid, moved = int(input()), 0
     for start, end in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE):
         addresses = range(int(start, 16), int(end, 16), PAGE)
         for first in range(0, len(addresses), BATCH):
-            moved += move(int(pid), addresses[first : first + BATCH], int(node))
+            moved += move(pid, addresses[first : first + BATCH], int(node))
     return moved
 
 

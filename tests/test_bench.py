@@ -103,10 +103,30 @@ def test_csv_and_json_lines(model):
     assert {*LLAMA_FIELDS, *OUR_FIELDS} - set(bench_output.LISTS) <= rows[0].keys()
 
 
-def test_under_mpirun(model):
-    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *SHORT, "-o", "json")
+def test_under_mpirun_with_an_audit(model):
+    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *SHORT, "-o", "json", "--audit")
     assert result.returncode == 0, result.stderr
-    assert [found["ranks"] for found in json.loads(result.stdout)] == [2, 2]
+    results = json.loads(result.stdout)
+    assert [found["ranks"] for found in results] == [2, 2]
+    for found in results:
+        audit = found["audit"]
+        assert audit["passed"] and audit["min_local"] == 99
+        for rank, one in enumerate(audit["ranks"]):
+            assert (one["rank"], one["node"], one["percent_local"]) == (rank, 0, 100)
+            assert one["local"] == one["pages"] == one["by_node"]["0"] > audit["after_load"][rank]["pages"] > 0  # the cache
+
+
+def test_the_same_work_in_several_ways(model):
+    result = numatp("bench", "-m", model, "-p", 0, "-n", 4, "-r", 1, "--compare", "one-node,tp", "--ranks", 2, "-o", "json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    rounds = [(one["way"], one["state"], one["ranks"]) for one in found["rounds"]]
+    one, two = ("one-node", 1), ("tp", 2)
+    assert rounds == [(way, "cold" if i < 2 else "warm", ranks) for i, (way, ranks) in enumerate([one, two, two, one, one, two])]
+    for each in found["rounds"]:
+        assert [rank["node"] for rank in each["pages"]] == [0] * each["ranks"]
+        assert all(rank["by_node"]["0"] > 0 for rank in each["pages"])
+    assert re.fullmatch(r"tg4, warm: tp [\d.]+ t/s is [\d.]+ x one-node", found["gains"]["tg4"])
 
 
 # ---------------------------------------------------------------- sweeps
@@ -156,7 +176,12 @@ def test_models_that_forget_or_mix_what_came_before(tmp_path, kind):
         (("-m", "MODEL", "-p", "9000"), "pp9000 needs 9000 tokens, and .*tiny.gguf was trained for 256"),
         (("-m", "MODEL", "-p", "8", "-n", "8", "-ctk", "q2_k"), "the cache cannot be of type 'q2_k'"),
         (("-m", "MODEL", "-p", "8", "-n", "8", "--plot", "profile.txt"), "must end in .png"),
-        (("-m", "MODEL", "-p", "8", "-n", "8", "--plot", "/nowhere/profile.png"), "folder does not exist"),
+        (("-m", "MODEL", "-p", "8", "-n", "8", "--plot", "/nowhere/profile.png"), "cannot write there: No such file or directory"),
+        (("-m", "MODEL", "-p", "8", "-n", "8", "--plot", ""), "must end in .png"),
+        (("-m", "", "-p", "8", "-n", "8"), "the model's name is empty"),
+        (("-m", "MODEL", "-p", "8", "-n", "8", "--compare", "both"), "'both' is nothing to compare"),
+        (("-m", "MODEL", "-p", "8", "-n", "8", "--compare", "tp", "--ranks", "2", "-o", "csv"), "outputs md and json, not csv"),
+        (("-m", "MODEL", "-p", "8", "-n", "8", "--ranks", "3", "-ts", "1,2"), "is for 2 ranks and this job has 3"),
         (("-m", "MODEL", "-o", "xml"), "invalid choice"),
     ],
 )

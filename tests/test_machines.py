@@ -62,6 +62,12 @@ def limited(root):
     return root
 
 
+def bound(root):
+    """As `numactl --membind=0` starts a process."""
+    write(root, "proc/thread-self/numa_maps", "55d0 bind:0 file=/usr/bin/python3 mapped=2")
+    return process(xeon(root), "0-127", "0-1")
+
+
 MADE = {
     "made-desktop": lambda root: process(desktop(root), "0-1", "0"),
     "made-xeon": lambda root: process(xeon(root), "0-127", "0-1"),
@@ -71,6 +77,7 @@ MADE = {
     "made-xeon-part": lambda root: process(xeon(root), "16-47", "0-1"),
     "made-xeon-one-memory": lambda root: process(xeon(root), "0-127", "0"),
     "made-xeon-limit": limited,
+    "made-xeon-bound": bound,
     "made-xeon-settings": numa_settings,
     "made-epyc": lambda root: process(epyc(root), "0-127", "0-1"),
     "made-epyc-nps4": alternating_quarters,

@@ -13,7 +13,7 @@ from sysfs import desktop, epyc, make_machine, xeon
 from numatp.errors import MachineError, UserError
 from numatp.machine import policy
 from numatp.machine.placement import Placement, bind, describe, mark_crowded, place, usable_nodes
-from numatp.machine.policy import OURS, current_policy, prefer_node
+from numatp.machine.policy import OURS, bound_nodes, current_policy, prefer_node
 from numatp.machine.topology import Machine, format_cpulist, parse_cpulist, read_machine
 
 
@@ -260,22 +260,22 @@ def test_bind_does_not_shrink_in_silence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "policy"),
+    ("line", "policy", "nodes"),
     [
-        ("55d0 default file=/usr/bin/python3 mapped=2", "default"),
-        ("55d0 bind:0-1 file=/usr/bin/python3", "bind:0-1"),
-        ("55d0 bind=static:1 anon=1", "bind=static:1"),
-        ("55d0 prefer (many):0,2 anon=1", "prefer (many):0,2"),
-        ("55d0 weighted interleave:0-1 anon=1", "weighted interleave:0-1"),
-        ("55d0 local anon=1", "local"),
-        ("", ""),
+        ("55d0 default file=/usr/bin/python3 mapped=2", "default", ()),
+        ("55d0 bind:0-1 file=/usr/bin/python3", "bind:0-1", (0, 1)),
+        ("55d0 bind=static:1 anon=1", "bind=static:1", (1,)),
+        ("55d0 prefer (many):0,2 anon=1", "prefer (many):0,2", ()),
+        ("55d0 weighted interleave:0-1 anon=1", "weighted interleave:0-1", ()),
+        ("55d0 local anon=1", "local", ()),
+        ("", "", ()),
     ],
 )
-def test_policy_words(tmp_path: Path, line: str, policy: str) -> None:
+def test_policy_words(tmp_path: Path, line: str, policy: str, nodes: tuple[int, ...]) -> None:
     maps = tmp_path / "proc/thread-self/numa_maps"
     maps.parent.mkdir(parents=True)
     maps.write_text(f"{line}\n")
-    assert current_policy(tmp_path) == policy
+    assert current_policy(tmp_path) == policy and bound_nodes(policy) == nodes
     assert current_policy(tmp_path / "nothing") == ""
 
 

@@ -284,6 +284,8 @@ def test_command(tmp_path):
     [
         (("-m", "nothing"), "no such file, and no model of that name; known names: smollm2; shapes that need no file: qwen2.5-72b"),
         (("-m", "qwen2.5-72b:q9"), "no type 'q9' is known; known types: f16, bf16"),
+        (("-m", ""), "the model's name is empty"),
+        (("-m", "x" * 300), "no such file, and no model of that name"),
         (("-m", "BROKEN"), "not a GGUF file"),
         (("-m", "command-a", "-c", "999999"), "trained for 1 to 131072"),
         (("-m", "command-a", "--ranks", "65"), "65 ranks: ask for 1 to 64"),
@@ -291,6 +293,7 @@ def test_command(tmp_path):
         (("--machine", "toaster"), "no such file, and no known server; known: 2x-epyc-9654"),
         (("--machine", "BROKEN"), "not JSON"),
         (("--machine", "/"), "cannot read it: Is a directory"),
+        (("--save-machine", ""), "Is a directory"),
         (("--save-machine", "/nowhere/machine.json"), "cannot write /nowhere/machine.json: No such file or directory"),
     ],
 )

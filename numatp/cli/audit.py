@@ -55,8 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         before, after, status = audited(llm.audit, arguments.min_local, generate)
         if arguments.output == "json":
-            described = {"model": llm.plan.model, "min_local": arguments.min_local, "tokens": count, "passed": not status}
-            print(json.dumps(described | {"ranks": as_json(after), "after_load": as_json(before)}))
+            print(json.dumps({"model": llm.plan.model, "tokens": count} | report(before, after, arguments.min_local)))
         else:
             print(table(after))
         return status
@@ -75,10 +74,21 @@ def audited(
         note(f"pages {when}: {ranks}")
         if when == "after load":
             work()
-    short = {r.rank: r for count in counts for r in count if r.percent_local < min_local}
+    short = below(min_local, *counts)
     for r in short.values():
         note(f"rank {r.rank} had {r.percent_local:.1f} % of its pages on its node {r.node}, less than --min-local {min_local:g}")
     return counts[0], counts[1], FINDING if short else 0
+
+
+def below(min_local: float, *counts: list[RankPages]) -> dict[int, RankPages]:
+    """The ranks that had less than so many per cent of their pages on their node in any of the counts."""
+    return {r.rank: r for count in counts for r in count if r.percent_local < min_local}
+
+
+def report(before: list[RankPages], after: list[RankPages], min_local: float) -> dict[str, Any]:
+    """Both counts of an audit as JSON, and whether they pass."""
+    passed = not below(min_local, before, after)
+    return {"min_local": min_local, "passed": passed, "ranks": as_json(after), "after_load": as_json(before)}
 
 
 def as_json(ranks: list[RankPages]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from numatp.cli.options import note, positive
 from numatp.cli.progress import Progress
 from numatp.files.measured import keep_bandwidth
-from numatp.machine import isa, launch, limits, topology
+from numatp.machine import isa, launch, limits, policy, topology
 
 if TYPE_CHECKING:
     from numatp.engine.bandwidth import Bandwidth
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     if launched and launched.local_rank:
         return 0
     plot = None
-    if arguments.plot:
+    if arguments.plot is not None:
         from numatp.cli import bandwidth_plot
 
         plot = bandwidth_plot.check(arguments.plot)
@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     isa.set_numba_target(isa.choose())
     from numatp.engine.bandwidth import measure
 
-    machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
+    bound = frozenset(policy.bound_nodes(policy.current_policy()))
+    machine = topology.with_memory_of(topology.read_machine(), bound or topology.allowed_nodes())
     size = arguments.size << 20 if arguments.size else None
     with Progress("bandwidth") as progress:
         found = measure(machine, launch.allowed_cpus()[0], threads=arguments.threads, area_bytes=size, progress=progress.update)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from numatp import __version__
 from numatp.cli import bench_compare
-from numatp.cli.audit import add_option, audited
+from numatp.cli.audit import add_option, audited, report
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
 from numatp.cli.options import DIFFERENT, add_loading, natural, note, positive
 from numatp.cli.progress import Progress
@@ -132,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
             )
     plot = None
-    if arguments.plot:
+    if arguments.plot is not None:
         from numatp.cli import bench_plot
 
         plot = bench_plot.check(arguments.plot)
@@ -141,7 +141,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError("--compare takes one model, one -t and one cache type")
         ways = bench_compare.ways_of(arguments.compare, arguments.ranks, loads[0].threads)
         one = partial(_job, arguments, loads[0], tests, measure=MIB)
-        return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output)
+        min_local = arguments.min_local if arguments.audit else 0
+        return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output, min_local)
     printer: Printer | None = None
     profiles: list[tuple[str, dict[str, Any]]] = []
     status = 0
@@ -155,11 +156,16 @@ def run(arguments: argparse.Namespace) -> int:
         with ended(service):
             service.engine()
             printer = printer or PRINTERS[arguments.output](_swept(arguments))
-            work = partial(_measure, service, load, tests, arguments, printer, profiles)
-            if arguments.audit:
-                status = max(status, audited(partial(count_pages, service), arguments.min_local, work)[2])
-            else:
-                work()
+            results = _results(service, load, tests, arguments)
+            if arguments.audit:  # which is complete only after the last test
+                found = list[dict[str, Any]]()
+                counts = audited(partial(count_pages, service), arguments.min_local, partial(found.extend, results))
+                status = max(status, counts[2])
+                results = iter([result | {"audit": report(*counts[:2], arguments.min_local)} for result in found])
+            for result in results:
+                printer.add(result)
+                if "profile" in result:
+                    profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
             service.close()
     assert printer
     printer.finish()
@@ -180,20 +186,6 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
         "measure": MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
     }  # fmt: skip
     return Job(**(described | changes))
-
-
-def _measure(
-    service: Service,
-    load: Load,
-    tests: list[Workload],
-    arguments: argparse.Namespace,
-    printer: Printer,
-    profiles: list[tuple[str, dict[str, Any]]],
-) -> None:
-    for result in _results(service, load, tests, arguments):
-        printer.add(result)
-        if "profile" in result:
-            profiles.append((f"{result['model_type']} {workload_name(result)}", result["profile"]))
 
 
 def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

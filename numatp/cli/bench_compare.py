@@ -12,13 +12,15 @@ from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from numatp.cli.audit import FINDING, below
 from numatp.cli.options import note
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
 from numatp.engine.service import Service
 from numatp.engine.workload import Workload
-from numatp.errors import UserError
+from numatp.errors import MachineError, UserError
+from numatp.llm import RankPages, count_pages
 from numatp.machine import placement, snapshot
 from numatp.machine.launch import read_launch
 from numatp.machine.topology import format_cpulist
@@ -66,11 +68,14 @@ def ways_of(names: list[str], ranks: int | None, threads: int | None) -> dict[st
     return {name: ways[name] for name in names}
 
 
-def run(ways: dict[str, Way], job: Callable[..., Job], tests: list[Workload], repetitions: int, output: str) -> int:
-    """job(**changes): the Job of a way."""
+def run(
+    ways: dict[str, Way], job: Callable[..., Job], tests: list[Workload], repetitions: int, output: str, min_local: float
+) -> int:
+    """job(**changes): the Job of a way. min_local: per cent of pages, but of interleaved ones, below which it is a finding."""
     if output not in OUTPUTS:
         raise UserError(f"--compare has the outputs {' and '.join(OUTPUTS)}, not {output}")
     found: list[dict[str, Any]] = []
+    status = 0
     for number in range(ROUNDS):
         for name in list(ways)[:: -1 if number % 2 else 1]:
             way = ways[name]
@@ -94,13 +99,32 @@ def run(ways: dict[str, Way], job: Callable[..., Job], tests: list[Workload], re
                         }
                     )  # fmt: skip
                     note(f"{name}, {found[-1]['state']}: {test.name} {found[-1]['avg_ts']:.2f} t/s")
+                pages = _pages(service, min_local)
+                for one in found[-len(tests) :]:
+                    one["pages"] = [{"rank": r.rank, "node": r.node, "by_node": r.by_node} for r in pages]
+                if name != "interleave" and below(min_local, pages):
+                    status = FINDING
                 service.close()
     gains = _gains(found, list(ways), [test.name for test in tests])
     if output == "json":
         print(json.dumps({"rounds": found, "gains": gains}))
     else:
         print("\n".join([*_table(found, list(ways), [test.name for test in tests]), *gains.values()]))
-    return 0
+    return status
+
+
+def _pages(service: Service, min_local: float) -> list[RankPages]:
+    """Where they are, said too. Nothing where the kernel does not tell; MachineError if min_local asks for it."""
+    try:
+        pages = count_pages(service)
+    except MachineError as error:
+        if min_local:
+            raise
+        note(str(error))
+        return []
+    for rank in pages:
+        note(f"pages of rank {rank.rank}: {', '.join(f'{count} on node {node}' for node, count in rank.by_node.items())}")
+    return pages
 
 
 def _bench(engine: "Engine") -> "Bench":

@@ -14,7 +14,7 @@ WIDTHS = {
     "test": 15, "t/s": 20,
 }  # fmt: skip
 MIB, GIB = 1 << 20, 1 << 30
-LISTS = ("samples_ns", "samples_ts", "profile")  # that a CSV file has no place for
+LISTS = ("samples_ns", "samples_ts", "profile", "audit")  # that a CSV file has no place for
 
 
 class Printer(Protocol):

@@ -1,5 +1,6 @@
 """Draws profiles with matplotlib, which numatp does without otherwise."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,14 @@ def prepare(path: str) -> None:
     """Makes ready to draw into `path`. UserError now, not after minutes of measuring, if that cannot be done."""
     if Path(path).suffix.lower() not in FORMATS:
         raise UserError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"--plot {path}: the folder does not exist")
+    existed = os.path.lexists(path)
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as error:
+        raise UserError(f"--plot {path}: cannot write there: {error.strerror}") from None
+    if not existed:
+        os.unlink(path)
     try:
         import matplotlib
     except ImportError:

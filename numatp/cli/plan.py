@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """1 if the model does not fit."""
     named = arguments.machine
     machine = snapshot.load(named) if named is not None else snapshot.take(measured=read_bandwidth())
-    if arguments.save_machine and speaks():
+    if arguments.save_machine is not None and speaks():
         snapshot.save(machine, arguments.save_machine)
     if arguments.model is None:
         found, lines, fits = snapshot.to_json(machine), snapshot.describe(machine), True

@@ -22,6 +22,7 @@ from numatp.files.model_file import ModelFile
 from numatp.kernels.compile import Kernel, kernel_cache
 from numatp.kernels.layout import MAX_HEAD_SIZE
 from numatp.machine import limits, native, pages, policy, topology
+from numatp.machine.topology import format_cpulist
 from numatp.models.spec import Spec
 from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
 from numatp.program.step import Span, StepShape, StepWindow
@@ -117,17 +118,21 @@ class Engine:
 
     def _check_room(self) -> None:
         """Before anything is loaded: MachineError on every rank if a node cannot hold the slices of its ranks."""
-        node, limit = self.placement.node, topology.memory_limit_bytes()
+        limit, mine = topology.memory_limit_bytes(), self._possible_nodes()
         needed = self.weight_bytes + self.cache.num_bytes + MARGIN
-        asked = self.comm.gather([node, needed, topology.free_bytes(node)])
-        self._short = topology.unused_bytes(node) < sum(wanted for place, wanted, _ in asked if place == node)
-        for place in sorted({place for place, _, _ in asked}):
-            ranks = [rank for rank, (own, _, _) in enumerate(asked) if own == place]
-            wanted, free = sum(asked[rank][1] for rank in ranks), asked[ranks[0]][2]
+        asked = self.comm.gather([mine, needed, sum(map(topology.free_bytes, mine))])
+        wanted_of = {tuple(nodes): sum(size for own, size, _ in asked if set(own) <= set(nodes)) for nodes, _, _ in asked}
+        self._short = sum(map(topology.unused_bytes, mine)) < wanted_of[tuple(mine)]
+        for nodes, wanted in sorted(wanted_of.items()):
+            ranks = [rank for rank, (own, _, _) in enumerate(asked) if set(own) <= set(nodes)]
+            free = next(size for own, _, size in asked if tuple(own) == nodes)
             if wanted > free:
+                where = f"node {nodes[0]} has" if len(nodes) == 1 else f"nodes {format_cpulist(nodes)} together have"
+                outside = policy.from_outside(self.placement.node)
+                why = f"; the memory policy {outside} was set from outside" if outside else ""
                 raise MachineError(
-                    f"node {place} has {free / 1e9:.1f} GB free and its ranks {ranks} would need {wanted / 1e9:.1f} GB there "
-                    "(weights, cache and a margin): use more nodes, a smaller -c or a smaller model"
+                    f"{where} {free / 1e9:.1f} GB free and its ranks {ranks} would need {wanted / 1e9:.1f} GB there "
+                    f"(weights, cache and a margin{why}): use more nodes, a smaller -c or a smaller model"
                 )
         total = sum(bytes_ for _, bytes_, _ in asked)
         if limit is not None and total > limit:
@@ -135,6 +140,15 @@ class Engine:
                 f"this job's memory limit leaves {limit / 1e9:.1f} GB and the ranks need {total / 1e9:.1f} GB: raise the limit, "
                 "or use a smaller -c or model"
             )
+
+    def _possible_nodes(self) -> list[int]:
+        """Nodes that this rank's pages may lie on: its own, unless a policy from outside binds them elsewhere or any will do."""
+        place = self.placement
+        bound = policy.bound_nodes(policy.from_outside(place.node))
+        if not (place.spans or self.job.allow_remote or (bound and place.node not in bound)):
+            return [place.node]
+        machine = topology.with_memory_of(topology.read_machine(), frozenset(bound) or topology.allowed_nodes())
+        return [node.id for node in machine.nodes if node.memory_bytes] or [place.node]
 
     def _open_team(self) -> None:
         self._team = Team(self.comm, self.placement.cpus, self.placement.l3)

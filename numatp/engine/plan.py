@@ -4,12 +4,12 @@ Everything comes from headers. Sizes are computed by the code that loads, so a p
 is loaded, because how many ranks there will be is asked before its target is set.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from numatp import models, quants
@@ -103,7 +103,7 @@ class ModelPlan:
 
 def read_header(model: str) -> Header:
     """Of a GGUF file, a Hugging Face folder, a pulled model or a known shape. UserError for anything else, and what is damaged."""
-    file: ModelFile | None = None if Path(model).exists() else shapes.header(model)
+    file: ModelFile | None = None if os.path.exists(model) else shapes.header(model)
     if file:
         architecture = models.find(file)
     else:
@@ -234,11 +234,13 @@ class _Draft:
             own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
             self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context, kept), read_bytes(spec, cut, 0, kept)))
         self.rooms = []
-        for node in sorted({rank.node for rank in self.ranks}):
-            needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in self.ranks if rank.node == node)
+        for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
+            held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
+            needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in held)
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
         fits = _fits(self.rooms, machine.limit)
-        nodes, exchanges = tuple(room.node for room in self.rooms), _exchanges(model) if size > 1 else 0
+        nodes = tuple(sorted({rank.node for rank in self.ranks}))
+        exchanges = _exchanges(model) if size > 1 else 0
         empty, full = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
         for rank in self.ranks:
             empty[rank.node] += rank.read_bytes + rank.state_read_bytes

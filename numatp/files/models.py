@@ -51,6 +51,8 @@ def resolve_model(name_or_path: str) -> Path:
     """The file of a pulled model, or a path; UserError with the remedy if it is not there. Hashes nothing."""
     if name_or_path.startswith(hub.PREFIX):
         return hub.find(name_or_path)
+    if not name_or_path:
+        raise UserError(f"the model's name is empty: give a path or one of the known names: {', '.join(KNOWN)}")
     path = cached_path(name_or_path) if name_or_path in KNOWN else Path(name_or_path)
     try:
         size = path.stat().st_size

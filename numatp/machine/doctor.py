@@ -35,6 +35,8 @@ State = Literal["fine", "note", "mend"]
 
 @dataclass(frozen=True)
 class Finding:
+    """What one check says."""
+
     name: str
     state: State  # note: worth knowing, nothing to mend
     what: str
@@ -55,6 +57,8 @@ def run_command(environ: Mapping[str, str], *command: str) -> tuple[int, str]:
 
 @dataclass
 class Host:
+    """The machine and process that are examined: files below `root`, an environment, and commands."""
+
     root: Path = Path("/")
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     pid: int = field(default_factory=os.getpid)
@@ -69,14 +73,17 @@ class Host:
         self.mems = topology.allowed_nodes(self.root, self.pid)
 
     def run(self, *command: str) -> tuple[int, str]:
+        """(exit status, first line of standard output), as run_command has it."""
         return self.ask(*command) if self.ask else run_command(self.environ, *command)
 
     @property
     def several_nodes(self) -> bool:
+        """Whether more than one node has memory: with one nothing can be remote."""
         return sum(1 for node in self.machine.nodes if node.memory_bytes) > 1
 
     @property
     def container(self) -> str:
+        """The kind of container, if it is one."""
         """Which kind of container this is, or ""."""
         if "KUBERNETES_SERVICE_HOST" in self.environ:
             return "kubernetes"
@@ -95,6 +102,7 @@ Check = Callable[[Host], Finding]
 
 
 def numa_balancing(host: Host) -> Finding:
+    """Kernel documentation, admin-guide/sysctl/kernel.rst: numa_balancing unmaps pages to see who touches them."""
     value = topology.numa_balancing(host.root)
     if not value or not host.several_nodes:
         return Finding("numa_balancing", "fine", "off" if not value else f"{value}, and there is one node")
@@ -106,6 +114,7 @@ def numa_balancing(host: Host) -> Finding:
 
 
 def transparent_huge_pages(host: Host) -> Finding:
+    """Kernel documentation, admin-guide/mm/transhuge.rst; numatp asks for them by madvise."""
     mode = topology.huge_page_mode(host.root)
     if mode in ("always", "madvise"):
         return Finding("transparent huge pages", "fine", mode)
@@ -117,6 +126,7 @@ def transparent_huge_pages(host: Host) -> Finding:
 
 
 def reserved_huge_pages(host: Host) -> Finding:
+    """Kernel documentation, admin-guide/mm/hugetlbpage.rst: a reserved page serves nobody else."""
     idle, commands, size = [], [], 0
     for node in host.machine.nodes:
         for pages in node.huge_pages:
@@ -133,11 +143,13 @@ def reserved_huge_pages(host: Host) -> Finding:
 
 
 def smt(host: Host) -> Finding:
+    """Threads per core, from topology/core_cpus_list in /sys."""
     most = max(len(core.cpus) for core in host.machine.cores)
     return Finding("SMT", "fine", f"{most} threads per core; numatp uses one" if most > 1 else "one thread per core")
 
 
 def clusters(host: Host) -> Finding:
+    """Packages against nodes: fewer nodes than packages means that the BIOS interleaves or numa=off was given."""
     machine = host.machine
     nodes = {package: machine.nodes_of(package) for package in machine.packages}
     shape = f"{len(nodes)} packages, {len(machine.nodes)} nodes"
@@ -153,6 +165,7 @@ def clusters(host: Host) -> Finding:
 
 
 def free_memory(host: Host) -> Finding:
+    """Of each node, as topology.free_bytes counts it."""
     shares, full = [], []
     for node in host.machine.nodes:
         if node.memory_bytes:
@@ -166,6 +179,7 @@ def free_memory(host: Host) -> Finding:
 
 
 def even_memory(host: Host) -> Finding:
+    """Memory of the nodes that have cpus, compared."""
     sizes = {node.id: node.memory_bytes for node in host.machine.nodes if node.cpus}
     text = ", ".join(f"node {node}: {size / 1e9:.1f} GB" for node, size in sizes.items())
     if min(sizes.values()) >= (1 - UNEVEN) * max(sizes.values()):
@@ -175,6 +189,7 @@ def even_memory(host: Host) -> Finding:
 
 
 def cpuset(host: Host) -> Finding:
+    """What Cpus_allowed, Mems_allowed (proc(5)) and the launcher leave of the machine's nodes."""
     machine = host.machine
     online = {cpu for core in machine.cores for cpu in core.cpus}
     no_cpus = [n.id for n in machine.nodes if n.cpus and host.allowed.isdisjoint(n.cpus)] if host.allowed else []
@@ -198,6 +213,7 @@ def cpuset(host: Host) -> Finding:
 
 
 def memory_policies(host: Host) -> Finding:
+    """Whether the kernel grants the calls of numa(7); containers' default seccomp profiles refuse them without CAP_SYS_NICE."""
     refused = {}
     for name in CALLS:
         status, reason = host.run(sys.executable, "-P", "-m", "numatp.machine.probe", name)
@@ -215,6 +231,7 @@ def memory_policies(host: Host) -> Finding:
 
 
 def libnuma(host: Host) -> Finding:
+    """Whether libnuma.so is there and py-libnuma can call it."""
     extra = filter(None, host.environ.get("LD_LIBRARY_PATH", "").split(":"))
     folders = [*(Path(host.root, name) for name in LIBRARIES), *map(Path, extra)]
     state: State = "mend" if host.several_nodes else "note"
@@ -229,6 +246,7 @@ def libnuma(host: Host) -> Finding:
 
 
 def memory_policy(host: Host) -> Finding:
+    """The policy that this process was started with, from numa_maps (proc(5))."""
     found = policy.current_policy(host.root)
     if found in ("", "default", "local") or not host.several_nodes:
         return Finding("memory policy", "fine", found or "unknown")
@@ -237,6 +255,7 @@ def memory_policy(host: Host) -> Finding:
 
 
 def shared_memory(host: Host, statvfs: Callable[[Path], os.statvfs_result] = os.statvfs) -> Finding:
+    """Room in /dev/shm, where MPICH and Open MPI share memory."""
     try:
         found = statvfs(Path(host.root, "dev/shm"))
     except OSError:
@@ -250,6 +269,7 @@ def shared_memory(host: Host, statvfs: Callable[[Path], os.statvfs_result] = os.
 
 
 def cgroup_limits(host: Host) -> Finding:
+    """Memory, cpu time and number of threads that the cgroups around this process leave (kernel: admin-guide/cgroup-v2.rst)."""
     faults, options, properties, parts = [], [], [], []
     room, total = topology.memory_limit_bytes(host.root), sum(node.memory_bytes for node in host.machine.nodes)
     if room is not None and room < total:
@@ -284,6 +304,7 @@ def cgroup_limits(host: Host) -> Finding:
 
 
 def governor(host: Host) -> Finding:
+    """Kernel documentation, admin-guide/pm/cpufreq.rst."""
     folders = Path(host.root, "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
     found = sorted({topology.read_text(file) for file in folders} - {""})
     if not found:
@@ -295,6 +316,7 @@ def governor(host: Host) -> Finding:
 
 
 def binding(host: Host) -> Finding:
+    """Who started this process, what it was bound to, and the cpus that ranks will be spread over."""
     try:
         launched = launch.read_launch(host.environ)
     except MachineError as error:
@@ -315,6 +337,7 @@ def container(host: Host) -> Finding:
 
 
 def isa_level(host: Host) -> Finding:
+    """The strongest level of instructions (isa.LEVELS), and the one that NUMATP_ISA asks for."""
     try:
         best = isa.choose({}, host.root)
     except NumatpError as error:

@@ -11,6 +11,8 @@ from numatp.errors import MachineError, UserError
 
 @dataclass(frozen=True)
 class Level:
+    """Instructions that kernels may use, and how Numba is told so."""
+
     name: str
     flags: frozenset[str]  # as /proc/cpuinfo spells them
     numba_cpu: str  # NUMBA_CPU_NAME

@@ -18,6 +18,8 @@ OWN_AFFINITY = "this process's own affinity"
 
 @dataclass(frozen=True)
 class Launch:
+    """This process among the ranks that a launcher started."""
+
     kind: str  # openmpi, hydra or slurm
     rank: int
     size: int
@@ -119,6 +121,7 @@ def _number(environ: Mapping[str, str], name: str) -> int:
 
 
 def affinity(root: str | Path, pid: int) -> frozenset[int]:
+    """Cpus that process `pid` may run on (Cpus_allowed_list); empty if it cannot be read."""
     status = _read(Path(root, "proc", str(pid), "status"))
     match = re.search(r"^Cpus_allowed_list:\s*(\S+)", status, re.MULTILINE)
     return frozenset(parse_cpulist(match[1])) if match else frozenset()

@@ -12,10 +12,14 @@ NOTE_BYTES = 3072
 
 
 class Op(Structure):
+    """numatp_op of native/numatp.h."""
+
     _fields_ = (("run", c_void_p), ("args", c_void_p), ("barrier", c_int64))
 
 
 class ProgramRecord(Structure):
+    """numatp_program of native/numatp.h."""
+
     _fields_ = (("ops", POINTER(Op)), ("num_ops", c_int64), ("num_syncs", c_int64), ("times", c_void_p))
 
 

@@ -31,6 +31,7 @@ def bind(address: int, num_bytes: int, node: int) -> bool:
 
 
 def release(address: int, num_bytes: int) -> None:
+    """Gives back what reserve(num_bytes) has returned."""
     native.library().numatp_pages_release(address, max(num_bytes, 1))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from numatp.errors import MachineError, UserError
+from numatp.machine import topology
 from numatp.machine.policy import interleave_over, prefer_node
 from numatp.machine.topology import Core, Machine, Node, format_cpulist, parse_cpulist
 
@@ -14,6 +15,8 @@ MAX_RANKS = 64  # of native/numatp.h
 
 @dataclass(frozen=True)
 class Placement:
+    """Where one rank of this host runs and keeps its memory."""
+
     rank: int  # among the ranks of this host
     size: int  # ranks of this host
     node: int  # where its memory belongs
@@ -149,9 +152,7 @@ def _memory_node(machine: Machine, owners: Counter[int]) -> tuple[int, str]:
     most = min(owners, key=lambda n: (n not in with_memory, -owners[n], n))
     if most in with_memory or not with_memory:
         return most, ""
-    distances = next(node.distances for node in machine.nodes if node.id == most)
-    distance = dict(zip((node.id for node in machine.nodes), distances, strict=False))
-    nearest = min(with_memory, key=lambda n: (distance.get(n, 255), n))
+    nearest = topology.nearest(machine, most, with_memory)
     return nearest, f"node {most} has no memory of its own: node {nearest} is the nearest that has"
 
 

@@ -10,6 +10,8 @@ from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numatp.machine.topology import parse_cpulist
+
 FIRST_TOUCH = "pages go to the node whose thread touches them first"
 OURS = "NUMATP_MEMORY_POLICY"  # environment: the policy that numatp itself has set here or in a process above
 
@@ -36,6 +38,15 @@ def from_outside(node: int, environ: MutableMapping[str, str] = os.environ) -> s
     """
     before = current_policy()
     return "" if before in ("", "default", f"prefer:{node}", environ.get(OURS)) else before
+
+
+def bound_nodes(policy: str) -> tuple[int, ...]:
+    """Nodes that a policy in the kernel's words ("bind:0-1", "bind=static:0") confines pages to; () where it confines them to none.
+
+    Preferred and interleaved pages go on to other nodes when theirs are full.
+    """
+    mode, _, nodes = policy.rpartition(":")
+    return parse_cpulist(nodes) if mode.partition("=")[0] == "bind" else ()
 
 
 def libnuma_fault() -> str:

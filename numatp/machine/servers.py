@@ -15,6 +15,8 @@ LOCAL, SAME_PACKAGE, OTHER_PACKAGE = 10, 12, 21  # ACPI distances as Xeons repor
 
 @dataclass(frozen=True)
 class Server:
+    """One kind of two-socket server."""
+
     cpu: str  # part of the name in /proc/cpuinfo
     cores: int  # per socket, each with two threads
     l3_cores: int  # cores that share a level-3 cache

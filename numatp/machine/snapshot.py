@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from numatp.errors import UserError
-from numatp.machine import topology
+from numatp.machine import policy, topology
 from numatp.machine.launch import allowed_cpus
 from numatp.machine.servers import SERVERS, machine_of, node_bandwidth
 from numatp.machine.topology import Core, HugePages, Machine, Node, format_cpulist
@@ -21,6 +21,8 @@ UNKNOWN = "unknown: run numatp bandwidth"
 
 @dataclass(frozen=True)
 class Snapshot:
+    """A machine, and what a job may use of it; memory in bytes, bandwidth in bytes per second."""
+
     name: str  # for people
     machine: Machine
     allowed: frozenset[int]  # cpus that this job may use
@@ -30,11 +32,18 @@ class Snapshot:
     bandwidth_source: str
     numa_balancing: int | None = None  # as topology.numa_balancing
     huge_page_mode: str = ""
+    bound: tuple[int, ...] = ()  # nodes that a memory policy from outside (numactl) confines all pages to
 
     @property
     def given(self) -> Machine:
         """As placement wants it: memory that this job may not use is not there."""
         return topology.with_memory_of(self.machine, frozenset(self.free))
+
+    def holder(self, node: int) -> int:
+        """The node that memory for `node` comes from: another one where pages are bound elsewhere, the nearest of those."""
+        if not self.bound or node in self.bound:
+            return node
+        return topology.nearest(self.machine, node, self.bound)
 
 
 def take(
@@ -62,6 +71,7 @@ def take(
         bandwidth_source=source or UNKNOWN,
         numa_balancing=topology.numa_balancing(root),
         huge_page_mode=topology.huge_page_mode(root),
+        bound=policy.bound_nodes(policy.current_policy(root)),
     )
 
 
@@ -124,6 +134,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "bandwidth_source": snapshot.bandwidth_source,
         "numa_balancing": snapshot.numa_balancing,
         "huge_page_mode": snapshot.huge_page_mode,
+        "bound": format_cpulist(snapshot.bound),
     }
 
 
@@ -171,6 +182,7 @@ def _from_json(saved: dict[str, Any], name: str) -> Snapshot:
     return Snapshot(
         name, machine, frozenset(cpus(saved["allowed"])) & online, free, None if limit is None else whole(limit), rates,
         str(saved["bandwidth_source"]), None if balancing is None else whole(balancing), str(saved["huge_page_mode"]),
+        cpus(saved.get("bound", "")),
     )  # fmt: skip
 
 
@@ -195,6 +207,8 @@ def describe(snapshot: Snapshot) -> list[str]:
         lines.append(f"  this job may use cpus {format_cpulist(snapshot.allowed) or 'none'}")
     if machine.offline:
         lines.append(f"  offline: cpus {format_cpulist(machine.offline)}")
+    if snapshot.bound:
+        lines.append(f"  a memory policy from outside (numactl?) binds all pages to node {format_cpulist(snapshot.bound)}")
     if snapshot.limit is not None:
         lines.append(f"  memory limit: {snapshot.limit / 1e9:.1f} GB left")
     if len(machine.nodes) > 1 and snapshot.numa_balancing:

@@ -15,6 +15,8 @@ NO_LIMIT = 1 << 60  # bytes: cgroup v1 writes "no limit" as the largest multiple
 
 @dataclass(frozen=True)
 class Core:
+    """A physical core."""
+
     cpus: tuple[int, ...]  # the online SMT siblings, ascending
     package: int
     node: int
@@ -32,6 +34,8 @@ class HugePages:
 
 @dataclass(frozen=True)
 class Node:
+    """A NUMA node."""
+
     id: int
     cpus: tuple[int, ...]  # empty for a node that is only memory
     memory_bytes: int  # 0 for a node that is only cpus
@@ -41,6 +45,8 @@ class Node:
 
 @dataclass(frozen=True)
 class Machine:
+    """All nodes and online cores."""
+
     nodes: tuple[Node, ...]  # ascending id; ids may have gaps
     cores: tuple[Core, ...]  # ascending first cpu; online cpus only
     cpu_model: str = ""  # as /proc/cpuinfo spells it
@@ -48,6 +54,7 @@ class Machine:
 
     @property
     def packages(self) -> list[int]:
+        """Numbers of the sockets, ascending."""
         return sorted({core.package for core in self.cores})
 
     def nodes_of(self, package: int) -> list[int]:
@@ -163,6 +170,13 @@ def with_memory_of(machine: Machine, allowed: frozenset[int]) -> Machine:
     if not allowed:
         return machine
     return replace(machine, nodes=tuple(n if n.id in allowed else replace(n, memory_bytes=0) for n in machine.nodes))
+
+
+def nearest(machine: Machine, node: int, others: Iterable[int]) -> int:
+    """Of the other nodes the one at the smallest distance from `node`; of equals the first."""
+    distances = next((one.distances for one in machine.nodes if one.id == node), ())
+    distance = dict(zip((one.id for one in machine.nodes), distances, strict=False))
+    return min(others, key=lambda other: (distance.get(other, 255), other))
 
 
 def memory_limit_bytes(root: str | Path = "/") -> int | None:
