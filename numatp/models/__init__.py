@@ -10,11 +10,11 @@ gets `hidden_size` of config.json, rules name "blk.0.attn_q.weight" and get "mod
 is the table from one to the other. What nearly all folders share has a name (CONFIG, ENDS, ATTENTION, FFN, EXPERTS); entries are
 
     config    "hidden_size", or a function of the whole config.json for what GGUF says in another way (rope_type); None: not there.
-              A key of our own may say where folders differ from GGUF: "rope.neighbours" in llama.py
     tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
               plus_one(name)                      a norm that GGUF holds with 1 added
               Stored(name, values=function)       other changes of numbers, of vectors and tables: -exp(A_log)
               Stored(name, order=function)        rows in another order, or some of them (numbered_rows): in_proj_qkvz
+    computed  vectors that GGUF has and folders only describe: function of the file, or None: "rope_freqs.weight" in llama
     only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
     ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
 

@@ -352,12 +352,12 @@ def notes(slices: list[Slice]) -> list[str]:
 
 def _parts(piece: Slice, columns: range, step: int) -> Iterator[tuple[Rows, slice]]:
     """A matrix's rows in parts of `step` at most; all but the last have whole tiles."""
-    for layout, numbers in _by_piece(piece.info, piece.rows):
+    for layout, numbers in by_piece(piece.info, piece.rows):
         read = layout.cut(numbers, columns)
         yield from ((read, slice(first, first + step)) for first in range(0, len(numbers), step))
 
 
-def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
+def by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
     """The layouts whose rows the ranges are, and the numbers of the rows in them."""
     numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
     if isinstance(info, TensorInfo):
