@@ -109,3 +109,17 @@ def test_text_from_a_folder(smollm2_folder):
     assert "211 matrices of BF16 are quantized to Q8_0 on load" in result.stderr
     result = numatp("generate", "-m", smollm2_folder, *options, "--quantize", "none")
     assert (result.returncode, result.stdout) == (0, " Paris.\n") and "quantized" not in result.stderr
+
+
+def test_the_folder_s_own_sampling(smollm2_folder):
+    """It counts where no option does."""
+    (smollm2_folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
+    try:
+        options = ["-p", "The capital of France is", "-n", 2, "--top-p", "0.9"]
+        result = numatp("generate", "-m", smollm2_folder, *options)
+        assert (result.returncode, result.stdout) == (0, " Paris.\n"), result.stderr
+        assert ", temperature 1e-06, top_k 7, top_p 0.9, seed " in result.stderr
+        result = numatp("generate", "-m", smollm2_folder, *options, "--top-k", "40", "--temp", "0.5")
+        assert ", temperature 0.5, top_p 0.9, seed " in result.stderr
+    finally:
+        (smollm2_folder / "generation_config.json").unlink()

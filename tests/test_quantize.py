@@ -160,7 +160,8 @@ def test_a_quantized_folder(tmp_path, name, wanted, note):
     for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors:
         if ".attn_" in tensor.name or ".ffn_" in tensor.name:
             found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(exact[tensor.name].shape)
-            allowed = {"f32": 0, "q4_1": 0, "q8_0": 2 / 254}[wanted] + 16 * 2**-11  # scales and minima of at most 16 of them are float16
+            # Scales, and minima of 16 of them at most, are float16.
+            allowed = {"f32": 0, "q4_1": 0, "q8_0": 2 / 254}[wanted] + 16 * 2**-11
             assert np.abs(found - exact[tensor.name]).max() <= allowed * np.abs(exact[tensor.name]).max(), tensor.name
 
 

@@ -51,6 +51,7 @@ def _open_file(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
 def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
     """A folder that is complete, and what becomes its metadata."""
     from numatp import models
+    from numatp.files.recommended import encoded_sampling
     from numatp.text.gguf_vocabulary import vocabulary
     from numatp.weights.loader import plan
     from numatp.weights.splits import split
@@ -58,4 +59,4 @@ def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
     file, model = models.open_model(path)
     spec = model.read_spec(file)
     plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
-    return file, file.encoded_metadata() | vocabulary(path, spec.sizes.vocab)
+    return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab)

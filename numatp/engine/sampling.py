@@ -1,8 +1,10 @@
 """How the next token is chosen, as a user says it."""
 
+import os
 from dataclasses import dataclass
 
 from numatp.errors import UserError
+from numatp.files.recommended import recommended_sampling
 
 
 @dataclass(frozen=True)
@@ -42,3 +44,12 @@ class SamplingParams:
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def recommended_params(model: str | os.PathLike[str]) -> SamplingParams:
+    """The defaults, but for what the model's authors recommend. UserError if that makes no sense."""
+    found = recommended_sampling(model)
+    try:
+        return SamplingParams(**found)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{model}: what it recommends for sampling makes no sense: {error}") from None
