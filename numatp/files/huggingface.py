@@ -176,7 +176,7 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config_path = path / "config.json"
-        self.config = _flat(read_json(self.config_path))
+        self.config = _flat(self.config_path, read_json(self.config_path))
         self.tensors, self.size = _read_tensors(path)
         self.architecture = self._architecture()
 
@@ -205,7 +205,7 @@ def read_bytes_of(path: Path) -> bytes:
     return raw
 
 
-def _flat(config: Config) -> Config:
+def _flat(path: Path, config: Config) -> Config:
     """The text model's part of a multimodal config, and rope_parameters as the older keys that it stands for."""
     text = config.get("text_config")
     if isinstance(text, dict):
@@ -214,6 +214,9 @@ def _flat(config: Config) -> Config:
     if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
         moved = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         config = {"rope_scaling": rope, **moved, **config}
+    scaling = config.get("rope_scaling")
+    if scaling is not None and not isinstance(scaling, dict):
+        fail(path, f"'rope_scaling' is {quote(scaling)}, and should be an object or null; download it again")
     return config if rope_type(config) != "none" else {**config, "rope_scaling": None}
 
 
