@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from numatp.engine.job import Job
-from numatp.engine.sampling import SamplingParams
+from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
 from numatp.errors import NumatpError, RankError, UserError
 from numatp.files.models import resolve_model
@@ -200,7 +200,7 @@ class LLM:
         for note in service.start.notes:
             log.warning(note)
         log.info(engine.pages_line)
-        self.rank = service.rank
+        self.rank, self.default_params = service.rank, recommended_params(job.model)
         self.plan = Plan(
             job.model, service.start.comm.size, engine.threads, engine.context, service.start.line, engine.weight_bytes,
             engine.cache.num_bytes,
@@ -321,7 +321,7 @@ class LLM:
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
         tokens = self._tokens(prompt)
         self._check_length(tokens, room=1)
-        return Answer(self, tokens, params or SamplingParams())
+        return Answer(self, tokens, params or self.default_params)
 
     def _answers(self, call: str, submit: Callable[[], list["Answer"]]) -> list[Output]:
         def work() -> list[Output]:

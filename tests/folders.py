@@ -168,7 +168,7 @@ def write_tokenizer(folder, tokenizer, added=None, decoder=None, before=None):
     added: (name, whether it is special), by default the original's special tokens; before: the start token of every text.
     """
     if added is None:
-        added = [(token, True) for token, kind in zip(tokenizer._tokens, tokenizer._kinds, strict=True) if kind == 3]
+        added = [(token, True) for token, kind in zip(tokenizer.tokens, tokenizer.kinds, strict=True) if kind == 3]
     bpe = tokenizers.Tokenizer.from_str(tokenizer._bpe.to_str())
     bpe.decoder = decoder or tokenizers.decoders.ByteLevel()
     bpe.add_special_tokens([name for name, special in added if special])
@@ -176,4 +176,14 @@ def write_tokenizer(folder, tokenizer, added=None, decoder=None, before=None):
     if before:
         start = [(before, bpe.token_to_id(before))]
         bpe.post_processor = tokenizers.processors.TemplateProcessing(single=f"{before} $A", special_tokens=start)
+    bpe.save(str(folder / "tokenizer.json"))
+
+
+def write_small_tokenizer(folder, size):
+    """A byte-level tokenizer.json of `size` tokens, which cannot spell all bytes: a merge, an end, and the first characters."""
+    characters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[: size - 2]
+    vocab = {token: id for id, token in enumerate([*characters, "ab"])}
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("a", "b")]))
+    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    bpe.add_special_tokens(["<|endoftext|>"])
     bpe.save(str(folder / "tokenizer.json"))

@@ -1,5 +1,6 @@
 """Matrices as AWQ, GPTQ, FP8 and compressed-tensors store them, written down from their definitions one number at a time."""
 
+import folders
 import numpy as np
 
 
@@ -130,3 +131,20 @@ LAYOUTS = {
     "w8a16": (compressed("pack-quantized", num_bits=8), lambda *a: packed(*a, bits=8), "Q8_0"),
     "w8a8": (compressed("int-quantized", num_bits=8, strategy="channel"), int8, "Q8_0"),
 }  # fmt: skip
+
+
+def write_llama(folder, name, config, tensors):
+    """(the folder of a model whose layers' matrices are random ones of a layout, all its weights)."""
+    settings, make, _ = LAYOUTS[name]
+    rng, stored, weights = np.random.default_rng(0), {}, {}
+    for tensor, values in tensors.items():
+        if "_proj" in tensor:
+            parts, weights[tensor] = make(rng, *values.shape)
+            size = np.sqrt((weights[tensor] ** 2).mean() * values.shape[1])  # so that rows keep their size
+            scale = next(suffix for suffix in ("scales", "weight_scale_inv", "weight_scale") if suffix in parts)
+            parts[scale] = (parts[scale] / size).astype(parts[scale].dtype)
+            weights[tensor] = weights[tensor] / size
+            stored |= {tensor.removesuffix("weight") + suffix: part for suffix, part in parts.items()}
+        else:
+            stored[tensor] = weights[tensor] = values
+    return folders.write(folder, config | {"quantization_config": settings}, stored), weights

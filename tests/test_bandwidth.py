@@ -123,8 +123,11 @@ def test_under_mpirun_one_rank_measures():
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("-t", "0"), "not a whole number above 0"), (("--size", "x"), "not a whole number"), (("--plot", "x.txt"), "must end in"),
-        (("--plot", ""), "must end in"), (("--plot", "/proc/x.png"), "cannot write there"),
+        (("-t", "0"), "not a whole number above 0"),
+        (("--size", "x"), "not a whole number"),
+        (("--plot", "x.txt"), "must end in"),
+        (("--plot", ""), "must end in"),
+        (("--plot", "/proc/x.png"), "cannot write there"),
     ],
 )
 def test_bad_arguments_in_one_line(arguments, line):

@@ -101,6 +101,16 @@ def test_what_is_quantized(tmp_path):
         assert sum(counts) == (0 if quantize == "none" else 2 * 7 + 2)
 
 
+def test_weights_that_are_no_numbers(tmp_path):
+    config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf"))
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][3, 5] = np.nan
+    folders.write_small_tokenizer(folders.write(tmp_path / "folder", config, tensors), tiny.SIZES["vocab"])
+    result = numatp("generate", "-m", tmp_path / "folder", "-p", "a", "-n", 1, "--ranks", 2)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    assert f"tensor '{name}' holds weights that are no finite numbers" in result.stderr
+
+
 def test_text_from_a_folder(smollm2_folder):
     """The pulled model as a folder; its matrices are rounded twice more, so only the clear beginning is the same."""
     options = ["-p", "The capital of France is", "-n", 2, "--temp", 0, "--ranks", 2]
@@ -109,3 +119,17 @@ def test_text_from_a_folder(smollm2_folder):
     assert "211 matrices of BF16 are quantized to Q8_0 on load" in result.stderr
     result = numatp("generate", "-m", smollm2_folder, *options, "--quantize", "none")
     assert (result.returncode, result.stdout) == (0, " Paris.\n") and "quantized" not in result.stderr
+
+
+def test_the_folder_s_own_sampling(smollm2_folder):
+    """It counts where no option does."""
+    (smollm2_folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
+    try:
+        options = ["-p", "The capital of France is", "-n", 2, "--top-p", "0.9"]
+        result = numatp("generate", "-m", smollm2_folder, *options)
+        assert (result.returncode, result.stdout) == (0, " Paris.\n"), result.stderr
+        assert ", temperature 1e-06, top_k 7, top_p 0.9, seed " in result.stderr
+        result = numatp("generate", "-m", smollm2_folder, *options, "--top-k", "40", "--temp", "0.5")
+        assert ", temperature 0.5, top_p 0.9, seed " in result.stderr
+    finally:
+        (smollm2_folder / "generation_config.json").unlink()

@@ -5,7 +5,7 @@ import naive
 import numpy as np
 import pytest
 import tiny
-from quantized_folders import LAYOUTS
+from quantized_folders import LAYOUTS, write_llama
 from test_model import CHUNKS, TOKENS, engine_logits, error, expected
 from test_sequences import eight_bits
 
@@ -55,21 +55,8 @@ def test_models(tmp_path, monkeypatch, name, ranks):
     """A Llama whose layers' matrices are all quantised, against the naive pass with the weights of the definition, or what
     Q8_0 makes of them."""
     monkeypatch.setenv("QUANTIZE", "none")  # of embedding and output
-    settings, make, kind = LAYOUTS[name]
-    config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf"))
-    rng, stored, weights = np.random.default_rng(0), {}, {}
-    for tensor, values in tensors.items():
-        if "_proj" in tensor:
-            parts, weights[tensor] = make(rng, *values.shape)
-            size = np.sqrt((weights[tensor] ** 2).mean() * values.shape[1])  # so that rows keep their size
-            scale = next(suffix for suffix in ("scales", "weight_scale_inv", "weight_scale") if suffix in parts)
-            parts[scale] = (parts[scale] / size).astype(parts[scale].dtype)
-            weights[tensor] = weights[tensor] / size
-            stored |= {tensor.removesuffix("weight") + suffix: part for suffix, part in parts.items()}
-        else:
-            stored[tensor] = weights[tensor] = values
-    folder = folders.write(tmp_path / "folder", config | {"quantization_config": settings}, stored)
-    if kind == "F32":
+    folder, weights = write_llama(tmp_path / "folder", name, *folders.llama(tiny.write(tmp_path / "tiny.gguf")))
+    if LAYOUTS[name][2] == "F32":
         q8_0 = quants.find("Q8_0", name)
         weights |= {tensor: q8_0.unpack(quants.quantize(q8_0, weights[tensor])) for tensor in weights if "_proj" in tensor}
     tensors = folders.to_gguf_llama(weights)

@@ -1,15 +1,20 @@
 """`numatp quantize`: what the gguf package reads of it, and what stays when it does not end well."""
 
+import json
 import re
 import signal
 import subprocess
 import time
 
+import folders
 import gguf
+import golden_folders
 import numpy as np
 import pytest
 import tiny
 from conftest import BIN, numatp, run
+from golden import FEATURES, GOLDEN
+from quantized_folders import write_llama
 
 from numatp import quants
 from numatp.errors import MachineError, UserError
@@ -20,7 +25,7 @@ from numatp.weights import convert
 def convert_file(source, out, wanted, threads=2):
     file = read_gguf(source)
     changes = convert.choose_types(file, wanted)
-    convert.convert(file, changes, wanted, out, threads, lambda done, total: None)
+    convert.convert(file.encoded_metadata(), changes, wanted, out, threads, lambda done, total: None)
     return gguf.GGUFReader(out)
 
 
@@ -111,6 +116,79 @@ def test_weights_that_no_type_holds(tmp_path, value, wanted, message):
     with pytest.raises(UserError, match=message):
         convert_file(tmp_path / "a.gguf", tmp_path / "out.gguf", wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_folder_becomes_what_llama_cpp_makes_of_it(tmp_path, name):
+    """As its converter: metadata, names, shapes and types, and every number."""
+    folder, out = golden_folders.write(tmp_path / name, name), tmp_path / "out.gguf"
+    config = json.loads((folder / "config.json").read_text(), parse_float=lambda text: int(f) if (f := float(text)) % 1 == 0 else f)
+    (folder / "config.json").write_text(json.dumps(config))  # people write 10000 for 10000.0
+    folders.write_small_tokenizer(folder, 100)
+    result = numatp("quantize", folder, out, "--type", "f16")
+    assert result.returncode == 0, result.stderr
+    wanted, reader = gguf.GGUFReader(GOLDEN / f"{name}.gguf"), gguf.GGUFReader(out)
+    for key, field in wanted.fields.items():
+        # Names of the model, and what llama.cpp takes for granted: no scaling, rotation of whole heads, a vocabulary of all tokens.
+        if key.startswith("GGUF.") or key in ("general.type", "general.name", "general.size_label"):
+            continue
+        granted = key.endswith((".vocab_size", ".full_attention_interval")) or field.contents() == "none"
+        granted |= key.endswith(".dimension_count") and name != "qwen3next"
+        if key in reader.fields or not granted:
+            assert (reader.fields[key].types, reader.fields[key].contents()) == (field.types, field.contents()), key
+    assert len(reader.fields["tokenizer.ggml.tokens"].contents()) == 100
+    ours, theirs = ({tensor.name: tensor for tensor in one.tensors} for one in (reader, wanted))
+    assert ours.keys() == theirs.keys()
+    for key, tensor in theirs.items():
+        assert (ours[key].tensor_type, tensor.data.size) == (tensor.tensor_type, ours[key].data.size), key
+        values = tensor.data
+        if name == "gpt-oss" and "exps.weight" in key:  # of 4 bits in the folder
+            mxfp4 = gguf.GGMLQuantizationType.MXFP4
+            values = gguf.quants.dequantize(gguf.quants.quantize(values.astype(np.float32), mxfp4), mxfp4)
+        rounding = 4 * np.finfo(np.float32).eps if key.endswith("ssm_a") else 0  # logarithms come back from exp
+        assert np.abs(ours[key].data.ravel() - values.ravel()).max() <= rounding, key
+
+
+@pytest.mark.parametrize(("name", "wanted", "note"), [
+    ("awq", "q4_1", ""), ("gptq with zeros in activation order", "f32", ""), ("fp8", "q8_0", "FP8"), ("w4a16", "q8_0", "Q4_0"),
+])  # fmt: skip
+def test_a_quantized_folder(tmp_path, name, wanted, note):
+    config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf"))
+    folder, weights = write_llama(tmp_path / "folder", name, config, tensors)
+    folders.write_small_tokenizer(folder, tiny.SIZES["vocab"])
+    result = numatp("quantize", folder, tmp_path / "out.gguf", "--type", wanted)
+    assert result.returncode == 0, result.stderr
+    assert (f"quantised before ({note})" in result.stderr) == bool(note), result.stderr
+    exact = folders.to_gguf_llama(weights)
+    for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors:
+        if ".attn_" in tensor.name or ".ffn_" in tensor.name:
+            found = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(exact[tensor.name].shape)
+            # Scales, and minima of 16 of them at most, are float16.
+            allowed = {"f32": 0, "q4_1": 0, "q8_0": 2 / 254}[wanted] + 16 * 2**-11
+            assert np.abs(found - exact[tensor.name]).max() <= allowed * np.abs(exact[tensor.name]).max(), tensor.name
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer.json; download it"),
+    (lambda folder: folders.write_small_tokenizer(folder, 201), "has 201 tokens, and the embedding 200 rows"),
+    (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "model-00002-of-00002.safetensors: is missing"),
+    (lambda folder: edit(folder, "config.json", '"hidden_size": 96', '"hidden_size": 64'), "has shape (200, 96), its architecture"),
+    (lambda folder: edit(folder, "config.json", "LlamaForCausalLM", "T5Model"), "architecture 'T5Model' is not supported"),
+    (lambda folder: edit(folder, "tokenizer.json", '"type":"BPE"', '"type":"Unigram"'), "tokenizer.json: "),
+])  # fmt: skip
+def test_folders_that_cannot_be_converted(tmp_path, change, message):
+    folder = folders.write(tmp_path / "folder", *folders.llama(tiny.write(tmp_path / "tiny.gguf")), shards=2)
+    folders.write_small_tokenizer(folder, 200)
+    change(folder)
+    result = numatp("quantize", folder, tmp_path / "out.gguf", "--type", "q8_0")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1) and message in result.stderr, result.stderr
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def edit(folder, name, old, new):
+    text = (folder / name).read_text().replace('"type": "', '"type":"')
+    assert old in text, text[:300]
+    (folder / name).write_text(text.replace(old, new, 1))
 
 
 def test_a_folder_that_takes_no_file(source, tmp_path):

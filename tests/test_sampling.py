@@ -1,14 +1,18 @@
 """Sampling: the kernel against the probabilities that numpy gives in float64, and seeds, stops and limits on the real model."""
 
+import json
 import re
+from dataclasses import astuple
 
 import numpy as np
 import pytest
 from conftest import numatp
 
 from numatp.engine.sampler import Choice, Sampler
-from numatp.engine.sampling import SamplingParams
+from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.errors import UserError
+from numatp.files.gguf_writer import GGUFWriter, new_file
+from numatp.files.recommended import encoded_sampling
 
 VOCAB, DRAWS = 300, 4000
 
@@ -96,6 +100,31 @@ def test_logits_that_are_no_numbers_give_a_token(bad):
 def test_values_that_make_no_sense(name, value):
     with pytest.raises(UserError, match=re.escape(f"{name} is {value!r} and must be")):
         SamplingParams(**{name: value})
+
+
+def test_what_the_authors_recommend(tmp_path):
+    """Of a folder, and of the GGUF file that it becomes."""
+    said = {"do_sample": True, "temperature": 0.7, "top_k": -1, "top_p": 0.8, "repetition_penalty": 1.05, "eos_token_id": [1, 2]}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert recommended_params(folder) == SamplingParams()
+    (folder / "generation_config.json").write_text(json.dumps(said))
+    wanted = SamplingParams(temperature=0.7, top_k=0, top_p=0.8, repeat_penalty=1.05)
+    assert recommended_params(folder) == wanted
+    with new_file(tmp_path / "x.gguf") as fd:
+        GGUFWriter(fd, encoded_sampling(folder), [])
+    assert astuple(recommended_params(tmp_path / "x.gguf"))[:5] == pytest.approx(astuple(wanted)[:5])
+
+
+@pytest.mark.parametrize(("said", "message"), [
+    ({"top_k": 2.5}, "generation_config.json: recommends 2.5 as top_k, which is no such number"),
+    ({"temperature": "hot"}, "generation_config.json: recommends 'hot' as temperature"),
+    ({"top_p": 2}, "what it recommends for sampling makes no sense: top_p is 2.0 and must be above 0, up to 1"),
+])  # fmt: skip
+def test_recommendations_that_make_no_sense(tmp_path, said, message):
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=message):
+        recommended_params(tmp_path)
 
 
 # ---------------------------------------------------------------- the real model

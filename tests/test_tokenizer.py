@@ -82,7 +82,7 @@ def test_a_start_token_where_the_metadata_does_not_say(tmp_path):
 
 def test_text_comes_back(tokenizer):
     # Bytes that this vocabulary has no token for are lost, as in llama.cpp.
-    known = {BYTE_OF_CHAR[token] for token in tokenizer._tokens if token in BYTE_OF_CHAR}
+    known = {BYTE_OF_CHAR[token] for token in tokenizer.tokens if token in BYTE_OF_CHAR}
     texts = [row["text"] for row in RECORDED if not row["special"] or "<" not in row["text"]]
     whole = [text for text in texts if known.issuperset(text.encode())]
     assert len(whole) > 200

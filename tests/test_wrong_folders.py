@@ -52,6 +52,9 @@ def write(tmp_path, llama):
     return make
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+}  # fmt: skip
 Q, UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"
 
 
@@ -73,6 +76,9 @@ def test_a_folder_without_fault(write):
         ({"num_hidden_layers": 1}, ["'model.layers.1.input_layernorm.weight' is not part"]),
         ({"intermediate_size": 128}, ["gate_proj.weight' has shape (160, 96)", "needs (128, 96)"]),
         ({"rope_scaling": {"rope_type": "longrope"}}, ["'longrope'; numatp knows none, linear"]),
+        ({"rope_scaling": [2.0]}, ["'rope_scaling' is [2.0], and should be an object or null"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["lacks 'rope.scaling.low_freq_factor'"]),
+        ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, ["scales its rotary embedding by 8 between factors 4 and 4"]),
         ({"rope_scaling": {"type": 7}}, ["'rope.scaling.type' should be a text and is 7"]),
         ({"hidden_act": "gelu"}, ["'hidden_act' is 'gelu', and numatp computes 'silu' only"]),
         ({"attention_bias": True}, ["'attention_bias' is True"]),

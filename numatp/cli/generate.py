@@ -7,6 +7,7 @@ from pathlib import Path
 from numatp.cli.audit import add_option, audited
 from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
 from numatp.cli.session import run_session
+from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.llm import LLM
 
@@ -65,6 +66,13 @@ def show_answer(llm: LLM, prompt, params) -> str:
     note(
         f"load {llm.stats.load_seconds:.2f} s, prompt {end.prompt_tokens} tokens at "
         f"{end.prompt_tokens / end.prompt_seconds:.1f} tok/s, decode {end.decoded_tokens} tokens at {rate:.1f} tok/s, "
-        f"reading {read:.1f} GB/s of weights{f', seed {params.seed}' if params.temperature else ''}"
+        f"reading {read:.1f} GB/s of weights{f', {sampling(params)}' if params.temperature else ''}"
     )
     return text
+
+
+def sampling(params: SamplingParams) -> str:
+    """What differs from the usual, because the user or the model's authors said so, and the seed."""
+    usual, names = SamplingParams(), ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    said = [f"{name} {getattr(params, name):.4g}" for name in names if getattr(params, name) != getattr(usual, name)]
+    return ", ".join([*said, f"seed {params.seed}"])

@@ -5,9 +5,10 @@ import logging
 import os
 import random
 import sys
+from dataclasses import replace
 
 from numatp.engine.job import Job
-from numatp.engine.sampling import SamplingParams
+from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.errors import UserError
 from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
@@ -95,7 +96,7 @@ def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    p = SamplingParams()  # its defaults
+    p, own = SamplingParams(), "default %s, or as the model recommends"
     add(
         "-n",
         "--predict",
@@ -104,23 +105,11 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens to generate (default 128; -1: no limit)",
     )
-    add("--temp", type=float, default=p.temperature, metavar="T", help="0: always the most probable token (default %(default)s)")
-    add("--top-k", type=natural, default=p.top_k, metavar="K", help="among the K most probable, 0: all (default %(default)s)")
-    add("--top-p", type=float, default=p.top_p, metavar="P", help="among those with P of the probability (default %(default)s)")
-    add(
-        "--min-p",
-        type=float,
-        default=p.min_p,
-        metavar="P",
-        help="among those P times as probable as the best (default %(default)s)",
-    )
-    add(
-        "--repeat-penalty",
-        type=float,
-        default=p.repeat_penalty,
-        metavar="X",
-        help="of the last 64 tokens (default %(default)s: none)",
-    )
+    add("--temp", type=float, metavar="T", help=f"0: always the most probable token ({own % p.temperature})")
+    add("--top-k", type=natural, metavar="K", help=f"among the K most probable, 0: all ({own % p.top_k})")
+    add("--top-p", type=float, metavar="P", help=f"among those with P of the probability ({own % p.top_p})")
+    add("--min-p", type=float, metavar="P", help=f"among those P times as probable as the best ({own % p.min_p})")
+    add("--repeat-penalty", type=float, metavar="X", help=f"of the last 64 tokens, 1: none ({own % p.repeat_penalty})")
     add("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
@@ -128,9 +117,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def params_of(arguments: argparse.Namespace) -> SamplingParams:
     chosen = arguments.seed is not None and arguments.seed >= 0
-    return SamplingParams(
-        temperature=arguments.temp, top_k=arguments.top_k, top_p=arguments.top_p, min_p=arguments.min_p,
-        repeat_penalty=arguments.repeat_penalty, seed=arguments.seed if chosen else random.SystemRandom().getrandbits(32),
+    given = {
+        "temperature": arguments.temp, "top_k": arguments.top_k, "top_p": arguments.top_p, "min_p": arguments.min_p,
+        "repeat_penalty": arguments.repeat_penalty,
+    }  # fmt: skip
+    return replace(
+        recommended_params(resolve_model(arguments.model)), **{name: value for name, value in given.items() if value is not None},
+        seed=arguments.seed if chosen else random.SystemRandom().getrandbits(32),
         max_tokens=arguments.predict, stop=arguments.stop, ignore_eos=arguments.ignore_eos,
     )  # fmt: skip
 

@@ -9,32 +9,54 @@ from numatp.cli.options import note, positive
 from numatp.cli.progress import Progress
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
+from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
 from numatp.machine import isa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="IN", help="name of a pulled model, or path of a GGUF file")
+    parser.add_argument("model", metavar="IN", help="name of a pulled model, or path of a GGUF file or a Hugging Face folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the GGUF file to write; it must not be there yet")
     parser.add_argument("--type", required=True, metavar="TYPE", help="of the matrices, e.g. q8_0, q4_k; q4_k_m and q5_k_m mix")
     parser.add_argument("-t", "--threads", type=positive, metavar="N", help="(default: one per cpu)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    file, out, wanted = read_gguf(resolve_model(arguments.model)), arguments.out, arguments.type.upper()
+    path, out, wanted = resolve_model(arguments.model), arguments.out, arguments.type.upper()
     isa.set_numba_target(isa.choose())
     from numatp.weights import convert  # loads Numba
 
     if wanted not in convert.type_names():
         raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")
+    file, metadata = _open_folder(path) if path.is_dir() else _open_file(path)
     changes = convert.choose_types(file, wanted)
     for line in convert.describe(changes, wanted):
         note(line)
     signals.unwind()  # removes what was written so far
     with Progress("quantize") as progress:
-        convert.convert(file, changes, wanted, out, arguments.threads or len(os.sched_getaffinity(0)), progress.update)
+        convert.convert(metadata, changes, wanted, out, arguments.threads or len(os.sched_getaffinity(0)), progress.update)
     before, after = (sum(sizes) for sizes in zip(*((c.info.num_bytes, c.num_bytes) for c in changes), strict=True))
     weights = sum(c.num_weights for c in changes)
     note(f"{before / 1e6:.1f} MB to {after / 1e6:.1f} MB, {8 * after / weights:.2f} bits per weight")
     print(out)
     return 0
+
+
+def _open_file(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
+    """A GGUF file of any architecture, and its metadata."""
+    file = read_gguf(path)
+    return file, file.encoded_metadata()
+
+
+def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
+    """A folder that is complete, and what becomes its metadata."""
+    from numatp import models
+    from numatp.files.recommended import encoded_sampling
+    from numatp.text.gguf_vocabulary import vocabulary
+    from numatp.weights.loader import plan
+    from numatp.weights.splits import split
+
+    file, model = models.open_model(path)
+    spec = model.read_spec(file)
+    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab)

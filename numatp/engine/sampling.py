@@ -1,11 +1,13 @@
 """How the next token is chosen, as a user says it."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from numatp.errors import UserError
+from numatp.files.recommended import recommended_sampling
 
 # name: (kind, may it be None, what fits, in words)
 VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], str]] = {
@@ -55,3 +57,12 @@ class SamplingParams:
     @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def recommended_params(model: str | os.PathLike[str]) -> SamplingParams:
+    """The defaults, but for what the model's authors recommend. UserError if that makes no sense."""
+    found = recommended_sampling(model)
+    try:
+        return SamplingParams(**found)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"{model}: what it recommends for sampling makes no sense: {error}") from None

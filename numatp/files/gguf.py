@@ -110,6 +110,9 @@ class GGUFFile(ModelFile):
         numbers: Sequence[float] = self._list(key, default, "a list of numbers", (6, 12))
         return numbers
 
+    def encoded_metadata(self) -> dict[str, bytes]:
+        return {key: self.metadata.encoded(key) for key in self.metadata}
+
     def _list(self, key: str, default: Any, expected: str, kinds: tuple[int, ...]) -> Any:
         entry = self._get(key, default, expected)
         if key not in self.metadata.entries:

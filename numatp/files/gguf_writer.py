@@ -2,27 +2,45 @@
 
 import math
 import os
+import struct
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
 from numatp.files.gguf import TENSOR_TYPES
-from numatp.files.gguf_header import BOOL, SCALARS, STRING, U32, U64
+from numatp.files.gguf_header import ARRAY, BOOL, SCALARS, STRING, U32, U64
 
 ALIGNMENT = 32  # bytes; what readers take it for where the metadata say nothing
 VERSION = 3
-INT, FLOAT = 4, 6  # kinds: uint32, float32
+INT, INT_OF_LIST, FLOAT = 4, 5, 6  # kinds: uint32, int32, float32
 TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
 
 
-def encoded(value: bool | int | float | str) -> bytes:
-    """One value of the metadata with its kind; numbers as uint32 and float32."""
+def encoded(value: bool | int | float | str | Sequence[bool | int | float | str]) -> bytes:
+    """One value of the metadata with its kind; numbers as uint32 and float32, in lists as int32 and float32.
+
+    ValueError for what GGUF cannot hold.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        kind, raw = _item(value, INT)
+        return U32.pack(kind) + raw
+    items = [_item(item, INT_OF_LIST) for item in value]
+    kinds = {kind for kind, _ in items}
+    if len(kinds) != 1:
+        raise ValueError("a list of values of one kind is needed")
+    return U32.pack(ARRAY) + U32.pack(*kinds) + U64.pack(len(items)) + b"".join(raw for _, raw in items)
+
+
+def _item(value: object, int_kind: int) -> tuple[int, bytes]:
     if isinstance(value, str):
-        return U32.pack(STRING) + _string(value)
-    kind = BOOL if isinstance(value, bool) else INT if isinstance(value, int) else FLOAT
-    return U32.pack(kind) + SCALARS[kind].pack(value)
+        return STRING, _string(value)
+    kind = BOOL if isinstance(value, bool) else int_kind if isinstance(value, int) else FLOAT
+    try:
+        return kind, SCALARS[kind].pack(value)
+    except (struct.error, OverflowError) as error:
+        raise ValueError(str(error)) from None
 
 
 def _string(text: str) -> bytes:

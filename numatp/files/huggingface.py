@@ -4,9 +4,11 @@ An architecture file says in a table, HUGGING_FACE, what the folder calls them (
 """
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +17,7 @@ import numpy as np
 
 from numatp.files import layouts
 from numatp.files.gguf_header import fail, quote
+from numatp.files.gguf_writer import encoded
 from numatp.files.layouts import Config, Layout, Plain
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, open_file, parse_json, read_floats, read_header
@@ -22,6 +25,8 @@ from numatp.files.safetensors import FLOATS, open_file, parse_json, read_floats,
 MAX_JSON = 1 << 26  # bytes; real indices have a few
 MAX_EXPERTS = 4096
 MAX_ROWS = 1 << 24  # of all experts of a layer
+# Keys whose numbers are floats in GGUF, however config.json writes them.
+FLOATING = re.compile(r"epsilon|freq_base|softcapping|scale$|scaling\.(factor|yarn|low|high)")
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,14 @@ class HuggingFace:
 
     classes: of `architectures` in config.json. config: GGUF's key without its first word -> the folder's key, or a function of
     config.json that gives the value, None where there is none. only: keys that must have this value where they are there.
-    tensors: GGUF's name -> the folder's. ignored: patterns of tensors that nobody needs. tied: whether the embedding is the output
-    matrix when config.json does not say.
+    tensors: GGUF's name -> the folder's. computed: GGUF's name -> what gives the float32 vector that config.json means, or None.
+    ignored: patterns of tensors that nobody needs. tied: whether the embedding is the output matrix when config.json does not say.
     """
 
     classes: tuple[str, ...]
     config: Mapping[str, str | Callable[[Config], Any]]
     tensors: Mapping[str, str | Stored]
+    computed: Mapping[str, "Callable[[HuggingFaceFile], np.ndarray | None]"] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     tied: bool = False
@@ -74,7 +80,7 @@ def rope_scaling(config: Config) -> Config:
 
 
 def rope_type(config: Config) -> Any:
-    """As GGUF's rope.scaling.type, and "llama3", for which GGUF has a tensor instead."""
+    """As GGUF's rope.scaling.type."""
     scaling = rope_scaling(config)
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     return "none" if kind == "default" else kind
@@ -89,13 +95,12 @@ CONFIG: dict[str, str | Callable[[Config], Any]] = {
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.key_length": "head_dim",
+    "attention.value_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
     "rope.scaling.type": rope_type,
     "rope.scaling.factor": lambda config: rope_scaling(config).get("factor"),
     "rope.scaling.original_context_length": lambda config: rope_scaling(config).get("original_max_position_embeddings"),
-    "rope.scaling.low_freq_factor": lambda config: rope_scaling(config).get("low_freq_factor"),
-    "rope.scaling.high_freq_factor": lambda config: rope_scaling(config).get("high_freq_factor"),
     "rope.scaling.yarn_beta_fast": lambda config: rope_scaling(config).get("beta_fast"),
     "rope.scaling.yarn_beta_slow": lambda config: rope_scaling(config).get("beta_slow"),
     "rope.scaling.yarn_attn_factor": lambda config: rope_scaling(config).get("attention_factor"),
@@ -171,7 +176,7 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config_path = path / "config.json"
-        self.config = _flat(read_json(self.config_path))
+        self.config = _flat(self.config_path, read_json(self.config_path))
         self.tensors, self.size = _read_tensors(path)
         self.architecture = self._architecture()
 
@@ -200,7 +205,7 @@ def read_bytes_of(path: Path) -> bytes:
     return raw
 
 
-def _flat(config: Config) -> Config:
+def _flat(path: Path, config: Config) -> Config:
     """The text model's part of a multimodal config, and rope_parameters as the older keys that it stands for."""
     text = config.get("text_config")
     if isinstance(text, dict):
@@ -209,6 +214,9 @@ def _flat(config: Config) -> Config:
     if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
         moved = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
         config = {"rope_scaling": rope, **moved, **config}
+    scaling = config.get("rope_scaling")
+    if scaling is not None and not isinstance(scaling, dict):
+        fail(path, f"'rope_scaling' is {quote(scaling)}, and should be an object or null; download it again")
     return config if rope_type(config) != "none" else {**config, "rope_scaling": None}
 
 
@@ -279,6 +287,21 @@ class HuggingFaceFile(ModelFile):
         good = isinstance(value, Sequence) and all(isinstance(flag, bool) for flag in value)
         return value if good else self._wrong(key, "a list of true and false")
 
+    def encoded_metadata(self) -> dict[str, bytes]:
+        """All but the vocabulary."""
+        name = self._architecture
+        found = {"general.architecture": encoded(name), "general.name": encoded(self.path.resolve().parent.name)}
+        scaling = self._value(f"{name}.rope.scaling.type")[1]
+        for key in self._table.config:
+            value = self._value(f"{name}.{key}")[1]
+            if value is None or (key.startswith("rope.scaling.") and scaling == "none"):
+                continue
+            try:
+                found[f"{name}.{key}"] = encoded(float(value) if FLOATING.search(key) else value)
+            except (TypeError, ValueError):
+                self._wrong(f"{name}.{key}", "a value that GGUF can hold")
+        return found
+
     def _value(self, key: str) -> tuple[str, Any]:
         """(what config.json calls it, its value or None)."""
         first, _, rest = key.partition(".")
@@ -337,6 +360,10 @@ class HuggingFaceFile(ModelFile):
                 used |= {info.name for one in parts.values() for info in one.values()}
                 if not (ours == "output.weight" and tied):
                     self.tensors[name] = self._assemble(parts, stored)
+        for name, compute in self._table.computed.items():
+            values = compute(self)
+            if values is not None:
+                self.tensors[name] = Assembled(name, "F32", values.shape, self.path, values.nbytes, values=partial(np.copy, values))
         if "output.weight" in self._table.tensors and not tied and "output.weight" not in self.tensors:
             self.fail(f"tensor {quote(self.called('output.weight'))} is missing in the folder; download the weights again")
         for name in sorted(theirs.keys() - used):

@@ -79,6 +79,10 @@ class ModelFile(ABC):
     def numbers(self, key: str, default: Sequence[float] | None = None) -> Sequence[float]:
         """Float32 or float64; not-a-number and infinities come as they are."""
 
+    @abstractmethod
+    def encoded_metadata(self) -> dict[str, bytes]:
+        """What a GGUF file of this model says, key by key, as `encoded` of gguf_writer.py makes it."""
+
     def called(self, tensor: str) -> str:
         """What the file calls the tensor of that GGUF name."""
         return tensor

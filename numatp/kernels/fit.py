@@ -2,7 +2,8 @@
 
 Weights come as two vectors, the 32 of a block; 16 are given twice, which changes no mean. For each of some scales around the one
 that just spans the weights, the codes q are rounded, and the scale that fits these codes best follows by least squares; the least
-squared error wins.
+squared error wins. Where there is no minimum, errors of large weights count more: a model misses those most (bench/LOG.md,
+2026-11-26).
 """
 
 from numba import float32
@@ -65,16 +66,18 @@ def store_nibbles(out, low, high):
 def fit_scale(code, a, b, first, step, count):
     """d for weights d * value, where code(x / d) gives (code, value) of the closest value.
 
-    The largest weight is tried at first + i * step for i < count, as it is and with its sign turned.
+    The largest weight is tried at first + i * step for i < count, as it is and with its sign turned. Squared errors count by the
+    weight's magnitude.
     """
     magnitude = largest(max_f32x16(abs_f32(a), abs_f32(b)))
     d, best = float32(0), float32(0)
     if magnitude > float32(SMALLEST):
+        u, v = abs_f32(a) * splat_f32(float32(1) / magnitude), abs_f32(b) * splat_f32(float32(1) / magnitude)
         for i in range(2 * count):
             place = float32(first) + float32(step) * (i // 2)
             inverse = splat_f32((place if i % 2 else -place) / magnitude)
             (_, p), (_, q) = code(a * inverse), code(b * inverse)
-            xq, qq = sum_f32x16(a * p + b * q), sum_f32x16(p * p + q * q)
+            xq, qq = sum_f32x16(u * a * p + v * b * q), sum_f32x16(u * p * p + v * q * q)
             if xq * xq > best * qq:  # what it takes away from the squared error
                 d, best = xq / qq, xq * xq / qq
     return d
@@ -82,11 +85,11 @@ def fit_scale(code, a, b, first, step, count):
 
 @device
 def scale_error(code, a, b, d):
-    """Squared error of d * value."""
+    """Squared errors of d * value, counted by the weight's magnitude."""
     inverse, scale = splat_f32(reciprocal(d)), splat_f32(d)
     (_, p), (_, q) = code(a * inverse), code(b * inverse)
     p, q = a - scale * p, b - scale * q
-    return sum_f32x16(p * p + q * q)
+    return sum_f32x16(abs_f32(a) * p * p + abs_f32(b) * q * q)
 
 
 @device

@@ -83,7 +83,6 @@ class Host:
 
     @property
     def container(self) -> str:
-        """The kind of container, if it is one."""
         """Which kind of container this is, or ""."""
         if "KUBERNETES_SERVICE_HOST" in self.environ:
             return "kubernetes"

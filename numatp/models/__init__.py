@@ -10,11 +10,11 @@ gets `hidden_size` of config.json, rules name "blk.0.attn_q.weight" and get "mod
 is the table from one to the other. What nearly all folders share has a name (CONFIG, ENDS, ATTENTION, FFN, EXPERTS); entries are
 
     config    "hidden_size", or a function of the whole config.json for what GGUF says in another way (rope_type); None: not there.
-              A key of our own may say where folders differ from GGUF: "rope.neighbours" in llama.py
     tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
               plus_one(name)                      a norm that GGUF holds with 1 added
               Stored(name, values=function)       other changes of numbers, of vectors and tables: -exp(A_log)
               Stored(name, order=function)        rows in another order, or some of them (numbered_rows): in_proj_qkvz
+    computed  vectors that GGUF has and folders only describe: function of the file, or None: "rope_freqs.weight" in llama
     only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
     ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
 
@@ -36,11 +36,13 @@ Adding an architecture
 4. If a word is missing, add it to program/ops.py and its kernel to the file of its kind in kernels/. The op says which buffers it
    reads and writes and how its threads divide them; ANYHOW is always right and costs a barrier. Test the kernel against numpy in
    tests/test_kernels.py.
-5. Add a tiny model of it to MODELS in tests/data/make_golden.py and run that with the name: transformers computes the logits,
-   llama.cpp's converter writes the file. Give each feature a way to be taken out in FEATURES of tests/golden.py. Then
+5. Add a tiny model of it to MODELS in tests/data/make_golden.py and run `make_golden.py CONVERTER NAME`: transformers computes the
+   logits, llama.cpp's converter writes the file. Give each feature a way to be taken out in FEATURES of tests/golden.py. Then
    `pytest tests/test_golden.py tests/test_models.py -k NAME` tests logits on 1, 2, 3 and 5 ranks, every feature, and refusals.
 6. For its Hugging Face folders write HUGGING_FACE; say in `only` what numatp does not compute. What the folder looks like, and that
-   it gives the same logits, is tested in tests/test_golden.py by golden/NAME.json, which make_golden.py has written.
+   it gives the same logits, is tested in tests/test_golden.py by golden/NAME.json, which make_golden.py has written; that
+   `numatp quantize` makes of it what llama.cpp's converter made, in tests/test_quantize.py. Where names or numbers of the folder
+   are not those of the GGUF file, write them down in tests/golden_folders.py, so that a slip in the table is seen.
 7. Name it in README.md's table.
 """
 

@@ -1,22 +1,75 @@
 """Llama 1-3, Mistral, SmolLM: pre-norm blocks, grouped-query attention with rotary embedding, SwiGLU."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, HuggingFace
+import numpy as np
+
+from numatp.files.huggingface import (
+    ATTENTION,
+    CONFIG,
+    ENDS,
+    FFN,
+    HuggingFace,
+    HuggingFaceFile,
+    Stored,
+    numbered_rows,
+    rope_scaling,
+    rope_type,
+)
 from numatp.files.model_file import ModelFile
-from numatp.models.spec import Spec, decoder_rules, read_common
+from numatp.models.rope import llama3_factors, plain, read_base
+from numatp.models.spec import Spec, decoder_rules, read_common, read_sizes
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
+
+def _neighbours(heads: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
+    """Rows of queries or keys: GGUF has the two values that rotate together side by side, folders half a head apart."""
+
+    def read(file: ModelFile) -> tuple[np.ndarray, int]:
+        sizes = read_sizes(file)
+        rows = numbered_rows(file, getattr(sizes, heads), 2, sizes.head_size // 2)
+        return rows.swapaxes(1, 2).ravel(), rows.size
+
+    return read
+
+
+def _rope_factors(file: HuggingFaceFile) -> np.ndarray | None:
+    """Llama 3.1's scaling, which GGUF has as a vector and folders as parameters."""
+    if rope_type(file.config) != "llama3":
+        return None
+    factor, low, high = (file.positive(f"llama.rope.scaling.{key}") for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    trained = file.count("llama.rope.scaling.original_context_length")
+    if factor < 1 or low >= high:
+        file.fail(f"scales its rotary embedding by {factor:g} between factors {low:g} and {high:g}; download the folder again")
+    frequencies = plain(read_base(file, "llama.rope.freq_base"), read_sizes(file).head_size)
+    return llama3_factors(frequencies, factor, low, high, trained).astype(np.float32)
+
+
 HUGGING_FACE = HuggingFace(
     classes=("LlamaForCausalLM", "MistralForCausalLM"),
-    config=CONFIG | {"attention.sliding_window": "sliding_window", "rope.neighbours": lambda config: False},
-    tensors=ENDS | ATTENTION | FFN | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
+    config=CONFIG
+    | {
+        "attention.sliding_window": "sliding_window",
+        "rope.scaling.type": lambda config: "none" if rope_type(config) == "llama3" else rope_type(config),
+        "rope.scaling.low_freq_factor": lambda config: rope_scaling(config).get("low_freq_factor"),
+        "rope.scaling.high_freq_factor": lambda config: rope_scaling(config).get("high_freq_factor"),
+    },
+    tensors=ENDS
+    | ATTENTION
+    | FFN
+    | {
+        "blk.{layer}.attn_q.weight": Stored("model.layers.{layer}.self_attn.q_proj.weight", order=_neighbours("heads")),
+        "blk.{layer}.attn_k.weight": Stored("model.layers.{layer}.self_attn.k_proj.weight", order=_neighbours("kv_heads")),
+        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
+    },
+    computed={"rope_freqs.weight": _rope_factors},
     only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     ignored=("*.rotary_emb.inv_freq",),
 )
@@ -24,13 +77,11 @@ HUGGING_FACE = HuggingFace(
 
 @dataclass(frozen=True)
 class LlamaSpec(Spec):
-    neighbours: bool  # which pairs of a head's values rotate: GGUF has their rows side by side
     divided: bool  # whether the frequencies of the rotation are divided by a tensor, as Llama 3.1's scaling is written in GGUF
 
 
 def read_spec(file: ModelFile) -> LlamaSpec:
-    neighbours = file.flag("llama.rope.neighbours", default=True)
-    return read_common(file, LlamaSpec, neighbours=neighbours, divided="rope_freqs.weight" in file.tensors)
+    return read_common(file, LlamaSpec, divided="rope_freqs.weight" in file.tensors)
 
 
 def rules(spec: LlamaSpec) -> list[Rule]:
@@ -61,7 +112,7 @@ def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: "
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=spec.neighbours)
+        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=True)
         h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)

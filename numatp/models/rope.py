@@ -9,7 +9,7 @@ from numatp.files.gguf_header import quote
 from numatp.files.model_file import ModelFile
 
 BASE = 10000.0  # where a file names none
-KINDS = ("none", "linear", "yarn", "llama3")
+KINDS = ("none", "linear", "yarn")
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,9 +46,6 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     if kind == "linear":
         return Rope(frequencies / factor)
     trained = file.count(f"{prefix}.original_context_length", default=file.count(f"{name}.context_length"))
-    if kind == "llama3":  # in folders; a GGUF file has the result as a tensor
-        low, high = (file.positive(f"{prefix}.{key}_freq_factor") for key in ("low", "high"))
-        return Rope(frequencies / llama3_factors(frequencies, factor, low, high, trained))
     for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
         if file.number(f"{prefix}.{key}", default=expected) != expected:
             file.fail(f"metadata '{prefix}.{key}' is not {expected:g}, which numatp cannot compute; use another model")

@@ -6,6 +6,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     BLOCK         weights of one block along a row in the file
     TILE_BYTES    bytes in memory of 16 rows x 32 columns
     SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
+                  (these four of numbers and of each other only: `sizes` reads them without running the file)
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
@@ -17,7 +18,8 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
 
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
 
-Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.py; nothing else needs to hear of the file.
+Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.py; no other code but what the steps name needs to
+hear of the file.
 
 1. Copy the nearest format to <lower-case GGUF name>.py: q4_0 (a scale per block), q4_1 (and a minimum), iq4_nl (a table of values),
    mxfp4 (a table and another kind of scale), q4_k (super-blocks of 32s with minima), q6_k (super-blocks of 16s). Its docstring says
@@ -29,10 +31,12 @@ Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.
    what super-blocks share to the end. Rows from `rows` on do not exist: their scales must be zero, their codes may be anything.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
 4. Write `dot_tile`: the codes as bytes, 0..128 for add_dot, or + 128 for add_dot_biased, and no float before the products are
-   summed. It must not call, raise or allocate. An instruction that LLVM does not find by itself goes into each file of kernels/isa.
+   summed; each unit asks for memory further on (kernels/ahead.py). It must not call, raise or allocate. An instruction that LLVM
+   does not find by itself goes into each file of kernels/isa.
        pytest tests/test_kernels.py -k "NAME or NAME in lower case or levels"
 5. Write `quantize` with the searches of kernels/fit.py. Add the format to FILE_TYPES of weights/convert.py (llama.cpp's number), to
-   INSTEAD there if it has super-blocks, and to ROUNDING of tests/test_quantizers.py.
+   INSTEAD there if it has super-blocks, to ROUNDING of tests/test_quantizers.py, and to BITS_BELOW_HEAD of tests/test_quantize.py
+   if it has fewer bits than Q6_K.
        pytest tests/test_quantizers.py tests/test_quantize.py -k NAME
 6. Add it to the formats in README.md.
 """

@@ -17,8 +17,8 @@ from numatp.text.chat_template import render_chat
 if TYPE_CHECKING:
     import tokenizers
 
-# Values of `tokenizer.ggml.token_type`; another one (5, unused) stands for no text.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
+# Values of `tokenizer.ggml.token_type`; UNUSED stands for no text.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 # Metadata names only one or two of the tokens that end a text; these names are the others, in models of today.
 END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
@@ -61,13 +61,13 @@ class Tokenizer:
         self.vocab_size = len(tokens)
         self.eos_ids = eos_ids
         self.chat_template = chat_template
-        self._tokens = tokens
-        self._kinds = kinds
+        self.tokens = tokens
+        self.kinds = kinds
         self._bpe = bpe
         self._spell = spell
         self.bos = bos
-        self._eos = eos
-        self._bos_name, self._eos_name = bos_name, eos_name
+        self.eos = eos
+        self.bos_name, self.eos_name = bos_name, eos_name
         user_defined = {token: id for id, token in enumerate(tokens) if kinds[id] == USER_DEFINED and token}
         named = {token: id for id, token in enumerate(tokens) if kinds[id] in (UNKNOWN, CONTROL) and token}
         self._named = named | user_defined
@@ -124,8 +124,8 @@ class Tokenizer:
         ids = self._ids(text, special)
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
-        if self._eos is not None and ids[-1:] != [self._eos]:
-            ids.append(self._eos)
+        if self.eos is not None and ids[-1:] != [self.eos]:
+            ids.append(self.eos)
         return ids
 
     def _ids(self, text: str, special: bool) -> list[int]:
@@ -142,7 +142,7 @@ class Tokenizer:
         """The prompt for an answer to `messages` (see chat_template.py). UserError if the model has no chat template."""
         if self.chat_template is None:
             raise UserError("this model has no chat template: use generate without --chat, or a model made for chats")
-        names = {"bos_token": self._bos_name, "eos_token": self._eos_name, "unk_token": "", "pad_token": ""}
+        names = {"bos_token": self.bos_name, "eos_token": self.eos_name, "unk_token": "", "pad_token": ""}
         return render_chat(self.chat_template, messages, names)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -152,8 +152,8 @@ class Tokenizer:
     def token_bytes(self, id: int) -> bytes:
         if not 0 <= id < self.vocab_size:
             raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
-        kind = self._kinds[id]
-        return self._spell(self._tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
+        kind = self.kinds[id]
+        return self._spell(self.tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
 
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
@@ -192,6 +192,14 @@ def _rule(gguf: GGUFFile) -> words.Words:
     return words.WORDS[name]
 
 
+def byte_level_steps(rule: words.Words) -> list[Any]:
+    """What cuts a text into words by a rule, and spells their bytes as characters."""
+    from tokenizers import Regex, pre_tokenizers
+
+    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
+    return [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+
+
 def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Tokenizer":
     from tokenizers import Regex, models, pre_tokenizers  # here, because it costs 30 ms and all other ranks do without
 
@@ -199,8 +207,7 @@ def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Toke
     pairs = [(left, right) for left, space, right in (merge.partition(" ") for merge in gguf.strings("tokenizer.ggml.merges"))]
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     bpe = _bpe(gguf, lambda: models.BPE(vocab, pairs, ignore_merges=rule.whole))
-    steps: list[Any] = [pre_tokenizers.Split(Regex(split), "isolated") for split in rule.splits]
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    steps = byte_level_steps(rule)
     # A byte without a token is lost, but its neighbours must not merge as if it had never been there.
     missing = "".join(char for char in BYTE_OF_CHAR if char not in vocab)
     if missing:

@@ -20,7 +20,7 @@ MAX_VOCAB = 1 << 24
 
 
 class FolderTokenizer(Tokenizer):
-    """Normalises, splits and merges as tokenizer.json says; spells tokens as all others do."""
+    """Normalises, splits and merges as tokenizer.json says, which `described` holds; spells tokens as all others do."""
 
     def __init__(self, folder: Path) -> None:
         import tokenizers
@@ -61,6 +61,7 @@ class FolderTokenizer(Tokenizer):
             tokens, kinds, bpe, spell_byte_level if byte_level else spell_sentencepiece, bos=bos, eos=eos, eos_ids=frozenset(ends),
             chat_template=_chat_template(folder, config), bos_name=names["bos"], eos_name=names["eos"],
         )  # fmt: skip
+        self.byte_level, self.described = byte_level, described
         self._source = raw.decode()
 
     @cached_property
@@ -71,6 +72,11 @@ class FolderTokenizer(Tokenizer):
         plain = tokenizers.Tokenizer.from_str(self._source)
         plain.encode_special_tokens = True
         return plain
+
+    def words(self, text: str) -> list[str]:
+        """What it merges within, of a text that needs no normalising."""
+        cut = self._bpe.pre_tokenizer
+        return [word for word, _ in cut.pre_tokenize_str(text)] if cut else [text]
 
     def _ids(self, text: str, special: bool) -> list[int]:
         ids: list[int] = (self._bpe if special else self._plain).encode(text, add_special_tokens=False).ids

@@ -3,9 +3,10 @@
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -13,9 +14,13 @@ import numpy as np
 
 from numatp import quants
 from numatp.errors import UserError
-from numatp.files.gguf import GGUFFile, TensorInfo
 from numatp.files.gguf_writer import GGUFWriter, encoded, new_file, num_bytes
+from numatp.files.huggingface import Assembled
+from numatp.files.layouts import Rows
+from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.files.safetensors import FLOATS
 from numatp.kernels.fit import MOST_F16
+from numatp.weights.loader import by_piece
 
 PIECE = 1 << 19  # weights that a thread converts at a time
 # What general.file_type says; for people, and for llama.cpp's summary of a file.
@@ -27,7 +32,7 @@ MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # of this type, and better where i
 BETTER = "Q6_K"  # as llama.cpp has the output matrix of any smaller type
 # Where rows are no whole super-blocks, as llama.cpp does.
 INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
-# Matrices that are small, and that kernels read as floats or whose errors decide too much (routers).
+# Matrices that are small, and that kernels (here and in llama.cpp) read as floats or whose errors decide too much (routers).
 KEPT = re.compile(r"_norm|ffn_gate_inp|ssm_conv1d|shortconv|position_embd|token_types")
 
 
@@ -35,7 +40,8 @@ KEPT = re.compile(r"_norm|ffn_gate_inp|ssm_conv1d|shortconv|position_embd|token_
 class Change:
     """One tensor and the type that it will have."""
 
-    info: TensorInfo
+    info: TensorInfo | Assembled
+    name: str  # GGUF's
     type: str
 
     @property
@@ -51,29 +57,29 @@ def type_names() -> list[str]:
     return sorted({*quants.names(), *MIXES})
 
 
-def choose_types(file: GGUFFile, wanted: str) -> list[Change]:
+def choose_types(file: ModelFile, wanted: str) -> list[Change]:
     """What becomes of each tensor. UserError for one that numatp cannot read."""
     layers = 1 + max((int(match[1]) for match in map(_layer, file.tensors) if match), default=0)
     tied = "output.weight" not in file.tensors
-    return [Change(info, _type_of(info, wanted, layers, tied)) for info in file.tensors.values()]
+    return [Change(info, name, _type_of(name, info, wanted, layers, tied)) for name, info in file.tensors.items()]
 
 
 def _layer(name: str) -> re.Match[str] | None:
     return re.match(r"blk\.(\d+)\.", name)
 
 
-def _type_of(info: TensorInfo, wanted: str, layers: int, tied: bool) -> str:
-    if not info.name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(info.name):
-        return info.type
+def _type_of(name: str, info: TensorInfo | Assembled, wanted: str, layers: int, tied: bool) -> str:
+    if not name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(name):
+        return "F32" if info.type in FLOATS else info.type
     kind = MIXES.get(wanted, wanted)
-    head = info.name == "output.weight" or (tied and info.name == "token_embd.weight")
-    if (head or (wanted in MIXES and _matters(info.name, layers))) and _bits(kind) < _bits(BETTER):
+    head = name == "output.weight" or (tied and name == "token_embd.weight")
+    if (head or (wanted in MIXES and _matters(name, layers))) and _bits(kind) < _bits(BETTER):
         kind = BETTER
     quants.find(info.type, info.name)
     for candidate in (kind, INSTEAD.get(kind), "F16"):
         if candidate and info.shape[-1] % quants.find(candidate, info.name).BLOCK == 0:
             return candidate
-    return info.type if info.type in ("F32", "F16", "BF16") else "F32"
+    return info.type if info.type in FLOATS else "F32"
 
 
 def _bits(type: str) -> float:
@@ -98,21 +104,30 @@ def describe(changes: list[Change], wanted: str) -> list[str]:
     for (type, columns), count in sorted(others.items()):
         block = quants.find(main, "").BLOCK
         lines.append(f"{count} tensors become {type}: their rows of {columns} are no multiple of {block}, as {main} needs")
-    lossy = Counter(c.info.type for c in changes if c.type != c.info.type and c.info.type not in ("F32", "F16", "BF16"))
+    lossy = {_lossy(c.info) for c in changes if c.type != c.info.type} - {""}
     if lossy:
         lines.append(f"quantised before ({', '.join(sorted(lossy))}): what was lost then stays lost")
     return lines
 
 
+def _lossy(info: TensorInfo | Assembled) -> str:
+    """How a tensor was quantised before, if it was."""
+    if isinstance(info, Assembled) and info.note:
+        return info.note
+    return "" if info.type in FLOATS else info.type
+
+
 def convert(
-    file: GGUFFile, changes: list[Change], wanted: str, out: Path, threads: int, progress: Callable[[int, int], None]
+    metadata: Mapping[str, bytes], changes: list[Change], wanted: str, out: Path, threads: int, progress: Callable[[int, int], None]
 ) -> None:
-    """Writes `out`. progress(bytes done, bytes in all). UserError for weights that are no numbers or do not fit the type."""
+    """Writes `out`. metadata: by key as gguf_writer encodes it. progress(bytes done, bytes in all).
+
+    UserError for weights that are no numbers or do not fit the type.
+    """
     ours = {"general.file_type": encoded(FILE_TYPES[wanted]), "general.quantization_version": encoded(2)}
-    kept = {key for key in file.metadata if not key.startswith("split.") and key not in {"general.alignment", *ours}}
-    metadata = {key: file.metadata.encoded(key) for key in file.metadata if key in kept} | ours
+    kept = {key: value for key, value in metadata.items() if not key.startswith("split.") and key != "general.alignment"}
     with new_file(out) as fd, ThreadPoolExecutor(threads) as pool:
-        writer = GGUFWriter(fd, metadata, [(c.info.name, c.type, c.info.shape) for c in changes])
+        writer = GGUFWriter(fd, kept | ours, [(c.name, c.type, c.info.shape) for c in changes])
         done, total = 0, sum(c.num_bytes for c in changes)
         waiting: deque[Future[int]] = deque()
         try:
@@ -131,29 +146,43 @@ def convert(
 def _pieces(changes: list[Change], writer: GGUFWriter) -> Iterator[Callable[[], int]]:
     """Jobs that convert some rows of one tensor each and return the bytes that they wrote."""
     for change in changes:
-        rows = prod(change.info.shape[:-1])
         step = max(PIECE // change.info.shape[-1], 1)
-        for first in range(0, rows, step):
-            yield _piece(change, writer, first, min(first + step, rows), rows)
+        row_bytes, position = num_bytes(change.type, change.info.shape[-1:]), writer.offsets[change.name]
+        for read, rows in _sources(change.info):
+            for first in range(0, rows, step):
+                own = slice(first, min(first + step, rows))
+                yield partial(_piece, change, read, own, writer, position + first * row_bytes)
+            position += rows * row_bytes
 
 
-def _piece(change: Change, writer: GGUFWriter, first: int, last: int, rows: int) -> Callable[[], int]:
-    def work() -> int:
-        info = change.info
-        row_bytes = info.num_bytes // rows
-        raw = _read(info, info.offset + first * row_bytes, (last - first) * row_bytes)
-        if change.type != info.type:
-            x = quants.find(info.type, info.name).unpack(np.frombuffer(raw, np.uint8).reshape(last - first, row_bytes))
-            _check(x, change)
-            raw = quants.quantize(quants.find(change.type, info.name), x).tobytes()
-        writer.write(raw, writer.offsets[info.name] + first * change.num_bytes // rows)
-        return len(raw)
-
-    return work
+def _sources(info: TensorInfo | Assembled) -> Iterator[tuple[Rows, int]]:
+    """What reads rows of a tensor as blocks of its type, and how many: one part after another."""
+    rows = prod(info.shape[:-1])
+    if isinstance(info, TensorInfo):
+        yield partial(_read, info, info.num_bytes // rows), rows
+    elif info.values:
+        values = np.ascontiguousarray(info.values().reshape(rows, -1))
+        yield values.view(np.uint8).__getitem__, rows
+    else:
+        for layout, numbers in by_piece(info, [range(rows)]):
+            yield layout.cut(numbers, range(info.shape[-1])), len(numbers)
 
 
-def _read(info: TensorInfo, position: int, count: int) -> bytes:
-    parts = []
+def _piece(change: Change, read: Rows, rows: slice, writer: GGUFWriter, position: int) -> int:
+    raw = read(rows)
+    if change.type != change.info.type:
+        x = quants.find(change.info.type, change.name).unpack(raw)
+        _check(x, change)
+        # A vector need not be whole blocks, which even F32 has here.
+        raw = x if change.type == "F32" else quants.quantize(quants.find(change.type, change.name), x)
+    data = raw.tobytes()
+    writer.write(data, position)
+    return len(data)
+
+
+def _read(info: TensorInfo, row_bytes: int, rows: slice) -> np.ndarray:
+    parts: list[bytes] = []
+    position, count = info.offset + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
     try:
         with open(info.path, "rb", buffering=0) as source:
             while count:
@@ -164,7 +193,7 @@ def _read(info: TensorInfo, position: int, count: int) -> bytes:
                 count, position = count - len(part), position + len(part)
     except OSError as error:
         raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: {error.strerror}; check the disk") from None
-    return b"".join(parts)
+    return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, row_bytes)
 
 
 def _check(x: np.ndarray, change: Change) -> None:

@@ -322,7 +322,7 @@ class Weights:
         step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
         address, parts = target.address, _parts(piece, columns, step)
         while batch := list(islice(parts, threads)):
-            raw = np.concatenate(list(pool.map(lambda part: _blocks(part[0], part[1], info.type, format), batch)))
+            raw = np.concatenate(list(pool.map(lambda part: _blocks(part[0], part[1], info, format), batch)))
             record = pack.record(
                 source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw),
                 first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
@@ -332,12 +332,15 @@ class Weights:
             address += -(-len(raw) // quants.TILE_ROWS) * target.tile_bytes
 
 
-def _blocks(read: Rows, rows: slice, given: str, format: ModuleType) -> np.ndarray:
-    """Rows that come as GGUF type `given` in the file blocks of `format`."""
+def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+    """Rows of a tensor in the file blocks of `format`. UserError for weights that no block holds."""
     raw = read(rows)
-    if format is quants.find(given, ""):
+    if format is quants.find(info.type, info.name):
         return raw
-    return quants.quantize(format, floats(raw.view(DTYPES[given]), given))
+    values = floats(raw.view(DTYPES[info.type]), info.type)
+    if not np.isfinite(values).all():
+        raise UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
+    return quants.quantize(format, values)
 
 
 def notes(slices: list[Slice]) -> list[str]:
@@ -352,12 +355,12 @@ def notes(slices: list[Slice]) -> list[str]:
 
 def _parts(piece: Slice, columns: range, step: int) -> Iterator[tuple[Rows, slice]]:
     """A matrix's rows in parts of `step` at most; all but the last have whole tiles."""
-    for layout, numbers in _by_piece(piece.info, piece.rows):
+    for layout, numbers in by_piece(piece.info, piece.rows):
         read = layout.cut(numbers, columns)
         yield from ((read, slice(first, first + step)) for first in range(0, len(numbers), step))
 
 
-def _by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
+def by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tuple[Layout, np.ndarray]]:
     """The layouts whose rows the ranges are, and the numbers of the rows in them."""
     numbers = np.concatenate([np.arange(rows.start, rows.stop) for rows in ranges])
     if isinstance(info, TensorInfo):
