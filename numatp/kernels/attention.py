@@ -122,11 +122,11 @@ def attend(args, scratch, table, kv_head, first_block, last_block, count, positi
         next_keys, next_values = offset(args.keys, place), offset(args.values, place)
         tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
         if count == 1:
-            cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys, next_values)
+            cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys)
         elif count > FEW:
-            cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys, next_values)
+            cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys)
         else:
-            cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys, next_values)
+            cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys)
         for m in range(count):
             seen = position + m * step + 1 - block * CACHE_BLOCK
             unseen, row_scores = seen - args.window, offset(scores, m * SCORES_PITCH)
@@ -137,11 +137,11 @@ def attend(args, scratch, table, kv_head, first_block, last_block, count, positi
             if not whole:
                 replace_unseen(row_scores, unseen, seen, 0.0)
         if count == 1:
-            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row())
+            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row(), next_values)
         elif count > FEW:
-            cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group())
+            cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group(), next_values)
         else:
-            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows())
+            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows(), next_values)
 
 
 @device

@@ -26,31 +26,30 @@ def prepare(queries, prepared, size, room):
 
 
 @device
-def prefetch_next(next_keys, next_values, d):
+def prefetch_next(there, d):
     """The lines of one d: CACHE_BLOCK float16 of either."""
     for line in range(0, 2 * CACHE_BLOCK, 64):
-        prefetch(next_keys, d * 2 * CACHE_BLOCK + line)
-        prefetch(next_values, d * 2 * CACHE_BLOCK + line)
+        prefetch(there, d * 2 * CACHE_BLOCK + line)
 
 
 @device
-def score(queries, prepared, keys, size, scores, zero, next_keys, next_values):
+def score(queries, prepared, keys, size, scores, zero, next_keys):
     """As many accumulators as registers hold."""
     for part in range(0, CACHE_BLOCK, 16):
         s = zero
         for d in range(size):
             if part == 0:
-                prefetch_next(next_keys, next_values, d)
+                prefetch_next(next_keys, d)
             s = add_outer_apart(s, widen(load_f16x16(keys, d * CACHE_BLOCK + part)), offset(queries, d * 4), QUERY_PITCH)
         store_rows(scores, SCORES_PITCH, part, s)
 
 
 @device
-def score_few(queries, prepared, keys, size, scores, zero, next_keys, next_values):
+def score_few(queries, prepared, keys, size, scores, zero, next_keys):
     """Four vectors of tokens at once, so that sums do not wait for each other."""
     s0, s1, s2, s3 = zero, zero, zero, zero
     for d in range(size):
-        prefetch_next(next_keys, next_values, d)
+        prefetch_next(next_keys, d)
         q = offset(queries, d * 4)
         s0 = add_outer_apart(s0, widen(load_f16x16(keys, d * CACHE_BLOCK)), q, QUERY_PITCH)
         s1 = add_outer_apart(s1, widen(load_f16x16(keys, d * CACHE_BLOCK + 16)), q, QUERY_PITCH)
@@ -63,8 +62,10 @@ def score_few(queries, prepared, keys, size, scores, zero, next_keys, next_value
 
 
 @device
-def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero):
+def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
     for d in range(0, size, 16):
+        for i in range(16):
+            prefetch_next(next_values, d + i)
         a = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
         for t in range(tokens):
             a = add_outer_apart(a, load_value(values, size, t, d), offset(scores, t * 4), SCORES_PITCH)
@@ -72,13 +73,14 @@ def add_values(scores, factors, corrections, sums, values, size, count, tokens, 
 
 
 @device
-def add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero):
+def add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
     """Four tokens at once, so that sums do not wait for each other."""
     for d in range(0, size, 16):
         a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
         a1, a2, a3 = zero, zero, zero
         for four in range(tokens // 4):
             t = 4 * four
+            prefetch_next(next_values, d + four)
             w = offset(scores, t * 4)
             a0 = add_outer_apart(a0, load_value(values, size, t, d), w, SCORES_PITCH)
             a1 = add_outer_apart(a1, load_value(values, size, t + 1, d), offset(w, 4), SCORES_PITCH)

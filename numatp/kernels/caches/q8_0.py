@@ -89,7 +89,7 @@ def load_block(q):
 
 
 @device
-def score(queries, prepared, keys, size, scores, zero, next_keys, next_values):
+def score(queries, prepared, keys, size, scores, zero, next_keys):
     units, pitch = size // BLOCK, num_rows(zero)
     for tile in range(CACHE_BLOCK // KEY_TILE):
         weights, s = offset(keys, tile * tile_bytes(size)), zero
@@ -97,7 +97,6 @@ def score(queries, prepared, keys, size, scores, zero, next_keys, next_values):
             ahead = (tile * units + unit) * UNIT_BYTES
             for line in range(0, UNIT_BYTES, 64):
                 prefetch(next_keys, ahead + line)
-                prefetch(next_values, ahead + line)
             d = widen(load_f16x16(offset(weights, units * 512 + unit * 32), 0))
             vectors = load_block(offset(weights, unit * 512))
             place = unit * pitch
@@ -143,7 +142,7 @@ def load_scales(unit_scales, part, tokens):
 
 
 @device
-def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero):
+def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
     pitch = num_rows(zero)
     for tile in range(size // 16):
         if tile % 2 == 0:
@@ -151,6 +150,8 @@ def add_values(scores, factors, corrections, sums, values, size, count, tokens, 
         s = scale_rows(load_rows(sums, QUERY_PITCH, tile * 16, zero), corrections)
         for part in range(2):
             place = offset(values, tile * TILE_BYTES + part * 512)
+            for line in range(0, UNIT_BYTES, 64):
+                prefetch(next_values, (tile * 2 + part) * UNIT_BYTES + line)
             s = add_weighted(s, load_block(place), offset(factors, part * pitch * BLOCK), offset(factors, (16 + part) * pitch * 4))
         store_rows(sums, QUERY_PITCH, tile * 16, s)
 
