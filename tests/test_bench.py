@@ -64,7 +64,8 @@ def test_the_table_is_llama_benchs(model):
     assert all(re.fullmatch(r"[\d.]+ ± [\d.]+", row[6]) for row in cells)
     assert all(row[0].startswith("llama 0M Q4_1") and row[3] == "CPU" for row in cells)
     assert "% of the roofline" in result.stderr
-    assert len({len(row) for row in (header, line, *rows)}) == 1
+    # All columns but the last are as wide in each row; a tiny model's rate may need more room than its column has.
+    assert len({row.rindex("|", 0, -1) for row in (header, line, *rows)}) == 1
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
