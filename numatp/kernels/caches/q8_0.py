@@ -9,7 +9,7 @@ CACHE_BLOCK). The softmax's weights are multiplied with these and rounded to 8 b
 from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import GROUP, add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
+from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.simd import (
     abs_f32,
     keep_lanes,
@@ -36,6 +36,7 @@ from numatp.kernels.simd import (
 ZERO = 128  # added to keys: the dot product takes unsigned bytes on one side
 UNIT_BYTES = 8 * 64 + 32  # of keys in 16 tokens x 32 values, and of values as well
 TILE_BYTES = 2 * 512  # of 16 values of a block, without scales
+TABLE_BYTES = 2 * 16 * 4  # of two numbers for each of at most 16 rows, in whole vectors
 
 
 @device
@@ -113,7 +114,7 @@ score_few = score
 @device
 def weigh(scores, factors, unit_scales, count, tokens, pitch):
     """The softmax's weights of `count` rows times values' scales as int8 (2, pitch, 32) and float32 scales (2, pitch)."""
-    scales, inverses = offset(factors, 2 * pitch * BLOCK), offset(factors, 2 * (pitch * BLOCK + GROUP * 4))
+    scales, inverses = offset(factors, 2 * pitch * BLOCK), offset(factors, 2 * pitch * BLOCK + TABLE_BYTES)
     d0, d1 = load_scales(unit_scales, 0, tokens), load_scales(unit_scales, 16, tokens)
     d2, d3 = load_scales(unit_scales, 32, tokens), load_scales(unit_scales, 48, tokens)
     for m in range(count):
