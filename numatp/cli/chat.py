@@ -7,6 +7,7 @@ from numatp.cli import signals
 from numatp.cli.generate import show_answer
 from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
 from numatp.cli.session import run_session
+from numatp.engine.sampling import SamplingParams
 from numatp.errors import RankError, UserError
 from numatp.llm import LLM, Message
 
@@ -20,10 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    job, params = job_of(arguments), params_of(arguments)
+    job = job_of(arguments)
+    params_of(arguments, SamplingParams())  # what makes no sense is refused before anything is loaded
     start: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
 
     def converse(llm: LLM) -> int:
+        params = params_of(arguments, llm.default_params)
         if sys.stdin.isatty():
             note(HELP)
             signals.interrupt()

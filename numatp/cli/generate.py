@@ -23,12 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    job, params = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit), params_of(arguments)
+    job = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit)
+    params_of(arguments, SamplingParams())  # what makes no sense is refused before anything is loaded
     prompt = arguments.prompt if arguments.file is None else read_text(arguments.file)
     if not prompt:
         raise UserError("the prompt is empty: give some text with -p or -f")
 
     def answer(llm: LLM) -> int:
+        params = params_of(arguments, llm.default_params)
+
         def work() -> str:
             return show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params)
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 
 from numatp.engine.job import Job
-from numatp.engine.sampling import SamplingParams, recommended_params
+from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
@@ -115,14 +115,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
 
 
-def params_of(arguments: argparse.Namespace) -> SamplingParams:
+def params_of(arguments: argparse.Namespace, usual: SamplingParams) -> SamplingParams:
+    """usual: what holds where no option was given."""
     chosen = arguments.seed is not None and arguments.seed >= 0
     given = {
         "temperature": arguments.temp, "top_k": arguments.top_k, "top_p": arguments.top_p, "min_p": arguments.min_p,
         "repeat_penalty": arguments.repeat_penalty,
     }  # fmt: skip
     return replace(
-        recommended_params(resolve_model(arguments.model)), **{name: value for name, value in given.items() if value is not None},
+        usual, **{name: value for name, value in given.items() if value is not None},
         seed=arguments.seed if chosen else random.SystemRandom().getrandbits(32),
         max_tokens=arguments.predict, stop=arguments.stop, ignore_eos=arguments.ignore_eos,
     )  # fmt: skip

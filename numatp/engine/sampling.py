@@ -7,7 +7,6 @@ from numbers import Integral, Real
 from typing import Any
 
 from numatp.errors import UserError
-from numatp.files.recommended import recommended_sampling
 
 # name: (kind, may it be None, what fits, in words)
 VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], str]] = {
@@ -61,6 +60,8 @@ class SamplingParams:
 
 def recommended_params(model: str | os.PathLike[str]) -> SamplingParams:
     """The defaults, but for what the model's authors recommend. UserError if that makes no sense."""
+    from numatp.files.recommended import recommended_sampling  # loads numpy
+
     found = recommended_sampling(model)
     try:
         return SamplingParams(**found)  # type: ignore[arg-type]
