@@ -75,7 +75,7 @@ def child(options):
         for rows in (1, ROWS):
             tiles = min(area.num_bytes // tile_bytes, 65536 if rows == 1 else 4096 // 16)
             if format.SUPER_BYTES:  # the phase, which no other byte may look like (kernels/superblock.py)
-                memory[: tiles * tile_bytes].reshape(tiles, tile_bytes)[:, COLUMNS // 32 * format.TILE_BYTES :][:, :8] = 0
+                memory[: tiles * tile_bytes].reshape(tiles, tile_bytes)[:, :8] = 0
             matrix = Matrix("w", format, area.address, tiles * 16, COLUMNS)
             seconds = measure(rows, lambda ops, x, matrix=matrix: ops.matmul("out", x, matrix))
             (product,) = [value for op, value in seconds.items() if op.endswith(".matmul")]

@@ -11,6 +11,7 @@ from typing import Any
 from numatp.cli.options import add_model, job_of, natural, note
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
+from numatp.errors import UserError
 from numatp.llm import LLM, RankPages
 
 FINDING = 3  # exit status
@@ -48,10 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     count = arguments.predict
 
     def work(llm: LLM) -> int:
+        if count >= llm.plan.context:
+            raise UserError(f"-n {count}: the cache has room for {llm.plan.context} tokens, the prompt's included: use a larger -c")
+
         def generate() -> None:
             if count:
                 params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-                llm.generate(PROMPT[: max(llm.plan.context - count, 1)], params)
+                llm.generate(PROMPT[: llm.plan.context - count], params)
 
         before, after, status = audited(llm.audit, arguments.min_local, generate)
         if arguments.output == "json":

@@ -1,4 +1,4 @@
-"""Prefetch of a weight matrix, which is one stream of bytes: tile after tile, whatever lies where within a tile.
+"""Prefetch of a weight matrix, which is one stream of bytes: tile after tile, each read from its start to its end.
 
 Into the second-level cache only: requests into the first would hold its few fill buffers until DRAM answers, and the processor's
 own prefetcher needs them to follow a tile's parts.
@@ -11,7 +11,7 @@ AHEAD = 8192  # bytes: more than one core can read while one access to DRAM is u
 
 
 @device
-def prefetch_unit(stream, num_bytes):
-    """Asks for the num_bytes (a constant) that are read AHEAD bytes after those at stream."""
+def prefetch_unit(unit, num_bytes):
+    """Asks for the num_bytes (a constant) that are read AHEAD bytes after those at unit."""
     for line in range((num_bytes + 63) // 64):
-        prefetch(stream, AHEAD + line * 64)
+        prefetch(unit, AHEAD + line * 64)

@@ -4,7 +4,7 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
 
     BLOCK_BYTES   bytes of BLOCK weights in the file
     BLOCK         weights of one block along a row in the file
-    TILE_BYTES    bytes in memory of 16 rows x 32 columns
+    TILE_BYTES    bytes in memory of 16 rows x 32 columns, which lie together: a tile is one stream, read from start to end
     SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
                   (these four of numbers and of each other only: `sizes` reads them without running the file)
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
@@ -27,8 +27,9 @@ hear of the file.
 2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In tests/tiny.py, SCALES says where the
    block's float16 scales lie if the gguf package reads the format and does not write it.
        pytest tests/test_kernels.py -k "NAME and unpack"
-3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind all planes,
-   what super-blocks share to the end. Rows from `rows` on do not exist: their scales must be zero, their codes may be anything.
+3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind its
+   planes, what super-blocks share before their units. Rows from `rows` on do not exist: their scales must be zero, their codes may
+   be anything.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
 4. Write `dot_tile`: the codes as bytes, 0..128 for add_dot, or + 128 for add_dot_biased, and no float before the products are
    summed; each unit asks for memory further on (kernels/ahead.py). It must not call, raise or allocate. An instruction that LLVM
@@ -51,7 +52,7 @@ from types import ModuleType
 import numpy as np
 
 from numatp.errors import UserError
-from numatp.kernels.layout import ending_bytes
+from numatp.kernels.layout import super_bytes
 
 SIZES = {"BLOCK", "BLOCK_BYTES", "TILE_BYTES", "SUPER_BYTES"}
 UNIT = 32  # columns
@@ -107,5 +108,5 @@ def quantize(format: ModuleType, x: np.ndarray) -> np.ndarray:
 def tile_bytes(format: ModuleType, columns: int, first: int = 0) -> int:
     """Bytes of one tile of 16 rows x `columns`, from the first-th on; whole cache lines, so that every tile begins on one."""
     units = columns // UNIT
-    ending = ending_bytes(first // UNIT, units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
-    return (units * format.TILE_BYTES + ending + 63) // 64 * 64
+    supers = super_bytes(first // UNIT, units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
+    return (units * format.TILE_BYTES + supers + 63) // 64 * 64

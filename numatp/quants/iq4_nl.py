@@ -1,7 +1,7 @@
 """IQ4_NL: blocks of 32 weights with a float16 scale d; weight = d * VALUES[q] with q in 0..15.
 
 File block, 18 bytes: d, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31, as in Q4_0.
-Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 d.
+Tile: per block a plane of 4 bits (kernels/planes.py), then 16 d.
 """
 
 import numpy as np
@@ -36,24 +36,22 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants = offset(tile, units * 256)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = load_values(tile)
-        prefetch_unit(stream, TILE_BYTES)
-        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_starts)
-        tile, constants, stream = offset(tile, 256), offset(constants, 32), offset(stream, TILE_BYTES)
-        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
+        prefetch_unit(tile, TILE_BYTES)
+        total = add_dot_biased(total, weights, widen(load_f16x16(offset(tile, 256), 0)), x, x_scales, x_starts)
+        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
+        x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
-    unit = column // 32
-    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
-    return load_f16(offset(tile, units * 256 + unit * 32), row) * VALUES[q]
+    weights = offset(tile, column // 32 * TILE_BYTES)
+    q = plane_element(weights, 4, row, column % 32)
+    return load_f16(offset(weights, 256), row) * VALUES[q]
 
 
 nearest = nearest_of(VALUES, range(16))

@@ -2,8 +2,8 @@
 
 File block, 136 bytes: float16 d; 8 scales + 32 of 6 bits: the high two bits of all, then the low nibbles of all; per unit 16 bytes
 whose low nibbles are weights 0-15 and high nibbles weights 16-31.
-Tile: per unit a plane of 4 bits (kernels/planes.py); behind all units, per unit 16 scales as int8; then the end that
-kernels/superblock.py describes, with 16 d.
+Tile: as kernels/superblock.py has it; a super-block's rows share 16 d, and a unit is a plane of 4 bits (kernels/planes.py), then
+16 scales as int8.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ from numatp.kernels.simd import (
     widen,
     widen_i8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
 from numatp.quants.iq4_nl import VALUES, code, load_values
 
 BLOCK, BLOCK_BYTES = 256, 136
@@ -63,46 +63,45 @@ def scale_of(block, unit):
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
-    store_phase(end, first_unit)
+    store_phase(tile, first_unit)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(end, units)):
-            store_f16(shared(end, index, SUPER_BYTES), row, load_f16(block, 0) if row < rows else 0)
-            first, last = units_of(end, index, units)
+        for index in range(touched(tile, units)):
+            store_f16(shared(tile, index, SUPER_BYTES, TILE_BYTES), row, load_f16(block, 0) if row < rows else 0)
+            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
-                place = (first_unit + unit) % 8
-                store_i8(constants, unit * 16 + row, scale_of(block, place))
+                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+                store_i8(weights, 256 + row, scale_of(block, place))
                 for j in range(4):
-                    store_i32(tile, unit * 64 + j * 16 + row, load_i32(offset(block, 8 + place * 16), j))
+                    store_i32(weights, j * 16 + row, load_i32(offset(block, 8 + place * 16), j))
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants, end = offset(tile, units * 256), offset(tile, units * TILE_BYTES)
+    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for index in range(touched(end, units)):
-        d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
-        begin, stop = units_of(end, index, units)
+    for index in range(touched(tile, units)):
+        d = widen(load_f16x16(here, 0))
+        prefetch_unit(here, SUPER_BYTES)
+        here = offset(here, SUPER_BYTES)
+        begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = load_values(tile)
-            prefetch_unit(stream, TILE_BYTES)
-            total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(constants, 0)), x, x_scales, x_starts)
-            tile, constants, stream = offset(tile, 256), offset(constants, 16), offset(stream, TILE_BYTES)
-            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
+            weights = load_values(here)
+            prefetch_unit(here, TILE_BYTES)
+            total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(here, 256)), x, x_scales, x_starts)
+            here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
+            x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit = column // 32
-    end = offset(tile, units * TILE_BYTES)
-    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
-    scale = load_i8(tile, units * 256 + unit * 16 + row)
-    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * scale * VALUES[q]
+    weights = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+    q, scale = plane_element(weights, 4, row, column % 32), load_i8(weights, 256 + row)
+    return load_f16(shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES), row) * scale * VALUES[q]
 
 
 @device

@@ -2,7 +2,7 @@
 
 File block, 17 bytes: e, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31. The format (OCP MX 1.0)
 counts in 2**(e - 127) and halves: VALUES are doubled, so they are whole.
-Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 e.
+Tile: per block a plane of 4 bits (kernels/planes.py), then 16 e.
 """
 
 from math import floor, log2
@@ -51,37 +51,35 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants = offset(tile, units * 256)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
         for unit in range(units):
-            store_u8(constants, unit * 16 + row, load_u8(block, 0) if row < rows else 0)
+            weights = offset(tile, unit * TILE_BYTES)
+            store_u8(weights, 256 + row, load_u8(block, 0) if row < rows else 0)
             for j in range(4 if row < rows else 0):
-                store_i32(tile, unit * 64 + j * 16 + row, load_i32(offset(block, 1), j))
+                store_i32(weights, j * 16 + row, load_i32(offset(block, 1), j))
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants = offset(tile, units * 256)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = load_values(tile)
-        prefetch_unit(stream, TILE_BYTES)
-        d = half_powers(load_i8x16(constants, 0))
+        prefetch_unit(tile, TILE_BYTES)
+        d = half_powers(load_i8x16(tile, 256))
         total = add_dot_from(total, weights, d, x, x_scales, x_starts)
-        tile, constants, stream = offset(tile, 256), offset(constants, 16), offset(stream, TILE_BYTES)
-        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
+        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
+        x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
-    unit = column // 32
-    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
-    return half_power(load_u8(tile, units * 256 + unit * 16 + row)) * VALUES[q]
+    weights = offset(tile, column // 32 * TILE_BYTES)
+    q = plane_element(weights, 4, row, column % 32)
+    return half_power(load_u8(weights, 256 + row)) * VALUES[q]
 
 
 ORDER = [15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7]  # codes by their values

@@ -2,8 +2,8 @@
 
 File block, 84 bytes: 16 bytes with a scale in the low and a minimum in the high nibble; for each half of 128 weights 32 bytes with
 two bits of each of its four units; float16 d and dmin.
-Tile: per unit a plane of 2 bits (kernels/planes.py); behind all units, per unit 16 of the file's bytes of scale and minimum for its
-first and 16 for its second half; then the end that kernels/superblock.py describes, with 16 d and 16 dmin.
+Tile: as kernels/superblock.py has it; a super-block's rows share 16 d and 16 dmin, and a unit is a plane of 2 bits
+(kernels/planes.py), then 16 of the file's bytes of scale and minimum for its first and 16 for its second half.
 """
 
 import numpy as np
@@ -33,7 +33,7 @@ from numatp.kernels.simd import (
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 84
 TILE_BYTES, SUPER_BYTES = 16 * 10, 64
@@ -55,54 +55,56 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants, end = offset(tile, units * 128), offset(tile, units * TILE_BYTES)
-    store_phase(end, first_unit)
+    store_phase(tile, first_unit)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(end, units)):
-            both = shared(end, index, SUPER_BYTES)
+        for index in range(touched(tile, units)):
+            both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
             store_f16(both, row, load_f16(block, 40) if row < rows else 0)
             store_f16(both, 16 + row, load_f16(block, 41) if row < rows else 0)
-            first, last = units_of(end, index, units)
+            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
-                place = (first_unit + unit) % 8
-                store_u8(constants, unit * 32 + row, load_u8(block, 2 * place))
-                store_u8(constants, unit * 32 + 16 + row, load_u8(block, 2 * place + 1))
+                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+                constants = offset(weights, 128)
+                store_u8(constants, row, load_u8(block, 2 * place))
+                store_u8(constants, 16 + row, load_u8(block, 2 * place + 1))
                 pairs = offset(block, 16 + place // 4 * 32)
                 for j in range(8):
-                    store_word(offset(tile, unit * 128), 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
+                    store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants, end = offset(tile, units * 128), offset(tile, units * TILE_BYTES)
+    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for index in range(touched(end, units)):
-        both = shared(end, index, SUPER_BYTES)
-        d, minus_dmin = widen(load_f16x16(both, 0)), negative(widen(load_f16x16(both, 16)))
-        begin, stop = units_of(end, index, units)
+    for index in range(touched(tile, units)):
+        d, minus_dmin = widen(load_f16x16(here, 0)), negative(widen(load_f16x16(here, 16)))
+        prefetch_unit(here, SUPER_BYTES)
+        here = offset(here, SUPER_BYTES)
+        begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = load_pairs(tile)
-            prefetch_unit(stream, TILE_BYTES)
+            weights = load_pairs(here)
+            prefetch_unit(here, TILE_BYTES)
+            constants = offset(here, 128)
             nibbles, second_nibbles = load_i8x16(constants, 0), load_i8x16(constants, 16)
             total = add_outer(total, minus_dmin * widen_u8(high_nibbles(nibbles)), x_sums)
             total = add_outer(total, minus_dmin * widen_u8(high_nibbles(second_nibbles)), offset(x_sums, pitch * 4))
             total = add_dot(total, first_half(weights), d * widen_u8(low_nibbles(nibbles)), x, x_scales)
             total = add_dot(total, second_half(weights), d * widen_u8(low_nibbles(second_nibbles)), offset(x, 16), x_scales)
-            tile, constants, stream = offset(tile, 128), offset(constants, 32), offset(stream, TILE_BYTES)
-            x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
+            here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit, k = column // 32, column % 32
-    nibbles, end = load_u8(tile, units * 128 + unit * 32 + k // 16 * 16 + row), offset(tile, units * TILE_BYTES)
-    both = shared(end, super_of(end, unit), SUPER_BYTES)
-    q = plane_element(offset(tile, unit * 128), 2, row, k)
+    weights = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+    nibbles = load_u8(weights, 128 + k // 16 * 16 + row)
+    both = shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
+    q = plane_element(weights, 2, row, k)
     return load_f16(both, row) * (nibbles & 15) * q - load_f16(both, 16 + row) * (nibbles >> 4)
 
 

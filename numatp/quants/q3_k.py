@@ -2,10 +2,10 @@
 
 File block, 110 bytes: 32 bytes whose bit i is the highest of unit i of 32 weights; for each half of 128 weights 32 bytes with two
 bits of each of its four units; 16 scales + 32 of 6 bits in 12 bytes; float16 d.
-Tile: per unit a plane of 2 bits and one of 1 (kernels/planes.py); behind all units, per unit the scales + 32 of its halves: 16
-bytes with the low nibbles of the first half's scales in their low and of the second's in their high nibbles, and 8 bytes with the
-high two bits of both, rows 0-7 in their low and rows 8-15 in their high nibbles; then the end that kernels/superblock.py
-describes, with 16 d.
+Tile: as kernels/superblock.py has it; a super-block's rows share 16 d, and a unit is a plane of 2 bits and one of 1
+(kernels/planes.py), then the scales + 32 of its halves: 16 bytes with the low nibbles of the first half's scales in their low and
+of the second's in their high nibbles, and 8 bytes with the high two bits of both, rows 0-7 in their low and rows 8-15 in their
+high nibbles.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ from numatp.kernels.simd import (
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 110
 TILE_BYTES, SUPER_BYTES = 16 * 12 + 24, 32
@@ -69,23 +69,23 @@ def scale_of(packed, index):
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants, end = offset(tile, units * 192), offset(tile, units * TILE_BYTES)
-    store_phase(end, first_unit)
+    store_phase(tile, first_unit)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(end, units)):
-            store_f16(shared(end, index, SUPER_BYTES), row, load_f16(block, 54) if row < rows else 0)
-            first, last = units_of(end, index, units)
+        for index in range(touched(tile, units)):
+            store_f16(shared(tile, index, SUPER_BYTES, TILE_BYTES), row, load_f16(block, 54) if row < rows else 0)
+            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
-                place = (first_unit + unit) % 8
+                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+                constants = offset(weights, 192)
                 one, other = scale_of(offset(block, 96), 2 * place) + 32, scale_of(offset(block, 96), 2 * place + 1) + 32
-                store_u8(constants, unit * 24 + row, one & 15 | (other & 15) << 4)
-                high, bits = unit * 24 + 16 + row % 8, one >> 4 | other >> 4 << 2
+                store_u8(constants, row, one & 15 | (other & 15) << 4)
+                high, bits = 16 + row % 8, one >> 4 | other >> 4 << 2
                 store_u8(constants, high, load_u8(constants, high) | bits << 4 if row >= 8 else bits)
                 pairs = offset(block, 32 + place // 4 * 32)
                 for j in range(8):
-                    store_word(offset(tile, unit * 192), 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-                    store_word(offset(tile, unit * 192 + 128), 1, row, j, load_i32(block, j) >> place)
+                    store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
+                    store_word(offset(weights, 128), 1, row, j, load_i32(block, j) >> place)
             block = offset(block, BLOCK_BYTES)
 
 
@@ -96,36 +96,38 @@ def whole_scale(low, high):
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants, end = offset(tile, units * 192), offset(tile, units * TILE_BYTES)
+    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(half_starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for index in range(touched(end, units)):
-        d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
-        begin, stop = units_of(end, index, units)
+    for index in range(touched(tile, units)):
+        d = widen(load_f16x16(here, 0))
+        prefetch_unit(here, SUPER_BYTES)
+        here = offset(here, SUPER_BYTES)
+        begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = merged(load_pairs(tile), load_third_bits(offset(tile, 128)))
-            prefetch_unit(stream, TILE_BYTES)
+            weights = merged(load_pairs(here), load_third_bits(offset(here, 128)))
+            prefetch_unit(here, TILE_BYTES)
+            constants = offset(here, 192)
             low, high = load_i8x16(constants, 0), load_nibbles16(constants, 16)
             scale = d * whole_scale(low_nibbles(low), low_twos(high))
             second_scale = d * whole_scale(high_nibbles(low), high_twos(high))
             total = add_dot_from(total, first_half(weights), scale, x, x_scales, x_starts)
             second_x, second_starts = offset(x, 16), offset(x_starts, pitch * 4)
             total = add_dot_from(total, second_half(weights), second_scale, second_x, x_scales, second_starts)
-            tile, constants, stream = offset(tile, 192), offset(constants, 24), offset(stream, TILE_BYTES)
-            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
+            here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
+            x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit, k = column // 32, column % 32
-    constants, end = offset(tile, units * 192 + unit * 24), offset(tile, units * TILE_BYTES)
-    low, high = offset(tile, unit * 192), offset(tile, unit * 192 + 128)
-    q = plane_element(low, 2, row, k) + plane_element(high, 1, row, k) * 4 - ZERO
+    weights = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+    constants = offset(weights, 192)
+    q = plane_element(weights, 2, row, k) + plane_element(offset(weights, 128), 1, row, k) * 4 - ZERO
     nibble, bits = load_u8(constants, row), load_u8(constants, 16 + row % 8) >> row // 8 * 4
     scale = (nibble >> k // 16 * 4 & 15 | (bits >> k // 16 * 2 & 3) << 4) - 32
-    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * scale * q
+    return load_f16(shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES), row) * scale * q
 
 
 @device

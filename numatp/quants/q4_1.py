@@ -1,7 +1,7 @@
 """Q4_1: blocks of 32 weights with float16 scale d and minimum m; weight = d * q + m with q in 0..15.
 
 File block, 20 bytes: d, m, then 16 bytes whose low nibbles are weights 0-15 and high nibbles weights 16-31.
-Tile: per block a plane of 4 bits (kernels/planes.py); behind all blocks, per block 16 d and 16 m.
+Tile: per block a plane of 4 bits (kernels/planes.py), then 16 d and 16 m.
 """
 
 import numpy as np
@@ -30,42 +30,40 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants = offset(tile, units * 256)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
         for unit in range(units):
+            weights, constants = offset(tile, unit * TILE_BYTES), offset(tile, unit * TILE_BYTES + 256)
             if row < rows:
-                store_f16(constants, unit * 32 + row, load_f16(block, 0))
-                store_f16(constants, unit * 32 + 16 + row, load_f16(block, 1))
+                store_f16(constants, row, load_f16(block, 0))
+                store_f16(constants, 16 + row, load_f16(block, 1))
                 for j in range(4):
-                    store_i32(tile, unit * 64 + j * 16 + row, load_i32(block, 1 + j))
+                    store_i32(weights, j * 16 + row, load_i32(block, 1 + j))
             else:
-                store_f16(constants, unit * 32 + row, 0)
-                store_f16(constants, unit * 32 + 16 + row, 0)
+                store_f16(constants, row, 0)
+                store_f16(constants, 16 + row, 0)
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants = offset(tile, units * 256)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = load_nibbles(tile)
-        prefetch_unit(stream, TILE_BYTES)
+        prefetch_unit(tile, TILE_BYTES)
+        constants = offset(tile, 256)
         total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
         total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
-        tile, constants, stream = offset(tile, 256), offset(constants, 64), offset(stream, TILE_BYTES)
-        x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
-    unit = column // 32
-    q = plane_element(offset(tile, unit * 256), 4, row, column % 32)
-    constants = offset(tile, units * 256 + unit * 64)
+    weights = offset(tile, column // 32 * TILE_BYTES)
+    q, constants = plane_element(weights, 4, row, column % 32), offset(weights, 256)
     return load_f16(constants, row) * q + load_f16(constants, 16 + row)
 
 

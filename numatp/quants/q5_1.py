@@ -2,7 +2,7 @@
 
 File block, 24 bytes: d, m, the highest bits of all weights as one little-endian number, then 16 bytes whose low nibbles are weights
 0-15 and high nibbles weights 16-31.
-Tile: per block a plane of 4 bits and one of 1 (kernels/planes.py); behind all blocks, per block 16 d and 16 m.
+Tile: per block a plane of 4 bits and one of 1 (kernels/planes.py), then 16 d and 16 m.
 """
 
 import numpy as np
@@ -33,43 +33,41 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants = offset(tile, units * 320)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
         for unit in range(units):
-            store_f16(constants, unit * 32 + row, load_f16(block, 0) if row < rows else 0)
-            store_f16(constants, unit * 32 + 16 + row, load_f16(block, 1) if row < rows else 0)
+            weights, constants = offset(tile, unit * TILE_BYTES), offset(tile, unit * TILE_BYTES + 320)
+            store_f16(constants, row, load_f16(block, 0) if row < rows else 0)
+            store_f16(constants, 16 + row, load_f16(block, 1) if row < rows else 0)
             if row < rows:
                 high = load_i32(block, 1)
                 for j in range(4):
-                    store_i32(tile, unit * 80 + j * 16 + row, load_i32(block, 2 + j))
+                    store_i32(weights, j * 16 + row, load_i32(block, 2 + j))
                 for j in range(8):
-                    store_word(offset(tile, unit * 320 + 256), 1, row, j, spread(high >> 4 * j))
+                    store_word(offset(weights, 256), 1, row, j, spread(high >> 4 * j))
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants = offset(tile, units * 320)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
         weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
-        prefetch_unit(stream, TILE_BYTES)
+        prefetch_unit(tile, TILE_BYTES)
+        constants = offset(tile, 320)
         total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
         total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
-        tile, constants, stream = offset(tile, 320), offset(constants, 64), offset(stream, TILE_BYTES)
-        x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
+        x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
-    unit, k = column // 32, column % 32
-    low, high = offset(tile, unit * 320), offset(tile, unit * 320 + 256)
-    q = plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16
-    constants = offset(tile, units * 320 + unit * 64)
+    weights, k = offset(tile, column // 32 * TILE_BYTES), column % 32
+    q = plane_element(weights, 4, row, k) + plane_element(offset(weights, 256), 1, row, k) * 16
+    constants = offset(weights, 320)
     return load_f16(constants, row) * q + load_f16(constants, 16 + row)
 
 

@@ -2,8 +2,8 @@
 
 File block, 176 bytes: float16 d and dmin, 8 scales and 8 minima of 6 bits in 12 bytes, 32 bytes whose bit i is the highest of unit
 i, then per pair of units 32 bytes whose low nibbles are the first unit and high nibbles the second.
-Tile: per unit a plane of 4 bits and one of 1 (kernels/planes.py); behind all units, per unit 16 scales and 16 minima as bytes; then
-the end that kernels/superblock.py describes, with 16 d and 16 dmin.
+Tile: as kernels/superblock.py has it; a super-block's rows share 16 d and 16 dmin, and a unit is a plane of 4 bits and one of 1
+(kernels/planes.py), then 16 scales and 16 minima as bytes.
 """
 
 import numpy as np
@@ -31,7 +31,7 @@ from numatp.kernels.simd import (
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
 from numatp.quants.q4_k import minimum_of, scale_of, sixes, store_sixes
 
 BLOCK, BLOCK_BYTES = 256, 176
@@ -53,54 +53,55 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants, end = offset(tile, units * 320), offset(tile, units * TILE_BYTES)
-    store_phase(end, first_unit)
+    store_phase(tile, first_unit)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(end, units)):
-            both = shared(end, index, SUPER_BYTES)
+        for index in range(touched(tile, units)):
+            both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
             store_f16(both, row, load_f16(block, 0) if row < rows else 0)
             store_f16(both, 16 + row, load_f16(block, 1) if row < rows else 0)
-            first, last = units_of(end, index, units)
+            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
-                place = (first_unit + unit) % 8
-                store_u8(constants, unit * 32 + row, scale_of(offset(block, 4), place))
-                store_u8(constants, unit * 32 + 16 + row, minimum_of(offset(block, 4), place))
+                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+                constants = offset(weights, 320)
+                store_u8(constants, row, scale_of(offset(block, 4), place))
+                store_u8(constants, 16 + row, minimum_of(offset(block, 4), place))
                 low = offset(block, 48 + place // 2 * 32)
                 for j in range(8):
-                    store_word(offset(tile, unit * 320), 4, row, j, load_i32(low, j) >> place % 2 * 4)
-                    store_word(offset(tile, unit * 320 + 256), 1, row, j, load_i32(block, 4 + j) >> place)
+                    store_word(weights, 4, row, j, load_i32(low, j) >> place % 2 * 4)
+                    store_word(offset(weights, 256), 1, row, j, load_i32(block, 4 + j) >> place)
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants, end = offset(tile, units * 320), offset(tile, units * TILE_BYTES)
+    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for index in range(touched(end, units)):
-        both = shared(end, index, SUPER_BYTES)
-        d, minus_dmin = widen(load_f16x16(both, 0)), negative(widen(load_f16x16(both, 16)))
-        begin, stop = units_of(end, index, units)
+    for index in range(touched(tile, units)):
+        d, minus_dmin = widen(load_f16x16(here, 0)), negative(widen(load_f16x16(here, 16)))
+        prefetch_unit(here, SUPER_BYTES)
+        here = offset(here, SUPER_BYTES)
+        begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
-            prefetch_unit(stream, TILE_BYTES)
+            weights = merged(load_nibbles(here), load_fifth_bits(offset(here, 256)))
+            prefetch_unit(here, TILE_BYTES)
+            constants = offset(here, 320)
             total = add_outer(total, minus_dmin * widen_u8(load_i8x16(constants, 16)), x_sums)
             total = add_dot(total, weights, d * widen_u8(load_i8x16(constants, 0)), x, x_scales)
-            tile, constants, stream = offset(tile, 320), offset(constants, 32), offset(stream, TILE_BYTES)
-            x, x_scales, x_sums = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
+            here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
+            x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit, k = column // 32, column % 32
-    constants, end = offset(tile, units * 320 + unit * 32), offset(tile, units * TILE_BYTES)
-    both = shared(end, super_of(end, unit), SUPER_BYTES)
+    weights = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+    constants = offset(weights, 320)
+    both = shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
     scale, minimum = load_f16(both, row) * load_u8(constants, row), load_f16(both, 16 + row) * load_u8(constants, 16 + row)
-    low, high = offset(tile, unit * 320), offset(tile, unit * 320 + 256)
-    return scale * (plane_element(low, 4, row, k) + plane_element(high, 1, row, k) * 16) - minimum
+    return scale * (plane_element(weights, 4, row, k) + plane_element(offset(weights, 256), 1, row, k) * 16) - minimum
 
 
 @device

@@ -2,8 +2,8 @@
 
 File block, 210 bytes: for each half of 128 weights 64 bytes whose low nibbles are units 0 and 1 of 32 weights, high nibbles units 2
 and 3; then for each half 32 bytes with the highest two bits of its units 0..3; 16 scales; float16 d.
-Tile: per unit a plane of 4 bits and one of 2 (kernels/planes.py); behind all units, per unit 16 scales of its first and 16 of its
-second half; then the end that kernels/superblock.py describes, with 16 d.
+Tile: as kernels/superblock.py has it; a super-block's rows share 16 d, and a unit is a plane of 4 bits and one of 2
+(kernels/planes.py), then 16 scales of its first and 16 of its second half.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ from numatp.kernels.simd import (
     widen,
     widen_i8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, units_of
+from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 210
 TILE_BYTES, SUPER_BYTES = 16 * 26, 32
@@ -54,53 +54,55 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants, end = offset(tile, units * 384), offset(tile, units * TILE_BYTES)
-    store_phase(end, first_unit)
+    store_phase(tile, first_unit)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(end, units)):
-            store_f16(shared(end, index, SUPER_BYTES), row, load_f16(block, 104) if row < rows else 0)
-            first, last = units_of(end, index, units)
+        for index in range(touched(tile, units)):
+            store_f16(shared(tile, index, SUPER_BYTES, TILE_BYTES), row, load_f16(block, 104) if row < rows else 0)
+            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
-                place = (first_unit + unit) % 8
-                store_i8(constants, unit * 32 + row, load_i8(block, 192 + 2 * place))
-                store_i8(constants, unit * 32 + 16 + row, load_i8(block, 193 + 2 * place))
+                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+                constants = offset(weights, 384)
+                store_i8(constants, row, load_i8(block, 192 + 2 * place))
+                store_i8(constants, 16 + row, load_i8(block, 193 + 2 * place))
                 low = offset(block, place // 4 * 64 + place % 2 * 32)
                 high = offset(block, 128 + place // 4 * 32)
                 for j in range(8):
-                    store_word(offset(tile, unit * 384), 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
-                    store_word(offset(tile, unit * 384 + 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
+                    store_word(weights, 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
+                    store_word(offset(weights, 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants, end = offset(tile, units * 384), offset(tile, units * TILE_BYTES)
+    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(half_starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
-    for index in range(touched(end, units)):
-        d = widen(load_f16x16(shared(end, index, SUPER_BYTES), 0))
-        begin, stop = units_of(end, index, units)
+    for index in range(touched(tile, units)):
+        d = widen(load_f16x16(here, 0))
+        prefetch_unit(here, SUPER_BYTES)
+        here = offset(here, SUPER_BYTES)
+        begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = merged(load_nibbles(tile), load_high(offset(tile, 256)))
-            prefetch_unit(stream, TILE_BYTES)
+            weights = merged(load_nibbles(here), load_high(offset(here, 256)))
+            prefetch_unit(here, TILE_BYTES)
+            constants = offset(here, 384)
             scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
             total = add_dot_from(total, first_half(weights), scale, x, x_scales, x_starts)
             second_x, second_starts = offset(x, 16), offset(x_starts, pitch * 4)
             total = add_dot_from(total, second_half(weights), second_scale, second_x, x_scales, second_starts)
-            tile, constants, stream = offset(tile, 384), offset(constants, 32), offset(stream, TILE_BYTES)
-            x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
+            here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
+            x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
     return total
 
 
 @device
 def element(tile, units, row, column):
     unit, k = column // 32, column % 32
-    constants, end = offset(tile, units * 384 + unit * 32), offset(tile, units * TILE_BYTES)
-    low, high = offset(tile, unit * 384), offset(tile, unit * 384 + 256)
-    q = plane_element(low, 4, row, k) + plane_element(high, 2, row, k) * 16 - ZERO
-    return load_f16(shared(end, super_of(end, unit), SUPER_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
+    weights = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
+    constants = offset(weights, 384)
+    q = plane_element(weights, 4, row, k) + plane_element(offset(weights, 256), 2, row, k) * 16 - ZERO
+    return load_f16(shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES), row) * load_i8(constants, k // 16 * 16 + row) * q
 
 
 @device

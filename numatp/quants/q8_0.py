@@ -2,7 +2,7 @@
 
 File block, 34 bytes: d, then 32 int8.
 Tile: per block 8 vectors of 64 bytes, vector j holding q + 128 for columns 4j..4j+3 of each of the 16 rows (some ISAs
-multiply unsigned weights); behind all blocks, per block 16 d.
+multiply unsigned weights); then 16 d.
 """
 
 import numpy as np
@@ -43,23 +43,21 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    constants = offset(tile, units * 512)
     for row in range(16):
         block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
         for unit in range(units):
+            weights, constants = offset(tile, unit * TILE_BYTES), offset(tile, unit * TILE_BYTES + 512)
             if row < rows:
-                store_f16(constants, unit * 16 + row, load_f16(block, 0))
+                store_f16(constants, row, load_f16(block, 0))
                 for j in range(8):
-                    store_i32(tile, unit * 128 + j * 16 + row, load_i32(offset(block, 2), j) ^ SIGNS)
+                    store_i32(weights, j * 16 + row, load_i32(offset(block, 2), j) ^ SIGNS)
             else:
-                store_f16(constants, unit * 16 + row, 0)
+                store_f16(constants, row, 0)
             block = offset(block, BLOCK_BYTES)
 
 
 @device
 def dot_tile(tile, x, first, pitch, units, total):
-    stream = tile
-    constants = offset(tile, units * 512)
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
@@ -67,18 +65,18 @@ def dot_tile(tile, x, first, pitch, units, total):
             load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
             load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),
         )  # fmt: skip
-        prefetch_unit(stream, TILE_BYTES)
-        total = add_dot_biased(total, weights, widen(load_f16x16(constants, 0)), x, x_scales, x_starts)
-        tile, constants, stream = offset(tile, 512), offset(constants, 32), offset(stream, TILE_BYTES)
-        x, x_scales, x_starts = offset(x, pitch * 32), offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
+        prefetch_unit(tile, TILE_BYTES)
+        total = add_dot_biased(total, weights, widen(load_f16x16(offset(tile, 512), 0)), x, x_scales, x_starts)
+        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
+        x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
 
 
 @device
 def element(tile, units, row, column):
-    unit, k = column // 32, column % 32
-    q = load_u8(tile, unit * 512 + k // 4 * 64 + row * 4 + k % 4)
-    return load_f16(offset(tile, units * 512 + unit * 32), row) * (q - 128)
+    weights, k = offset(tile, column // 32 * TILE_BYTES), column % 32
+    q = load_u8(weights, k // 4 * 64 + row * 4 + k % 4)
+    return load_f16(offset(weights, 512), row) * (q - 128)
 
 
 @device

@@ -90,14 +90,18 @@ def load_block(q):
 
 
 @device
+def prefetch_unit_of(next_block, unit):
+    for line in range(0, UNIT_BYTES, 64):
+        prefetch(next_block, unit * UNIT_BYTES + line)
+
+
+@device
 def score(queries, prepared, keys, size, scores, zero, next_keys):
     units, pitch = size // BLOCK, num_rows(zero)
     for tile in range(CACHE_BLOCK // KEY_TILE):
         weights, s = offset(keys, tile * tile_bytes(size)), zero
         for unit in range(units):
-            ahead = (tile * units + unit) * UNIT_BYTES
-            for line in range(0, UNIT_BYTES, 64):
-                prefetch(next_keys, ahead + line)
+            prefetch_unit_of(next_keys, tile * units + unit)
             d = widen(load_f16x16(offset(weights, units * 512 + unit * 32), 0))
             vectors = load_block(offset(weights, unit * 512))
             place = unit * pitch
@@ -151,8 +155,7 @@ def add_values(scores, factors, corrections, sums, values, size, count, tokens, 
         s = scale_rows(load_rows(sums, QUERY_PITCH, tile * 16, zero), corrections)
         for part in range(2):
             place = offset(values, tile * TILE_BYTES + part * 512)
-            for line in range(0, UNIT_BYTES, 64):
-                prefetch(next_values, (tile * 2 + part) * UNIT_BYTES + line)
+            prefetch_unit_of(next_values, tile * 2 + part)
             s = add_weighted(s, load_block(place), offset(factors, part * pitch * BLOCK), offset(factors, (16 + part) * pitch * 4))
         store_rows(sums, QUERY_PITCH, tile * 16, s)
 
