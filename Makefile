@@ -18,8 +18,8 @@ test: $(VENV)/test $(VENV)/mpich/test lint
 	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs
 
 # Only the tests on an emulated machine with two sockets; they are skipped, with the reason, where there is no emulator.
-test-numa: $(VENV)/test
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -q -rs tests/test_two_sockets.py
+test-numa: $(VENV)/test $(VENV)/mpich/test
+	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs tests/test_two_sockets.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -94,6 +94,13 @@ def test_the_command(model_path, way):
     assert 0.95 < weights * PAGE / model_path.stat().st_size < 1.1 + 0.1 * len(found["ranks"])
 
 
+@pytest.mark.parametrize("ranks", ["1", "2"])
+def test_more_tokens_than_the_cache_has_room_for(model_path, ranks):
+    result = numatp("audit", "-m", model_path, "-c", "64", "-n", "64", "--ranks", ranks)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "-n 64: the cache has room for 64 tokens" in result.stderr.splitlines()[-1]
+
+
 def test_where_move_pages_is_refused(model_path):
     result = run(sys.executable, TESTS / "refuse.py", "move_pages", BIN / "numatp", *AUDIT, "-m", model_path, "--ranks", "2")
     assert result.returncode == 0, result.stderr

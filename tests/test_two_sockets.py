@@ -2,8 +2,10 @@
 must not pass unnoticed: memory forced elsewhere or moved away, slices that do not fit, refused system calls, killed ranks."""
 
 import json
+import os
 import re
 import sys
+from pathlib import Path
 
 import emulated_machine
 import pytest
@@ -38,9 +40,13 @@ def folder(tmp_path_factory):
     return folder
 
 
-def numatp(command, model, options="", before=""):
+# The one task of a batch step of srun.
+SRUN = "env SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=1"
+
+
+def numatp(command, model, options="", before="", bin=BIN):
     """Kernels are compiled outside, for what the emulated CPUs have."""
-    return f"NUMATP_ISA=avx2 {before} {BIN / 'numatp'} {command} -m {model} {options}".strip()
+    return f"NUMATP_ISA=avx2 {before} {bin / 'numatp'} {command} -m {model} {options}".strip()
 
 
 def generate(folder, options="", before="", tokens=8):
@@ -86,12 +92,16 @@ def assert_local(result, nodes):
 def test_two_nodes(folder, texts):
     """What starts together saves a start, which takes most of a minute."""
     model = folder / "model.gguf"
+    mpich = Path(os.environ.get("NUMATP_TEST_MPICH", BIN)).absolute()
     compared = "--compare one-node,interleave,tp -ts auto -p 0 -n 2 -r 1 -t 1 -o json --audit"
     results = emulated_machine.run(
         {
             "killed": killed(generate(folder, "--audit", f"{REFUSED} {MPIRUN} -np 2 --bind-to socket", tokens=8000)),
             "moved": moved(numatp("audit", model, "-n 200 -o json -t 1", f"{MPIRUN} -np 2")),
             "forced": numatp("audit", model, "-n 2 -o json -t 1", "numactl --membind=0"),
+            "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
+            "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
+            "srun": generate(folder, "--audit", SRUN),
             "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
             "full": numatp("generate", folder / "wide.gguf", "-p x -ts 5,1"),
             "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
@@ -128,6 +138,12 @@ def test_two_nodes(folder, texts):
     groups = json.loads(results["moved"].stdout)["ranks"][1]["groups"]
     weights = [group for name, group in groups.items() if name.endswith("weight")]
     assert sum(group["local"] for group in weights) <= 0.01 * sum(group["pages"] for group in weights), groups
+
+    for way in ("unbound", "mpiexec", "srun"):
+        assert_local(results[way], [0, 1])
+        assert re.search(r"pages after load.*\n(.*\n)*.*pages after the work", results[way].stderr), results[way]
+    assert "the kernel refuses memory policies here" in results["unbound"].stderr
+    assert results["srun"].stdout == texts[2]
 
     assert_local(results["hidden"], [0])
     assert "1 rank" in results["hidden"].stderr and "node 1" not in results["hidden"].stderr
