@@ -1,15 +1,20 @@
 """Models from Hugging Face folders."""
 
+import json
+
 import folders
+import golden_folders
 import numpy as np
 import pytest
 import test_model
 import tiny
 import tiny_qwen3moe
 from conftest import numatp
+from golden import GOLDEN
 from test_sequences import ALONE, MODELS, SEQUENCES, check, run_plan
 
 from numatp import models, quants
+from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.safetensors import read_bytes
 from numatp.text.tokenizer import Tokenizer
@@ -99,6 +104,31 @@ def test_what_is_quantized(tmp_path):
         assert found["blk.0.ffn_gate_inp.weight"] == found["output_norm.weight"] == "F32"
         counts = [int(note.split()[0]) for note in notes(slices)]
         assert sum(counts) == (0 if quantize == "none" else 2 * 7 + 2)
+
+
+def gemma3_spec(path, **changes):
+    if changes:
+        config = json.loads((path / "config.json").read_text()) | changes
+        (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    file, model = models.open_model(path)
+    return model.read_spec(file)
+
+
+@pytest.mark.parametrize("kind", ["rope_type", "type"])
+def test_older_keys_of_gemma3(tmp_path, kind):
+    """As its released folders have them: the golden one has what transformers 5 writes."""
+    folder, wanted = golden_folders.write(tmp_path / "folder", "gemma3"), gemma3_spec(GOLDEN / "gemma3.gguf")
+    got = gemma3_spec(
+        folder, rope_parameters=None, layer_types=None, sliding_window_pattern=6, rope_theta=5000.0, rope_local_base_freq=300.0,
+        rope_scaling={kind: "linear", "factor": 8.0},
+    )  # fmt: skip
+    assert (got.layers, got.window_base, got.score_scale) == (wanted.layers, wanted.window_base, wanted.score_scale)
+    assert (got.rope.frequencies == wanted.rope.frequencies).all()
+
+
+def test_gemma3_with_bounded_logits_is_refused(tmp_path):
+    with pytest.raises(UserError, match="config.json: bounds its logits"):
+        gemma3_spec(golden_folders.write(tmp_path / "folder", "gemma3"), final_logit_softcapping=30.0)
 
 
 def test_weights_that_are_no_numbers(tmp_path):

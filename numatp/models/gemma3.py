@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, layer_types, plus_one
+from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, layer_types, plus_one, rope_type
 from numatp.files.model_file import ModelFile
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
@@ -32,6 +32,8 @@ def _rope(kind: str, key: str, older: str | None = None) -> Callable[[Config], A
 
 
 def _rope_type(config: Config) -> Any:
+    if not config.get("rope_parameters"):
+        return rope_type(config)
     kind = _rope("full_attention", "rope_type")(config)
     return "none" if kind in (None, "default") else kind
 
