@@ -13,7 +13,7 @@ from conftest import run
 from numatp import quants
 from numatp.errors import NumatpError
 from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
-from numatp.kernels.compile import OPTIONS, specialize
+from numatp.kernels.compile import OPTIONS, Kernel, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
@@ -615,7 +615,7 @@ def all_kernels():
     modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling]
     modules += [specialize(f, "quant", quants.find(name, "test").__name__) for f in ("matmul", "quantizer") for name in FORMATS]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
-    return [value for module in modules for value in vars(module).values() if hasattr(value, "address")]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
 
 
 def may_raise_or_allocate(kernel):
@@ -682,3 +682,11 @@ def test_other_levels_give_the_same_answers(level):
     )
     result = run(sys.executable, "-c", program, env={"NUMATP_ISA": level})
     assert result.returncode == 0, result.stdout[-3000:]
+
+
+def test_choosing_tests_compiles_no_kernel(tmp_path):
+    """After each edit of a kernel all of them would be compiled to run one test."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "-k", "embed", __file__]
+    result = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path)})
+    assert result.returncode == 0 and "test_embed" in result.stdout, result.stdout[-3000:]
+    assert not list(tmp_path.rglob("*.ready"))

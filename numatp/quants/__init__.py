@@ -10,36 +10,50 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
-    pack          device function: 16 rows of the file to a tile
+    pack          device function (source, row_bytes, rows, first_unit, units, tile): `rows` rows of the file, at most 16, from
+                  their first_unit-th unit on, to a tile
     dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
                   tile times as many activation rows from the first-th of the group at x
-    element       device function: one weight of a tile
+    element       device function (tile, units, row, column): one weight of a tile
     quantize      device function (x, columns, out): one row of whole blocks from float32 to file bytes (kernels/fit.py)
 
 Columns are counted in units of 32 (UNIT), in which a matrix can be cut between ranks, whatever the block of the file.
 
-Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.py; no other code but what the steps name needs to
-hear of the file.
+Adding a quant format. Its name and block must be in TENSOR_TYPES of files/gguf.py, and the gguf package must read it, because the
+tests compare with that. No other code but what the steps name needs to hear of the file. `make .venv/test` makes what the commands
+run in (.venv/bin/pytest); NAME is the GGUF name. An edit here or in kernels/ has every kernel compiled anew that a test uses.
 
 1. Copy the nearest format to <lower-case GGUF name>.py: q4_0 (a scale per block), q4_1 (and a minimum), iq4_nl (a table of values),
    mxfp4 (a table and another kind of scale), q4_k (super-blocks of 32s with minima), q6_k (super-blocks of 16s). Its docstring says
-   what a weight is, where in the file's block everything lies, and where in the tile.
-2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In tests/tiny.py, SCALES says where the
+   what a weight is, where in the file's block everything lies, and where in the tile. Set the constants. A function that is just
+   that of another format is taken from there: iq4_nl has `pack = q4_0.pack`.
+       pytest tests/test_plan.py -k sizes_of_formats
+2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In SCALES of tests/tiny.py say where the
    block's float16 scales lie if the gguf package reads the format and does not write it.
        pytest tests/test_kernels.py -k "NAME and unpack"
 3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind its
-   planes, what super-blocks share before their units. Rows from `rows` on do not exist: their scales must be zero, their codes may
-   be anything.
+   planes, what super-blocks share before their units (kernels/superblock.py). Rows from `rows` on do not exist: their scales must
+   be zero, their codes may be anything. If tiles take over 4 % more than the file, that goes into MOST_MEMORY of the tests and into
+   README.md.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
-4. Write `dot_tile`: the codes as bytes, 0..128 for add_dot, or + 128 for add_dot_biased, and no float before the products are
-   summed; each unit asks for memory further on (kernels/ahead.py). It must not call, raise or allocate. An instruction that LLVM
-   does not find by itself goes into each file of kernels/isa.
-       pytest tests/test_kernels.py -k "NAME or NAME in lower case or levels"
-5. Write `quantize` with the searches of kernels/fit.py. Add the format to FILE_TYPES of weights/convert.py (llama.cpp's number), to
-   INSTEAD there if it has super-blocks, to ROUNDING of tests/test_quantizers.py, and to BITS_BELOW_HEAD of tests/test_quantize.py
-   if it has fewer bits than Q6_K.
-       pytest tests/test_quantizers.py tests/test_quantize.py -k NAME
+4. Write `dot_tile` with the sums of kernels/rows.py: add_dot of codes in 0..128, add_dot_from of weights stored + ZERO in 0..128,
+   add_dot_biased of weights stored + 128 in 0..255, ZERO being 128; no float before the products are summed. Each unit asks for
+   memory further on (kernels/ahead.py). It must not call, raise or allocate. An instruction that LLVM does not find by itself goes
+   into each file of kernels/isa. The second command runs the tests of all formats again on the weaker instruction sets, in minutes.
+       pytest tests/test_kernels.py -k NAME
+       pytest tests/test_kernels.py -k levels
+5. Write `quantize` with the searches of kernels/fit.py. Add the format to
+       FILE_TYPES of weights/convert.py: llama.cpp's number;
+       INSTEAD there, if it has super-blocks: the type of matrices whose rows are no whole ones;
+       ROUNDING of tests/test_quantizers.py: values that ascend, without a minimum the largest in magnitude first. Scales that are
+       powers of two need not beat that rounding: such a format gets a test of its own there, as MXFP4 has;
+       BITS_BELOW_HEAD of tests/test_quantize.py, if it has fewer bits than Q6_K;
+       BITS there, unless its codes have 4 bits;
+       SCALES of bench/synthetic.py, if its scales are float16: random models of it, to measure with.
+       pytest tests/test_quantizers.py tests/test_quantize.py tests/test_synthetic.py -k NAME
 6. Add it to the formats in README.md.
+       pytest tests/test_readme.py -k lists
+       make lint
 """
 
 import ast
