@@ -1,7 +1,6 @@
 """One rank of the engine: loads its part of the model, records its programs, then runs Steps (rank 0) or serves them."""
 
 import time
-from collections import Counter
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -222,8 +221,7 @@ class Engine:
 
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
-        counted = pages.count([pages.Region("weights", self._weights_at, self.weight_bytes)])
-        found = None if counted is None else sum(counted.values(), Counter[int]())
+        found = pages.count_quickly(pages.Region("weights", self._weights_at, self.weight_bytes))
         mine = None if found is None else [found[self.placement.node], found.total()]
         parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
         for rank, (node, counts, outside) in enumerate(told):

@@ -69,6 +69,17 @@ def _ask(address: int, num_bytes: int) -> Counter[int] | None:
     return None if status != native.OK else Counter({int(node): int(nodes[node]) for node in np.flatnonzero(nodes)})
 
 
+def count_quickly(region: Region) -> Counter[int] | None:
+    """Pages by node of memory whose neighbours in the same mapping, if any, are untouched; None where the kernel does not answer.
+
+    move_pages takes 0.15 us a page, a fifth of the time in which a large model loads.
+    """
+    if (found := count_in_maps([region])) is not None:
+        return found
+    counted = count([region])
+    return None if counted is None else sum(counted.values(), Counter[int]())
+
+
 def count_in_maps(regions: Sequence[Region]) -> Counter[int] | None:
     """Pages by node of all mappings that the regions touch, from /proc/self/numa_maps, each mapping once."""
     try:

@@ -120,7 +120,7 @@ def quantize(format: ModuleType, x: np.ndarray) -> np.ndarray:
 
 
 def tile_bytes(format: ModuleType, columns: int, first: int = 0) -> int:
-    """Bytes of one tile of 16 rows x `columns`, from the first-th on; whole cache lines, so that every tile begins on one."""
+    """Bytes of one tile of 16 rows x `columns`, from the first-th on."""
     units = columns // UNIT
     supers = super_bytes(first // UNIT, units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
-    return (units * format.TILE_BYTES + supers + 63) // 64 * 64
+    return units * format.TILE_BYTES + supers

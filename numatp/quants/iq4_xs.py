@@ -64,17 +64,18 @@ def scale_of(block, unit):
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
     store_phase(tile, first_unit)
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(tile, units)):
-            store_f16(shared(tile, index, SUPER_BYTES, TILE_BYTES), row, load_f16(block, 0) if row < rows else 0)
-            first, last = units_of(tile, index, units)
+    for index in range(touched(tile, units)):
+        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
+        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+        first, last = units_of(tile, index, units)
+        for row in range(16):
+            store_f16(both, row, load_f16(block, 0) if row < rows else 0)
             for unit in range(first, last if row < rows else first):
                 place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
                 store_i8(weights, 256 + row, scale_of(block, place))
                 for j in range(4):
                     store_i32(weights, j * 16 + row, load_i32(offset(block, 8 + place * 16), j))
-            block = offset(block, BLOCK_BYTES)
+            block = offset(block, row_bytes)
 
 
 @device

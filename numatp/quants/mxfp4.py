@@ -51,14 +51,13 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
-        for unit in range(units):
-            weights = offset(tile, unit * TILE_BYTES)
+    for unit in range(units):
+        weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
+        for row in range(16):
             store_u8(weights, 256 + row, load_u8(block, 0) if row < rows else 0)
             for j in range(4 if row < rows else 0):
                 store_i32(weights, j * 16 + row, load_i32(offset(block, 1), j))
-            block = offset(block, BLOCK_BYTES)
+            block = offset(block, row_bytes)
 
 
 @device

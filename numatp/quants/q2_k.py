@@ -56,13 +56,13 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
     store_phase(tile, first_unit)
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(tile, units)):
-            both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+    for index in range(touched(tile, units)):
+        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
+        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+        first, last = units_of(tile, index, units)
+        for row in range(16):
             store_f16(both, row, load_f16(block, 40) if row < rows else 0)
             store_f16(both, 16 + row, load_f16(block, 41) if row < rows else 0)
-            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
                 place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
                 constants = offset(weights, 128)
@@ -71,7 +71,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
                 pairs = offset(block, 16 + place // 4 * 32)
                 for j in range(8):
                     store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-            block = offset(block, BLOCK_BYTES)
+            block = offset(block, row_bytes)
 
 
 @device

@@ -70,11 +70,12 @@ def scale_of(packed, index):
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
     store_phase(tile, first_unit)
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(tile, units)):
-            store_f16(shared(tile, index, SUPER_BYTES, TILE_BYTES), row, load_f16(block, 54) if row < rows else 0)
-            first, last = units_of(tile, index, units)
+    for index in range(touched(tile, units)):
+        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
+        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+        first, last = units_of(tile, index, units)
+        for row in range(16):
+            store_f16(both, row, load_f16(block, 54) if row < rows else 0)
             for unit in range(first, last if row < rows else first):
                 place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
                 constants = offset(weights, 192)
@@ -86,7 +87,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
                 for j in range(8):
                     store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
                     store_word(offset(weights, 128), 1, row, j, load_i32(block, j) >> place)
-            block = offset(block, BLOCK_BYTES)
+            block = offset(block, row_bytes)
 
 
 @device

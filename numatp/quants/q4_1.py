@@ -30,19 +30,15 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
-        for unit in range(units):
-            weights, constants = offset(tile, unit * TILE_BYTES), offset(tile, unit * TILE_BYTES + 256)
-            if row < rows:
-                store_f16(constants, row, load_f16(block, 0))
-                store_f16(constants, 16 + row, load_f16(block, 1))
-                for j in range(4):
-                    store_i32(weights, j * 16 + row, load_i32(block, 1 + j))
-            else:
-                store_f16(constants, row, 0)
-                store_f16(constants, 16 + row, 0)
-            block = offset(block, BLOCK_BYTES)
+    for unit in range(units):
+        weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
+        constants = offset(weights, 256)
+        for row in range(16):
+            store_f16(constants, row, load_f16(block, 0) if row < rows else 0)
+            store_f16(constants, 16 + row, load_f16(block, 1) if row < rows else 0)
+            for j in range(4 if row < rows else 0):
+                store_i32(weights, j * 16 + row, load_i32(block, 1 + j))
+            block = offset(block, row_bytes)
 
 
 @device
@@ -50,10 +46,10 @@ def dot_tile(tile, x, first, pitch, units, total):
     x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
-        weights = load_nibbles(tile)
         prefetch_unit(tile, TILE_BYTES)
         constants = offset(tile, 256)
         total = add_outer(total, widen(load_f16x16(constants, 16)), x_sums)
+        weights = load_nibbles(tile)  # after the minima: 16 rows leave few registers for weights that wait
         total = add_dot(total, weights, widen(load_f16x16(constants, 0)), x, x_scales)
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)

@@ -74,13 +74,13 @@ def minimum_of(packed, unit):
 @device
 def pack(source, row_bytes, rows, first_unit, units, tile):
     store_phase(tile, first_unit)
-    for row in range(16):
-        block = offset(source, row * row_bytes + first_unit // 8 * BLOCK_BYTES)
-        for index in range(touched(tile, units)):
-            both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+    for index in range(touched(tile, units)):
+        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
+        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
+        first, last = units_of(tile, index, units)
+        for row in range(16):
             store_f16(both, row, load_f16(block, 0) if row < rows else 0)
             store_f16(both, 16 + row, load_f16(block, 1) if row < rows else 0)
-            first, last = units_of(tile, index, units)
             for unit in range(first, last if row < rows else first):
                 place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
                 constants = offset(weights, 256)
@@ -89,7 +89,7 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
                 values = offset(block, 16 + place // 2 * 32)
                 for j in range(8):
                     store_word(weights, 4, row, j, load_i32(values, j) >> place % 2 * 4)
-            block = offset(block, BLOCK_BYTES)
+            block = offset(block, row_bytes)
 
 
 @device
@@ -103,10 +103,10 @@ def dot_tile(tile, x, first, pitch, units, total):
         here = offset(here, SUPER_BYTES)
         begin, stop = units_of(tile, index, units)
         for _ in range(begin, stop):
-            weights = load_nibbles(here)
             prefetch_unit(here, TILE_BYTES)
             constants = offset(here, 256)
             total = add_outer(total, minus_dmin * widen_u8(load_i8x16(constants, 16)), x_sums)
+            weights = load_nibbles(here)  # after the minima: 16 rows leave few registers for weights that wait
             total = add_dot(total, weights, d * widen_u8(load_i8x16(constants, 0)), x, x_scales)
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
