@@ -5,12 +5,13 @@ bytes 4r..4r+3 of vector j % bits, in the field of bits that begins at j // bits
 """
 
 from llvmlite import ir
+from numba import int32, types
 from numba.extending import intrinsic
 
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
 from numatp.kernels.rows import Vectors, map_rows
-from numatp.kernels.simd import constant, i8x64, llvm_type, load_i32, load_u8, pointer, store_i32
+from numatp.kernels.simd import constant, i8x64, llvm_type, load_i32, load_u8, offset, pointer, splat, store_i32
 
 
 def plane_loader(bits, position, table=None):
@@ -47,6 +48,48 @@ def plane_loader(bits, position, table=None):
 
 
 load_nibbles, load_fifth_bits = plane_loader(4, 0), plane_loader(1, 4)
+
+
+@intrinsic
+def transpose_words(typing_context, a, b, c, d, out, flip):
+    """4 words of each of 4 rows: word j of all four to out + 64 * j, with the bits of `flip` turned."""
+
+    def emit(context, builder, signature, args):
+        word = ir.IntType(32)
+        four = ir.VectorType(word, 4)
+        turned = splat(builder, args[5], 4)
+
+        def words(row):
+            value = builder.load(builder.bitcast(row, four.as_pointer()))
+            value.align = 1
+            return builder.xor(value, turned)
+
+        def lanes(one, other, *order):
+            return builder.shuffle_vector(one, other, ir.Constant(four, order))
+
+        a, b, c, d = map(words, args[:4])
+        for half, order in enumerate([(0, 4, 1, 5), (2, 6, 3, 7)]):
+            ab, cd = lanes(a, b, *order), lanes(c, d, *order)
+            for j, value in enumerate([lanes(ab, cd, 0, 1, 4, 5), lanes(ab, cd, 2, 3, 6, 7)], 2 * half):
+                place = builder.gep(args[4], [ir.Constant(ir.IntType(64), 64 * j)])
+                builder.store(value, builder.bitcast(place, four.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(pointer, pointer, pointer, pointer, pointer, types.int32), emit
+
+
+@device
+def store_words(weights, block, row_bytes, rows, flip):
+    """The 16 bytes at `block` of each of 16 rows, row_bytes apart: word j of row r to byte 64 * j + 4 * r of weights.
+
+    Rows from `rows` on get what the last one has.
+    """
+    for row in range(0, 16, 4):
+        transpose_words(
+            offset(block, min(row, rows - 1) * row_bytes), offset(block, min(row + 1, rows - 1) * row_bytes),
+            offset(block, min(row + 2, rows - 1) * row_bytes), offset(block, min(row + 3, rows - 1) * row_bytes),
+            offset(weights, row * 4), int32(flip),
+        )  # fmt: skip
 
 
 @device

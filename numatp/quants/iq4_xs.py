@@ -12,7 +12,7 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
-from numatp.kernels.planes import plane_element
+from numatp.kernels.planes import plane_element, store_words
 from numatp.kernels.rows import add_dot_biased
 from numatp.kernels.simd import (
     lane,
@@ -21,13 +21,11 @@ from numatp.kernels.simd import (
     load_f32x16,
     load_i8,
     load_i8x16,
-    load_i32,
     load_u8,
     offset,
     splat_f32,
     store_f16,
     store_i8,
-    store_i32,
     store_u8,
     widen,
     widen_i8,
@@ -68,13 +66,14 @@ def pack(source, row_bytes, rows, first_unit, units, tile):
         block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
         both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
         first, last = units_of(tile, index, units)
+        for unit in range(first, last):
+            codes = offset(block, 8 + (first_unit + unit) % 8 * 16)
+            store_words(unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), codes, row_bytes, rows, 0)
         for row in range(16):
             store_f16(both, row, load_f16(block, 0) if row < rows else 0)
             for unit in range(first, last if row < rows else first):
                 place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
                 store_i8(weights, 256 + row, scale_of(block, place))
-                for j in range(4):
-                    store_i32(weights, j * 16 + row, load_i32(offset(block, 8 + place * 16), j))
             block = offset(block, row_bytes)
 
 

@@ -13,7 +13,7 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import SMALLEST, reciprocal, scale_error, store_nibbles
-from numatp.kernels.planes import plane_element, plane_loader
+from numatp.kernels.planes import plane_element, plane_loader, store_words
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     abs_f32,
@@ -22,13 +22,11 @@ from numatp.kernels.simd import (
     largest,
     load_f32x16,
     load_i8x16,
-    load_i32,
     load_u8,
     max_f32x16,
     nearest_of,
     offset,
     splat_f32,
-    store_i32,
     store_u8,
 )
 
@@ -53,10 +51,9 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 def pack(source, row_bytes, rows, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
+        store_words(weights, offset(block, 1), row_bytes, rows, 0)
         for row in range(16):
             store_u8(weights, 256 + row, load_u8(block, 0) if row < rows else 0)
-            for j in range(4 if row < rows else 0):
-                store_i32(weights, j * 16 + row, load_i32(offset(block, 1), j))
             block = offset(block, row_bytes)
 
 

@@ -10,17 +10,15 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
-from numatp.kernels.planes import load_nibbles, plane_element
+from numatp.kernels.planes import load_nibbles, plane_element, store_words
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     load_f16,
     load_f16x16,
     load_f32x16,
-    load_i32,
     offset,
     splat_f32,
     store_f16,
-    store_i32,
     widen,
 )
 
@@ -43,10 +41,9 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 def pack(source, row_bytes, rows, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
+        store_words(weights, offset(block, 2), row_bytes, rows, 0)
         for row in range(16):
             store_f16(offset(weights, 256), row, load_f16(block, 0) if row < rows else 0)
-            for j in range(4 if row < rows else 0):
-                store_i32(weights, j * 16 + row, load_i32(offset(block, 2), j))
             block = offset(block, row_bytes)
 
 
