@@ -80,10 +80,9 @@ def best_way(rounds, test):
     return max(ways, key=lambda rows: statistics.median(one["avg_ts"] for one in rows))
 
 
-def ours(options, ranks):
+def ours(options, ranks, cache):
     command = [
-        NUMATP, "bench", *tests_of(options), "-t", options.threads // ranks, "--ranks", ranks, "-ctk", options.our_cache,
-        "-ctv", options.our_cache,
+        NUMATP, "bench", *tests_of(options), "-t", options.threads // ranks, "--ranks", ranks, "-ctk", cache, "-ctv", cache,
     ]  # fmt: skip
     return {name_of(row): row for row in run_json(command)}
 
@@ -100,30 +99,28 @@ def main():
     parser.add_argument("--repetitions", type=int, default=2, help="of each test in a round")
     parser.add_argument("--ranks", default="1,2", help="numbers of ranks of numatp")
     parser.add_argument("--cache", default="f16", help="cache types of llama.cpp, a list, the best one counts")
-    parser.add_argument("--our-cache", default="f16", help="cache type of numatp")
+    parser.add_argument("--our-cache", default="f16", help="cache types of numatp, a list, each by itself")
     parser.add_argument("--save", metavar="NAME", help="also write bench/results/DATE-NAME.json")
     options = parser.parse_args()
     options.path = str(resolve_model(options.model))
-    counts = [int(n) for n in options.ranks.split(",")]
+    counts, caches = [int(n) for n in options.ranks.split(",")], options.our_cache.split(",")
+    ways = {f"ranks{count}" + f" {cache}" * (len(caches) > 1): (count, cache) for count in counts for cache in caches}
     rounds = []
     for number in range(options.rounds):
-        row = {"llama": llama(options)} | {f"ranks{count}": ours(options, count) for count in counts}
+        row = {"llama": llama(options)} | {way: ours(options, *ways[way]) for way in ways}
         rounds.append(row)
         for test, theirs in row["llama"].items():
-            mine = ", ".join(
-                f"{count} ranks {row[f'ranks{count}'][test]['avg_ts']:.1f} ({row[f'ranks{count}'][test]['roofline_percent']:.0f} %)"
-                for count in counts
-            )
+            mine = ", ".join(f"{way} {row[way][test]['avg_ts']:.1f} ({row[way][test]['roofline_percent']:.0f} %)" for way in ways)
             rates = ", ".join(f"{one['avg_ts']:.1f}" for one in theirs)
             print(f"round {number + 1}: {test}: llama.cpp {rates}; {mine} of the roofline", file=sys.stderr)
     summary = {}
     for test in rounds[0]["llama"]:
         theirs = best_way(rounds, test)
         summary[test] = {"llama_ts": [round(one["avg_ts"], 2) for one in theirs]}
-        for key in (f"ranks{count}" for count in counts):
-            found = [row[key][test] for row in rounds]
+        for way in ways:
+            found = [row[way][test] for row in rounds]
             ratios = [mine["avg_ts"] / one["avg_ts"] for mine, one in zip(found, theirs, strict=True)]
-            summary[test][key] = {
+            summary[test][way] = {
                 "ratio": round(statistics.median(ratios), 3), "ts": [round(mine["avg_ts"], 2) for mine in found],
                 "roofline_percent": round(statistics.median(mine["roofline_percent"] for mine in found), 1),
                 "roofline_gbs": [round(mine["roofline_gbs"], 1) for mine in found],
