@@ -4,6 +4,7 @@ import ctypes
 import json
 import re
 import sys
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -44,6 +45,20 @@ def test_maps_say_the_same(touched):
     address, size = touched
     regions = [Region("a", address, 100), Region("b", address + 200, size - 200)]  # one mapping
     assert pages.count_in_maps(regions) == pages.count([Region("all", address, size)])["all"]
+
+
+def test_quickly_is_the_same(monkeypatch):
+    size = 3 * PAGE
+    address = pages.reserve(size)
+    try:
+        ctypes.memset(address, 1, size)
+        exact = pages.count([Region("all", address, size)])["all"]
+        assert pages.count_quickly(Region("all", address, size)) == exact
+        for useless in (None, {}, {0: 1}, {0: 4000}):  # what numa_maps may say that is not of this region alone
+            monkeypatch.setattr(pages, "count_in_maps", lambda regions, said=useless: said if said is None else Counter(said))
+            assert pages.count_quickly(Region("all", address, size)) == exact
+    finally:
+        pages.release(address, size)
 
 
 def test_rank_pages():

@@ -338,7 +338,7 @@ def test_refused_system_calls_do_not_matter(model_path, way, calls, note):
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(" Paris")
     assert note in result.stderr
-    assert re.search(r"weights rank 0: 100.0 % on node", result.stderr)  # /proc/self/numa_maps knows it too
+    assert re.search(r"weights rank 0: 100.0 % on node", result.stderr)
     assert "Traceback" not in result.stderr
     nothing_left(before)
 

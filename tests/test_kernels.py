@@ -132,11 +132,11 @@ def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
-@pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 16), (33, 5, 9), (16, 6, 3), (16, 15, 1), (7, 0, 0)])
+@pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 24), (45, 5, 14), (16, 6, 3), (16, 23, 1), (7, 0, 0), (7, 5, 0)])
 @pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
 @pytest.mark.parametrize("add", [False, True])
 def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
-    raw, values = weights(format_name, rows, 512)
+    raw, values = weights(format_name, rows, 768)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
     pitch = 1 if num_rows == 1 else GROUP

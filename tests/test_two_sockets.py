@@ -102,6 +102,7 @@ def test_two_nodes(folder, texts):
             "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
             "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
             "srun": generate(folder, "--audit", SRUN),
+            "remote": generate(folder, before=f"numactl --membind=0 {MPIRUN} -np 2"),
             "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
             "full": numatp("generate", folder / "wide.gguf", "-p x -ts 5,1"),
             "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
@@ -132,6 +133,10 @@ def test_two_nodes(folder, texts):
     assert "the memory policy bind:0 was set from outside (numactl?) and is kept" in forced.stderr
     for when in ("after_load", "ranks"):
         assert first[when] >= 99 and second[when] <= 1, forced
+
+    remote = results["remote"]
+    assert remote.status == 1 and not remote.stdout, remote
+    assert "only 0.0 % of rank 1's weights are on its node 1, where the memory policy bind:0 from outside put them" in remote.stderr
 
     first, second = audits(results["moved"])  # the window is shared and stays, and new tokens have new pages in the cache
     assert min(first.values()) >= 99 and second["after_load"] >= 99 and second["ranks"] < 60, results["moved"]

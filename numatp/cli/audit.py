@@ -50,7 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     def work(llm: LLM) -> int:
         if count >= llm.plan.context:
-            raise UserError(f"-n {count}: the cache has room for {llm.plan.context} tokens, the prompt's included: use a larger -c")
+            raise UserError(
+                f"-n {count}: the cache has room for {llm.plan.context} tokens, with the prompt: use a smaller -n or larger -c"
+            )
 
         def generate() -> None:
             if count:

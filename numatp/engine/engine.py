@@ -222,11 +222,11 @@ class Engine:
     def _check_pages(self) -> str:
         """One line that says where the weights are; MachineError on every rank if they are not local."""
         found = pages.count_quickly(pages.Region("weights", self._weights_at, self.weight_bytes))
-        mine = None if found is None else [found[self.placement.node], found.total()]
+        mine = [found[self.placement.node], found.total()] if found else None
         parts, told = [], self.comm.gather([self.placement.node, mine, policy.from_outside(self.placement.node)])
         for rank, (node, counts, outside) in enumerate(told):
             if counts is None:
-                parts.append(f"rank {rank}: unknown (the kernel refuses move_pages)")
+                parts.append(f"rank {rank}: unknown (the kernel tells neither by move_pages nor in numa_maps)")
                 continue
             local, total = counts
             parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")

@@ -1,7 +1,7 @@
 """Prefetch of a weight matrix, which is one stream of bytes: tile after tile, each read from its start to its end.
 
 Into the second-level cache only: requests into the first would hold its few fill buffers until DRAM answers, and the processor's
-own prefetcher needs them to follow a tile's parts.
+own prefetcher needs them too.
 """
 
 from numatp.kernels.compile import device

@@ -82,7 +82,7 @@ def transpose_words(typing_context, a, b, c, d, out, flip):
 def store_words(weights, block, row_bytes, rows, flip):
     """The 16 bytes at `block` of each of 16 rows, row_bytes apart: word j of row r to byte 64 * j + 4 * r of weights.
 
-    Rows from `rows` on get what the last one has.
+    Rows from `rows` (at least 1) on get what the last one has.
     """
     for row in range(0, 16, 4):
         transpose_words(

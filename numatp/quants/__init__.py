@@ -6,7 +6,8 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     BLOCK         weights of one block along a row in the file
     TILE_BYTES    bytes in memory of 16 rows x 32 columns, which lie together: a tile is one stream, read from start to end
     SUPER_BYTES   bytes in memory of what 16 rows of a super-block share (kernels/superblock.py), 0 without super-blocks
-                  (these four of numbers and of each other only: `sizes` reads them without running the file)
+                  (these four of numbers and of each other only: `sizes` reads them without running the file; bytes in memory are
+                  multiples of 8, because tiles follow each other)
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
@@ -123,4 +124,5 @@ def tile_bytes(format: ModuleType, columns: int, first: int = 0) -> int:
     """Bytes of one tile of 16 rows x `columns`, from the first-th on."""
     units = columns // UNIT
     supers = super_bytes(first // UNIT, units, format.SUPER_BYTES) if format.SUPER_BYTES else 0
+    assert format.TILE_BYTES % 8 == format.SUPER_BYTES % 8 == 0, format.__name__
     return units * format.TILE_BYTES + supers

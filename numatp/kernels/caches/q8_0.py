@@ -1,9 +1,10 @@
 """Q8_0: int8 with a float16 scale for every 32 values of a token, as llama.cpp's type of that name.
 
-Keys lie as the weights of a Q8_0 matrix whose rows are the tokens (numatp/quants/q8_0.py): tiles of 16 tokens, per 32 values 8
-vectors of q + 128, then 16 scales; so scores are integer dot products with queries rounded to 8 bits. Values lie as columns of
-such a matrix whose rows are the values of a head: tiles of 16 values, per 32 tokens 8 vectors of int8; then scales (size / 32,
-CACHE_BLOCK). The softmax's weights are multiplied with these and rounded to 8 bits, with one scale for 32 tokens.
+Keys lie in tiles of 16 tokens: per 32 values 8 vectors of q + 128, as in a Q8_0 matrix whose rows are the tokens
+(numatp/quants/q8_0.py); behind all of a tile's vectors 16 scales for each 32 values, in whole cache lines. So scores are integer
+dot products with queries rounded to 8 bits. Values lie as columns of such a matrix whose rows are the values of a head: tiles of
+16 values, per 32 tokens 8 vectors of int8; then scales (size / 32, CACHE_BLOCK). The softmax's weights are multiplied with these
+and rounded to 8 bits, with one scale for 32 tokens.
 """
 
 from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
