@@ -5,6 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from numatp.machine import isa
+
+# Kernels that tests call in this process are those of the commands: of NUMATP_ISA, or the strongest level. Numba takes its target
+# when it loads; the commands choose theirs themselves.
+isa.set_numba_target(isa.choose())
+import numba  # noqa: E402, F401
+
+for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
+    os.environ.pop(name, None)
+
 TESTS = Path(__file__).parent
 BIN = Path(sys.executable).parent
 # mpirun refuses to start as root unless both are set; slots are not what is tested.

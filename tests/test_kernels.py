@@ -675,12 +675,8 @@ def test_other_levels_give_the_same_answers(level):
         isa.choose({"NUMATP_ISA": level})
     except NumatpError as error:
         pytest.skip(str(error))
-    # Numba's target is set once in a process, before Numba loads.
-    program = (
-        "import sys; from numatp.machine import isa; isa.set_numba_target(isa.choose()); import pytest; "
-        f"sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not levels and not raise', {__file__!r}]))"
-    )
-    result = run(sys.executable, "-c", program, env={"NUMATP_ISA": level})
+    only = ("-k", "not levels and not raise", __file__)
+    result = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *only, env={"NUMATP_ISA": level})
     assert result.returncode == 0, result.stdout[-3000:]
 
 
