@@ -48,7 +48,7 @@ def test_maps_say_the_same(touched):
 
 
 def test_quickly_is_the_same(monkeypatch):
-    size = 3 * PAGE
+    size = 2 << 21  # whole huge pages
     address = pages.reserve(size)
     try:
         ctypes.memset(address, 1, size)
