@@ -7,13 +7,8 @@ import pytest
 
 from numatp.machine import isa
 
-# Kernels that tests call in this process are those of the commands: of NUMATP_ISA, or the strongest level. Numba takes its target
-# when it loads; the commands choose theirs themselves.
+# Kernels in this process, and in scripts that load Numba first, are those of the commands: of NUMATP_ISA, or the strongest level.
 isa.set_numba_target(isa.choose())
-import numba  # noqa: E402, F401
-
-for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"):
-    os.environ.pop(name, None)
 
 TESTS = Path(__file__).parent
 BIN = Path(sys.executable).parent

@@ -200,13 +200,14 @@ def script(model_path, *arguments, **environment):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_script_that_uses_numba_itself(llm, model_path, ranks):
+def test_a_script_that_uses_numba_itself(model_path, ranks):
     result = script(model_path, "everything", ranks)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # a library logs, it does not print
     said = json.loads(result.stdout)
     assert said["affinity"] and said["settings"] and said["sum"] == 1000
-    assert said["text"] == said["streamed"] == llm.generate(PROMPT, GREEDY).text
+    command = ("generate", "-m", model_path, "-p", PROMPT, "-n", 12, "--temp", 0, "--ranks", ranks)
+    assert said["text"] == said["streamed"] == numatp(*command).stdout.removesuffix("\n")
     assert "empty" in said["refused"] and said["ranks"] == ranks
     logged = script(model_path, "everything", ranks, SHOW_LOG="1")
     assert "INFO:numatp:weights rank 0: 100.0 %" in logged.stderr
@@ -349,8 +350,11 @@ def test_another_rank_sleeps_when_there_is_no_work(model_path):
 
 
 def test_numba_that_was_loaded_before_keeps_its_target(model_path):
-    result = script(model_path, "everything", 2, NUMATP_ISA="avx2", SHOW_LOG="1")
+    """That of the machine, if nobody has said anything."""
+    own = ("env", "-u", "NUMBA_CPU_NAME", "-u", "NUMBA_CPU_FEATURES", sys.executable, TESTS / "run_llm.py")
+    result = run(*own, model_path, "everything", 2, env={"NUMATP_ISA": "avx2", "SHOW_LOG": "1"})
     assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["text"].startswith(" Paris")
     assert "WARNING:numatp:NUMATP_ISA has no effect: this process had loaded Numba before" in result.stderr
 
 
