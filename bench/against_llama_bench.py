@@ -131,7 +131,7 @@ def main():
     }  # fmt: skip
     if options.save:
         path = Path(__file__).parent / "results" / f"{date.today()}-{options.save}.json"
-        path.write_text(json.dumps(result) + "\n")
+        path.write_text(json.dumps(result).replace(options.path, Path(options.path).name) + "\n")
         print(path, file=sys.stderr)
     print(json.dumps(result | {"rounds": len(rounds)}, indent=1))
 
