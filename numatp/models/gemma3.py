@@ -32,10 +32,8 @@ def _rope(kind: str, key: str, older: str | None = None) -> Callable[[Config], A
 
 
 def _rope_type(config: Config) -> Any:
-    if not config.get("rope_parameters"):
-        return rope_type(config)
-    kind = _rope("full_attention", "rope_type")(config)
-    return "none" if kind in (None, "default") else kind
+    newer = config.get("rope_parameters")
+    return rope_type({"rope_scaling": newer["full_attention"]} if newer else config)
 
 
 HUGGING_FACE = HuggingFace(

@@ -24,13 +24,12 @@ from numatp.kernels.simd import (
     load_u8,
     offset,
     splat_f32,
-    store_f16,
     store_i8,
     store_u8,
     widen,
     widen_i8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
+from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 from numatp.quants.iq4_nl import VALUES, code, load_values
 
 BLOCK, BLOCK_BYTES = 256, 136
@@ -60,21 +59,14 @@ def scale_of(block, unit):
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
-    store_phase(tile, first_unit)
-    for index in range(touched(tile, units)):
-        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
-        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
-        first, last = units_of(tile, index, units)
-        for unit in range(first, last):
-            codes = offset(block, 8 + (first_unit + unit) % 8 * 16)
-            store_words(unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), codes, row_bytes, rows, 0)
-        for row in range(16):
-            store_f16(both, row, load_f16(block, 0) if row < rows else 0)
-            for unit in range(first, last if row < rows else first):
-                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
-                store_i8(weights, 256 + row, scale_of(block, place))
-            block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, rows, place):
+    store_words(weights, offset(block, 8 + place * 16), row_bytes, rows, 0)
+    for row in range(rows):
+        store_i8(weights, 256 + row, scale_of(block, place))
+        block = offset(block, row_bytes)
+
+
+pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0,))
 
 
 @device

@@ -28,12 +28,11 @@ from numatp.kernels.simd import (
     negative,
     offset,
     splat_f32,
-    store_f16,
     store_u8,
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
+from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 84
 TILE_BYTES, SUPER_BYTES = 16 * 10, 64
@@ -54,24 +53,18 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
-    store_phase(tile, first_unit)
-    for index in range(touched(tile, units)):
-        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
-        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
-        first, last = units_of(tile, index, units)
-        for row in range(16):
-            store_f16(both, row, load_f16(block, 40) if row < rows else 0)
-            store_f16(both, 16 + row, load_f16(block, 41) if row < rows else 0)
-            for unit in range(first, last if row < rows else first):
-                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
-                constants = offset(weights, 128)
-                store_u8(constants, row, load_u8(block, 2 * place))
-                store_u8(constants, 16 + row, load_u8(block, 2 * place + 1))
-                pairs = offset(block, 16 + place // 4 * 32)
-                for j in range(8):
-                    store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-            block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, rows, place):
+    constants = offset(weights, 128)
+    for row in range(rows):
+        store_u8(constants, row, load_u8(block, 2 * place))
+        store_u8(constants, 16 + row, load_u8(block, 2 * place + 1))
+        pairs = offset(block, 16 + place // 4 * 32)
+        for j in range(8):
+            store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
+        block = offset(block, row_bytes)
+
+
+pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (40, 41))
 
 
 @device

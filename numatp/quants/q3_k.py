@@ -31,12 +31,11 @@ from numatp.kernels.simd import (
     low_twos,
     offset,
     splat_f32,
-    store_f16,
     store_u8,
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
+from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 110
 TILE_BYTES, SUPER_BYTES = 16 * 12 + 24, 32
@@ -68,26 +67,21 @@ def scale_of(packed, index):
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
-    store_phase(tile, first_unit)
-    for index in range(touched(tile, units)):
-        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
-        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
-        first, last = units_of(tile, index, units)
-        for row in range(16):
-            store_f16(both, row, load_f16(block, 54) if row < rows else 0)
-            for unit in range(first, last if row < rows else first):
-                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
-                constants = offset(weights, 192)
-                one, other = scale_of(offset(block, 96), 2 * place) + 32, scale_of(offset(block, 96), 2 * place + 1) + 32
-                store_u8(constants, row, one & 15 | (other & 15) << 4)
-                high, bits = 16 + row % 8, one >> 4 | other >> 4 << 2
-                store_u8(constants, high, load_u8(constants, high) | bits << 4 if row >= 8 else bits)
-                pairs = offset(block, 32 + place // 4 * 32)
-                for j in range(8):
-                    store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-                    store_word(offset(weights, 128), 1, row, j, load_i32(block, j) >> place)
-            block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, rows, place):
+    constants = offset(weights, 192)
+    for row in range(rows):
+        one, other = scale_of(offset(block, 96), 2 * place) + 32, scale_of(offset(block, 96), 2 * place + 1) + 32
+        store_u8(constants, row, one & 15 | (other & 15) << 4)
+        high, bits = 16 + row % 8, one >> 4 | other >> 4 << 2
+        store_u8(constants, high, load_u8(constants, high) | bits << 4 if row >= 8 else bits)
+        pairs = offset(block, 32 + place // 4 * 32)
+        for j in range(8):
+            store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
+            store_word(offset(weights, 128), 1, row, j, load_i32(block, j) >> place)
+        block = offset(block, row_bytes)
+
+
+pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (54,))
 
 
 @device

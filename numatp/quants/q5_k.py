@@ -26,12 +26,11 @@ from numatp.kernels.simd import (
     negative,
     offset,
     splat_f32,
-    store_f16,
     store_u8,
     widen,
     widen_u8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
+from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 from numatp.quants.q4_k import minimum_of, scale_of, sixes, store_sixes
 
 BLOCK, BLOCK_BYTES = 256, 176
@@ -52,25 +51,19 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
-    store_phase(tile, first_unit)
-    for index in range(touched(tile, units)):
-        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
-        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
-        first, last = units_of(tile, index, units)
-        for row in range(16):
-            store_f16(both, row, load_f16(block, 0) if row < rows else 0)
-            store_f16(both, 16 + row, load_f16(block, 1) if row < rows else 0)
-            for unit in range(first, last if row < rows else first):
-                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
-                constants = offset(weights, 320)
-                store_u8(constants, row, scale_of(offset(block, 4), place))
-                store_u8(constants, 16 + row, minimum_of(offset(block, 4), place))
-                low = offset(block, 48 + place // 2 * 32)
-                for j in range(8):
-                    store_word(weights, 4, row, j, load_i32(low, j) >> place % 2 * 4)
-                    store_word(offset(weights, 256), 1, row, j, load_i32(block, 4 + j) >> place)
-            block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, rows, place):
+    constants = offset(weights, 320)
+    for row in range(rows):
+        store_u8(constants, row, scale_of(offset(block, 4), place))
+        store_u8(constants, 16 + row, minimum_of(offset(block, 4), place))
+        low = offset(block, 48 + place // 2 * 32)
+        for j in range(8):
+            store_word(weights, 4, row, j, load_i32(low, j) >> place % 2 * 4)
+            store_word(offset(weights, 256), 1, row, j, load_i32(block, 4 + j) >> place)
+        block = offset(block, row_bytes)
+
+
+pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0, 1))
 
 
 @device

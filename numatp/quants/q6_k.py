@@ -24,12 +24,11 @@ from numatp.kernels.simd import (
     load_i32,
     offset,
     splat_f32,
-    store_f16,
     store_i8,
     widen,
     widen_i8,
 )
-from numatp.kernels.superblock import shared, store_phase, super_of, touched, unit_at, units_of
+from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 
 BLOCK, BLOCK_BYTES = 256, 210
 TILE_BYTES, SUPER_BYTES = 16 * 26, 32
@@ -53,25 +52,20 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
-    store_phase(tile, first_unit)
-    for index in range(touched(tile, units)):
-        block = offset(source, (first_unit // 8 + index) * BLOCK_BYTES)
-        both = shared(tile, index, SUPER_BYTES, TILE_BYTES)
-        first, last = units_of(tile, index, units)
-        for row in range(16):
-            store_f16(both, row, load_f16(block, 104) if row < rows else 0)
-            for unit in range(first, last if row < rows else first):
-                place, weights = (first_unit + unit) % 8, unit_at(tile, unit, SUPER_BYTES, TILE_BYTES)
-                constants = offset(weights, 384)
-                store_i8(constants, row, load_i8(block, 192 + 2 * place))
-                store_i8(constants, 16 + row, load_i8(block, 193 + 2 * place))
-                low = offset(block, place // 4 * 64 + place % 2 * 32)
-                high = offset(block, 128 + place // 4 * 32)
-                for j in range(8):
-                    store_word(weights, 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
-                    store_word(offset(weights, 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
-            block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, rows, place):
+    constants = offset(weights, 384)
+    for row in range(rows):
+        store_i8(constants, row, load_i8(block, 192 + 2 * place))
+        store_i8(constants, 16 + row, load_i8(block, 193 + 2 * place))
+        low = offset(block, place // 4 * 64 + place % 2 * 32)
+        high = offset(block, 128 + place // 4 * 32)
+        for j in range(8):
+            store_word(weights, 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
+            store_word(offset(weights, 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
+        block = offset(block, row_bytes)
+
+
+pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (104,))
 
 
 @device
