@@ -24,6 +24,7 @@ from numatp.kernels.simd import (
     splat_f32,
     store_f32,
     store_i64,
+    store_u8,
     sum_f32x16,
 )
 
@@ -179,7 +180,10 @@ def read_fully(file, destination, num_bytes, position):
     weights="pointer", tile_bytes="int", staging="pointer", staging_bytes="int", failed="pointer",
 )  # fmt: skip
 def load(args, thread, threads):
-    """Reads `rows` rows from the file and packs this rank's columns of them; staging_bytes is each thread's buffer."""
+    """Reads `rows` rows from the file and packs this rank's columns of them; staging_bytes is each thread's buffer.
+
+    Rows that the last tile lacks are zeros.
+    """
     tiles = (args.rows + 15) // 16
     first, last = share(tiles, thread, threads)
     staging = offset(args.staging, thread * args.staging_bytes)
@@ -191,7 +195,8 @@ def load(args, thread, threads):
         if not read_fully(args.file, staging, rows * args.row_bytes, args.position + start * 16 * args.row_bytes):
             store_i64(args.failed, 0, 1)
             return
+        for spare in range(rows * args.row_bytes, (stop - start) * 16 * args.row_bytes):
+            store_u8(staging, spare, 0)
         for tile in range(start, stop):
             source = offset(staging, (tile - start) * 16 * args.row_bytes)
-            destination = offset(args.weights, tile * args.tile_bytes)
-            quant.pack(source, args.row_bytes, min(args.rows - tile * 16, 16), args.first_unit, args.units, destination)
+            quant.pack(source, args.row_bytes, args.first_unit, args.units, offset(args.weights, tile * args.tile_bytes))

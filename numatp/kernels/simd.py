@@ -319,9 +319,26 @@ def min_f32x16(typing_context, a, b):
     return f32x16(f32x16, f32x16), emit
 
 
+def _shifter(method):
+    @intrinsic
+    def shift(typing_context, v, count):
+        """Every lane of v, as an unsigned number, by `count` bits."""
+
+        def emit(context, builder, signature, args):
+            return getattr(builder, method)(args[0], splat(builder, builder.trunc(args[1], INT32), LANES))
+
+        return i32x16(i32x16, types.int64), emit
+
+    return shift
+
+
+shift_left, shift_right = _shifter("shl"), _shifter("lshr")
+splat_i32 = unary(i32x16, types.int32, lambda builder, value: splat(builder, value, LANES))
+
+
 @intrinsic
 def store_i32_as_i8(typing_context, p, index, value):
-    """Stores 16 int32 that fit in int8 as 16 bytes at p[index]."""
+    """Stores the lowest bytes of 16 int32 at p[index]."""
 
     def emit(context, builder, signature, args):
         bytes16 = ir.VectorType(BYTE, LANES)
@@ -488,6 +505,6 @@ def _define(op, vector, method):
 
 for _op, _method in ((operator.add, "fadd"), (operator.sub, "fsub"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
     _define(_op, f32x16, _method)
-for _op, _method in ((operator.add, "add"), (operator.sub, "sub")):
+for _op, _method in ((operator.add, "add"), (operator.sub, "sub"), (operator.and_, "and_"), (operator.or_, "or_")):
     _define(_op, i32x16, _method)
 _define(operator.xor, i8x64, "xor")

@@ -7,7 +7,8 @@ follow the super-blocks that the columns touch: what the 16 rows share, and the 
 from numatp.kernels.compile import device
 from numatp.kernels.layout import HEADER_BYTES
 from numatp.kernels.layout import SUPER_UNITS as UNITS
-from numatp.kernels.simd import load_f16, load_i64, offset, store_f16, store_i64
+from numatp.kernels.planes import store_halves
+from numatp.kernels.simd import load_i64, offset, store_i64
 
 
 @device
@@ -48,21 +49,20 @@ def unit_at(tile, unit, super_bytes, unit_bytes):
 def packer(store_unit, block_bytes, unit_bytes, halves):
     """The `pack` of a format whose 16 rows share the float16 numbers `halves` of their file blocks.
 
-    store_unit: device function (weights, block, row_bytes, rows, place): the place-th unit of `rows` file blocks, row_bytes apart.
+    store_unit: device function (weights, block, row_bytes, place): the place-th unit of 16 file blocks, row_bytes apart.
     """
     super_bytes = 32 * len(halves)
 
     @device
-    def pack(source, row_bytes, rows, first_unit, units, tile):
+    def pack(source, row_bytes, first_unit, units, tile):
         store_phase(tile, first_unit)
         for index in range(touched(tile, units)):
             block, both = offset(source, (first_unit // UNITS + index) * block_bytes), shared(tile, index, super_bytes, unit_bytes)
             for i, half in enumerate(halves):
-                for row in range(16):
-                    store_f16(both, i * 16 + row, load_f16(offset(block, row * row_bytes), half) if row < rows else 0)
+                store_halves(offset(both, i * 32), offset(block, half * 2), row_bytes)
             first, last = units_of(tile, index, units)
             for unit in range(first, last):
                 weights = unit_at(tile, unit, super_bytes, unit_bytes)
-                store_unit(weights, block, row_bytes, rows, (first_unit + unit) % UNITS)
+                store_unit(weights, block, row_bytes, (first_unit + unit) % UNITS)
 
     return pack

@@ -11,8 +11,8 @@ In memory every matrix is made of tiles of 16 rows by all of this rank's columns
     ACTIVATION    the form of the activation rows that dot_tile multiplies (kernels/activation.py): "q8" or "f32"
     ZERO          what dot_tile's integers hold for a weight of zero, taken back through the starts of "q8" activations
     unpack        numpy: the definition of the format, file bytes to float32; every kernel is judged against it
-    pack          device function (source, row_bytes, rows, first_unit, units, tile): `rows` rows of the file, at most 16, from
-                  their first_unit-th unit on, to a tile
+    pack          device function (source, row_bytes, first_unit, units, tile): 16 rows of the file, from their first_unit-th unit
+                  on, to a tile
     dot_tile      device function (tile, x, first, pitch, units, total): total, a Rows of some count (kernels/rows.py), plus the
                   tile times as many activation rows from the first-th of the group at x
     element       device function (tile, units, row, column): one weight of a tile
@@ -34,8 +34,8 @@ run in (.venv/bin/pytest); NAME is the GGUF name. An edit here or in kernels/ ha
        pytest tests/test_kernels.py -k "NAME and unpack"
 3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind its
    planes, what super-blocks share before their units: packer of kernels/superblock.py makes `pack` of a function for one unit.
-   Rows from `rows` on do not exist: their scales must be zero, their codes may be anything. If tiles take over 4 % more than the
-   file, that goes into MOST_MEMORY of the tests and into README.md.
+   Rows that a matrix does not have, at its end, are zero bytes. If tiles take over 4 % more than the file, that goes into
+   MOST_MEMORY of the tests and into README.md.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
 4. Write `dot_tile` with the sums of kernels/rows.py: add_dot of codes in 0..128, add_dot_from of weights stored + ZERO in 0..128,
    add_dot_biased of weights stored + 128 in 0..255, ZERO being 128; no float before the products are summed. Each unit asks for

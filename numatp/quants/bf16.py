@@ -17,11 +17,11 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for row in range(16):
         values = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
         for k in range(units * 32):
-            store_i16(tile, k * 16 + row, load_i16(values, k) if row < rows else 0)
+            store_i16(tile, k * 16 + row, load_i16(values, k))
 
 
 @device

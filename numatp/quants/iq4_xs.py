@@ -59,11 +59,10 @@ def scale_of(block, unit):
 
 
 @device
-def store_unit(weights, block, row_bytes, rows, place):
-    store_words(weights, offset(block, 8 + place * 16), row_bytes, rows, 0)
-    for row in range(rows):
-        store_i8(weights, 256 + row, scale_of(block, place))
-        block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, place):
+    store_words(weights, offset(block, 8 + place * 16), row_bytes, 0)
+    for row in range(16):
+        store_i8(weights, 256 + row, scale_of(offset(block, row * row_bytes), place))
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0,))

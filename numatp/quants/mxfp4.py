@@ -48,13 +48,12 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        store_words(weights, offset(block, 1), row_bytes, rows, 0)
+        store_words(weights, offset(block, 1), row_bytes, 0)
         for row in range(16):
-            store_u8(weights, 256 + row, load_u8(block, 0) if row < rows else 0)
-            block = offset(block, row_bytes)
+            store_u8(weights, 256 + row, load_u8(block, row * row_bytes))
 
 
 @device

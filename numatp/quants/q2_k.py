@@ -12,7 +12,7 @@ from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
-from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_pair_plane
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     high_nibbles,
@@ -22,7 +22,6 @@ from numatp.kernels.simd import (
     load_f16x16,
     load_f32x16,
     load_i8x16,
-    load_i32,
     load_u8,
     low_nibbles,
     negative,
@@ -53,15 +52,11 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def store_unit(weights, block, row_bytes, rows, place):
-    constants = offset(weights, 128)
-    for row in range(rows):
-        store_u8(constants, row, load_u8(block, 2 * place))
-        store_u8(constants, 16 + row, load_u8(block, 2 * place + 1))
-        pairs = offset(block, 16 + place // 4 * 32)
-        for j in range(8):
-            store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-        block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, place):
+    store_pair_plane(weights, offset(block, 16 + place // 4 * 32), row_bytes, place % 4 * 2)
+    for row in range(16):
+        store_u8(weights, 128 + row, load_u8(block, row * row_bytes + 2 * place))
+        store_u8(weights, 144 + row, load_u8(block, row * row_bytes + 2 * place + 1))
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (40, 41))

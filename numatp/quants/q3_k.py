@@ -14,7 +14,15 @@ from numatp.kernels.activation import half_starts, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes
-from numatp.kernels.planes import first_half, merged, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.planes import (
+    first_half,
+    merged,
+    plane_element,
+    plane_loader,
+    second_half,
+    store_bit_plane,
+    store_pair_plane,
+)
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     high_nibbles,
@@ -24,7 +32,6 @@ from numatp.kernels.simd import (
     load_f16x16,
     load_f32x16,
     load_i8x16,
-    load_i32,
     load_nibbles16,
     load_u8,
     low_nibbles,
@@ -67,17 +74,15 @@ def scale_of(packed, index):
 
 
 @device
-def store_unit(weights, block, row_bytes, rows, place):
+def store_unit(weights, block, row_bytes, place):
     constants = offset(weights, 192)
-    for row in range(rows):
+    store_pair_plane(weights, offset(block, 32 + place // 4 * 32), row_bytes, place % 4 * 2)
+    store_bit_plane(offset(weights, 128), block, row_bytes, place)
+    for row in range(16):
         one, other = scale_of(offset(block, 96), 2 * place) + 32, scale_of(offset(block, 96), 2 * place + 1) + 32
         store_u8(constants, row, one & 15 | (other & 15) << 4)
         high, bits = 16 + row % 8, one >> 4 | other >> 4 << 2
         store_u8(constants, high, load_u8(constants, high) | bits << 4 if row >= 8 else bits)
-        pairs = offset(block, 32 + place // 4 * 32)
-        for j in range(8):
-            store_word(weights, 2, row, j, load_i32(pairs, j) >> place % 4 * 2)
-            store_word(offset(weights, 128), 1, row, j, load_i32(block, j) >> place)
         block = offset(block, row_bytes)
 
 

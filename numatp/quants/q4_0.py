@@ -10,7 +10,7 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
-from numatp.kernels.planes import load_nibbles, plane_element, store_words
+from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     load_f16,
@@ -18,7 +18,6 @@ from numatp.kernels.simd import (
     load_f32x16,
     offset,
     splat_f32,
-    store_f16,
     widen,
 )
 
@@ -38,13 +37,11 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        store_words(weights, offset(block, 2), row_bytes, rows, 0)
-        for row in range(16):
-            store_f16(offset(weights, 256), row, load_f16(block, 0) if row < rows else 0)
-            block = offset(block, row_bytes)
+        store_words(weights, offset(block, 2), row_bytes, 0)
+        store_halves(offset(weights, 256), block, row_bytes)
 
 
 @device

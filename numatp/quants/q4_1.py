@@ -10,9 +10,9 @@ from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_line, keep_f16, line_codes, store_nibbles
-from numatp.kernels.planes import load_nibbles, plane_element, store_words
+from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, store_f16, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, widen
 
 BLOCK, BLOCK_BYTES = 32, 20
 TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
@@ -29,15 +29,12 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        constants = offset(weights, 256)
-        store_words(weights, offset(block, 4), row_bytes, rows, 0)
-        for row in range(16):
-            store_f16(constants, row, load_f16(block, 0) if row < rows else 0)
-            store_f16(constants, 16 + row, load_f16(block, 1) if row < rows else 0)
-            block = offset(block, row_bytes)
+        store_words(weights, offset(block, 4), row_bytes, 0)
+        store_halves(offset(weights, 256), block, row_bytes)
+        store_halves(offset(weights, 288), offset(block, 2), row_bytes)
 
 
 @device

@@ -12,7 +12,7 @@ from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_nibbles
-from numatp.kernels.planes import load_nibbles, plane_element, store_word
+from numatp.kernels.planes import load_nibbles, load_words, plane_element, store_nibble_plane
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     lane,
@@ -21,10 +21,12 @@ from numatp.kernels.simd import (
     load_f16x16,
     load_f32x16,
     load_i8x16,
-    load_i32,
     load_u8,
     negative,
     offset,
+    shift_right,
+    splat_i32,
+    store_i32_as_i8,
     store_u8,
     widen,
     widen_u8,
@@ -56,30 +58,23 @@ def sixes(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 @device
-def scale_of(packed, unit):
-    """The scale of one of 8 units, of the 12 bytes at packed."""
-    if unit < 4:
-        return load_u8(packed, unit) & 63
-    return load_u8(packed, unit + 4) & 15 | load_u8(packed, unit - 4) >> 6 << 4
+def store_scales(out, block, row_bytes, place):
+    """The place-th scale of 16 file blocks and then their minima."""
+    _, low, high, nibbles = load_words(block, row_bytes)
+    byte = place % 4 * 8
+    if place < 4:
+        scale, minimum = shift_right(low, byte) & splat_i32(63), shift_right(high, byte) & splat_i32(63)
+    else:
+        scale = shift_right(nibbles, byte) & splat_i32(15) | shift_right(low, byte + 2) & splat_i32(48)
+        minimum = shift_right(nibbles, byte + 4) & splat_i32(15) | shift_right(high, byte + 2) & splat_i32(48)
+    store_i32_as_i8(out, 0, scale)
+    store_i32_as_i8(out, 16, minimum)
 
 
 @device
-def minimum_of(packed, unit):
-    if unit < 4:
-        return load_u8(packed, unit + 4) & 63
-    return load_u8(packed, unit + 4) >> 4 | load_u8(packed, unit) >> 6 << 4
-
-
-@device
-def store_unit(weights, block, row_bytes, rows, place):
-    constants = offset(weights, 256)
-    for row in range(rows):
-        store_u8(constants, row, scale_of(offset(block, 4), place))
-        store_u8(constants, 16 + row, minimum_of(offset(block, 4), place))
-        values = offset(block, 16 + place // 2 * 32)
-        for j in range(8):
-            store_word(weights, 4, row, j, load_i32(values, j) >> place % 2 * 4)
-        block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, place):
+    store_nibble_plane(weights, offset(block, 16 + place // 2 * 32), row_bytes, place % 2 * 4)
+    store_scales(offset(weights, 256), block, row_bytes, place)
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0, 1))

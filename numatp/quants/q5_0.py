@@ -11,7 +11,16 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
-from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word, store_words
+from numatp.kernels.planes import (
+    load_fifth_bits,
+    load_nibbles,
+    load_words,
+    merged,
+    plane_element,
+    store_bits,
+    store_halves,
+    store_words,
+)
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     bits_of,
@@ -19,10 +28,8 @@ from numatp.kernels.simd import (
     load_f16,
     load_f16x16,
     load_f32x16,
-    load_i32,
     offset,
     splat_f32,
-    store_f16,
     store_i16,
     widen,
 )
@@ -44,17 +51,12 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        store_words(weights, offset(block, 6), row_bytes, rows, 0)
-        for row in range(16):
-            store_f16(offset(weights, 320), row, load_f16(block, 0) if row < rows else 0)
-            if row < rows:
-                high = load_i32(offset(block, 2), 0)
-                for j in range(8):
-                    store_word(offset(weights, 256), 1, row, j, spread(high >> 4 * j))
-            block = offset(block, row_bytes)
+        store_words(weights, offset(block, 6), row_bytes, 0)
+        store_bits(offset(weights, 256), load_words(offset(block, 2), row_bytes)[0])
+        store_halves(offset(weights, 320), block, row_bytes)
 
 
 @device

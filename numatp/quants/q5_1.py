@@ -11,9 +11,18 @@ from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_line, keep_f16, line_codes
-from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, spread, store_word, store_words
+from numatp.kernels.planes import (
+    load_fifth_bits,
+    load_nibbles,
+    load_words,
+    merged,
+    plane_element,
+    store_bits,
+    store_halves,
+    store_words,
+)
 from numatp.kernels.rows import add_dot, add_outer
-from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, load_i32, offset, store_f16, widen
+from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, widen
 from numatp.quants.q5_0 import store_fives
 
 BLOCK, BLOCK_BYTES = 32, 24
@@ -32,19 +41,13 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        constants = offset(weights, 320)
-        store_words(weights, offset(block, 8), row_bytes, rows, 0)
-        for row in range(16):
-            store_f16(constants, row, load_f16(block, 0) if row < rows else 0)
-            store_f16(constants, 16 + row, load_f16(block, 1) if row < rows else 0)
-            if row < rows:
-                high = load_i32(block, 1)
-                for j in range(8):
-                    store_word(offset(weights, 256), 1, row, j, spread(high >> 4 * j))
-            block = offset(block, row_bytes)
+        store_words(weights, offset(block, 8), row_bytes, 0)
+        store_bits(offset(weights, 256), load_words(offset(block, 4), row_bytes)[0])
+        store_halves(offset(weights, 320), block, row_bytes)
+        store_halves(offset(weights, 352), offset(block, 2), row_bytes)
 
 
 @device

@@ -12,7 +12,7 @@ from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
-from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_word
+from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_bit_plane, store_nibble_plane
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
     lane,
@@ -21,17 +21,15 @@ from numatp.kernels.simd import (
     load_f16x16,
     load_f32x16,
     load_i8x16,
-    load_i32,
     load_u8,
     negative,
     offset,
     splat_f32,
-    store_u8,
     widen,
     widen_u8,
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
-from numatp.quants.q4_k import minimum_of, scale_of, sixes, store_sixes
+from numatp.quants.q4_k import sixes, store_scales, store_sixes
 
 BLOCK, BLOCK_BYTES = 256, 176
 TILE_BYTES, SUPER_BYTES = 16 * 22, 64
@@ -51,16 +49,10 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def store_unit(weights, block, row_bytes, rows, place):
-    constants = offset(weights, 320)
-    for row in range(rows):
-        store_u8(constants, row, scale_of(offset(block, 4), place))
-        store_u8(constants, 16 + row, minimum_of(offset(block, 4), place))
-        low = offset(block, 48 + place // 2 * 32)
-        for j in range(8):
-            store_word(weights, 4, row, j, load_i32(low, j) >> place % 2 * 4)
-            store_word(offset(weights, 256), 1, row, j, load_i32(block, 4 + j) >> place)
-        block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, place):
+    store_nibble_plane(weights, offset(block, 48 + place // 2 * 32), row_bytes, place % 2 * 4)
+    store_bit_plane(offset(weights, 256), offset(block, 16), row_bytes, place)
+    store_scales(offset(weights, 320), block, row_bytes, place)
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0, 1))

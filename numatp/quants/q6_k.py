@@ -12,7 +12,16 @@ from numatp.kernels.activation import half_starts, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes, store_nibbles
-from numatp.kernels.planes import first_half, load_nibbles, merged, plane_element, plane_loader, second_half, store_word
+from numatp.kernels.planes import (
+    first_half,
+    load_nibbles,
+    merged,
+    plane_element,
+    plane_loader,
+    second_half,
+    store_nibble_plane,
+    store_pair_plane,
+)
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
     lane,
@@ -21,7 +30,6 @@ from numatp.kernels.simd import (
     load_f32x16,
     load_i8,
     load_i8x16,
-    load_i32,
     offset,
     splat_f32,
     store_i8,
@@ -52,17 +60,12 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def store_unit(weights, block, row_bytes, rows, place):
-    constants = offset(weights, 384)
-    for row in range(rows):
-        store_i8(constants, row, load_i8(block, 192 + 2 * place))
-        store_i8(constants, 16 + row, load_i8(block, 193 + 2 * place))
-        low = offset(block, place // 4 * 64 + place % 2 * 32)
-        high = offset(block, 128 + place // 4 * 32)
-        for j in range(8):
-            store_word(weights, 4, row, j, load_i32(low, j) >> place % 4 // 2 * 4)
-            store_word(offset(weights, 256), 2, row, j, load_i32(high, j) >> place % 4 * 2)
-        block = offset(block, row_bytes)
+def store_unit(weights, block, row_bytes, place):
+    store_nibble_plane(weights, offset(block, place // 4 * 64 + place % 2 * 32), row_bytes, place % 4 // 2 * 4)
+    store_pair_plane(offset(weights, 256), offset(block, 128 + place // 4 * 32), row_bytes, place % 4 * 2)
+    for row in range(16):
+        store_i8(weights, 384 + row, load_i8(block, row * row_bytes + 192 + 2 * place))
+        store_i8(weights, 400 + row, load_i8(block, row * row_bytes + 193 + 2 * place))
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (104,))

@@ -11,7 +11,7 @@ from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_bytes
-from numatp.kernels.planes import store_words
+from numatp.kernels.planes import store_halves, store_words
 from numatp.kernels.rows import add_dot_biased, block
 from numatp.kernels.simd import (
     load_f16,
@@ -21,7 +21,6 @@ from numatp.kernels.simd import (
     load_u8,
     offset,
     splat_f32,
-    store_f16,
     widen,
 )
 
@@ -41,14 +40,12 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def pack(source, row_bytes, rows, first_unit, units, tile):
+def pack(source, row_bytes, first_unit, units, tile):
     for unit in range(units):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
-        store_words(weights, offset(block, 2), row_bytes, rows, SIGNS)
-        store_words(offset(weights, 256), offset(block, 18), row_bytes, rows, SIGNS)
-        for row in range(16):
-            store_f16(offset(weights, 512), row, load_f16(block, 0) if row < rows else 0)
-            block = offset(block, row_bytes)
+        store_words(weights, offset(block, 2), row_bytes, SIGNS)
+        store_words(offset(weights, 256), offset(block, 18), row_bytes, SIGNS)
+        store_halves(offset(weights, 512), block, row_bytes)
 
 
 @device

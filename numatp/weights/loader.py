@@ -322,14 +322,17 @@ class Weights:
         step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
         address, parts = target.address, _parts(piece, columns, step)
         while batch := list(islice(parts, threads)):
-            raw = np.concatenate(list(pool.map(lambda part: _blocks(part[0], part[1], info, format), batch)))
+            parts_done = list(pool.map(lambda part: _blocks(part[0], part[1], info, format), batch))
+            spare = -sum(map(len, parts_done)) % quants.TILE_ROWS
+            raw = np.concatenate([*parts_done, np.zeros((spare, parts_done[0].shape[1]), np.uint8)])
+            tiles = len(raw) // quants.TILE_ROWS
             record = pack.record(
-                source=raw.ctypes.data, row_bytes=raw.shape[1], rows=len(raw),
+                source=raw.ctypes.data, row_bytes=raw.shape[1], tiles=tiles,
                 first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
                 weights=address, tile_bytes=target.tile_bytes,
             )  # fmt: skip
             run(pack, record)
-            address += -(-len(raw) // quants.TILE_ROWS) * target.tile_bytes
+            address += tiles * target.tile_bytes
 
 
 def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
