@@ -178,7 +178,7 @@ class Engine:
         self._weights_at, self._cache_at = self._reserve(self.weight_bytes), self._reserve(self.cache.num_bytes)
         self.weights = Weights(self.slices, self._weights_at)
         files = {info.path for info in self.file.tensors.values()} if self._short else ()
-        self.weights.load(self.threads, self.placement.mask, self.team.run, progress, files)
+        self.weights.load(self.threads, self.placement.mask, self.team.run_each, progress, files)
 
     def _map_window(self) -> None:
         comm, sizes = self.comm, self.spec.sizes

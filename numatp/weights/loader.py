@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import accumulate, compress, islice
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +31,10 @@ from numatp.weights.splits import Sizes, Split
 if TYPE_CHECKING:
     from numatp.kernels.compile import Kernel
 
+    RunEach = Callable[[list[tuple[Kernel, np.ndarray]]], None]
+
 STAGING = 1 << 20  # bytes per thread, or 16 rows of the widest tensor if that is more
+READ_AT_ONCE = 1 << 28  # bytes that threads read without waiting for each other, unless one tensor has more
 CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes each), or 16 rows if that is more
 
 
@@ -255,61 +258,73 @@ class Weights:
         return _floats_at(self.vector(name)).copy()
 
     def load(
-        self, threads: int, cpus: Iterable[int], run: "Callable[[Kernel, np.ndarray], None]", progress: Callable[[int, int], None],
-        drop: Iterable[Path] = (),
-    ) -> None:  # fmt: skip
-        """Reads and packs everything; run(kernel, record) runs on the rank's threads, which `cpus` are for. progress(bytes done,
-        bytes in all). drop: files whose pages leave memory after each tensor, where there is no room for them beside the weights.
+        self, threads: int, cpus: Iterable[int], run: "RunEach", progress: Callable[[int, int], None], drop: Iterable[Path] = ()
+    ) -> None:
+        """Reads and packs everything; run([(kernel, record), ...]) runs on the rank's threads, which `cpus` are for.
+        progress(bytes done, bytes in all). drop: files whose pages leave memory on the way, where there is no room for them beside
+        the weights.
         """
-        rows_as_they_are = [s.info for s in self._slices if not s.converted and len(s.info.shape) > 1]
-        widest = max((info.num_bytes // max(prod(info.shape[:-1]), 1) for info in rows_as_they_are), default=0)
-        staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
         done, total = 0, sum(s.target.num_bytes for s in self._slices)
         # The caller is pinned to one cpu, and so would be the threads that it starts.
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(threads, initializer=os.sched_setaffinity, initargs=(0, cpus)))
             dropped = [stack.enter_context(open(path, "rb")) for path in drop]
+
+            def report(pieces: list[Slice]) -> None:
+                nonlocal done
+                for file in dropped:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                done += sum(piece.target.num_bytes for piece in pieces)
+                progress(done, total)
+
+            as_they_are: list[tuple[TensorInfo, Slice]] = []
             for piece in self._slices:
-                target = self.tensors[piece.target.name]
+                info, target = piece.info, self.tensors[piece.target.name]
                 if isinstance(target, Vector):
-                    whole = floats_of(piece.info, piece.format)
+                    whole = floats_of(info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     _floats_at(target)[:] = (own.T if piece.by_column else own).ravel()
-                elif target.num_bytes and piece.converted:
-                    self._convert(piece, target, run, pool, threads)
+                elif target.num_bytes and isinstance(info, TensorInfo) and not piece.converted:
+                    as_they_are.append((info, piece))
+                    continue
                 elif target.num_bytes:
-                    self._read(piece, target, run, staging)
-                for file in dropped:
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-                done += target.num_bytes
-                progress(done, total)
+                    self._convert(piece, target, run, pool, threads)
+                report([piece])
+            widest = max((_row_bytes(info) for info, _ in as_they_are), default=0)
+            staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
+            while as_they_are:
+                sizes = accumulate(piece.target.num_bytes for _, piece in as_they_are)
+                count = max(sum(size <= READ_AT_ONCE for size in sizes), 1)
+                batch, as_they_are = as_they_are[:count], as_they_are[count:]
+                self._read(batch, run, staging)
+                report([piece for _, piece in batch])
 
-    def _read(self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", staging: np.ndarray) -> None:
+    def _read(self, batch: list[tuple[TensorInfo, Slice]], run: "RunEach", staging: np.ndarray) -> None:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
-        info, failed = piece.info, np.zeros(1, np.int64)
-        assert isinstance(info, TensorInfo)
-        row_bytes = info.num_bytes // prod(info.shape[:-1])
         from numatp.kernels.compile import specialize
 
-        load = specialize("matmul", "quant", piece.format.__name__).load
-        address = target.address
-        with _open(info) as source:
-            for rows in piece.rows:
-                record = load.record(
-                    file=source.fileno(), position=info.offset + rows.start * row_bytes,
-                    row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
-                    units=target.units, weights=address, tile_bytes=target.tile_bytes,
-                    staging=staging.ctypes.data, staging_bytes=staging.shape[1], failed=failed.ctypes.data,
-                )  # fmt: skip
-                run(load, record)
-                address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
-        if failed[0]:
+        calls, failed, files = [], np.zeros(len(batch), np.int64), dict[Path, BinaryIO]()
+        with ExitStack() as stack:
+            for i, (info, piece) in enumerate(batch):
+                if info.path not in files:
+                    files[info.path] = stack.enter_context(_open(info))
+                load, target = specialize("matmul", "quant", piece.format.__name__).load, self.matrix(piece.target.name)
+                address, row_bytes = target.address, _row_bytes(info)
+                for rows in piece.rows:
+                    record = load.record(
+                        file=files[info.path].fileno(), position=info.offset + rows.start * row_bytes,
+                        row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
+                        units=target.units, weights=address, tile_bytes=target.tile_bytes,
+                        staging=staging.ctypes.data, staging_bytes=staging.shape[1], failed=failed[i:].ctypes.data,
+                    )  # fmt: skip
+                    calls.append((load, record))
+                    address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
+            run(calls)
+        for info, _ in compress(batch, failed):
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
 
-    def _convert(
-        self, piece: Slice, target: Matrix, run: "Callable[[Kernel, np.ndarray], None]", pool: ThreadPoolExecutor, threads: int
-    ) -> None:
+    def _convert(self, piece: Slice, target: Matrix, run: "RunEach", pool: ThreadPoolExecutor, threads: int) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
         format, info = piece.format, piece.info
         from numatp.kernels.compile import specialize
@@ -331,7 +346,7 @@ class Weights:
                 first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
                 weights=address, tile_bytes=target.tile_bytes,
             )  # fmt: skip
-            run(pack, record)
+            run([(pack, record)])
             address += tiles * target.tile_bytes
 
 
@@ -387,6 +402,10 @@ def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     (piece,) = info.pieces
     raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
     return format.unpack(raw)
+
+
+def _row_bytes(info: TensorInfo) -> int:
+    return info.num_bytes // max(prod(info.shape[:-1]), 1)
 
 
 def _open(info: TensorInfo) -> BinaryIO:
