@@ -3,7 +3,8 @@
 Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
 its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
 parts for different threads; whoever finishes last adds the parts up, always in the same order. Neither the cut nor the order
-depends on the number of threads.
+depends on the number of threads. Within a part all KV heads of a block come before the next block, because they lie side by side:
+long runs of memory are what a processor's own prefetching needs.
 """
 
 from math import exp as scalar_exp
@@ -38,17 +39,21 @@ cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set i
 LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
 
-# Scratch of one thread: queries, their sums of values, the queries as the cache wants them, their scores of one block, room for
-# the cache to bring these into its form; then per query the highest score, the sum of the softmax's weights in 16 lanes, and what
-# the last block changed the earlier sums by.
+STATES = 8  # groups of queries that a thread has under way at once
+
+# Scratch of one thread. First what belongs to the block at hand: the scores of each query, room for the cache to bring these into
+# its form, and what the block changed the earlier sums by.
+FACTORS = GROUP * SCORES_PITCH
+CORRECTION = 2 * GROUP * SCORES_PITCH
+WORK_BYTES = CORRECTION + (GROUP * 4 + 63) // 64 * 64
+# Then STATES times: queries, their sums of values, the queries as the cache wants them; per query the sum of the softmax's weights
+# in 16 lanes and the highest score.
 ACCUMULATED = GROUP * QUERY_PITCH
 PREPARED = 2 * GROUP * QUERY_PITCH
-SCORES = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
-FACTORS = SCORES + GROUP * SCORES_PITCH
-HIGHEST = FACTORS + GROUP * SCORES_PITCH
-TOTAL = HIGHEST + GROUP * 4
-CORRECTION = TOTAL + GROUP * 64
-SCRATCH_BYTES = CORRECTION + GROUP * 4
+TOTAL = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
+HIGHEST = TOTAL + GROUP * 64
+STATE_BYTES = HIGHEST + (GROUP * 4 + 63) // 64 * 64
+SCRATCH_BYTES = WORK_BYTES + STATES * STATE_BYTES
 PART_HEAD = 16  # floats before the values of a part: its highest score and its total
 
 
@@ -58,23 +63,30 @@ def part_bytes(head_size: int) -> int:
 
 
 @device
-def load_queries(scratch, q, stride, count, size, room):
-    """Copies `count` queries, `stride` bytes apart, and clears those up to `room`, and the sums."""
-    for m in range(room):
-        query, sums = offset(scratch, m * QUERY_PITCH), offset(scratch, ACCUMULATED + m * QUERY_PITCH)
-        for d in range(0, size, 16):
-            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
-            store_f32x16(sums, d, splat_f32(0))
-        store_f32(offset(scratch, HIGHEST), m, float32(LOWEST))
-        store_f32x16(offset(scratch, TOTAL + m * 64), 0, splat_f32(0))
+def state_of(scratch, index):
+    return offset(scratch, WORK_BYTES + index * STATE_BYTES)
 
 
 @device
-def add_sinks(scratch, sinks, count, step):
+def load_queries(state, q, stride, count, size):
+    """Copies `count` queries, `stride` bytes apart, clears the rest of their room and the sums, and prepares them for the cache."""
+    room = room_for(count)
+    for m in range(room):
+        query, sums = offset(state, m * QUERY_PITCH), offset(state, ACCUMULATED + m * QUERY_PITCH)
+        for d in range(0, size, 16):
+            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
+            store_f32x16(sums, d, splat_f32(0))
+        store_f32(offset(state, HIGHEST), m, float32(LOWEST))
+        store_f32x16(offset(state, TOTAL + m * 64), 0, splat_f32(0))
+    cache.prepare(state, offset(state, PREPARED), size, room)
+
+
+@device
+def add_sinks(state, sinks, count, step):
     """Lets query m see one more token of score sinks[m * step] and no value, before all others."""
     for m in range(count):
-        store_f32(offset(scratch, HIGHEST), m, load_f32(sinks, m * step))
-        store_f32(offset(scratch, TOTAL + m * 64), 0, float32(1))
+        store_f32(offset(state, HIGHEST), m, load_f32(sinks, m * step))
+        store_f32(offset(state, TOTAL + m * 64), 0, float32(1))
 
 
 @device
@@ -86,10 +98,10 @@ def replace_unseen(scores, unseen, seen, other):
 
 
 @device
-def softmax(scratch, m, scale):
+def softmax(scratch, state, m, scale):
     """Turns the scores of query m over a block into weights, as if this were the last block."""
-    scores, totals = offset(scratch, SCORES + m * SCORES_PITCH), offset(scratch, TOTAL + m * 64)
-    highest, factor = load_f32(offset(scratch, HIGHEST), m), splat_f32(scale)
+    scores, totals = offset(scratch, m * SCORES_PITCH), offset(state, TOTAL + m * 64)
+    highest, factor = load_f32(offset(state, HIGHEST), m), splat_f32(scale)
     s0, s1 = load_f32x16(scores, 0) * factor, load_f32x16(scores, 16) * factor
     s2, s3 = load_f32x16(scores, 32) * factor, load_f32x16(scores, 48) * factor
     new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
@@ -102,46 +114,48 @@ def softmax(scratch, m, scale):
     correction = splat_f32(1)
     if new_highest > highest:  # seldom after the first blocks
         correction = exp(splat_f32(highest) - top)
-        store_f32(offset(scratch, HIGHEST), m, new_highest)
+        store_f32(offset(state, HIGHEST), m, new_highest)
     store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
     store_f32(offset(scratch, CORRECTION), m, lane(correction, 0))
 
 
 @device
-def attend(args, scratch, table, kv_head, first_block, last_block, count, position, step):
-    """Online softmax of the `count` queries in scratch over blocks [first, last); query m is at position + m * step."""
-    size, start = args.head_size, kv_head * args.head_bytes
-    queries, prepared, scores = scratch, offset(scratch, PREPARED), offset(scratch, SCORES)
-    sums, corrections, factors = offset(scratch, ACCUMULATED), offset(scratch, CORRECTION), offset(scratch, FACTORS)
-    cache.prepare(queries, prepared, size, room_for(count))
-    end = (position + (count - 1) * step) // CACHE_BLOCK  # a row's next block follows in another part, perhaps on this thread
-    for block in range(first_block, last_block):
-        place = load_i64(table, block) * args.block_stride + start
-        keys, values = offset(args.keys, place), offset(args.values, place)
-        place = load_i64(table, min(block + 1, end)) * args.block_stride + start
-        next_keys, next_values = offset(args.keys, place), offset(args.values, place)
-        tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
-        if count == 1:
-            cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys)
-        elif count > FEW:
-            cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys)
-        else:
-            cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys)
-        for m in range(count):
-            seen = position + m * step + 1 - block * CACHE_BLOCK
-            unseen, row_scores = seen - args.window, offset(scores, m * SCORES_PITCH)
-            whole = unseen <= 0 and seen >= CACHE_BLOCK
-            if not whole:
-                replace_unseen(row_scores, unseen, seen, LOWEST)
-            softmax(scratch, m, args.scale)
-            if not whole:
-                replace_unseen(row_scores, unseen, seen, 0.0)
-        if count == 1:
-            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row(), next_values)
-        elif count > FEW:
-            cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group(), next_values)
-        else:
-            cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows(), next_values)
+def place_of(args, table, block, kv_head):
+    """Bytes from the beginning of the keys, or the values, to those of a KV head in the block-th block of a sequence."""
+    return load_i64(table, block) * args.block_stride + kv_head * args.head_bytes
+
+
+@device
+def attend(args, scratch, state, block, place, next_place, count, position, step):
+    """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_place: of what is
+    wanted from memory next.
+    """
+    size, queries, prepared, sums = args.head_size, state, offset(state, PREPARED), offset(state, ACCUMULATED)
+    scores, factors, corrections = scratch, offset(scratch, FACTORS), offset(scratch, CORRECTION)
+    keys, values = offset(args.keys, place), offset(args.values, place)
+    next_keys, next_values = offset(args.keys, next_place), offset(args.values, next_place)
+    tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
+    if count == 1:
+        cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys)
+    elif count > FEW:
+        cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys)
+    else:
+        cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys)
+    for m in range(count):
+        seen = position + m * step + 1 - block * CACHE_BLOCK
+        unseen, row_scores = seen - args.window, offset(scores, m * SCORES_PITCH)
+        whole = unseen <= 0 and seen >= CACHE_BLOCK
+        if not whole:
+            replace_unseen(row_scores, unseen, seen, LOWEST)
+        softmax(scratch, state, m, args.scale)
+        if not whole:
+            replace_unseen(row_scores, unseen, seen, 0.0)
+    if count == 1:
+        cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row(), next_values)
+    elif count > FEW:
+        cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group(), next_values)
+    else:
+        cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows(), next_values)
 
 
 @device
@@ -151,23 +165,23 @@ def room_for(count):
 
 
 @device
-def total_of(scratch, m):
-    return sum_f32x16(load_f32x16(offset(scratch, TOTAL + m * 64), 0))
+def total_of(state, m):
+    return sum_f32x16(load_f32x16(offset(state, TOTAL + m * 64), 0))
 
 
 @device
-def store_result(scratch, m, size, out):
-    inverse = splat_f32(float32(1) / total_of(scratch, m))
+def store_result(state, m, size, out):
+    inverse = splat_f32(float32(1) / total_of(state, m))
     for d in range(0, size, 16):
-        store_f32x16(out, d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d) * inverse)
+        store_f32x16(out, d, load_f32x16(offset(state, ACCUMULATED + m * QUERY_PITCH), d) * inverse)
 
 
 @device
-def store_part(scratch, m, size, part):
-    store_f32(part, 0, load_f32(offset(scratch, HIGHEST), m))
-    store_f32(part, 1, total_of(scratch, m))
+def store_part(state, m, size, part):
+    store_f32(part, 0, load_f32(offset(state, HIGHEST), m))
+    store_f32(part, 1, total_of(state, m))
     for d in range(0, size, 16):
-        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(scratch, ACCUMULATED + m * QUERY_PITCH), d))
+        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(state, ACCUMULATED + m * QUERY_PITCH), d))
 
 
 @device
@@ -191,43 +205,71 @@ def join_parts(parts, num_parts, part_size, size, out):
 @device
 def attend_prompt(args, scratch, table, head, row, count, position):
     """Rows [row, row + count) of one sequence, one query head."""
-    size = args.head_size
+    size, state = args.head_size, state_of(scratch, 0)
     kv_head = (args.first_head + head) // args.group - args.first_kv_head
-    load_queries(scratch, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, room_for(count))
+    load_queries(state, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size)
     if args.sunk:
-        add_sinks(scratch, offset(args.sinks, head * 4), count, 0)
-    first = max(position + 1 - args.window, 0) // CACHE_BLOCK
-    attend(args, scratch, table, kv_head, first, (position + count - 1) // CACHE_BLOCK + 1, count, position, 1)
+        add_sinks(state, offset(args.sinks, head * 4), count, 0)
+    last = (position + count - 1) // CACHE_BLOCK
+    for block in range(max(position + 1 - args.window, 0) // CACHE_BLOCK, last + 1):
+        place, next_place = place_of(args, table, block, kv_head), place_of(args, table, min(block + 1, last), kv_head)
+        attend(args, scratch, state, block, place, next_place, count, position, 1)
     for m in range(count):
-        store_result(scratch, m, size, offset(args.out, ((row + m) * args.heads + head) * size * 4))
+        store_result(state, m, size, offset(args.out, ((row + m) * args.heads + head) * size * 4))
 
 
 @device
-def attend_row(args, scratch, table, sequence, kv_head, row, position, first, last, split, num_splits):
-    """Blocks [first, last) of one row, for the query heads that read one KV head."""
+def heads_of(args, piece, pieces):
+    """(first, number) of this rank's query heads in a piece: one of the `pieces` that the heads of each KV head are cut into."""
+    group_start = (args.first_kv_head + piece // pieces) * args.group - args.first_head + piece % pieces * GROUP
+    first = max(group_start, 0)
+    end = min(group_start + min(GROUP, args.group - piece % pieces * GROUP), args.heads)
+    return first, end - first
+
+
+@device
+def attend_row(args, scratch, table, sequence, row, position, first_kv_head, last_kv_head, first, last, split, num_splits):
+    """Blocks [first, last) of one row, for the query heads that read the KV heads [first_kv_head, last_kv_head)."""
     size, part_size = args.head_size, (PART_HEAD + args.head_size) * 4
-    group_start = (args.first_kv_head + kv_head) * args.group - args.first_head
-    head, end = max(group_start, 0), min(group_start + args.group, args.heads)
+    q, out = offset(args.q, row * args.q_stride), offset(args.out, row * args.heads * size * 4)
     parts = offset(args.parts, sequence * args.heads * SPLITS * part_size)
-    out = offset(args.out, row * args.heads * size * 4)
-    for start in range((end - head + GROUP - 1) // GROUP):
-        start = head + start * GROUP
-        count = min(end - start, GROUP)
-        load_queries(scratch, offset(args.q, row * args.q_stride + start * size * 4), size * 4, count, size, room_for(count))
-        if args.sunk and split == 0:
-            add_sinks(scratch, offset(args.sinks, start * 4), count, 1)
-        attend(args, scratch, table, kv_head, first, last, count, position, 0)
-        for m in range(count):
-            if num_splits == 1:
-                store_result(scratch, m, size, offset(out, (start + m) * size * 4))
-            else:
-                store_part(scratch, m, size, offset(parts, ((start + m) * SPLITS + split) * part_size))
+    pieces, end = (args.group + GROUP - 1) // GROUP, position // CACHE_BLOCK
+    for begin in range(first_kv_head * pieces, last_kv_head * pieces, STATES):
+        stop = min(begin + STATES, last_kv_head * pieces)
+        for piece in range(begin, stop):
+            head, count = heads_of(args, piece, pieces)
+            if count > 0:
+                state = state_of(scratch, piece - begin)
+                load_queries(state, offset(q, head * size * 4), size * 4, count, size)
+                if args.sunk and split == 0:
+                    add_sinks(state, offset(args.sinks, head * 4), count, 1)
+        for block in range(first, last):
+            for piece in range(begin, stop):
+                head, count = heads_of(args, piece, pieces)
+                place = place_of(args, table, block, piece // pieces)
+                if piece + 1 < stop:
+                    next_place = place_of(args, table, block, (piece + 1) // pieces)
+                else:  # the next block may be of another part, perhaps on this thread
+                    next_place = place_of(args, table, min(block + 1, end), begin // pieces)
+                if count > 0:
+                    attend(args, scratch, state_of(scratch, piece - begin), block, place, next_place, count, position, 0)
+        for piece in range(begin, stop):
+            head, count = heads_of(args, piece, pieces)
+            for m in range(count):
+                if num_splits == 1:
+                    store_result(state_of(scratch, piece - begin), m, size, offset(out, (head + m) * size * 4))
+                else:
+                    part = offset(parts, ((head + m) * SPLITS + split) * part_size)
+                    store_part(state_of(scratch, piece - begin), m, size, part)
     if num_splits > 1:
-        finished = offset(args.finished, (sequence * args.kv_heads + kv_head) * 8)
-        if fetch_add(finished, 1) == num_splits - 1:
-            store_i64(finished, 0, 0)
-            for h in range(head, end):
-                join_parts(offset(parts, h * SPLITS * part_size), num_splits, part_size, size, offset(out, h * size * 4))
+        for kv_head in range(first_kv_head, last_kv_head):
+            finished = offset(args.finished, (sequence * args.kv_heads + kv_head) * 8)
+            if fetch_add(finished, 1) == num_splits - 1:
+                store_i64(finished, 0, 0)
+                for piece in range(kv_head * pieces, (kv_head + 1) * pieces):
+                    head, count = heads_of(args, piece, pieces)
+                    for h in range(head, head + count):
+                        join_parts(offset(parts, h * SPLITS * part_size), num_splits, part_size, size, offset(out, h * size * 4))
 
 
 @kernel(
@@ -255,15 +297,15 @@ def attention(args, thread, threads):
         if rows == 1:
             first = max(position + 1 - args.window, 0) // CACHE_BLOCK
             blocks = position // CACHE_BLOCK + 1 - first
-            split_blocks = (blocks + SPLITS - 1) // SPLITS
-            num_splits = (blocks + split_blocks - 1) // split_blocks
+            num_splits = min(blocks, SPLITS)
             # Parts that follow each other to one thread, which has asked for the next block's memory; other spans begin elsewhere.
             begin, end = share(args.kv_heads * num_splits, (thread + number) % threads, threads)
-            for part in range(begin, end):
-                kv_head, split = part // num_splits, part % num_splits
-                start = first + split * split_blocks
-                stop = min(start + split_blocks, first + blocks)
-                attend_row(args, scratch, table, sequence, kv_head, row, position, start, stop, split, num_splits)
+            for split in range(begin // args.kv_heads, (end + args.kv_heads - 1) // args.kv_heads):
+                start, stop = share(blocks, split, num_splits)
+                attend_row(
+                    args, scratch, table, sequence, row, position, max(begin - split * args.kv_heads, 0),
+                    min(end - split * args.kv_heads, args.kv_heads), first + start, first + stop, split, num_splits,
+                )  # fmt: skip
         else:
             for tile in range((rows + GROUP - 1) // GROUP):
                 start = tile * GROUP

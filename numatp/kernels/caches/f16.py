@@ -4,7 +4,7 @@
 
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import add_outer_apart, add_rows, load_rows, scale_rows, store_rows
+from numatp.kernels.rows import add_outer_apart, load_rows, scale_rows, store_rows
 from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, store_f16, widen
 
 
@@ -74,21 +74,30 @@ def add_values(scores, factors, corrections, sums, values, size, count, tokens, 
 
 @device
 def add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
-    """Four tokens at once, so that sums do not wait for each other."""
-    for d in range(0, size, 16):
+    """Four vectors of values at once, which share the weight of a token, and whose sums do not wait for each other."""
+    for d in range(0, size // 64 * 64, 64):
         a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
-        a1, a2, a3 = zero, zero, zero
-        for four in range(tokens // 4):
-            t = 4 * four
-            prefetch_next(next_values, d + four)
+        a1 = scale_rows(load_rows(sums, QUERY_PITCH, d + 16, zero), corrections)
+        a2 = scale_rows(load_rows(sums, QUERY_PITCH, d + 32, zero), corrections)
+        a3 = scale_rows(load_rows(sums, QUERY_PITCH, d + 48, zero), corrections)
+        for t in range(tokens):
+            prefetch_next(next_values, d + t)
             w = offset(scores, t * 4)
             a0 = add_outer_apart(a0, load_value(values, size, t, d), w, SCORES_PITCH)
-            a1 = add_outer_apart(a1, load_value(values, size, t + 1, d), offset(w, 4), SCORES_PITCH)
-            a2 = add_outer_apart(a2, load_value(values, size, t + 2, d), offset(w, 8), SCORES_PITCH)
-            a3 = add_outer_apart(a3, load_value(values, size, t + 3, d), offset(w, 12), SCORES_PITCH)
-        for t in range(tokens // 4 * 4, tokens):
-            a0 = add_outer_apart(a0, load_value(values, size, t, d), offset(scores, t * 4), SCORES_PITCH)
-        store_rows(sums, QUERY_PITCH, d, add_rows(add_rows(a0, a1), add_rows(a2, a3)))
+            a1 = add_outer_apart(a1, load_value(values, size, t, d + 16), w, SCORES_PITCH)
+            a2 = add_outer_apart(a2, load_value(values, size, t, d + 32), w, SCORES_PITCH)
+            a3 = add_outer_apart(a3, load_value(values, size, t, d + 48), w, SCORES_PITCH)
+        store_rows(sums, QUERY_PITCH, d, a0)
+        store_rows(sums, QUERY_PITCH, d + 16, a1)
+        store_rows(sums, QUERY_PITCH, d + 32, a2)
+        store_rows(sums, QUERY_PITCH, d + 48, a3)
+    for d in range(size // 64 * 64, size, 16):
+        for i in range(16):
+            prefetch_next(next_values, d + i)
+        a = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
+        for t in range(tokens):
+            a = add_outer_apart(a, load_value(values, size, t, d), offset(scores, t * 4), SCORES_PITCH)
+        store_rows(sums, QUERY_PITCH, d, a)
 
 
 @device
