@@ -1,4 +1,5 @@
-"""Attention over a cache in blocks, whose type specialize() sets (kernels/caches), with the online softmax of https://arxiv.org/abs/1805.02867.
+"""Attention over a cache in blocks, whose type specialize() sets (kernels/caches), with the online softmax of https://arxiv.org/abs/1805.02867,
+to the base 2: queries are multiplied by scale / ln 2 first.
 
 Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
 its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
@@ -8,13 +9,14 @@ long runs of memory are what a processor's own prefetching needs.
 """
 
 from math import exp as scalar_exp
+from math import log
 from types import ModuleType
 
 from numba import float32
 
 from numatp.kernels.activation import group_bytes
 from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.exp import exp
+from numatp.kernels.exp import exp2
 from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import FEW, GROUP, zero_few_rows, zero_group, zero_row
 from numatp.kernels.simd import (
@@ -36,7 +38,8 @@ from numatp.kernels.simd import (
 )
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
-LOWEST = -1e30  # score of a token that must not be seen; exp(LOWEST - any real score) is nothing beside the highest score's 1
+LN2, LOG2_E = log(2), 1 / log(2)
+LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
 
 STATES = 8  # groups of queries that a thread has under way at once
@@ -68,13 +71,13 @@ def state_of(scratch, index):
 
 
 @device
-def load_queries(state, q, stride, count, size):
-    """Copies `count` queries, `stride` bytes apart, clears the rest of their room and the sums, and prepares them for the cache."""
-    room = room_for(count)
+def load_queries(state, q, stride, count, size, scale):
+    """`count` queries, `stride` bytes apart, times scale / ln 2, as the cache wants them, and sums of nothing."""
+    room, factor = room_for(count), splat_f32(scale * float32(LOG2_E))
     for m in range(room):
         query, sums = offset(state, m * QUERY_PITCH), offset(state, ACCUMULATED + m * QUERY_PITCH)
         for d in range(0, size, 16):
-            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) if m < count else splat_f32(0))
+            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) * factor if m < count else splat_f32(0))
             store_f32x16(sums, d, splat_f32(0))
         store_f32(offset(state, HIGHEST), m, float32(LOWEST))
         store_f32x16(offset(state, TOTAL + m * 64), 0, splat_f32(0))
@@ -85,7 +88,7 @@ def load_queries(state, q, stride, count, size):
 def add_sinks(state, sinks, count, step):
     """Lets query m see one more token of score sinks[m * step] and no value, before all others."""
     for m in range(count):
-        store_f32(offset(state, HIGHEST), m, load_f32(sinks, m * step))
+        store_f32(offset(state, HIGHEST), m, load_f32(sinks, m * step) * float32(LOG2_E))
         store_f32(offset(state, TOTAL + m * 64), 0, float32(1))
 
 
@@ -98,22 +101,22 @@ def replace_unseen(scores, unseen, seen, other):
 
 
 @device
-def softmax(scratch, state, m, scale):
+def softmax(scratch, state, m):
     """Turns the scores of query m over a block into weights, as if this were the last block."""
     scores, totals = offset(scratch, m * SCORES_PITCH), offset(state, TOTAL + m * 64)
-    highest, factor = load_f32(offset(state, HIGHEST), m), splat_f32(scale)
-    s0, s1 = load_f32x16(scores, 0) * factor, load_f32x16(scores, 16) * factor
-    s2, s3 = load_f32x16(scores, 32) * factor, load_f32x16(scores, 48) * factor
+    highest = load_f32(offset(state, HIGHEST), m)
+    s0, s1 = load_f32x16(scores, 0), load_f32x16(scores, 16)
+    s2, s3 = load_f32x16(scores, 32), load_f32x16(scores, 48)
     new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
     top = splat_f32(new_highest)
-    s0, s1, s2, s3 = exp(s0 - top), exp(s1 - top), exp(s2 - top), exp(s3 - top)
+    s0, s1, s2, s3 = exp2(s0 - top), exp2(s1 - top), exp2(s2 - top), exp2(s3 - top)
     store_f32x16(scores, 0, s0)
     store_f32x16(scores, 16, s1)
     store_f32x16(scores, 32, s2)
     store_f32x16(scores, 48, s3)
     correction = splat_f32(1)
     if new_highest > highest:  # seldom after the first blocks
-        correction = exp(splat_f32(highest) - top)
+        correction = exp2(splat_f32(highest) - top)
         store_f32(offset(state, HIGHEST), m, new_highest)
     store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
     store_f32(offset(scratch, CORRECTION), m, lane(correction, 0))
@@ -147,7 +150,7 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
         whole = unseen <= 0 and seen >= CACHE_BLOCK
         if not whole:
             replace_unseen(row_scores, unseen, seen, LOWEST)
-        softmax(scratch, state, m, args.scale)
+        softmax(scratch, state, m)
         if not whole:
             replace_unseen(row_scores, unseen, seen, 0.0)
     if count == 1:
@@ -192,12 +195,12 @@ def join_parts(parts, num_parts, part_size, size, out):
         highest = max(highest, load_f32(offset(parts, i * part_size), 0))
     for i in range(num_parts):
         part = offset(parts, i * part_size)
-        total += load_f32(part, 1) * float32(scalar_exp(load_f32(part, 0) - highest))
+        total += load_f32(part, 1) * float32(scalar_exp((load_f32(part, 0) - highest) * LN2))
     for d in range(0, size, 16):
         sums = splat_f32(0)
         for i in range(num_parts):
             part = offset(parts, i * part_size)
-            weight = float32(scalar_exp(load_f32(part, 0) - highest)) / total
+            weight = float32(scalar_exp((load_f32(part, 0) - highest) * LN2)) / total
             sums = fma(splat_f32(weight), load_f32x16(part, PART_HEAD + d), sums)
         store_f32x16(out, d, sums)
 
@@ -207,7 +210,7 @@ def attend_prompt(args, scratch, table, head, row, count, position):
     """Rows [row, row + count) of one sequence, one query head."""
     size, state = args.head_size, state_of(scratch, 0)
     kv_head = (args.first_head + head) // args.group - args.first_kv_head
-    load_queries(state, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size)
+    load_queries(state, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, args.scale)
     if args.sunk:
         add_sinks(state, offset(args.sinks, head * 4), count, 0)
     last = (position + count - 1) // CACHE_BLOCK
@@ -240,7 +243,7 @@ def attend_row(args, scratch, table, sequence, row, position, first_kv_head, las
             head, count = heads_of(args, piece, pieces)
             if count > 0:
                 state = state_of(scratch, piece - begin)
-                load_queries(state, offset(q, head * size * 4), size * 4, count, size)
+                load_queries(state, offset(q, head * size * 4), size * 4, count, size, args.scale)
                 if args.sunk and split == 0:
                     add_sinks(state, offset(args.sinks, head * 4), count, 1)
         for block in range(first, last):

@@ -1,7 +1,10 @@
 """exp, and the activation functions made of it, on 16 lanes."""
 
+from numba.extending import intrinsic
+
 from numatp.kernels.compile import device
-from numatp.kernels.simd import exp2_int, fma, max_f32x16, min_f32x16, round_f32, splat_f32
+from numatp.kernels.dot import isa
+from numatp.kernels.simd import exp2_int, f32x16, fma, max_f32x16, min_f32x16, round_f32, splat_f32
 
 # exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.
 LOG2_E = 1.4426950408889634
@@ -21,6 +24,24 @@ def exp(x):
     for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         y = fma(y, r, splat_f32(coefficient))
     return y * exp2_int(n)
+
+
+@intrinsic
+def times_power(typing_context, y, n):
+    """y * 2**n for whole n <= 0; what is below float32's normal range may be anything as small."""
+    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: isa.times_power(builder, *args)
+
+
+@device
+def exp2(x):
+    """2**x for x <= 0, relative error below 3e-7."""
+    n = round_f32(x)
+    r = x - n  # exact, in [-1/2, 1/2]
+    # The polynomial of degree 5 with the smallest relative error there, 7.5e-8.
+    y = splat_f32(0.0013276459649205208)
+    for coefficient in (0.009675541892647743, 0.05550713464617729, 0.24022120237350464, 0.6931469440460205, 1.0000001192092896):
+        y = fma(y, r, splat_f32(coefficient))
+    return times_power(y, n)
 
 
 @device

@@ -6,7 +6,7 @@ as their magnitudes, and their signs move to x.
 
 from llvmlite import ir
 
-from numatp.kernels.simd import BYTE, call_llvm, constant, i8x64, i32x16
+from numatp.kernels.simd import BYTE, INT16, INT32, call_llvm, constant, i8x64, i32x16
 
 GROUP = 16
 
@@ -27,6 +27,11 @@ def dot_biased(builder, total, weights, x):
 
 def start(builder, start_of_x):
     return constant(i32x16, 0)
+
+
+def times_power(builder, y, n):
+    all_lanes, current_rounding = INT16(-1), INT32(4)
+    return call_llvm(builder, "llvm.x86.avx512.mask.scalef.ps.512", y.type, y, n, y, all_lanes, current_rounding)
 
 
 def lookup(builder, table, indices):

@@ -1,9 +1,9 @@
 """AVX-512 VNNI: one instruction multiplies 64 bytes and adds them by fours."""
 
-from numatp.kernels.isa.avx512bw import lookup
+from numatp.kernels.isa.avx512bw import lookup, times_power
 from numatp.kernels.simd import call_llvm
 
-__all__ = ["GROUP", "dot", "dot_biased", "lookup", "start"]
+__all__ = ["GROUP", "dot", "dot_biased", "lookup", "start", "times_power"]
 
 GROUP = 16
 
