@@ -367,8 +367,8 @@ KEY_ROUNDING = 2.0**-11
 
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "size", "cache_type"),
-    [(6, 3, 32, "f16"), (4, 4, 48, "f16"), (7, 1, 64, "f16"), (20, 1, 16, "f16"), (12, 12, 16, "f16"), (6, 3, 32, "q8_0"), (4, 4, 96, "q8_0"),
-     (20, 1, 64, "q8_0")],
+    [(6, 3, 32, "f16"), (4, 4, 48, "f16"), (7, 1, 64, "f16"), (20, 1, 16, "f16"), (12, 12, 16, "f16"), (6, 3, 32, "q8_0"),
+     (4, 4, 96, "q8_0"), (20, 1, 64, "q8_0")],
 )  # fmt: skip
 @pytest.mark.parametrize("window", [NO_WINDOW, 100])
 def test_attention(heads, kv_heads, size, cache_type, window):

@@ -7,6 +7,8 @@ dot products with queries rounded to 8 bits. Values lie as columns of such a mat
 and rounded to 8 bits, with one scale for 32 tokens.
 """
 
+from numba import float32
+
 from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
@@ -17,7 +19,6 @@ from numatp.kernels.simd import (
     largest,
     largest_of_two,
     load_f16x16,
-    load_f32,
     load_f32x16,
     load_i8x64,
     load_u8,
@@ -28,7 +29,6 @@ from numatp.kernels.simd import (
     splat_f32,
     store_f16,
     store_f32,
-    store_f32x16,
     store_i32_as_i8,
     store_u8,
     widen,
@@ -37,7 +37,6 @@ from numatp.kernels.simd import (
 ZERO = 128  # added to keys: the dot product takes unsigned bytes on one side
 UNIT_BYTES = 8 * 64 + 32  # of keys in 16 tokens x 32 values, and of values as well
 TILE_BYTES = 2 * 512  # of 16 values of a block, without scales
-TABLE_BYTES = 2 * 16 * 4  # of two numbers for each of at most 16 rows, in whole vectors
 
 
 @device
@@ -119,26 +118,20 @@ score_few = score
 @device
 def weigh(scores, factors, unit_scales, count, tokens, pitch):
     """The softmax's weights of `count` rows times values' scales as int8 (2, pitch, 32) and float32 scales (2, pitch)."""
-    scales, inverses = offset(factors, 2 * pitch * BLOCK), offset(factors, 2 * pitch * BLOCK + TABLE_BYTES)
+    scales = offset(factors, 2 * pitch * BLOCK)
     d0, d1 = load_scales(unit_scales, 0, tokens), load_scales(unit_scales, 16, tokens)
     d2, d3 = load_scales(unit_scales, 32, tokens), load_scales(unit_scales, 48, tokens)
     for m in range(count):
         w = offset(scores, m * SCORES_PITCH)
-        low = max_f32x16(load_f32x16(w, 0) * d0, load_f32x16(w, 16) * d1)
-        most = largest_of_two(low, max_f32x16(load_f32x16(w, 32) * d2, load_f32x16(w, 48) * d3))
-        store_f32(scales, m, most[0])
-        store_f32(scales, pitch + m, most[1])
-    for part in range(0, 2 * pitch, 16):
-        most = load_f32x16(scales, part)
-        store_f32x16(inverses, part, splat_f32(127) / max_f32x16(most, splat_f32(SMALLEST_SCALE)))
-        store_f32x16(scales, part, most * splat_f32(1 / 127))
-    for m in range(count):
-        w = offset(scores, m * SCORES_PITCH)
-        low, high = splat_f32(load_f32(inverses, m)), splat_f32(load_f32(inverses, pitch + m))
-        a, b = load_f32x16(w, 0) * d0 * low, load_f32x16(w, 16) * d1 * low
-        c, d = load_f32x16(w, 32) * d2 * high, load_f32x16(w, 48) * d3 * high
-        store_block(factors, m, round_to_i32(a), round_to_i32(b))
-        store_block(factors, pitch + m, round_to_i32(c), round_to_i32(d))
+        a, b = load_f32x16(w, 0) * d0, load_f32x16(w, 16) * d1
+        c, d = load_f32x16(w, 32) * d2, load_f32x16(w, 48) * d3
+        most = largest_of_two(max_f32x16(a, b), max_f32x16(c, d))
+        store_f32(scales, m, most[0] * float32(1 / 127))
+        store_f32(scales, pitch + m, most[1] * float32(1 / 127))
+        low = splat_f32(float32(127) / max(most[0], float32(SMALLEST_SCALE)))
+        high = splat_f32(float32(127) / max(most[1], float32(SMALLEST_SCALE)))
+        store_block(factors, m, round_to_i32(a * low), round_to_i32(b * low))
+        store_block(factors, pitch + m, round_to_i32(c * high), round_to_i32(d * high))
 
 
 @device
