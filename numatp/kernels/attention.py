@@ -1,5 +1,6 @@
-"""Attention over a cache in blocks, whose type specialize() sets (kernels/caches), with the online softmax of https://arxiv.org/abs/1805.02867,
-to the base 2: queries are multiplied by scale / ln 2 first.
+"""Attention over a cache in blocks, whose type specialize() sets (kernels/caches).
+
+The softmax is the online one of https://arxiv.org/abs/1805.02867, to the base 2: queries are multiplied by scale / ln 2 first.
 
 Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
 its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
@@ -41,7 +42,6 @@ cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set i
 LN2, LOG2_E = log(2), 1 / log(2)
 LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
-
 STATES = 8  # groups of queries that a thread has under way at once
 
 # Scratch of one thread. First what belongs to the block at hand: the scores of each query, room for the cache to bring these into
@@ -57,7 +57,7 @@ TOTAL = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
 HIGHEST = TOTAL + GROUP * 64
 STATE_BYTES = HIGHEST + (GROUP * 4 + 63) // 64 * 64
 SCRATCH_BYTES = WORK_BYTES + STATES * STATE_BYTES
-PART_HEAD = 16  # floats before the values of a part: its highest score and its total
+PART_HEAD = 16  # floats before the values of a part: its highest score, its total and, while parts are joined, its weight
 
 
 def part_bytes(head_size: int) -> int:
@@ -195,14 +195,16 @@ def join_parts(parts, num_parts, part_size, size, out):
         highest = max(highest, load_f32(offset(parts, i * part_size), 0))
     for i in range(num_parts):
         part = offset(parts, i * part_size)
-        total += load_f32(part, 1) * float32(scalar_exp((load_f32(part, 0) - highest) * LN2))
+        weight = float32(scalar_exp((load_f32(part, 0) - highest) * LN2))
+        total += load_f32(part, 1) * weight
+        store_f32(part, 2, weight)
+    inverse = splat_f32(float32(1) / total)
     for d in range(0, size, 16):
         sums = splat_f32(0)
         for i in range(num_parts):
             part = offset(parts, i * part_size)
-            weight = float32(scalar_exp((load_f32(part, 0) - highest) * LN2)) / total
-            sums = fma(splat_f32(weight), load_f32x16(part, PART_HEAD + d), sums)
-        store_f32x16(out, d, sums)
+            sums = fma(splat_f32(load_f32(part, 2)), load_f32x16(part, PART_HEAD + d), sums)
+        store_f32x16(out, d, sums * inverse)
 
 
 @device
