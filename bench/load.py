@@ -3,7 +3,8 @@
 In turns: dd of the file, then one load for each number of ranks, in a process of its own; seconds as the library reports them
 (Stats: from opening the file to programs that are ready to run; Python's start and importing Numba are not in it). A virtual
 machine may give free memory back to its host, from where it takes seconds to come again; with --hold SECONDS rank 0 holds memory
-for the model for so long that what was free before has been given back, and frees it when it begins to read matrices. Prints JSON.
+for the model for so long that what was free before has been given back, and frees it when it begins to read matrices; that needs
+free memory for the model twice. Prints JSON.
 """
 
 import argparse

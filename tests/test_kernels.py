@@ -378,15 +378,19 @@ def test_attention(heads, kv_heads, size, cache_type, window):
     case.check(case.run(spans, window), spans, window)
 
 
-@pytest.mark.parametrize("heads", [range(6), range(3, 6)])
-def test_sinks_take_a_part_of_the_softmax(heads):
-    case = Attention((1100,), 6, 3, 32)
-    sinks = np.array([-2, 0, 3, 9, 1, 4], np.float32)
+# 20 heads of one KV head are more than are taken together; 3 of another rank's begin inside them.
+@pytest.mark.parametrize(
+    ("kv_heads", "heads"), [(3, range(6)), (3, range(3, 6)), (1, range(20)), (1, range(17, 20)), (1, range(3, 19))]
+)
+def test_sinks_take_a_part_of_the_softmax(kv_heads, heads):
+    total = 6 if kv_heads == 3 else 20
+    case = Attention((1100,), total, kv_heads, 32)
+    sinks = np.resize(np.array([-2, 0, 3, 9, 1, 4], np.float32), total)
     for span in ((0, 1, 1099), (0, 40, 30), (0, 1, 3)):
         position = span[1] + span[2] - 1
-        wanted = case.wanted(0, position, 100, sinks)[heads.start :]
+        wanted = case.wanted(0, position, 100, sinks)[heads.start : heads.stop]
         assert np.abs(case.run([span], 100, heads=heads, sinks=sinks)[-1] - wanted).max() <= KEY_ROUNDING
-    wanted = case.wanted(0, 1099, NO_WINDOW, sinks)[heads.start :]  # in parts, of which one has the sink
+    wanted = case.wanted(0, 1099, NO_WINDOW, sinks)[heads.start : heads.stop]  # in parts, of which one has the sink
     assert np.abs(case.run([(0, 1, 1099)], heads=heads, sinks=sinks)[0] - wanted).max() <= KEY_ROUNDING
 
 

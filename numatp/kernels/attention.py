@@ -17,7 +17,7 @@ from numba import float32
 
 from numatp.kernels.activation import group_bytes
 from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.exp import exp2
+from numatp.kernels.exp import LOG2_E, exp2
 from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import FEW, GROUP, zero_few_rows, zero_group, zero_row
 from numatp.kernels.simd import (
@@ -39,24 +39,24 @@ from numatp.kernels.simd import (
 )
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
-LN2, LOG2_E = log(2), 1 / log(2)
+LN2 = log(2)
 LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
-STATES = 8  # groups of queries that a thread has under way at once
 
 # Scratch of one thread. First what belongs to the block at hand: the scores of each query, room for the cache to bring these into
 # its form, and what the block changed the earlier sums by.
 FACTORS = GROUP * SCORES_PITCH
 CORRECTION = 2 * GROUP * SCORES_PITCH
 WORK_BYTES = CORRECTION + (GROUP * 4 + 63) // 64 * 64
-# Then STATES times: queries, their sums of values, the queries as the cache wants them; per query the sum of the softmax's weights
-# in 16 lanes and the highest score.
-ACCUMULATED = GROUP * QUERY_PITCH
-PREPARED = 2 * GROUP * QUERY_PITCH
-TOTAL = PREPARED + group_bytes("q8", MAX_HEAD_SIZE, GROUP)
-HIGHEST = TOTAL + GROUP * 64
-STATE_BYTES = HIGHEST + (GROUP * 4 + 63) // 64 * 64
-SCRATCH_BYTES = WORK_BYTES + STATES * STATE_BYTES
+# Then states: groups of queries that are under way at once. A row of a state, QUERY_PITCH bytes, is a query, its sum of values, the
+# sum of the softmax's weights in 16 lanes and the highest score; behind its rows are the queries as the cache wants them.
+ACCUMULATED = MAX_HEAD_SIZE * 4
+TOTAL = 2 * ACCUMULATED
+HIGHEST = TOTAL + 64
+ROW_BYTES = QUERY_PITCH + (group_bytes("q8", MAX_HEAD_SIZE, 1) + 63) // 64 * 64
+STATE_ROWS = 32  # of all states together
+SCRATCH_BYTES = WORK_BYTES + STATE_ROWS * ROW_BYTES
+assert HIGHEST + 4 <= QUERY_PITCH and GROUP <= STATE_ROWS
 PART_HEAD = 16  # floats before the values of a part: its highest score, its total and, while parts are joined, its weight
 
 
@@ -66,8 +66,20 @@ def part_bytes(head_size: int) -> int:
 
 
 @device
-def state_of(scratch, index):
-    return offset(scratch, WORK_BYTES + index * STATE_BYTES)
+def room_for(count):
+    """Queries that the operations on `count` of them touch."""
+    return 1 if count == 1 else (GROUP if count > FEW else FEW)
+
+
+@device
+def state_of(scratch, index, room):
+    """The index-th state of `room` rows."""
+    return offset(scratch, WORK_BYTES + index * room * ROW_BYTES)
+
+
+@device
+def prepared_of(state, count):
+    return offset(state, room_for(count) * QUERY_PITCH)
 
 
 @device
@@ -75,21 +87,22 @@ def load_queries(state, q, stride, count, size, scale):
     """`count` queries, `stride` bytes apart, times scale / ln 2, as the cache wants them, and sums of nothing."""
     room, factor = room_for(count), splat_f32(scale * float32(LOG2_E))
     for m in range(room):
-        query, sums = offset(state, m * QUERY_PITCH), offset(state, ACCUMULATED + m * QUERY_PITCH)
+        row = offset(state, m * QUERY_PITCH)
         for d in range(0, size, 16):
-            store_f32x16(query, d, load_f32x16(offset(q, m * stride), d) * factor if m < count else splat_f32(0))
-            store_f32x16(sums, d, splat_f32(0))
-        store_f32(offset(state, HIGHEST), m, float32(LOWEST))
-        store_f32x16(offset(state, TOTAL + m * 64), 0, splat_f32(0))
-    cache.prepare(state, offset(state, PREPARED), size, room)
+            store_f32x16(row, d, load_f32x16(offset(q, m * stride), d) * factor if m < count else splat_f32(0))
+            store_f32x16(offset(row, ACCUMULATED), d, splat_f32(0))
+        store_f32x16(offset(row, TOTAL), 0, splat_f32(0))
+        store_f32(offset(row, HIGHEST), 0, float32(LOWEST))
+    cache.prepare(state, prepared_of(state, count), size, room)
 
 
 @device
 def add_sinks(state, sinks, count, step):
     """Lets query m see one more token of score sinks[m * step] and no value, before all others."""
     for m in range(count):
-        store_f32(offset(state, HIGHEST), m, load_f32(sinks, m * step) * float32(LOG2_E))
-        store_f32(offset(state, TOTAL + m * 64), 0, float32(1))
+        row = offset(state, m * QUERY_PITCH)
+        store_f32(offset(row, HIGHEST), 0, load_f32(sinks, m * step) * float32(LOG2_E))
+        store_f32(offset(row, TOTAL), 0, float32(1))
 
 
 @device
@@ -103,8 +116,8 @@ def replace_unseen(scores, unseen, seen, other):
 @device
 def softmax(scratch, state, m):
     """Turns the scores of query m over a block into weights, as if this were the last block."""
-    scores, totals = offset(scratch, m * SCORES_PITCH), offset(state, TOTAL + m * 64)
-    highest = load_f32(offset(state, HIGHEST), m)
+    scores, totals = offset(scratch, m * SCORES_PITCH), offset(state, m * QUERY_PITCH + TOTAL)
+    highest = load_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0)
     s0, s1 = load_f32x16(scores, 0), load_f32x16(scores, 16)
     s2, s3 = load_f32x16(scores, 32), load_f32x16(scores, 48)
     new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
@@ -117,7 +130,7 @@ def softmax(scratch, state, m):
     correction = splat_f32(1)
     if new_highest > highest:  # seldom after the first blocks
         correction = exp2(splat_f32(highest) - top)
-        store_f32(offset(state, HIGHEST), m, new_highest)
+        store_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0, new_highest)
     store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
     store_f32(offset(scratch, CORRECTION), m, lane(correction, 0))
 
@@ -133,7 +146,7 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
     """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_place: of what is
     wanted from memory next.
     """
-    size, queries, prepared, sums = args.head_size, state, offset(state, PREPARED), offset(state, ACCUMULATED)
+    size, queries, prepared, sums = args.head_size, state, prepared_of(state, count), offset(state, ACCUMULATED)
     scores, factors, corrections = scratch, offset(scratch, FACTORS), offset(scratch, CORRECTION)
     keys, values = offset(args.keys, place), offset(args.values, place)
     next_keys, next_values = offset(args.keys, next_place), offset(args.values, next_place)
@@ -162,14 +175,8 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
 
 
 @device
-def room_for(count):
-    """Queries that the operations on `count` of them touch."""
-    return 1 if count == 1 else (GROUP if count > FEW else FEW)
-
-
-@device
 def total_of(state, m):
-    return sum_f32x16(load_f32x16(offset(state, TOTAL + m * 64), 0))
+    return sum_f32x16(load_f32x16(offset(state, m * QUERY_PITCH + TOTAL), 0))
 
 
 @device
@@ -181,7 +188,7 @@ def store_result(state, m, size, out):
 
 @device
 def store_part(state, m, size, part):
-    store_f32(part, 0, load_f32(offset(state, HIGHEST), m))
+    store_f32(part, 0, load_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0))
     store_f32(part, 1, total_of(state, m))
     for d in range(0, size, 16):
         store_f32x16(part, PART_HEAD + d, load_f32x16(offset(state, ACCUMULATED + m * QUERY_PITCH), d))
@@ -210,7 +217,7 @@ def join_parts(parts, num_parts, part_size, size, out):
 @device
 def attend_prompt(args, scratch, table, head, row, count, position):
     """Rows [row, row + count) of one sequence, one query head."""
-    size, state = args.head_size, state_of(scratch, 0)
+    size, state = args.head_size, state_of(scratch, 0, GROUP)
     kv_head = (args.first_head + head) // args.group - args.first_kv_head
     load_queries(state, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, args.scale)
     if args.sunk:
@@ -225,7 +232,9 @@ def attend_prompt(args, scratch, table, head, row, count, position):
 
 @device
 def heads_of(args, piece, pieces):
-    """(first, number) of this rank's query heads in a piece: one of the `pieces` that the heads of each KV head are cut into."""
+    """(first, number) of this rank's query heads in a piece, one of the `pieces` that the heads of each KV head are cut into; the
+    number is not above zero where all are another rank's.
+    """
     group_start = (args.first_kv_head + piece // pieces) * args.group - args.first_head + piece % pieces * GROUP
     first = max(group_start, 0)
     end = min(group_start + min(GROUP, args.group - piece % pieces * GROUP), args.heads)
@@ -239,33 +248,41 @@ def attend_row(args, scratch, table, sequence, row, position, first_kv_head, las
     q, out = offset(args.q, row * args.q_stride), offset(args.out, row * args.heads * size * 4)
     parts = offset(args.parts, sequence * args.heads * SPLITS * part_size)
     pieces, end = (args.group + GROUP - 1) // GROUP, position // CACHE_BLOCK
-    for begin in range(first_kv_head * pieces, last_kv_head * pieces, STATES):
-        stop = min(begin + STATES, last_kv_head * pieces)
+    room = room_for(min(args.group, GROUP))
+    states = STATE_ROWS // room
+    for begin in range(first_kv_head * pieces, last_kv_head * pieces, states):
+        stop = min(begin + states, last_kv_head * pieces)
         for piece in range(begin, stop):
             head, count = heads_of(args, piece, pieces)
             if count > 0:
-                state = state_of(scratch, piece - begin)
+                state = state_of(scratch, piece - begin, room)
                 load_queries(state, offset(q, head * size * 4), size * 4, count, size, args.scale)
                 if args.sunk and split == 0:
                     add_sinks(state, offset(args.sinks, head * 4), count, 1)
         for block in range(first, last):
             for piece in range(begin, stop):
                 head, count = heads_of(args, piece, pieces)
-                place = place_of(args, table, block, piece // pieces)
-                if piece + 1 < stop:
-                    next_place = place_of(args, table, block, (piece + 1) // pieces)
-                else:  # the next block may be of another part, perhaps on this thread
-                    next_place = place_of(args, table, min(block + 1, end), begin // pieces)
+                kv_head = piece // pieces
+                place = place_of(args, table, block, kv_head)
+                if (kv_head + 1) * pieces < stop:
+                    next_place = place_of(args, table, block, kv_head + 1)
+                elif block + 1 < last:
+                    next_place = place_of(args, table, block + 1, begin // pieces)
+                elif stop < last_kv_head * pieces:
+                    next_place = place_of(args, table, first, stop // pieces)
+                else:  # another part, perhaps on this thread
+                    next_place = place_of(args, table, min(block + 1, end), 0)
                 if count > 0:
-                    attend(args, scratch, state_of(scratch, piece - begin), block, place, next_place, count, position, 0)
+                    state = state_of(scratch, piece - begin, room)
+                    attend(args, scratch, state, block, place, next_place, count, position, 0)
         for piece in range(begin, stop):
             head, count = heads_of(args, piece, pieces)
+            state = state_of(scratch, piece - begin, room)
             for m in range(count):
                 if num_splits == 1:
-                    store_result(state_of(scratch, piece - begin), m, size, offset(out, (head + m) * size * 4))
+                    store_result(state, m, size, offset(out, (head + m) * size * 4))
                 else:
-                    part = offset(parts, ((head + m) * SPLITS + split) * part_size)
-                    store_part(state_of(scratch, piece - begin), m, size, part)
+                    store_part(state, m, size, offset(parts, ((head + m) * SPLITS + split) * part_size))
     if num_splits > 1:
         for kv_head in range(first_kv_head, last_kv_head):
             finished = offset(args.finished, (sequence * args.kv_heads + kv_head) * 8)
@@ -305,7 +322,8 @@ def attention(args, thread, threads):
             num_splits = min(blocks, SPLITS)
             # Parts that follow each other to one thread, which has asked for the next block's memory; other spans begin elsewhere.
             begin, end = share(args.kv_heads * num_splits, (thread + number) % threads, threads)
-            for split in range(begin // args.kv_heads, (end + args.kv_heads - 1) // args.kv_heads):
+            first_split = begin // args.kv_heads if begin < end else num_splits
+            for split in range(first_split, (end + args.kv_heads - 1) // max(args.kv_heads, 1)):
                 start, stop = share(blocks, split, num_splits)
                 attend_row(
                     args, scratch, table, sequence, row, position, max(begin - split * args.kv_heads, 0),

@@ -3,7 +3,9 @@
 CACHE_BLOCK = 64  # tokens of a block of keys and values
 KEY_TILE = 16  # tokens of a vector of scores
 MAX_HEAD_SIZE = 256
-QUERY_PITCH = (MAX_HEAD_SIZE + 16) * 4  # bytes from query to query in scratch; no power of two, which would crowd a few cache sets
+QUERY_PITCH = (
+    2 * MAX_HEAD_SIZE + 32
+) * 4  # bytes from query to query in scratch; no power of two, or few cache sets would be crowded
 SCORES_PITCH = CACHE_BLOCK * 4  # bytes from query to query of their scores of one block
 CACHE_TYPES = ("f16", "q8_0")  # kernels/caches
 NO_WINDOW = 1 << 30  # tokens; must fit int32

@@ -213,15 +213,6 @@ def scale_rows(typing_context, rows, s):
 
 
 @intrinsic
-def add_rows(typing_context, a, b):
-    def emit(context, builder, signature, args):
-        a, b = args
-        return map_rows(builder, a, lambda m, row: builder.fadd(row, builder.extract_value(b, m)))
-
-    return a(a, b), emit
-
-
-@intrinsic
 def load_rows(typing_context, p, stride, index, like):
     """As many rows as `like` has: 16 floats each at p + m * stride bytes, from the index-th float on."""
 

@@ -319,21 +319,14 @@ def min_f32x16(typing_context, a, b):
     return f32x16(f32x16, f32x16), emit
 
 
-def _shifter(method):
-    @intrinsic
-    def shift(typing_context, v, count):
-        """Every lane of v, as an unsigned number, by `count` bits."""
+@intrinsic
+def shift_right(typing_context, v, count):
+    """Every lane of v, as an unsigned number, by `count` bits."""
 
-        def emit(context, builder, signature, args):
-            return getattr(builder, method)(args[0], splat(builder, builder.trunc(args[1], INT32), LANES))
+    def emit(context, builder, signature, args):
+        return builder.lshr(args[0], splat(builder, builder.trunc(args[1], INT32), LANES))
 
-        return i32x16(i32x16, types.int64), emit
-
-    return shift
-
-
-shift_left, shift_right = _shifter("shl"), _shifter("lshr")
-splat_i32 = unary(i32x16, types.int32, lambda builder, value: splat(builder, value, LANES))
+    return i32x16(i32x16, types.int64), emit
 
 
 @intrinsic

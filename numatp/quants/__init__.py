@@ -34,8 +34,8 @@ run in (.venv/bin/pytest); NAME is the GGUF name. An edit here or in kernels/ ha
        pytest tests/test_kernels.py -k "NAME and unpack"
 3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind its
    planes, what super-blocks share before their units: packer of kernels/superblock.py makes `pack` of a function for one unit.
-   Rows that a matrix does not have, at its end, are zero bytes. If tiles take over 4 % more than the file, that goes into
-   MOST_MEMORY of the tests and into README.md.
+   Rows that a matrix does not have, at its end, are zero bytes, which must be finite weights. If tiles take over 4 % more than the
+   file, that goes into MOST_MEMORY of the tests and into README.md.
        pytest tests/test_kernels.py -k "NAME and (embed or memory)"
 4. Write `dot_tile` with the sums of kernels/rows.py: add_dot of codes in 0..128, add_dot_from of weights stored + ZERO in 0..128,
    add_dot_biased of weights stored + 128 in 0..255, ZERO being 128; no float before the products are summed. Each unit asks for

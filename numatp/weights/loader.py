@@ -294,7 +294,7 @@ class Weights:
             widest = max((_row_bytes(info) for info, _ in as_they_are), default=0)
             staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
             while as_they_are:
-                sizes = accumulate(piece.target.num_bytes for _, piece in as_they_are)
+                sizes = accumulate(_row_bytes(info) * sum(map(len, piece.rows)) for info, piece in as_they_are)
                 count = max(sum(size <= READ_AT_ONCE for size in sizes), 1)
                 batch, as_they_are = as_they_are[:count], as_they_are[count:]
                 self._read(batch, run, staging)

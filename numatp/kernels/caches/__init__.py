@@ -12,5 +12,5 @@ layout.cache_bytes. Pitches are those of kernels/layout.py.
                                                     scores . values, of the first `tokens` tokens; later places may hold anything.
                                                     factors: room for the weights of `count` rows in another form
 
-Both ask for the next block's keys, or values, from memory, a few lines at a time: a core can wait for some 20 only.
+Both ask for what is wanted next from memory, next_keys and next_values, a few lines at a time: a core can wait for some 20 only.
 """

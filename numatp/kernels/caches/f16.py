@@ -81,7 +81,7 @@ def add_values_few(scores, factors, corrections, sums, values, size, count, toke
         a2 = scale_rows(load_rows(sums, QUERY_PITCH, d + 32, zero), corrections)
         a3 = scale_rows(load_rows(sums, QUERY_PITCH, d + 48, zero), corrections)
         for t in range(tokens):
-            prefetch_next(next_values, d + t)
+            prefetch_next(next_values, d // 64 * tokens + t)
             w = offset(scores, t * 4)
             a0 = add_outer_apart(a0, load_value(values, size, t, d), w, SCORES_PITCH)
             a1 = add_outer_apart(a1, load_value(values, size, t, d + 16), w, SCORES_PITCH)

@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 
-from numatp.kernels.simd import INT32, call_llvm, constant, f32x16, i8x64, i32x16, power_of_two
+from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, power_of_two
 
 GROUP = 4
 HALF_BYTES, HALF_WORDS, HALF_INTS = (ir.VectorType(ir.IntType(bits), 256 // bits) for bits in (8, 16, 32))
@@ -43,8 +43,7 @@ def start(builder, start_of_x):
 
 
 def times_power(builder, y, n):
-    smallest = constant(f32x16, -126.0)
-    return builder.fmul(y, power_of_two(builder, builder.select(builder.fcmp_ordered(">", n, smallest), n, smallest)))
+    return builder.fmul(y, power_of_two(builder, n))
 
 
 def lookup(builder, table, indices):
