@@ -129,7 +129,8 @@ BROKEN = {
 def test_a_broken_runtime_is_seen(tmp_path, name):
     change, arguments = BROKEN[name]
     program = build(tmp_path, "-O2", f"-DSECONDS={HANG}", "-DNUMATP_AWAKE_NS=200000", change=change)
-    assert run(program, *arguments, timeout=60).returncode != 0
+    # A race may be won by chance, so it gets several tries.
+    assert any(run(program, *arguments, timeout=60).returncode for _ in range(10))
 
 
 def test_a_relaxed_publish_is_seen_by_the_thread_sanitizer(tmp_path):

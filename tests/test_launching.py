@@ -127,7 +127,7 @@ def test_threads_that_share_cpus_nap_while_they_wait(model_path, tmp_path, launc
     built = run("gcc", "-shared", "-fPIC", "-O2", "-o", library, ROOT / "tests/native/naps.c")
     assert built.returncode == 0, built.stderr
     two = format_cpulist(cores()[:2])
-    words = [BIN / "numatp", "generate", "-m", model_path, "-p", "word " * 500, "-n", 1, "--temp", 0, *options]
+    words = [BIN / "numatp", "generate", "-m", model_path, "-p", "word " * 2000, "-n", 1, "--temp", 0, *options]
     preload = PLAIN | {"LD_PRELOAD": str(library), "NAPS": str(folder)}
     result = start("taskset", "-c", two, BIN / "mpirun", "-np", 2, *launcher, *words, env=preload)
     assert result.returncode == 0, result.stderr
