@@ -9,8 +9,6 @@ depends on the number of threads. Within a part all KV heads of a block come bef
 long runs of memory are what a processor's own prefetching needs.
 """
 
-from math import exp as scalar_exp
-from math import log
 from types import ModuleType
 
 from numba import float32
@@ -39,7 +37,6 @@ from numatp.kernels.simd import (
 )
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
-LN2 = log(2)
 LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
 
@@ -202,7 +199,7 @@ def join_parts(parts, num_parts, part_size, size, out):
         highest = max(highest, load_f32(offset(parts, i * part_size), 0))
     for i in range(num_parts):
         part = offset(parts, i * part_size)
-        weight = float32(scalar_exp((load_f32(part, 0) - highest) * LN2))
+        weight = lane(exp2(splat_f32(load_f32(part, 0) - highest)), 0)
         total += load_f32(part, 1) * weight
         store_f32(part, 2, weight)
     inverse = splat_f32(float32(1) / total)
@@ -322,13 +319,13 @@ def attention(args, thread, threads):
             num_splits = min(blocks, SPLITS)
             # Parts that follow each other to one thread, which has asked for the next block's memory; other spans begin elsewhere.
             begin, end = share(args.kv_heads * num_splits, (thread + number) % threads, threads)
-            first_split = begin // args.kv_heads if begin < end else num_splits
-            for split in range(first_split, (end + args.kv_heads - 1) // max(args.kv_heads, 1)):
-                start, stop = share(blocks, split, num_splits)
-                attend_row(
-                    args, scratch, table, sequence, row, position, max(begin - split * args.kv_heads, 0),
-                    min(end - split * args.kv_heads, args.kv_heads), first + start, first + stop, split, num_splits,
-                )  # fmt: skip
+            if begin < end:
+                for split in range(begin // args.kv_heads, (end - 1) // args.kv_heads + 1):
+                    start, stop = share(blocks, split, num_splits)
+                    attend_row(
+                        args, scratch, table, sequence, row, position, max(begin - split * args.kv_heads, 0),
+                        min(end - split * args.kv_heads, args.kv_heads), first + start, first + stop, split, num_splits,
+                    )  # fmt: skip
         else:
             for tile in range((rows + GROUP - 1) // GROUP):
                 start = tile * GROUP

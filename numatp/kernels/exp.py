@@ -4,13 +4,19 @@ from numba.extending import intrinsic
 
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
-from numatp.kernels.simd import exp2_int, f32x16, fma, max_f32x16, min_f32x16, round_f32, splat_f32
+from numatp.kernels.simd import f32x16, fma, max_f32x16, min_f32x16, round_f32, splat_f32
 
 # exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.
 LOG2_E = 1.4426950408889634
 LN2_HIGH, LN2_LOW = 0.693145751953125, 1.428606765330187e-06
 SQRT_2_PI = 0.7978845608028654
 SMALLEST, LARGEST = -87.0, 88.0  # 2**n stays a normal float32
+
+
+@intrinsic
+def times_power(typing_context, y, n):
+    """y * 2**n for whole n in [-126, 127]."""
+    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: isa.times_power(builder, *args)
 
 
 @device
@@ -23,13 +29,7 @@ def exp(x):
     y = splat_f32(1 / 5040)
     for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 1 / 2, 1.0, 1.0):
         y = fma(y, r, splat_f32(coefficient))
-    return y * exp2_int(n)
-
-
-@intrinsic
-def times_power(typing_context, y, n):
-    """y * 2**n for whole n in [-126, 0]."""
-    return f32x16(f32x16, f32x16), lambda context, builder, signature, args: isa.times_power(builder, *args)
+    return times_power(y, n)
 
 
 @device

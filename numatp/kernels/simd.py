@@ -470,15 +470,6 @@ def nearest_of(values, codes):
     return nearest
 
 
-def power_of_two(builder, n):
-    """2**n for whole n in float32's exponent range [-126, 127], built from its bits."""
-    whole = builder.fptosi(n, llvm_type(i32x16))
-    return builder.bitcast(builder.shl(builder.add(whole, constant(i32x16, 127)), constant(i32x16, 23)), llvm_type(f32x16))
-
-
-exp2_int = unary(f32x16, f32x16, power_of_two)
-
-
 def _define(op, vector, method):
     @type_callable(op)
     def typer(context):

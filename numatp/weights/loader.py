@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from itertools import accumulate, compress, islice
+from itertools import compress, islice
 from math import prod
 from pathlib import Path
 from types import ModuleType
@@ -293,10 +293,7 @@ class Weights:
                 report([piece])
             widest = max((_row_bytes(info) for info, _ in as_they_are), default=0)
             staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
-            while as_they_are:
-                sizes = accumulate(_row_bytes(info) * sum(map(len, piece.rows)) for info, piece in as_they_are)
-                count = max(sum(size <= READ_AT_ONCE for size in sizes), 1)
-                batch, as_they_are = as_they_are[:count], as_they_are[count:]
+            for batch in _batches(as_they_are):
                 self._read(batch, run, staging)
                 report([piece for _, piece in batch])
 
@@ -402,6 +399,20 @@ def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
     (piece,) = info.pieces
     raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
     return format.unpack(raw)
+
+
+def _batches(pieces: list[tuple[TensorInfo, Slice]]) -> Iterator[list[tuple[TensorInfo, Slice]]]:
+    """All pieces in their order, as many at once as READ_AT_ONCE bytes of the file."""
+    batch, size = list[tuple[TensorInfo, Slice]](), 0
+    for info, piece in pieces:
+        num_bytes = _row_bytes(info) * sum(map(len, piece.rows))
+        if batch and size + num_bytes > READ_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+        batch.append((info, piece))
+        size += num_bytes
+    if batch:
+        yield batch
 
 
 def _row_bytes(info: TensorInfo) -> int:

@@ -62,14 +62,20 @@ def score_few(queries, prepared, keys, size, scores, zero, next_keys):
 
 
 @device
-def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
-    for d in range(0, size, 16):
+def add_columns(first, scores, corrections, sums, values, size, tokens, zero, next_values):
+    """add_values for the values of a head from the first-th on, 16 at once."""
+    for d in range(first, size, 16):
         for i in range(16):
             prefetch_next(next_values, d + i)
         a = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
         for t in range(tokens):
             a = add_outer_apart(a, load_value(values, size, t, d), offset(scores, t * 4), SCORES_PITCH)
         store_rows(sums, QUERY_PITCH, d, a)
+
+
+@device
+def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
+    add_columns(0, scores, corrections, sums, values, size, tokens, zero, next_values)
 
 
 @device
@@ -91,13 +97,7 @@ def add_values_few(scores, factors, corrections, sums, values, size, count, toke
         store_rows(sums, QUERY_PITCH, d + 16, a1)
         store_rows(sums, QUERY_PITCH, d + 32, a2)
         store_rows(sums, QUERY_PITCH, d + 48, a3)
-    for d in range(size // 64 * 64, size, 16):
-        for i in range(16):
-            prefetch_next(next_values, d + i)
-        a = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
-        for t in range(tokens):
-            a = add_outer_apart(a, load_value(values, size, t, d), offset(scores, t * 4), SCORES_PITCH)
-        store_rows(sums, QUERY_PITCH, d, a)
+    add_columns(size // 64 * 64, scores, corrections, sums, values, size, tokens, zero, next_values)
 
 
 @device

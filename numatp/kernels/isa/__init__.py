@@ -5,6 +5,6 @@ products are exact in int32 (i: 16 lanes, j: 4 bytes of a lane):
 
     dot(builder, total, weights, x)          total[i] + sum of weights[i, j] * x[i, j]; weights in 0..128, x in -127..127
     dot_biased(builder, total, weights, x)   the same for weights + 128 in 0..255, counted from start(builder, -128 * sum of x)
-    times_power(builder, y, n)               y * 2**n of float32, n whole in [-126, 0]
+    times_power(builder, y, n)               y * 2**n of float32, n whole in [-126, 127]
     lookup(builder, table, indices)          table[index] for each of 64 bytes in 0..15; table: 16 Python ints in -128..255
 """

@@ -2,7 +2,7 @@
 
 from llvmlite import ir
 
-from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, power_of_two
+from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, llvm_type
 
 GROUP = 4
 HALF_BYTES, HALF_WORDS, HALF_INTS = (ir.VectorType(ir.IntType(bits), 256 // bits) for bits in (8, 16, 32))
@@ -43,7 +43,9 @@ def start(builder, start_of_x):
 
 
 def times_power(builder, y, n):
-    return builder.fmul(y, power_of_two(builder, n))
+    """The power is built from its bits."""
+    exponent = builder.add(builder.fptosi(n, llvm_type(i32x16)), constant(i32x16, 127))
+    return builder.fmul(y, builder.bitcast(builder.shl(exponent, constant(i32x16, 23)), y.type))
 
 
 def lookup(builder, table, indices):
