@@ -68,7 +68,7 @@ import importlib, sys
 from numatp import models
 from numatp.cli.main import COMMANDS
 from numatp.engine import plan, start
-for name in models.names():
+for name in models.architectures():
     importlib.import_module(f"numatp.models.{name.replace('-', '_')}")
 sys.argv[1:] = ["plan", "-m", "command-a", "--machine", "2x-epyc-9755"]
 from numatp.cli.main import main

@@ -46,4 +46,4 @@ def test_the_lists_of_formats_and_architectures_are_whole():
     line = next(line for line in README.splitlines() if line.startswith("| formats |"))
     assert set(re.findall(r"[A-Z]+\d+(?:_\w+)?", line)) == set(quants.names())
     line = next(line for line in README.splitlines() if line.startswith("| architectures |"))
-    assert set(re.findall(r"`([\w-]+)`", line)) == set(models.names())
+    assert set(re.findall(r"`([\w-]+)`", line)) == set(models.architectures())

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from numatp.errors import NumatpError
+from numatp.files.folder import Folder
 from numatp.files.gguf import GGUFFile, read_gguf
-from numatp.files.huggingface import Folder
 from numatp.files.models import resolve_model
 from numatp.machine import isa
 

@@ -3,7 +3,6 @@
 An architecture file says in a table, HUGGING_FACE, what the folder calls them (see numatp/models/__init__.py).
 """
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 
 from numatp.files import layouts
+from numatp.files.folder import Folder
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
 from numatp.files.layouts import Config, Layout, Plain
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import FLOATS, open_file, parse_json, read_floats, read_header
+from numatp.files.safetensors import FLOATS, read_floats
 
-MAX_JSON = 1 << 26  # bytes; real indices have a few
 MAX_EXPERTS = 4096
 MAX_ROWS = 1 << 24  # of all experts of a layer
 # Keys whose numbers are floats in GGUF, however config.json writes them.
@@ -41,11 +40,6 @@ class Stored:
     name: str
     values: Callable[[np.ndarray], np.ndarray] | None = None
     order: Callable[[ModelFile], tuple[np.ndarray, int]] | None = None
-
-
-def plus_one(name: str) -> Stored:
-    """A norm that multiplies by 1 + weight."""
-    return Stored(name, values=lambda weight: weight + np.float32(1))
 
 
 @dataclass(frozen=True)
@@ -74,83 +68,6 @@ def numbered_rows(file: ModelFile, *sizes: int) -> np.ndarray:
     return np.arange(prod(sizes)).reshape(sizes)
 
 
-def rope_scaling(config: Config) -> Config:
-    scaling = config.get("rope_scaling")
-    return scaling if isinstance(scaling, dict) else {}
-
-
-def rope_type(config: Config) -> Any:
-    """As GGUF's rope.scaling.type."""
-    scaling = rope_scaling(config)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return "none" if kind == "default" else kind
-
-
-# What nearly all architectures have under these names.
-CONFIG: dict[str, str | Callable[[Config], Any]] = {
-    "embedding_length": "hidden_size",
-    "block_count": "num_hidden_layers",
-    "context_length": "max_position_embeddings",
-    "feed_forward_length": "intermediate_size",
-    "attention.head_count": "num_attention_heads",
-    "attention.head_count_kv": "num_key_value_heads",
-    "attention.key_length": "head_dim",
-    "attention.value_length": "head_dim",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "rope.scaling.type": rope_type,
-    "rope.scaling.factor": lambda config: rope_scaling(config).get("factor"),
-    "rope.scaling.original_context_length": lambda config: rope_scaling(config).get("original_max_position_embeddings"),
-    "rope.scaling.yarn_beta_fast": lambda config: rope_scaling(config).get("beta_fast"),
-    "rope.scaling.yarn_beta_slow": lambda config: rope_scaling(config).get("beta_slow"),
-    "rope.scaling.yarn_attn_factor": lambda config: rope_scaling(config).get("attention_factor"),
-}
-ENDS = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-ATTENTION = {
-    f"blk.{{layer}}.{ours}.weight": f"model.layers.{{layer}}.{theirs}.weight"
-    for ours, theirs in (
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-    )
-}
-QKV_BIAS = {f"blk.{{layer}}.attn_{name}.bias": f"model.layers.{{layer}}.self_attn.{name}_proj.bias" for name in "qkv"}
-FFN = {f"blk.{{layer}}.ffn_{name}.weight": f"model.layers.{{layer}}.mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
-EXPERTS = {
-    f"blk.{{layer}}.ffn_{name}_exps.weight": f"model.layers.{{layer}}.mlp.experts.{{expert}}.{name}_proj.weight"
-    for name in ("gate", "up", "down")
-} | {"blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.gate.weight"}
-
-
-MIXTURE: dict[str, str | Callable[[Config], Any]] = {
-    "expert_count": lambda config: config.get("num_experts", config.get("num_local_experts")),
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-    "expert_weights_norm": "norm_topk_prob",
-}
-SHARED_EXPERT = {
-    f"blk.{{layer}}.ffn_{name}_shexp.weight": f"model.layers.{{layer}}.mlp.shared_expert.{name}_proj.weight"
-    for name in ("gate", "up", "down")
-} | {"blk.{layer}.ffn_gate_inp_shexp.weight": "model.layers.{layer}.mlp.shared_expert_gate.weight"}
-
-
-def layer_types(kind: str, period: str) -> Callable[[Config], Any]:
-    """A flag per layer: whether it is of that kind; or, in older folders, what they call the period after which one is not."""
-
-    def read(config: Config) -> Any:
-        kinds = config.get("layer_types")
-        return config.get(period) if kinds is None else [one == kind for one in kinds]
-
-    return read
-
-
 @dataclass(frozen=True)
 class Assembled:
     """A weight that is not just one tensor as it is: `pieces` lie below each other."""
@@ -168,86 +85,6 @@ class Assembled:
     def note(self) -> str:
         """Of which quantised layout these are the floats, if no type holds its numbers."""
         return self.pieces[0].note if self.pieces else ""
-
-
-class Folder:
-    """config.json, and the tensors of all safetensors files by the folder's own names."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.config_path = path / "config.json"
-        self.config = _flat(self.config_path, read_json(self.config_path))
-        self.tensors, self.size = _read_tensors(path)
-        self.architecture = self._architecture()
-
-    def _architecture(self) -> str:
-        classes = self.config.get("architectures")
-        if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
-            fail(self.config_path, f'"architectures" is {quote(classes)}, and should name a class; download the folder again')
-        return classes[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a folder."""
-    return parse_json(path, read_bytes_of(path))
-
-
-def read_bytes_of(path: Path) -> bytes:
-    """A file of a folder that is not large."""
-    fd = open_file(path)
-    with open(fd, "rb") as file:
-        try:
-            raw = file.read(MAX_JSON + 1)
-        except OSError as error:
-            fail(path, f"cannot read: {error.strerror}; check the disk, or copy the file again")
-    if len(raw) > MAX_JSON:
-        fail(path, f"is larger than {MAX_JSON >> 20} MiB; download it again")
-    return raw
-
-
-def _flat(path: Path, config: Config) -> Config:
-    """The text model's part of a multimodal config, and rope_parameters as the older keys that it stands for."""
-    text = config.get("text_config")
-    if isinstance(text, dict):
-        config = {**config, **text, "architectures": config.get("architectures")}
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
-        moved = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-        config = {"rope_scaling": rope, **moved, **config}
-    scaling = config.get("rope_scaling")
-    if scaling is not None and not isinstance(scaling, dict):
-        fail(path, f"'rope_scaling' is {quote(scaling)}, and should be an object or null; download it again")
-    return config if rope_type(config) != "none" else {**config, "rope_scaling": None}
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, TensorInfo], int]:
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not index.exists():
-        if not single.exists():
-            fail(path, "has neither model.safetensors nor model.safetensors.index.json; download the weights into it")
-        return read_header(single)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
-        fail(index, '"weight_map" should give every tensor the name of a file; download it again')
-    tensors: dict[str, TensorInfo] = {}
-    size = 0
-    for name in sorted(set(places.values())):
-        if not (path / name).exists():
-            fail(path / name, f"is missing, and {quote(index.name)} names it; download it into the same folder")
-        found, num_bytes = read_header(path / name)
-        size += num_bytes
-        for tensor, info in found.items():
-            if places.get(tensor) != name:
-                fail(info.path, f"tensor {quote(tensor)} is not in {quote(index.name)} as one of this file; download both again")
-            tensors[tensor] = info
-    lost = places.keys() - tensors.keys()
-    if lost:
-        fail(path / places[min(lost)], f"lacks tensor {quote(min(lost))}, which {quote(index.name)} names; download both again")
-    return tensors, size
-
-
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == os.path.basename(name) and name.isprintable()
 
 
 class HuggingFaceFile(ModelFile):

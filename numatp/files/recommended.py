@@ -4,10 +4,10 @@ import math
 import os
 from pathlib import Path
 
+from numatp.files.folder import read_json
 from numatp.files.gguf import read_gguf
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
-from numatp.files.huggingface import read_json
 
 # Our name of a number: (GGUF's after "general.sampling.", the folder's).
 NAMES = {

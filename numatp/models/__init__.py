@@ -7,7 +7,7 @@ HUGGING_FACE    what a Hugging Face folder calls all that (class HuggingFace of 
 
 All but the last speak of metadata and tensors as GGUF does, whatever the source: read_spec asks for "llama.embedding_length" and
 gets `hidden_size` of config.json, rules name "blk.0.attn_q.weight" and get "model.layers.0.self_attn.q_proj.weight". HUGGING_FACE
-is the table from one to the other. What many folders share has a name there (CONFIG, MIXTURE; ENDS, ATTENTION, QKV_BIAS, FFN,
+is the table from one to the other. What many folders share has a name in names.py (CONFIG, MIXTURE; ENDS, ATTENTION, QKV_BIAS, FFN,
 EXPERTS, SHARED_EXPERT); entries are
 
     classes   whose folders these are, by "architectures" of config.json: ("LlamaForCausalLM", "MistralForCausalLM")
@@ -76,15 +76,16 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
 
+from numatp.files.folder import Folder
 from numatp.files.gguf import read_gguf
 from numatp.files.gguf_header import fail, quote
-from numatp.files.huggingface import Folder, HuggingFaceFile
+from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"rope", "shapes", "spec"}
+NOT_ARCHITECTURES = {"names", "rope", "shapes", "spec"}
 
 
-def names() -> list[str]:
+def architectures() -> list[str]:
     """As GGUF has them; a module's name has _ for -."""
     return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
 
@@ -103,14 +104,14 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
 def find(file: ModelFile) -> ModuleType:
     """The module of the architecture that the file names."""
     name = file.text("general.architecture")
-    if name not in names():
-        file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(names())}")
+    if name not in architectures():
+        file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(architectures())}")
     return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
 
 
 def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
     supported: list[str] = []
-    for name in names():
+    for name in architectures():
         module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
         table = getattr(module, "HUGGING_FACE", None)
         if table and folder.architecture in table.classes:

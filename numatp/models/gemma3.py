@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, FFN, Config, HuggingFace, layer_types, plus_one, rope_type
+from numatp.files.folder import rope_type
+from numatp.files.huggingface import HuggingFace
+from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types, plus_one
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
 from numatp.weights.loader import Rule, Weights

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, QKV_BIAS, HuggingFace, Stored, layer_types, numbered_rows
+from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
 from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, QKV_BIAS, layer_types
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
 from numatp.weights.loader import Rule, Weights

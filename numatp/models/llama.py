@@ -7,19 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.huggingface import (
-    ATTENTION,
-    CONFIG,
-    ENDS,
-    FFN,
-    HuggingFace,
-    HuggingFaceFile,
-    Stored,
-    numbered_rows,
-    rope_scaling,
-    rope_type,
-)
+from numatp.files.folder import rope_scaling, rope_type
+from numatp.files.huggingface import HuggingFace, HuggingFaceFile, Stored, numbered_rows
 from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN
 from numatp.models.rope import llama3_factors, plain, read_base
 from numatp.models.spec import Spec, decoder_rules, read_common, read_sizes
 from numatp.weights.loader import Rule, Weights

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT, HuggingFace
+from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, HuggingFace
+from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split

@@ -10,23 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.huggingface import (
-    ATTENTION,
-    CONFIG,
-    ENDS,
-    EXPERTS,
-    FFN,
-    MIXTURE,
-    SHARED_EXPERT,
-    Config,
-    HuggingFace,
-    Stored,
-    layer_types,
-    numbered_rows,
-    plus_one,
-)
+from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
+from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import state_bytes
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, MIXTURE, SHARED_EXPERT, layer_types, plus_one
 from numatp.models.spec import (
     Attention,
     Recurrent,

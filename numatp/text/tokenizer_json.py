@@ -7,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numatp.files.folder import read_bytes_of, read_json
 from numatp.files.gguf_header import fail, quote
-from numatp.files.huggingface import read_bytes_of, read_json
 from numatp.files.safetensors import parse_json
 from numatp.text.tokenizer import BYTE, CONTROL, END_NAMES, NORMAL, USER_DEFINED, Tokenizer, spell_byte_level, spell_sentencepiece
 
