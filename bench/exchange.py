@@ -12,7 +12,7 @@ import time
 from mpi4py import MPI
 
 from numatp.engine.job import Job
-from numatp.engine.start import start
+from numatp.engine.start import start_ranks
 
 SIZES = (512, 2048, 8192, 32768, 131072, 524288, 2097152)  # bytes
 SECONDS = 0.02  # of one timing
@@ -56,7 +56,7 @@ def main():
     parser.add_argument("-r", "--rounds", type=int, default=7)
     options = parser.parse_args()
     world = MPI.COMM_WORLD
-    started = start(Job(model="", threads=1), None)
+    started = start_ranks(Job(model="", threads=1), None)
     global np  # numba, which brings numpy along, must not come before the start has chosen its target
     import numpy as np
 

@@ -71,13 +71,17 @@ struct numatp_ranks {
     struct numatp_peer peer[NUMATP_MAX_RANKS];
 };
 
+static inline int64_t numatp_round_up(int64_t bytes, int64_t unit)
+{
+    return (bytes + unit - 1) / unit * unit;
+}
+
 static inline bool numatp_aborted(const struct numatp_ranks *ranks)
 {
     return atomic_load_explicit(&ranks->control->aborted_by, memory_order_relaxed) != 0;
 }
 
 bool numatp_forked(const struct numatp_ranks *);
-int64_t numatp_round_up(int64_t bytes, int64_t unit);
 
 /* Looks whether the other ranks live: 1 + the rank of a dead one, or 0. */
 int numatp_dead_peer(const struct numatp_ranks *);

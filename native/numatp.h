@@ -14,7 +14,7 @@
 #pragma GCC visibility push(default) /* everything else in the library is hidden */
 
 #define NUMATP_LINE 128          /* bytes: two cache lines, because the adjacent-line prefetcher pairs them */
-#define NUMATP_NOTE_BYTES 3072   /* what one rank can tell the others in one meeting */
+#define NUMATP_NOTE_BYTES 3072   /* what one rank can tell the others in one numatp_meet */
 #define NUMATP_ABORT_BYTES 512   /* text of the message that ends a job, with its final 0 */
 #define NUMATP_MAX_RANKS 64
 
@@ -35,7 +35,7 @@ typedef void (*numatp_kernel)(void *args, int64_t thread, int64_t threads);
 struct numatp_op {
     numatp_kernel run;
     void *args;
-    int64_t barrier; /* not 0: all threads of the rank meet before this op */
+    int64_t barrier; /* not 0: the barrier of the rank's threads comes before this op */
 };
 
 struct numatp_program {
@@ -60,14 +60,14 @@ struct numatp_ranks;
 int64_t numatp_control_bytes(int size);
 
 /* Joins the job. `control` is this process's mapping of the control section. pids[r] is the process id of rank r where
- * it is known and 0 where it is not (it is then learned at the first meeting). `crowded` is not 0 when the job has more
+ * it is known and 0 where it is not (it is then learned at the first numatp_meet). `crowded` is not 0 when the job has more
  * threads than cores: then nothing spins, every wait yields at once. NULL with errno on failure. */
 struct numatp_ranks *numatp_ranks_open(void *control, int rank, int size, const int32_t *pids, int crowded);
 void numatp_ranks_crowded(struct numatp_ranks *, int crowded); /* changes that, before there is a team */
 void numatp_ranks_close(struct numatp_ranks *);
 
-/* Set-up meeting of all ranks: returns NUMATP_OK once every rank has called it as often as this one, NUMATP_PENDING after
- * about 50 ms without that (then call again: a repeated call counts once). Sleeps between looks: not for use inside a Step. */
+/* The ranks meet, for setting up and never inside a Step, because it sleeps between looks: NUMATP_OK once every rank has called
+ * it as often as this one, NUMATP_PENDING after about 50 ms without that (then call again: a repeated call counts once). */
 int numatp_meet(struct numatp_ranks *);
 
 /* Where rank r leaves what it wants to tell the others: NUMATP_NOTE_BYTES bytes in the window. Write your own, meet,
@@ -109,7 +109,7 @@ int numatp_team_step(struct numatp_team *, int64_t program);
 int numatp_team_serve(struct numatp_team *);
 int numatp_team_stop(struct numatp_team *); /* rank 0: ends the service on the other ranks */
 
-/* ------------------------------------------------------------------ sync: the meeting of one lane of every rank */
+/* ------------------------------------------------------------------ sync: lane i of every rank waits for lane i of the others */
 
 /* An op's kernel. Thread i < lanes publishes lane i of this rank and waits until lane i of every rank is published:
  * what the same thread wrote before it on any rank can then be read. Threads >= lanes skip. */

@@ -12,17 +12,17 @@
 #define ONE_LEVEL_THREADS 16 /* up to here all threads of a barrier share one counter */
 #define STOP (-1)            /* program index that ends the service */
 
-/* A place where `expected` threads meet. The last one to come goes on to the parent for all, then lets the others go. */
-struct meeting {
+/* Holds `expected` threads until all have arrived. The last one arrives at the parent for all, then lets the others go. */
+struct barrier {
     _Alignas(NUMATP_LINE) _Atomic int32_t arrived;
     int32_t expected;
-    struct meeting *parent;
-    _Alignas(NUMATP_LINE) _Atomic int64_t generation; /* times that all have come */
+    struct barrier *parent;
+    _Alignas(NUMATP_LINE) _Atomic int64_t generation; /* times that all have arrived */
 };
 
-struct seat {
+struct member {
     _Alignas(NUMATP_LINE) _Atomic int64_t finished; /* runs that this thread has left, also by an abort */
-    struct meeting *meeting;
+    struct barrier *barrier;
     struct numatp_team *team;
     int thread;
     pthread_t worker;
@@ -36,51 +36,51 @@ struct numatp_team {
     const struct numatp_program *current; /* NULL: the workers end */
     const struct numatp_program *programs; /* [num_programs] */
     int64_t num_programs;
-    struct meeting *meetings; /* [1 + groups]: the first is the root */
-    struct seat seats[];      /* [threads] */
+    struct barrier *barriers; /* [1 + groups]: the first is the root */
+    struct member members[];  /* [threads] */
 };
 
 /* ------------------------------------------------------------------ barrier */
 
-static bool meet(struct numatp_ranks *ranks, struct meeting *meeting)
+static bool arrive(struct numatp_ranks *ranks, struct barrier *barrier)
 {
-    int64_t generation = atomic_load_explicit(&meeting->generation, memory_order_relaxed); /* cannot move before we came */
-    if (atomic_fetch_add_explicit(&meeting->arrived, 1, memory_order_acq_rel) + 1 < meeting->expected)
-        return numatp_wait(ranks, &meeting->generation, generation + 1, NUMATP_WATCH_ABORT);
-    if (meeting->parent && !meet(ranks, meeting->parent))
+    int64_t generation = atomic_load_explicit(&barrier->generation, memory_order_relaxed); /* cannot move before we have arrived */
+    if (atomic_fetch_add_explicit(&barrier->arrived, 1, memory_order_acq_rel) + 1 < barrier->expected)
+        return numatp_wait(ranks, &barrier->generation, generation + 1, NUMATP_WATCH_ABORT);
+    if (barrier->parent && !arrive(ranks, barrier->parent))
         return false;
-    atomic_store_explicit(&meeting->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&meeting->generation, generation + 1, memory_order_release);
+    atomic_store_explicit(&barrier->arrived, 0, memory_order_relaxed);
+    atomic_store_explicit(&barrier->generation, generation + 1, memory_order_release);
     return true;
 }
 
-static inline bool barrier(struct numatp_team *team, int thread)
+static inline bool pass_barrier(struct numatp_team *team, int thread)
 {
-    return team->threads == 1 || meet(team->ranks, team->seats[thread].meeting);
+    return team->threads == 1 || arrive(team->ranks, team->members[thread].barrier);
 }
 
 /* Two levels where one counter would be fetched across L3 caches by many threads. */
-static bool make_meetings(struct numatp_team *team, const int32_t *groups)
+static bool make_barriers(struct numatp_team *team, const int32_t *groups)
 {
     const int threads = team->threads;
-    struct meeting *root = aligned_alloc(NUMATP_LINE, (size_t)(1 + threads) * sizeof *root);
+    struct barrier *root = aligned_alloc(NUMATP_LINE, (size_t)(1 + threads) * sizeof *root);
     if (!root)
         return false;
     memset(root, 0, (size_t)(1 + threads) * sizeof *root);
-    team->meetings = root;
+    team->barriers = root;
     int levels = threads > ONE_LEVEL_THREADS ? 2 : 1;
     for (int i = 0; i < threads; i++) {
-        struct meeting *meeting = root;
+        struct barrier *barrier = root;
         if (levels == 2) {
             int first = 0; /* of the threads in this group */
             while (groups[first] != groups[i])
                 first++;
-            meeting = &root[1 + first];
+            barrier = &root[1 + first];
             root->expected += first == i;
-            meeting->parent = root;
+            barrier->parent = root;
         }
-        meeting->expected++;
-        team->seats[i].meeting = meeting;
+        barrier->expected++;
+        team->members[i].barrier = barrier;
     }
     return true;
 }
@@ -98,7 +98,7 @@ static bool execute_timed(struct numatp_team *team, int thread, const struct num
         const struct numatp_op *op = &program->ops[i];
         int64_t began = left;
         if (i == num_ops || op->barrier) {
-            if (!barrier(team, thread))
+            if (!pass_barrier(team, thread))
                 return false;
             began = numatp_clock();
             times[i].waited += began - left;
@@ -111,7 +111,7 @@ static bool execute_timed(struct numatp_team *team, int thread, const struct num
         left = numatp_clock();
         times[i].ran += left - began;
     }
-    return barrier(team, thread); /* whoever reads the table when the run is over finds all of it */
+    return pass_barrier(team, thread); /* whoever reads the table when the run is over finds all of it */
 }
 
 /* Nothing of the program or the team's fields is read after the last barrier: thread 0 may then be preparing the next run. */
@@ -122,25 +122,25 @@ static bool execute(struct numatp_team *team, int thread, const struct numatp_pr
     const int threads = team->threads;
     const struct numatp_op *op = program->ops, *end = op + program->num_ops;
     for (; op < end; op++) {
-        if (op->barrier && !barrier(team, thread))
+        if (op->barrier && !pass_barrier(team, thread))
             return false;
         if (numatp_aborted(team->ranks))
             return false;
         op->run(op->args, thread, threads);
     }
-    return barrier(team, thread);
+    return pass_barrier(team, thread);
 }
 
 static void *work(void *argument)
 {
-    struct seat *seat = argument;
-    struct numatp_team *team = seat->team;
+    struct member *member = argument;
+    struct numatp_team *team = member->team;
     for (int64_t run = 1;; run++) {
         numatp_gate_wait(team->ranks, &team->gate, run, false);
         if (!team->current)
             return NULL;
-        execute(team, seat->thread, team->current);
-        atomic_store_explicit(&seat->finished, run, memory_order_release);
+        execute(team, member->thread, team->current);
+        atomic_store_explicit(&member->finished, run, memory_order_release);
     }
 }
 
@@ -161,7 +161,7 @@ static int run(struct numatp_team *team, const struct numatp_program *program)
         return NUMATP_OK;
     /* Not before every worker is out: the caller may unmap what their kernels touch. */
     for (int i = 1; i < team->threads; i++)
-        numatp_wait(team->ranks, &team->seats[i].finished, team->runs, NUMATP_WATCH_NOTHING);
+        numatp_wait(team->ranks, &team->members[i].finished, team->runs, NUMATP_WATCH_NOTHING);
     return NUMATP_ABORTED;
 }
 
@@ -182,10 +182,10 @@ static void end_workers(struct numatp_team *team, int started)
 {
     begin(team, NULL);
     for (int i = 1; i < started; i++)
-        pthread_join(team->seats[i].worker, NULL);
+        pthread_join(team->members[i].worker, NULL);
 }
 
-static int start_worker(struct seat *seat, int32_t cpu)
+static int start_worker(struct member *member, int32_t cpu)
 {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
@@ -195,12 +195,12 @@ static int start_worker(struct seat *seat, int32_t cpu)
         CPU_SET(cpu, &set);
         pthread_attr_setaffinity_np(&attributes, sizeof set, &set);
     }
-    int error = pthread_create(&seat->worker, &attributes, work, seat);
+    int error = pthread_create(&member->worker, &attributes, work, member);
     pthread_attr_destroy(&attributes);
     if (!error) {
         char name[16];
-        snprintf(name, sizeof name, "numatp-%d-%d", seat->team->ranks->rank, seat->thread);
-        pthread_setname_np(seat->worker, name);
+        snprintf(name, sizeof name, "numatp-%d-%d", member->team->ranks->rank, member->thread);
+        pthread_setname_np(member->worker, name);
     }
     return error;
 }
@@ -222,7 +222,7 @@ struct numatp_team *numatp_team_open(struct numatp_ranks *ranks, int threads, co
         errno = EINVAL;
         return NULL;
     }
-    size_t bytes = sizeof(struct numatp_team) + (size_t)threads * sizeof(struct seat);
+    size_t bytes = sizeof(struct numatp_team) + (size_t)threads * sizeof(struct member);
     struct numatp_team *team = aligned_alloc(NUMATP_LINE, (size_t)numatp_round_up((int64_t)bytes, NUMATP_LINE));
     if (!team)
         return NULL;
@@ -230,10 +230,10 @@ struct numatp_team *numatp_team_open(struct numatp_ranks *ranks, int threads, co
     team->ranks = ranks;
     team->threads = threads;
     for (int i = 0; i < threads; i++) {
-        team->seats[i].team = team;
-        team->seats[i].thread = i;
+        team->members[i].team = team;
+        team->members[i].thread = i;
     }
-    int error = make_meetings(team, groups) ? 0 : ENOMEM, started = 1;
+    int error = make_barriers(team, groups) ? 0 : ENOMEM, started = 1;
     if (!error && cpus[0] >= 0) {
         cpu_set_t set;
         CPU_ZERO(&set);
@@ -243,12 +243,12 @@ struct numatp_team *numatp_team_open(struct numatp_ranks *ranks, int threads, co
     sigset_t before;
     block_signals(&before);
     for (; !error && started < threads; started += !error)
-        error = start_worker(&team->seats[started], cpus[started]);
+        error = start_worker(&team->members[started], cpus[started]);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (!error)
         return team;
     end_workers(team, started);
-    free(team->meetings);
+    free(team->barriers);
     free(team);
     errno = error;
     return NULL;
@@ -260,7 +260,7 @@ void numatp_team_close(struct numatp_team *team)
         return;
     if (!numatp_forked(team->ranks)) /* a child made by fork has no workers */
         end_workers(team, team->threads);
-    free(team->meetings);
+    free(team->barriers);
     free(team);
 }
 

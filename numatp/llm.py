@@ -174,7 +174,7 @@ class LLM:
             quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
         )  # fmt: skip
         self._open(job, Service(job, count, progress))
-        self._collective = self._service.start.mpi
+        self._collective = self._service.started.mpi
 
     @classmethod
     def over(cls, job: Job, service: Service) -> "LLM":
@@ -189,7 +189,7 @@ class LLM:
         self._service, self._collective, self._turn = service, False, Lock()
         atexit.register(self.close)
         try:
-            log.info(service.start.line)
+            log.info(service.started.line)
             try:
                 self.tokenizer = open_tokenizer(job.model)
             finally:
@@ -197,12 +197,12 @@ class LLM:
         except BaseException:
             self.close()
             raise
-        for note in service.start.notes:
+        for note in service.started.notes:
             log.warning(note)
         log.info(engine.pages_line)
         self.rank, self.default_params = service.rank, recommended_params(job.model)
         self.plan = Plan(
-            job.model, service.start.comm.size, engine.threads, engine.context, service.start.line, engine.weight_bytes,
+            job.model, service.started.comm.size, engine.threads, engine.context, service.started.line, engine.weight_bytes,
             engine.cache.num_bytes,
         )  # fmt: skip
         self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
@@ -333,7 +333,7 @@ class LLM:
 
     def _together(self, call: str, work: Callable[[], T]) -> T:
         """Under mpirun: rank 0 does the work, all ranks get its result or its error."""
-        comm = self._service.start.comm
+        comm = self._service.started.comm
         with self._turn:
             calls = comm.gather(call)
             if len(set(calls)) > 1:

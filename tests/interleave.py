@@ -16,11 +16,11 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 def main():
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     model, rows, program_name = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     job = Job(model=model, threads=THREADS, max_rows=16)
-    started = start(job, 1)
+    started = start_ranks(job, 1)
     import numpy as np
 
     from numatp.engine.engine import Engine

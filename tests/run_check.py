@@ -26,11 +26,11 @@ def other_experts(engine):
 
 def main(model, fault):
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
     from numatp.errors import MachineError
 
     job = Job(model=model, max_rows=16, check_ranks=True)
-    started = start(job, None)
+    started = start_ranks(job, None)
     from numatp.engine import engine as module
     from numatp.program.step import Span
     from numatp.weights.loader import _floats_at

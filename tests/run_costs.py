@@ -16,9 +16,9 @@ def read_bytes():
 
 def engine_of(model):
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
-    started = start(Job(model=model), None)
+    started = start_ranks(Job(model=model), None)
     from numatp.engine.engine import Engine
 
     before = read_bytes()

@@ -11,14 +11,14 @@ import sys
 
 def main():
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     model, out, ranks, threads, tokens, chunks, *rest = sys.argv[1:]
     shares, quantize = [float(share) for share in rest[0].split(",")] if rest else None, os.environ.get("QUANTIZE")
     job = Job(
         model=model, threads=int(threads) or None, max_rows=64, max_sequences=2, tensor_split=shares, quantize=quantize
     )  # fmt: skip
-    started = start(job, int(ranks) or None)
+    started = start_ranks(job, int(ranks) or None)
     import numpy as np
 
     from numatp.engine.engine import Engine, serve

@@ -15,11 +15,11 @@ def main():
     import golden
 
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     name = sys.argv[1]
     job = Job(model=str(golden.GOLDEN / f"{name}.gguf"), threads=1, max_rows=96)
-    started = start(job, 1)
+    started = start_ranks(job, 1)
     import numpy as np
 
     from numatp.engine.engine import Engine

@@ -6,11 +6,11 @@ import sys
 
 def main():
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     model, ranks, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     job = Job(model=model, context=context)
-    started = start(job, ranks)
+    started = start_ranks(job, ranks)
     from numatp.engine.engine import ONE_ROW, Engine
 
     engine = Engine(job, started)

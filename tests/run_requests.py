@@ -10,12 +10,12 @@ import sys
 
 def main():
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     model, ranks, text = sys.argv[1:]
     plan = json.loads(text)
     job = Job(model=model, threads=1, max_rows=48, max_sequences=plan["at_once"], context=plan["context"])
-    started = start(job, int(ranks))
+    started = start_ranks(job, int(ranks))
     from numatp.engine.engine import Engine, serve
     from numatp.engine.requests import Request, Scheduler
     from numatp.engine.sampling import SamplingParams

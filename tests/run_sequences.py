@@ -14,13 +14,13 @@ MAX_ROWS = 48
 
 def main():
     from numatp.engine.job import Job
-    from numatp.engine.start import start
+    from numatp.engine.start import start_ranks
 
     model, out, ranks, threads, text = sys.argv[1:]
     plan = json.loads(text)
     sequences, steps = plan["sequences"], plan["steps"]
     job = Job(model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences), quantize="none")
-    started = start(job, int(ranks) or None)
+    started = start_ranks(job, int(ranks) or None)
     import numpy as np
 
     from numatp.engine.engine import Engine, serve

@@ -14,7 +14,7 @@ from numatp import LLM, RankError, SamplingParams
 
 def main(model, prompt):
     with LLM(model, ranks=2, threads=1, ctx=256, tensor_split="auto") as llm:
-        worker, said = llm._service.start.workers.processes[0].pid, {}
+        worker, said = llm._service.started.workers.processes[0].pid, {}
 
         def count(when):
             said[when] = [(rank.node, rank.percent_local) for rank in llm.audit()]

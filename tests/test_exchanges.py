@@ -103,7 +103,7 @@ BROKEN = {
         ("processes", "1,1", 1_000_000, 0),
     ),
     "done before the last thread": (
-        ("runtime.c", "    return barrier(team, thread);\n}\n\nstatic void *work", "    return true;\n}\n\nstatic void *work"),
+        ("runtime.c", "    return pass_barrier(team, thread);\n}\n\nstatic void *work", "    return true;\n}\n\nstatic void *work"),
         ("processes", "2,3", 250_000, 1),  # a race that 60,000 do not lose in one of ten runs
     ),
     "sleepers are not woken": (
@@ -133,7 +133,7 @@ def test_a_broken_runtime_is_seen(tmp_path, name):
 
 
 def test_a_relaxed_publish_is_seen_by_the_thread_sanitizer(tmp_path):
-    change = ("exchange.c", "number, memory_order_release", "number, memory_order_relaxed")
+    change = ("lanes.c", "number, memory_order_release", "number, memory_order_relaxed")
     program = build(tmp_path, "-O1", "-g", "-fsanitize=thread", f"-DSECONDS={HANG}", change=change)
     result = run("setarch", "-R", program, "threads", "1,1", 600, 1)
     assert "data race" in result.stderr or result.returncode != 0

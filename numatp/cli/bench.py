@@ -191,7 +191,7 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
 def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
     engine, repetitions = service.engine(), arguments.repetitions
-    note(service.start.line)
+    note(service.started.line)
     bench = service.call(lambda engine: _bench(engine, arguments.roofline != 0))
     if bench.dram:
         rate = bench.dram

@@ -83,9 +83,9 @@ def run(
                 service = Service(job(**way.changes), way.ranks, progress.update)
             with ended(service):
                 engine = service.engine()
-                note(f"round {number + 1} of {ROUNDS}, {name}: {service.start.line}")
+                note(f"round {number + 1} of {ROUNDS}, {name}: {service.started.line}")
                 note(engine.pages_line)
-                for line in service.start.notes:
+                for line in service.started.notes:
                     note(line)
                 bench = service.call(_bench)
                 for test in tests:

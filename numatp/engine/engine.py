@@ -13,7 +13,7 @@ from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
 from numatp.engine.instruments import Instruments
 from numatp.engine.job import MARGIN, ROWS_UNIT, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
-from numatp.engine.start import Start
+from numatp.engine.start import StartedRank
 from numatp.engine.team import Team
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.files.measured import read_bandwidth
@@ -51,18 +51,18 @@ class Engine:
     bytes_per_token: int  # weights that all ranks together read to decode one token
     pages_line: str
 
-    def __init__(self, job: Job, start: Start, progress: Callable[[int, int], None] = lambda done, total: None):
-        self.job, self.comm, self.placement = job, start.comm, start.placement
+    def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
+        self.job, self.comm, self.placement = job, started.comm, started.placement
         self._library = native.library()
         self._arenas: list[tuple[int, int]] = []
         self._team: Team | None = None
-        start.bind()
+        started.bind()
         began = time.perf_counter()
         self._nodes = self.comm.gather(self.placement.node)
         self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
         self._check_kernels()
-        start.notes += notes(self.slices)
+        started.notes += notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))
@@ -288,15 +288,15 @@ class Engine:
         self._arenas.clear()
 
 
-def serve(job: Job, start: Start) -> int:
+def serve(job: Job, started: StartedRank) -> int:
     """A whole life of a worker process; its exit status."""
     try:
-        engine = Engine(job, start)
+        engine = Engine(job, started)
         engine.serve()
         engine.close()
     except NumatpError:
         raise
     except BaseException as error:
-        start.comm.abort(f"rank {start.comm.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
+        started.comm.abort(f"rank {started.comm.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
         raise
     return 0

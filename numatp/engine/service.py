@@ -9,7 +9,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from numatp.engine.job import Job
-from numatp.engine.start import Start, start
+from numatp.engine.start import StartedRank, start_ranks
 from numatp.errors import MachineError, NumatpError, RankError, UserError
 from numatp.machine import limits, native
 
@@ -42,7 +42,7 @@ class Service:
     """One rank of a job. Rank 0 takes requests; the others serve it until it closes."""
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
-        self.start: Start = start(job, ranks)
+        self.started: StartedRank = start_ranks(job, ranks)
         self._pid = os.getpid()
         self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
@@ -53,12 +53,12 @@ class Service:
             self._thread.start()
         except RuntimeError as error:  # no more threads
             line = limits.describe(error) or str(error)
-            self.start.comm.abort(f"rank {self.rank}: {line}")
+            self.started.comm.abort(f"rank {self.rank}: {line}")
             raise MachineError(line) from error
 
     @property
     def rank(self) -> int:
-        return self.start.comm.rank
+        return self.started.comm.rank
 
     def engine(self) -> "Engine":
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
@@ -74,7 +74,7 @@ class Service:
     def submit(self, request: "Request | ScoreRequest | Call") -> None:
         """Requests (engine/requests.py) or other work, rank 0. RankError in a forked child, which has no engine."""
         if os.getpid() != self._pid:
-            self.start.comm.check(native.FORKED)
+            self.started.comm.check(native.FORKED)
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
@@ -92,12 +92,12 @@ class Service:
             return
         self._inbox.put(None)
         self._thread.join()
-        if self.start.workers:
-            self.start.workers.close()
+        if self.started.workers:
+            self.started.workers.close()
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank at once."""
-        self.start.comm.abort(text)
+        self.started.comm.abort(text)
 
     # ------------------------------------------------------------ the engine's thread
 
@@ -106,7 +106,7 @@ class Service:
             from numatp.engine.engine import Engine
             from numatp.engine.requests import Scheduler  # now, because a fork once we are ready must not meet a half-done import
 
-            engine = Engine(job, self.start, progress)
+            engine = Engine(job, self.started, progress)
             self._ready.set_result(engine)
             try:
                 if self.rank:
@@ -120,7 +120,8 @@ class Service:
             self._failed = error if isinstance(error, NumatpError) else RankError(line)
             self._failed.__cause__ = None if error is self._failed else error
             if not isinstance(error, RankError):
-                self.start.comm.abort(str(self._failed) if isinstance(error, NumatpError) else f"rank {self.rank}: {self._failed}")
+                what = str(self._failed)
+                self.abort(what if isinstance(error, NumatpError) else f"rank {self.rank}: {what}")
             if not self._ready.done():
                 self._ready.set_exception(self._failed)
         finally:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Start:
-    """This rank at its place."""
+class StartedRank:
+    """This process as a rank at its place, which has met the others."""
 
     comm: "Comm"
     placement: placement.Placement
@@ -49,7 +49,9 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
-def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None) -> Start:
+def take_place(
+    job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None
+) -> StartedRank:
     """Finds this process its place as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
 
     join(crowded) is the meeting. target: what rank 0's Numba was loaded with, if it was. What failed on one rank is raised on all.
@@ -69,10 +71,10 @@ def take_place(job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", t
     if job.keep_binding:
         places = placement.compare(comm.gather(placement.told(places[rank])), places[rank])
         comm.set_crowded(places[rank].crowded)
-    return Start(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
+    return StartedRank(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
-def start(job: Job, ranks: int | None) -> Start:
+def start_ranks(job: Job, ranks: int | None) -> StartedRank:
     """Rank 0 of local ranks, or this rank of the launcher's. `ranks`: how many, None for the launcher's or one per node."""
     limits.check()
     launched = launch.read_launch()
@@ -106,7 +108,7 @@ def start(job: Job, ranks: int | None) -> Start:
     return started
 
 
-def start_worker(described: dict[str, Any]) -> tuple[Job, Start]:
+def join_as_worker(described: dict[str, Any]) -> tuple[Job, StartedRank]:
     """A worker process, from the description it was started with."""
     job = Job(**described["job"])
     return job, take_place(

@@ -3,7 +3,7 @@
 import json
 import sys
 
-from numatp.engine.start import start_worker
+from numatp.engine.start import join_as_worker
 from numatp.errors import NumatpError, RankError
 from numatp.machine.parent import end_with
 
@@ -12,10 +12,10 @@ def main() -> int:
     described = json.loads(sys.argv[1])
     end_with(described["parent"])
     try:
-        job, start = start_worker(described)
+        job, started = join_as_worker(described)
         from numatp.engine.engine import serve
 
-        return serve(job, start)
+        return serve(job, started)
     except NumatpError as error:
         if isinstance(error, RankError) and error.witness:  # otherwise rank 0 says what went wrong
             print(f"numatp: {error}", file=sys.stderr)
