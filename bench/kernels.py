@@ -22,10 +22,10 @@ def child(options):
     import numpy as np
 
     from numatp import quants
-    from numatp.engine.roofline import Area, Loops, Meter
     from numatp.engine.team import Team
     from numatp.kernels.roofline import CONTROL_WORDS
     from numatp.machine import pages
+    from numatp.measure.roofline import Area, Loops, Meter
     from numatp.program.builder import Buffer, Program
     from numatp.program.ops import Ops, Site, Value
     from numatp.program.step import StepShape, StepWindow

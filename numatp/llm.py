@@ -129,13 +129,13 @@ def count_pages(service: Service) -> list[RankPages]:
 class LLM:
     """A model in memory, on all NUMA nodes of this machine.
 
-    model: name of a pulled model, or path of a GGUF file or a Hugging Face folder. ranks: a number, or "auto": the launcher's, else
-    those with which decoding is predicted to be fastest (engine/plan.py). threads: per rank; None is one per core. ctx: tokens that
-    the cache holds, of all sequences together; None is what the model was trained for, at most 8192. nodes, cpus: like "0,1" and
-    "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured bandwidth; None is
-    even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what becomes of matrices of
-    floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files). progress(done, total): bytes,
-    while loading.
+    model: name of a pulled model, or path of a GGUF file or a Hugging Face folder. ranks: a number, or "auto": the launcher's,
+    else those with which decoding is predicted to be fastest (engine/draft.py). threads: per rank; None is one per core. ctx:
+    tokens that the cache holds, of all sequences together; None is what the model was trained for, at most 8192. nodes, cpus:
+    like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured
+    bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
+    becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
+    progress(done, total): bytes, while loading.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
 

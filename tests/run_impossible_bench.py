@@ -6,7 +6,7 @@ from numatp.cli.main import main
 from numatp.machine import isa
 
 isa.set_numba_target(isa.choose())  # before what loads Numba
-Meter = import_module("numatp.engine.roofline").Meter
+Meter = import_module("numatp.measure.roofline").Meter
 measure = Meter._time
 
 

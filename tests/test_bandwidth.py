@@ -9,11 +9,11 @@ import pytest
 from conftest import BIN, mpirun, numatp
 
 from numatp.cli import bandwidth as command
-from numatp.engine import bandwidth
-from numatp.engine.roofline import Area
 from numatp.files.measured import keep_bandwidth, read_bandwidth
 from numatp.kernels import roofline as loops
 from numatp.machine import pages, topology
+from numatp.measure import bandwidth
+from numatp.measure.roofline import Area
 
 SIZE = 4 << 20
 ALLOWED = frozenset(os.sched_getaffinity(0))

@@ -20,7 +20,7 @@ from sysfs import (
     xeon,
 )
 
-from numatp.engine import doctor
+from numatp.advice import doctor
 from numatp.machine import isa
 from numatp.machine.doctor import CHECKS, Host, shared_memory
 

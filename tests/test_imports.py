@@ -10,6 +10,7 @@ PACKAGE = Path(numatp.__file__).parent
 LAYERS = [
     {"cli"},
     {"llm.py"},
+    {"measure", "advice"},
     {"engine"},
     {"models", "text"},
     {"ranks", "program"},

@@ -12,8 +12,9 @@ import pytest
 import trees
 from sysfs import desktop, epyc, make_machine, write, write_huge_pages, write_process, write_settings, xeon
 
+from numatp.advice.plan import describe, make_plan
+from numatp.engine.draft import read_header
 from numatp.engine.job import Job
-from numatp.engine.plan import describe, make_plan, read_header
 from numatp.machine import snapshot
 
 FOLDER = Path(__file__).parent / "data/machines"

@@ -12,13 +12,13 @@ from golden import GOLDEN
 from sysfs import xeon
 
 from numatp import quants
-from numatp.engine import plan
+from numatp.advice import plan
 from numatp.engine.cache import CACHE_BLOCK
+from numatp.engine.draft import EXCHANGE_SECONDS, choose_ranks, read_header, seconds_per_token
 from numatp.engine.job import MARGIN, Job
 from numatp.errors import UserError
 from numatp.files.measured import keep_bandwidth
 from numatp.machine import snapshot
-from numatp.machine.prediction import EXCHANGE_SECONDS, seconds_per_token
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
 
@@ -30,7 +30,7 @@ MODELS = {
 
 
 def planned(model, machine="2x-epyc-7532", ranks=None, **job):
-    return plan.make_plan(plan.read_header(model), snapshot.load(machine), Job(model, **job), ranks)
+    return plan.make_plan(read_header(model), snapshot.load(machine), Job(model, **job), ranks)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -67,7 +67,8 @@ LIGHT = """
 import importlib, sys
 from numatp import models
 from numatp.cli.main import COMMANDS
-from numatp.engine import plan, start
+from numatp.advice import plan
+from numatp.engine import start
 for name in models.architectures():
     importlib.import_module(f"numatp.models.{name.replace('-', '_')}")
 sys.argv[1:] = ["plan", "-m", "command-a", "--machine", "2x-epyc-9755"]
@@ -219,7 +220,7 @@ def test_what_is_stored_twice():
 
 def test_the_fastest_count_that_fits():
     machine = snapshot.load("2x-epyc-7532")
-    header = plan.read_header("llama-3.1-8b")
+    header = read_header("llama-3.1-8b")
 
     def ranks(**changes):
         return len(plan.make_plan(header, replace(machine, **changes), Job("")).ranks)
@@ -239,14 +240,14 @@ def test_start_asks_for_the_fastest(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
     tiny.write(tmp_path / "tiny.gguf", "Q8_0", sizes=tiny.SUPER_SIZES)
     taken = snapshot.take(xeon(tmp_path / "root"), {}, pid=1)
-    monkeypatch.setattr(plan.snapshot, "take", lambda measured: replace(taken, allowed=frozenset(range(128)), bandwidth=measured))
+    monkeypatch.setattr(snapshot, "take", lambda measured: replace(taken, allowed=frozenset(range(128)), bandwidth=measured))
     job = Job(str(tmp_path / "tiny.gguf"))
-    assert plan.choose_ranks(job) == 2
+    assert choose_ranks(job) == 2
     keep_bandwidth({0: 100.0, 1: 100.0})
-    assert plan.choose_ranks(job) == 1
-    assert plan.choose_ranks(replace(job, cpus="0-3|4-7|8")) == 3
+    assert choose_ranks(job) == 1
+    assert choose_ranks(replace(job, cpus="0-3|4-7|8")) == 3
     with pytest.raises(UserError, match="no such file"):
-        plan.choose_ranks(Job("absent.gguf"))
+        choose_ranks(Job("absent.gguf"))
 
 
 def test_a_measured_roofline_comes_first(tmp_path):

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from numatp.engine import roofline
 from numatp.engine.team import Team
 from numatp.errors import MachineError
 from numatp.kernels import roofline as loops
 from numatp.machine import pages, topology
+from numatp.measure import roofline
 from numatp.ranks.alone import alone
 
 THREADS = 2

@@ -16,7 +16,7 @@ from numatp.files.measured import keep_bandwidth
 from numatp.machine import isa, launch, limits, policy, topology
 
 if TYPE_CHECKING:
-    from numatp.engine.bandwidth import Bandwidth
+    from numatp.measure.bandwidth import Bandwidth
 
 
 def counts(text: str) -> list[int]:
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         plot = bandwidth_plot.check(arguments.plot)
     limits.check()
     isa.set_numba_target(isa.choose())
-    from numatp.engine.bandwidth import measure
+    from numatp.measure.bandwidth import measure
 
     bound = frozenset(policy.bound_nodes(policy.current_policy()))
     machine = topology.with_memory_of(topology.read_machine(), bound or topology.allowed_nodes())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from numatp.cli.bench_plot import prepare
 
 if TYPE_CHECKING:
-    from numatp.engine.bandwidth import Bandwidth
+    from numatp.measure.bandwidth import Bandwidth
 
 
 def check(path: str) -> "Callable[[Bandwidth], None]":

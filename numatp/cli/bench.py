@@ -24,18 +24,18 @@ from numatp.cli.options import DIFFERENT, add_loading, natural, note, positive
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
-from numatp.engine.service import Service
-from numatp.engine.workload import Workload
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.llm import count_pages
 from numatp.machine.launch import read_launch
+from numatp.measure.service import MeasuringService
+from numatp.measure.workload import Workload
 
 if TYPE_CHECKING:
-    from numatp.engine.bench import Bench, Result
-    from numatp.engine.engine import Engine
+    from numatp.measure.bench import Bench, Result
+    from numatp.measure.instruments import MeasuringEngine
 
 DEFAULTS: dict[str, list[Any]] = {
     "n_prompt": [512], "n_gen": [128], "n_prompt_gen": [], "n_depth": [0], "batch_size": [2048], "ubatch_size": [512],
@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
     for load in loads:
         job = _job(arguments, load, tests)
         with Progress("load") as progress:
-            service = Service(job, arguments.ranks, progress.update)
+            service = MeasuringService(job, arguments.ranks, progress.update)
             if service.rank:
                 service.wait()
                 return 0
@@ -188,7 +188,9 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
     return Job(**(described | changes))
 
 
-def _results(service: Service, load: Load, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def _results(
+    service: MeasuringService, load: Load, tests: list[Workload], arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
     engine, repetitions = service.engine(), arguments.repetitions
     note(service.started.line)
@@ -244,8 +246,8 @@ def _swept(arguments: argparse.Namespace) -> list[str]:
     return [column for column, name in columns.items() if getattr(arguments, name) != DEFAULTS[name]]
 
 
-def _bench(engine: "Engine", roofline: bool) -> "Bench":
-    from numatp.engine.bench import Bench
+def _bench(engine: "MeasuringEngine", roofline: bool) -> "Bench":
+    from numatp.measure.bench import Bench
 
     bench = Bench(engine, roofline)
     bench.measure_dram()
@@ -265,21 +267,19 @@ def _say_result(test: Workload, result: "Result") -> None:
     note(line)
 
 
-def _profile(bench: "Bench", test: Workload, result: "Result", engine: "Engine") -> dict[str, Any]:
+def _profile(bench: "Bench", test: Workload, result: "Result", engine: "MeasuringEngine") -> dict[str, Any]:
     """Of the Step that the test is made of: a row where it generates, else a whole -ub or what there is of the prompt."""
-    from numatp.engine.profile import describe
+    from numatp.measure.profile import describe
 
     rows = 1 if test.generated else min(test.prompt, test.ubatch)
     steps = PROMPT_STEPS if rows > 1 else GENERATION_STEPS
     timed, taken = bench.timed(rows, steps, test)
-    assert engine.instruments
     cache = bench.cache_bytes(test.depth + steps // 2) if rows == 1 else 0
     return describe(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
 
 
-def _describe(load: Load, engine: "Engine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
+def _describe(load: Load, engine: "MeasuringEngine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
     """llama-bench's fields and ours."""
-    assert engine.instruments
     tokens = test.prompt + test.generated
     rates = [1e9 * tokens / ns for ns in result.samples_ns]
     tensors = engine.file.tensors.values()
@@ -304,7 +304,7 @@ def _describe(load: Load, engine: "Engine", bench: "Bench", test: Workload, resu
     }  # fmt: skip
 
 
-def _model_type(engine: "Engine", params: int) -> str:
+def _model_type(engine: "MeasuringEngine", params: int) -> str:
     """Architecture, size and the format of most of its bytes: llama 1B Q4_0."""
     file, by_type = engine.file, dict[str, int]()
     for tensor in file.tensors.values():

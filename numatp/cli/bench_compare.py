@@ -17,17 +17,17 @@ from numatp.cli.options import note
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
-from numatp.engine.service import Service
-from numatp.engine.workload import Workload
 from numatp.errors import MachineError, UserError
 from numatp.llm import RankPages, count_pages
 from numatp.machine import placement, snapshot
 from numatp.machine.launch import read_launch
 from numatp.machine.topology import format_cpulist
+from numatp.measure.service import MeasuringService
+from numatp.measure.workload import Workload
 
 if TYPE_CHECKING:
-    from numatp.engine.bench import Bench, Result
-    from numatp.engine.engine import Engine
+    from numatp.measure.bench import Bench, Result
+    from numatp.measure.instruments import MeasuringEngine
 
 WAYS = ("one-node", "interleave", "tp")
 ROUNDS = 3
@@ -80,7 +80,7 @@ def run(
         for name in list(ways)[:: -1 if number % 2 else 1]:
             way = ways[name]
             with Progress(f"round {number + 1}, {name}: load") as progress:
-                service = Service(job(**way.changes), way.ranks, progress.update)
+                service = MeasuringService(job(**way.changes), way.ranks, progress.update)
             with ended(service):
                 engine = service.engine()
                 note(f"round {number + 1} of {ROUNDS}, {name}: {service.started.line}")
@@ -113,7 +113,7 @@ def run(
     return status
 
 
-def _pages(service: Service, min_local: float) -> list[RankPages]:
+def _pages(service: MeasuringService, min_local: float) -> list[RankPages]:
     """Where they are, said too. Nothing where the kernel does not tell; MachineError if min_local asks for it."""
     try:
         pages = count_pages(service)
@@ -127,8 +127,8 @@ def _pages(service: Service, min_local: float) -> list[RankPages]:
     return pages
 
 
-def _bench(engine: "Engine") -> "Bench":
-    from numatp.engine.bench import Bench
+def _bench(engine: "MeasuringEngine") -> "Bench":
+    from numatp.measure.bench import Bench
 
     return Bench(engine, False)
 

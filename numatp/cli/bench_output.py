@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from numatp.engine.workload import Workload
+from numatp.measure.workload import Workload
 
 # Column: width, negative where it is aligned to the left; as llama-bench has them.
 WIDTHS = {

@@ -4,8 +4,8 @@ import argparse
 import json
 from dataclasses import asdict
 
+from numatp.advice import doctor
 from numatp.cli.main import speaks
-from numatp.engine import doctor
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ def describe(path: Path) -> dict[str, Any]:
     source = Folder(path) if os.path.isdir(path) else read_gguf(path)
     level = isa.choose()
     isa.set_numba_target(level)
-    from numatp.engine.inspect import kernels_of, summary_of, support_of  # loads Numba
+    from numatp.advice.inspect import kernels_of, summary_of, support_of  # loads Numba
 
     support = support_of(path)
     tensors = [

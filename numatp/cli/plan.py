@@ -3,9 +3,10 @@
 import argparse
 import json
 
+from numatp.advice import plan
 from numatp.cli.main import speaks
 from numatp.cli.options import add_tensor_split, positive, rank_count
-from numatp.engine import plan
+from numatp.engine.draft import read_header
 from numatp.engine.job import Job
 from numatp.files.measured import read_bandwidth
 from numatp.machine import snapshot
@@ -40,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         job = Job(arguments.model, context=arguments.ctx_size, quantize=arguments.quantize, tensor_split=arguments.tensor_split)
         started = read_launch() if named is None else None
         ranks = arguments.ranks or (started.size if started and started.size > 1 else None)
-        made = plan.make_plan(plan.read_header(arguments.model), machine, job, ranks)
+        made = plan.make_plan(read_header(arguments.model), machine, job, ranks)
         found, lines, fits = plan.to_json(made), plan.describe(made), made.fits
     if speaks():
         print(json.dumps(found) if arguments.output == "json" else "\n".join(lines))

@@ -10,7 +10,6 @@ import numpy as np
 from numatp import models
 from numatp.engine.audit import Audit
 from numatp.engine.cache import Blocks, CacheLayout, num_blocks, pools_of
-from numatp.engine.instruments import Instruments
 from numatp.engine.job import MARGIN, ROWS_UNIT, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import StartedRank
@@ -72,8 +71,7 @@ class Engine:
         self.bytes_per_token = sum(self.comm.gather(self.programs[ONE_ROW].weight_bytes))
         self.load_seconds = time.perf_counter() - began
         self.pages_line = self._check_pages()
-        self.instruments = None if job.measure is None else Instruments(self, job.measure)
-        self.team.set_programs([*self.programs, *(self.instruments.programs if self.instruments else ())])
+        self.team.set_programs(self.programs)
 
     def agree(self, action: Callable[[], None]) -> None:
         """Does something that may fail on one rank alone: then all ranks raise its error."""
@@ -288,10 +286,10 @@ class Engine:
         self._arenas.clear()
 
 
-def serve(job: Job, started: StartedRank) -> int:
+def serve(job: Job, started: StartedRank, open_engine: Callable[[Job, StartedRank], Engine] = Engine) -> int:
     """A whole life of a worker process; its exit status."""
     try:
-        engine = Engine(job, started)
+        engine = open_engine(job, started)
         engine.serve()
         engine.close()
     except NumatpError:

@@ -29,7 +29,7 @@ class Job:
     max_sequences: int = 1  # at the same time
     allow_remote: bool = False
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
-    measure: int | None = None  # bytes that all ranks together read for the roofline (0: as many as are right); None: no measuring
+    measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
     check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
 

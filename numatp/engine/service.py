@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Call:
     """Work for the engine's thread, done between Steps."""
 
-    def __init__(self, work: "Callable[[Engine], Any]"):
+    def __init__(self, work: Callable[[Any], Any]):
         self._work, self.result = work, Future[Any]()
 
     def run(self, engine: "Engine") -> None:
@@ -41,8 +41,10 @@ class Call:
 class Service:
     """One rank of a job. Rank 0 takes requests; the others serve it until it closes."""
 
+    WORKER = "numatp.engine.worker"  # the module that other local ranks run
+
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
-        self.started: StartedRank = start_ranks(job, ranks)
+        self.started: StartedRank = start_ranks(job, ranks, self.WORKER)
         self._pid = os.getpid()
         self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
@@ -64,7 +66,7 @@ class Service:
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
         return self._ready.result()
 
-    def call(self, work: "Callable[[Engine], T]") -> T:
+    def call(self, work: Callable[[Any], T]) -> T:
         """The result of work(engine), done on the engine's thread of rank 0; raises what it raises."""
         call = Call(work)
         self.submit(call)
@@ -101,12 +103,16 @@ class Service:
 
     # ------------------------------------------------------------ the engine's thread
 
+    def _open_engine(self, job: Job, progress: Callable[[int, int], None]) -> "Engine":
+        from numatp.engine.engine import Engine
+
+        return Engine(job, self.started, progress)
+
     def _run(self, job: Job, progress: Callable[[int, int], None]) -> None:
         try:
-            from numatp.engine.engine import Engine
             from numatp.engine.requests import Scheduler  # now, because a fork once we are ready must not meet a half-done import
 
-            engine = Engine(job, self.started, progress)
+            engine = self._open_engine(job, progress)
             self._ready.set_result(engine)
             try:
                 if self.rank:

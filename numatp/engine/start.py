@@ -74,8 +74,11 @@ def take_place(
     return StartedRank(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
-def start_ranks(job: Job, ranks: int | None) -> StartedRank:
-    """Rank 0 of local ranks, or this rank of the launcher's. `ranks`: how many, None for the launcher's or one per node."""
+def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker") -> StartedRank:
+    """Rank 0 of local ranks, or this rank of the launcher's.
+
+    ranks: how many, None for the launcher's or the fastest number. worker: the module that the other local ranks run.
+    """
     limits.check()
     launched = launch.read_launch()
     if launched and launched.size > 1:
@@ -90,7 +93,7 @@ def start_ranks(job: Job, ranks: int | None) -> StartedRank:
         started.mpi = True
         return started
     if ranks is None:
-        from numatp.engine.plan import choose_ranks  # reads headers, with numpy
+        from numatp.engine.draft import choose_ranks  # reads headers, with numpy
 
         ranks = choose_ranks(job)
     if ranks == 1:
@@ -98,7 +101,7 @@ def start_ranks(job: Job, ranks: int | None) -> StartedRank:
     find_places(job, ranks)
     isa.choose()  # a wrong wish ends here, before there are workers
     described = {"job": asdict(job), "target": isa.loaded_target()}
-    workers = _ranks("local").Workers("numatp.engine.worker", ranks, described)
+    workers = _ranks("local").Workers(worker, ranks, described)
     try:
         started = take_place(job, ranks, 0, workers.comm)
     except BaseException:

@@ -40,7 +40,7 @@ Where all words of forward exist, this file is all that numatp/ needs; the steps
    side, and what one matmul multiplies should, to be one op. Shapes (Rule in weights/loader.py) are words of Sizes
    (weights/splits.py); a word that Split has too is cut between ranks there. A tensor in the file that no rule names, or the
    reverse, is an error when a model is loaded. By tensors' names go: how many exchanges a plan counts for a layer (SECOND_NORMS in
-   engine/plan.py), and which tables and routers `numatp quantize` leaves as floats (KEPT in weights/convert.py).
+   advice/plan.py), and which tables and routers `numatp quantize` leaves as floats (KEPT in weights/convert.py).
 3. forward is recorded once per rank and program, not run per token: it may not look at numbers that a token changes. Whatever is
    summed over ranks goes through one of the words that exchange (add_product and its kin), at best two per layer. Import
    program/ops.py for types only, see above.

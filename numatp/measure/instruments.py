@@ -6,21 +6,21 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from numatp.engine.roofline import Area, Loops, Meter, area_bytes
+from numatp.engine.engine import Engine
+from numatp.engine.job import Job
+from numatp.engine.start import StartedRank
 from numatp.kernels.roofline import CONTROL_WORDS
 from numatp.machine import topology
+from numatp.measure.roofline import Area, Loops, Meter, area_bytes
 from numatp.program.builder import Op, Program
 from numatp.weights.loader import Matrix
-
-if TYPE_CHECKING:
-    from numatp.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Timed:
 class Instruments:
     """Made by all ranks together, after the model's programs."""
 
-    def __init__(self, engine: "Engine", most_bytes: int):
+    def __init__(self, engine: Engine, most_bytes: int):
         """most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there is room."""
         comm, team, own = engine.comm, engine.team, engine.placement
         described = _tell(engine, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
@@ -92,6 +92,13 @@ class Instruments:
         return sum(max(before, peak - area) for peak, (before, area) in zip(now, self._before, strict=True))
 
 
+class MeasuringEngine(Engine):
+    def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
+        super().__init__(job, started, progress)
+        self.instruments = Instruments(self, job.measure)
+        self.team.set_programs([*self.programs, *self.instruments.programs])
+
+
 def _peak_bytes(pid: int) -> int:
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     return int(found[1]) * 1024 if found else 0
@@ -118,7 +125,7 @@ def _info(op: Op, tensors: Mapping[str, object]) -> tuple[str, str, int, int]:
     return op.name, label, op.num_bytes, weights * op.num_bytes // sum(matrix.num_bytes for matrix in covered)
 
 
-def _tell(engine: "Engine", value: object) -> list[Any]:
+def _tell(engine: Engine, value: object) -> list[Any]:
     """Every rank's value (JSON, of any size), in rank order, on every rank."""
     comm, text = engine.comm, json.dumps(value).encode()
     parts = comm.map_shared(comm.gather(len(text)))

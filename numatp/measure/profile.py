@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from numatp.engine.bench import Ceiling
-from numatp.engine.instruments import OpInfo, Timed
+from numatp.measure.bench import Ceiling
+from numatp.measure.instruments import OpInfo, Timed
 
 SYNC = "sync"
 HEADS = ("token_embd", "output")  # the matrices that only rows with logits need: one of a Step

@@ -1,16 +1,19 @@
-"""What a model would be on a machine, before anything is loaded: whose slice lies where, does it fit, how fast can it decode.
+"""What a model would be on so many ranks of a machine, before anything is loaded: their bytes, their room and how fast they decode.
 
-Everything comes from headers. Sizes are computed by the code that loads, so a plan says the bytes that a load will take. No Numba
+Everything comes from headers. Sizes are computed by the code that loads, so a draft says the bytes that a load will take. No Numba
 is loaded, because how many ranks there will be is asked before its target is set.
+
+How fast can decoding be? Bytes over bandwidth, and the price of meeting: one formula for every machine and model. A token needs
+each node to read its ranks' weights (of experts only the active ones) and their part of the cache once, at no more than the node's
+read bandwidth, and all nodes wait for the slowest. It is a bound: the time of what is computed besides is left out.
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 from numatp import models, quants
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
@@ -20,9 +23,7 @@ from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
 from numatp.machine import placement, snapshot
-from numatp.machine.prediction import seconds_per_token
 from numatp.machine.snapshot import Snapshot
-from numatp.machine.topology import format_cpulist
 from numatp.models import shapes
 from numatp.models.spec import Spec
 from numatp.weights.loader import Matrix, Rule, Slice
@@ -30,7 +31,9 @@ from numatp.weights.loader import plan as plan_slices
 from numatp.weights.splits import Split, shares_of, split
 
 SECOND_NORMS = ("ffn_norm", "post_attention_norm")  # a layer with one of them has an exchange after attention as well
-SHOWN = 0.02  # of what is stored more than once: smaller kinds are not listed
+# Of one all-reduce between ranks: a flag and then data, each fetched from the other socket. One such fetch takes 0.41 to 0.45 us
+# on 2x Xeon 6980P (ik_llama.cpp discussion 201); what 32 lanes fetch at once overlaps, and ranks never arrive together.
+EXCHANGE_SECONDS = 2e-6
 
 
 @dataclass(frozen=True)
@@ -75,32 +78,6 @@ class Prediction:
     tokens_per_second_full: float | None  # at a full one
 
 
-@dataclass(frozen=True)
-class ModelPlan:
-    model: str
-    file_bytes: int
-    context: int  # tokens
-    layers: int
-    exchanges: int  # per token, with more than one rank
-    ranks: tuple[RankPlan, ...]
-    stored_twice: Mapping[str, int]  # bytes beyond one copy by kind of tensor: copies, and what cut tiles add
-    kv_heads_twice: tuple[int, ...]  # KV heads that more than one rank holds
-    rooms: tuple[NodeRoom, ...]
-    limit: int | None  # bytes that the job's memory limit leaves
-    predictions: tuple[Prediction, ...]  # for one node, one rank per package, all nodes, and the count that was asked for
-    snapshot: Snapshot
-
-    @property
-    def imbalance(self) -> float:
-        """By how much of the mean the busiest rank reads more than the mean."""
-        reads = [rank.read_bytes + rank.cache_read_bytes for rank in self.ranks]
-        return max(reads) * len(reads) / max(sum(reads), 1) - 1
-
-    @property
-    def fits(self) -> bool:
-        return _fits(self.rooms, self.limit)
-
-
 def read_header(model: str) -> Header:
     """Of a GGUF file, a Hugging Face folder, a pulled model or a known shape. UserError for anything else, and what is damaged."""
     file: ModelFile | None = None if os.path.exists(model) else shapes.header(model)
@@ -116,26 +93,6 @@ def read_header(model: str) -> Header:
     return Header(file, spec, architecture.rules(spec), getattr(spec, "experts_used", 0))
 
 
-def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
-    """ranks: None for the fastest that fits. UserError for a model that cannot be cut or a context that it was not trained for."""
-    counts = _counts(machine, job)
-    wanted = shares_wanted(job)
-    if wanted and ranks and ranks != wanted:
-        raise UserError(f"--ranks {ranks}: -ts has shares for {wanted} ranks; leave one of them out")
-    ranks = ranks or wanted
-    drafts = {count: _Draft(model, machine, job, count) for count in {*counts, *filter(None, [ranks])}}
-    chosen = drafts[ranks or _fastest(drafts, counts)]
-    one = _bytes_by_kind(_slices(model, job, split(model.spec.sizes, 0, 1))[0])
-    held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
-    return ModelPlan(
-        model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
-        layers=len(model.spec.layers), exchanges=_exchanges(model), ranks=tuple(chosen.ranks),
-        stored_twice={kind: size - one[kind] for kind, size in sorted(chosen.kinds.items()) if size > one[kind]},
-        kv_heads_twice=tuple(sorted({head for head in held if held.count(head) > 1})), rooms=tuple(chosen.rooms),
-        limit=machine.limit, predictions=tuple(drafts[count].prediction for count in sorted(drafts)), snapshot=machine,
-    )  # fmt: skip
-
-
 def choose_ranks(job: Job) -> int:
     """How many ranks this machine should run the job with when nobody says: those with the fastest predicted decode.
 
@@ -144,11 +101,11 @@ def choose_ranks(job: Job) -> int:
     if wanted := shares_wanted(job):
         return wanted
     machine = snapshot.take(measured=read_bandwidth())
-    counts = _counts(machine, job)
+    counts = counts_of(machine, job)
     if len(counts) == 1 or not machine.bandwidth:
         return counts[-1]
     model = read_header(job.model)
-    return _fastest({count: _Draft(model, machine, job, count) for count in counts}, counts)
+    return fastest({count: Draft(model, machine, job, count) for count in counts}, counts)
 
 
 def shares_wanted(job: Job) -> int | None:
@@ -156,64 +113,7 @@ def shares_wanted(job: Job) -> int | None:
     return None if job.tensor_split is None or isinstance(job.tensor_split, str) else len(job.tensor_split)
 
 
-def to_json(plan: ModelPlan) -> dict[str, Any]:
-    """Bytes, tokens per second, and ranges as [first, behind the last]."""
-    described = {name: value for name, value in vars(plan).items() if name != "snapshot"}
-    ranks = [
-        asdict(rank) | {"heads": [rank.heads.start, rank.heads.stop], "kv_heads": [rank.kv_heads.start, rank.kv_heads.stop]}
-        for rank in plan.ranks
-    ]
-    return described | {
-        "ranks": ranks, "rooms": [asdict(room) for room in plan.rooms], "predictions": [asdict(p) for p in plan.predictions],
-        "stored_twice": dict(plan.stored_twice), "imbalance": plan.imbalance, "fits": plan.fits,
-        "machine": plan.snapshot.name, "bandwidth_source": plan.snapshot.bandwidth_source,
-    }  # fmt: skip
-
-
-def describe(plan: ModelPlan) -> list[str]:
-    """Lines for people."""
-    lines = [
-        f"{plan.model}: {_gb(plan.file_bytes)}, {plan.layers} layers; a cache of {plan.context} tokens",
-        *snapshot.describe(plan.snapshot),
-    ]
-    rows = [("rank", "node", "cpus", "heads", "KV heads", "weights", "cache", "reads per token: weights + full cache")]
-    for rank in plan.ranks:
-        read = f"{_gb(rank.read_bytes)} + {_gb(rank.cache_read_bytes)}"
-        rows.append(
-            (
-                str(rank.rank), str(rank.node), format_cpulist(rank.cpus), _range(rank.heads), _range(rank.kv_heads),
-                _gb(rank.weight_bytes), _gb(rank.cache_bytes), read,
-            )
-        )  # fmt: skip
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    if len(plan.ranks) > 1:
-        total = sum(plan.stored_twice.values())
-        kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in plan.stored_twice.items() if size >= SHOWN * total)
-        heads = f"; KV heads {format_cpulist(plan.kv_heads_twice)} and their cache" if plan.kv_heads_twice else ""
-        lines.append(f"stored more than once: {_gb(total)} of weights ({kinds}){heads}")
-        lines.append(f"imbalance: the busiest rank reads {100 * plan.imbalance:.1f} % more than the mean")
-    for room in plan.rooms:
-        verdict = "fits" if room.needed_bytes <= room.free_bytes else "DOES NOT FIT"
-        lines.append(f"node {room.node}: {_gb(room.needed_bytes)} needed, {_gb(room.free_bytes)} free: {verdict}")
-    total = sum(room.needed_bytes for room in plan.rooms)
-    if plan.limit is not None and total > plan.limit:
-        lines.append(f"memory limit: {_gb(total)} needed, {_gb(plan.limit)} left: DOES NOT FIT")
-    if not plan.snapshot.bandwidth:
-        return [*lines, f"predicted decode: bandwidth {plan.snapshot.bandwidth_source}"]
-    lines.append(f"predicted decode, at most, at an empty and at a full context (bandwidth {plan.snapshot.bandwidth_source}):")
-    for p in plan.predictions:
-        where = f"{p.ranks} rank{'s' * (p.ranks > 1)} on node{'s' * (len(p.nodes) > 1)} {format_cpulist(p.nodes)}"
-        if p.tokens_per_second is None or p.tokens_per_second_full is None:
-            speed = "unknown"
-        else:
-            speed = f"{p.tokens_per_second:.1f} and {p.tokens_per_second_full:.1f} tok/s"
-        planned = ", as planned above" if p.ranks == len(plan.ranks) else ""
-        lines.append(f"  {where}: {speed}{'' if p.fits else ', but does not fit'}{planned}")
-    return lines
-
-
-class _Draft:
+class Draft:
     """The model on so many ranks."""
 
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
@@ -228,8 +128,8 @@ class _Draft:
         shares = shares_of(wish, [place.node for place in places], machine.bandwidth)
         for place in places:
             cut = split(spec.sizes, place.rank, size, shares)
-            slices, weight_bytes = _slices(model, job, cut)
-            self.kinds += _bytes_by_kind(slices)
+            slices, weight_bytes = slices_of(model, job, cut)
+            self.kinds += bytes_by_kind(slices)
             cache, read = CacheLayout(spec, cut, pools, job.max_sequences, kept), sum(_read_per_token(s, model) for s in slices)
             own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
             self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context, kept), read_bytes(spec, cut, 0, kept)))
@@ -238,21 +138,20 @@ class _Draft:
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
             needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in held)
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
-        fits = _fits(self.rooms, machine.limit)
         nodes = tuple(sorted({rank.node for rank in self.ranks}))
-        exchanges = _exchanges(model) if size > 1 else 0
+        num_exchanges = exchanges(model) if size > 1 else 0
         empty, full = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
         for rank in self.ranks:
             empty[rank.node] += rank.read_bytes + rank.state_read_bytes
             full[rank.node] += rank.read_bytes + rank.cache_read_bytes
         if all(node in machine.bandwidth for node in nodes):
-            rates = [1 / seconds_per_token(read, machine.bandwidth, exchanges) for read in (empty, full)]
-            self.prediction = Prediction(size, nodes, fits, *rates)
+            rates = [1 / seconds_per_token(read, machine.bandwidth, num_exchanges) for read in (empty, full)]
+            self.prediction = Prediction(size, nodes, fits(self.rooms, machine.limit), *rates)
         else:
-            self.prediction = Prediction(size, nodes, fits, None, None)
+            self.prediction = Prediction(size, nodes, fits(self.rooms, machine.limit), None, None)
 
 
-def _counts(machine: Snapshot, job: Job) -> list[int]:
+def counts_of(machine: Snapshot, job: Job) -> list[int]:
     """Numbers of ranks worth comparing, ascending; the last is one per usable node."""
     if job.cpus:
         return [len(job.cpus.split("|"))]
@@ -265,12 +164,20 @@ def _counts(machine: Snapshot, job: Job) -> list[int]:
     return sorted({1, min(max(1, len(packages)), nodes), nodes})
 
 
-def _fastest(drafts: Mapping[int, _Draft], counts: list[int]) -> int:
+def fastest(drafts: Mapping[int, Draft], counts: list[int]) -> int:
     """Of those that fit; of equals the fewest ranks. The most nodes where none fits or nothing is predicted."""
     possible = {count: drafts[count].prediction for count in counts if drafts[count].prediction.fits}
     if not possible or any(p.tokens_per_second is None for p in possible.values()):
         return counts[-1]
     return max(sorted(possible), key=lambda count: possible[count].tokens_per_second or -inf)
+
+
+def seconds_per_token(read_bytes: Mapping[int, float], bandwidth: Mapping[int, float], exchanges: int = 0) -> float:
+    """read_bytes: per token, by node. bandwidth: bytes per second, of every such node. exchanges: per token, 0 for one rank.
+
+    KeyError for a node of unknown bandwidth.
+    """
+    return max(size / bandwidth[node] for node, size in read_bytes.items()) + exchanges * EXCHANGE_SECONDS
 
 
 def _read_per_token(piece: Slice, model: Header) -> int:
@@ -281,17 +188,17 @@ def _read_per_token(piece: Slice, model: Header) -> int:
     return target.num_bytes if target.experts == 1 else target.num_bytes // target.experts * model.experts_used
 
 
-def _exchanges(model: Header) -> int:
+def exchanges(model: Header) -> int:
     """Per token: one for the embedding, one for each layer, and one more where its two halves follow each other."""
     names = {rule.name.rpartition(".")[0] for rule in model.rules}
     return 1 + sum(1 + any(f"blk.{layer}.{norm}" in names for norm in SECOND_NORMS) for layer in range(len(model.spec.layers)))
 
 
-def _slices(model: Header, job: Job, cut: Split) -> tuple[list[Slice], int]:
+def slices_of(model: Header, job: Job, cut: Split) -> tuple[list[Slice], int]:
     return plan_slices(model.file, model.rules, model.spec.sizes, cut, quantize_of(job, model.file), quants.sizes)
 
 
-def _bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:
+def bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:
     """In memory, by what a tensor is called in its layer: attn_k of blk.7.attn_k.weight."""
     kinds: Counter[str] = Counter()
     for piece in slices:
@@ -299,14 +206,6 @@ def _bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:
     return kinds
 
 
-def _fits(rooms: Iterable[NodeRoom], limit: int | None) -> bool:
+def fits(rooms: Iterable[NodeRoom], limit: int | None) -> bool:
     needed = sum(room.needed_bytes for room in rooms)
     return all(room.needed_bytes <= room.free_bytes for room in rooms) and (limit is None or needed <= limit)
-
-
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
-
-
-def _range(numbers: range) -> str:
-    return format_cpulist(numbers) or "none"

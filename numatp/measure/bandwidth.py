@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 
 from numatp import quants
-from numatp.engine.roofline import L3_TIMES, Area, Loops, Meter
 from numatp.engine.team import Team
 from numatp.errors import MachineError, UserError
 from numatp.kernels import activation, exchange
@@ -26,6 +25,7 @@ from numatp.kernels import roofline as loops
 from numatp.kernels.compile import Kernel, specialize
 from numatp.machine import native, pages, policy, topology
 from numatp.machine.topology import Machine
+from numatp.measure.roofline import L3_TIMES, Area, Loops, Meter
 from numatp.program.builder import Access, Buffer, Builder
 from numatp.ranks.alone import alone
 from numatp.ranks.comm import Comm, make_window

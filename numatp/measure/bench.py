@@ -1,6 +1,6 @@
 """How fast the engine is: prompts and generation of random tokens as llama-bench has them, beside the least time that they need.
 
-That least time is what the roofline (engine/roofline.py) gives for the weights and cache that have to be read, or for the products
+That least time is what the roofline (measure/roofline.py) gives for the weights and cache that have to be read, or for the products
 that have to be made, whichever is longer. A result above it is an error of the measurement.
 """
 
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from random import Random
 
 from numatp.engine.cache import Tables
-from numatp.engine.engine import MANY_ROWS, ONE_ROW, Engine
-from numatp.engine.instruments import Timed
-from numatp.engine.roofline import Rate
-from numatp.engine.workload import Workload
+from numatp.engine.engine import MANY_ROWS, ONE_ROW
 from numatp.errors import MachineError
 from numatp.files.model_file import ModelFile
+from numatp.measure.instruments import MeasuringEngine, Timed
+from numatp.measure.roofline import Rate
+from numatp.measure.workload import Workload
 from numatp.models.spec import Attention
 from numatp.program.step import Span
 
@@ -79,8 +79,7 @@ def products(file: ModelFile, architecture: str, tied: bool) -> tuple[int, int]:
 class Bench:
     """On rank 0 of an engine with instruments, on the engine's thread."""
 
-    def __init__(self, engine: Engine, roofline: bool, seed: int = 0):
-        assert engine.instruments
+    def __init__(self, engine: MeasuringEngine, roofline: bool, seed: int = 0):
         self._engine, self._instruments, self._roofline = engine, engine.instruments, roofline
         self._random = Random(seed)
         self._row_products, self._logit_products = products(engine.file, engine.architecture, engine.spec.tied)
@@ -93,7 +92,7 @@ class Bench:
 
     # ------------------------------------------------------------ one test
 
-    def run(self, test: Workload, repetitions: int, progress: Callable[[int, int], None], engine: Engine) -> Result:
+    def run(self, test: Workload, repetitions: int, progress: Callable[[int, int], None], engine: MeasuringEngine) -> Result:
         """MachineError if the result is above the roofline."""
         self._go_to(test)
         self._prompt(test.depth, test.prompt, test)  # to warm up, as llama-bench does

@@ -1,0 +1,139 @@
+"""What a model would be on a machine, for people: whose slice lies where, does it fit, how fast can it decode."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from numatp.engine.draft import (
+    Draft,
+    Header,
+    NodeRoom,
+    Prediction,
+    RankPlan,
+    bytes_by_kind,
+    counts_of,
+    exchanges,
+    fastest,
+    fits,
+    shares_wanted,
+    slices_of,
+)
+from numatp.engine.job import Job, context_of
+from numatp.errors import UserError
+from numatp.machine import snapshot
+from numatp.machine.snapshot import Snapshot
+from numatp.machine.topology import format_cpulist
+from numatp.weights.splits import split
+
+SHOWN = 0.02  # of what is stored more than once: smaller kinds are not listed
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    model: str
+    file_bytes: int
+    context: int  # tokens
+    layers: int
+    exchanges: int  # per token, with more than one rank
+    ranks: tuple[RankPlan, ...]
+    stored_twice: Mapping[str, int]  # bytes beyond one copy by kind of tensor: copies, and what cut tiles add
+    kv_heads_twice: tuple[int, ...]  # KV heads that more than one rank holds
+    rooms: tuple[NodeRoom, ...]
+    limit: int | None  # bytes that the job's memory limit leaves
+    predictions: tuple[Prediction, ...]  # for one node, one rank per package, all nodes, and the count that was asked for
+    snapshot: Snapshot
+
+    @property
+    def imbalance(self) -> float:
+        """By how much of the mean the busiest rank reads more than the mean."""
+        reads = [rank.read_bytes + rank.cache_read_bytes for rank in self.ranks]
+        return max(reads) * len(reads) / max(sum(reads), 1) - 1
+
+    @property
+    def fits(self) -> bool:
+        return fits(self.rooms, self.limit)
+
+
+def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
+    """ranks: None for the fastest that fits. UserError for a model that cannot be cut or a context that it was not trained for."""
+    counts = counts_of(machine, job)
+    wanted = shares_wanted(job)
+    if wanted and ranks and ranks != wanted:
+        raise UserError(f"--ranks {ranks}: -ts has shares for {wanted} ranks; leave one of them out")
+    ranks = ranks or wanted
+    drafts = {count: Draft(model, machine, job, count) for count in {*counts, *filter(None, [ranks])}}
+    chosen = drafts[ranks or fastest(drafts, counts)]
+    one = bytes_by_kind(slices_of(model, job, split(model.spec.sizes, 0, 1))[0])
+    held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
+    return ModelPlan(
+        model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
+        layers=len(model.spec.layers), exchanges=exchanges(model), ranks=tuple(chosen.ranks),
+        stored_twice={kind: size - one[kind] for kind, size in sorted(chosen.kinds.items()) if size > one[kind]},
+        kv_heads_twice=tuple(sorted({head for head in held if held.count(head) > 1})), rooms=tuple(chosen.rooms),
+        limit=machine.limit, predictions=tuple(drafts[count].prediction for count in sorted(drafts)), snapshot=machine,
+    )  # fmt: skip
+
+
+def to_json(plan: ModelPlan) -> dict[str, Any]:
+    """Bytes, tokens per second, and ranges as [first, behind the last]."""
+    described = {name: value for name, value in vars(plan).items() if name != "snapshot"}
+    ranks = [
+        asdict(rank) | {"heads": [rank.heads.start, rank.heads.stop], "kv_heads": [rank.kv_heads.start, rank.kv_heads.stop]}
+        for rank in plan.ranks
+    ]
+    return described | {
+        "ranks": ranks, "rooms": [asdict(room) for room in plan.rooms], "predictions": [asdict(p) for p in plan.predictions],
+        "stored_twice": dict(plan.stored_twice), "imbalance": plan.imbalance, "fits": plan.fits,
+        "machine": plan.snapshot.name, "bandwidth_source": plan.snapshot.bandwidth_source,
+    }  # fmt: skip
+
+
+def describe(plan: ModelPlan) -> list[str]:
+    """Lines for people."""
+    lines = [
+        f"{plan.model}: {_gb(plan.file_bytes)}, {plan.layers} layers; a cache of {plan.context} tokens",
+        *snapshot.describe(plan.snapshot),
+    ]
+    rows = [("rank", "node", "cpus", "heads", "KV heads", "weights", "cache", "reads per token: weights + full cache")]
+    for rank in plan.ranks:
+        read = f"{_gb(rank.read_bytes)} + {_gb(rank.cache_read_bytes)}"
+        rows.append(
+            (
+                str(rank.rank), str(rank.node), format_cpulist(rank.cpus), _range(rank.heads), _range(rank.kv_heads),
+                _gb(rank.weight_bytes), _gb(rank.cache_bytes), read,
+            )
+        )  # fmt: skip
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines += ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if len(plan.ranks) > 1:
+        total = sum(plan.stored_twice.values())
+        kinds = ", ".join(f"{kind} {_gb(size)}" for kind, size in plan.stored_twice.items() if size >= SHOWN * total)
+        heads = f"; KV heads {format_cpulist(plan.kv_heads_twice)} and their cache" if plan.kv_heads_twice else ""
+        lines.append(f"stored more than once: {_gb(total)} of weights ({kinds}){heads}")
+        lines.append(f"imbalance: the busiest rank reads {100 * plan.imbalance:.1f} % more than the mean")
+    for room in plan.rooms:
+        verdict = "fits" if room.needed_bytes <= room.free_bytes else "DOES NOT FIT"
+        lines.append(f"node {room.node}: {_gb(room.needed_bytes)} needed, {_gb(room.free_bytes)} free: {verdict}")
+    total = sum(room.needed_bytes for room in plan.rooms)
+    if plan.limit is not None and total > plan.limit:
+        lines.append(f"memory limit: {_gb(total)} needed, {_gb(plan.limit)} left: DOES NOT FIT")
+    if not plan.snapshot.bandwidth:
+        return [*lines, f"predicted decode: bandwidth {plan.snapshot.bandwidth_source}"]
+    lines.append(f"predicted decode, at most, at an empty and at a full context (bandwidth {plan.snapshot.bandwidth_source}):")
+    for p in plan.predictions:
+        where = f"{p.ranks} rank{'s' * (p.ranks > 1)} on node{'s' * (len(p.nodes) > 1)} {format_cpulist(p.nodes)}"
+        if p.tokens_per_second is None or p.tokens_per_second_full is None:
+            speed = "unknown"
+        else:
+            speed = f"{p.tokens_per_second:.1f} and {p.tokens_per_second_full:.1f} tok/s"
+        planned = ", as planned above" if p.ranks == len(plan.ranks) else ""
+        lines.append(f"  {where}: {speed}{'' if p.fits else ', but does not fit'}{planned}")
+    return lines
+
+
+def _gb(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _range(numbers: range) -> str:
+    return format_cpulist(numbers) or "none"
