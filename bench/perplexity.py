@@ -1,9 +1,9 @@
 """Does the number of ranks, or rounding, change how well a model predicts? `python bench/perplexity.py MODEL FILE`
 
 Runs `numatp perplexity` with each number of ranks and evaluates the first windows in float64 too, from the file's dequantised
-weights (tests/naive.py, architecture llama). Prints JSON. Activations are rounded to 8 bits, and partial sums that were added in
-another order round differently, so the perplexities of two numbers of ranks differ by a noise that falls with the square root of
-the number of tokens.
+weights (tests/support/reference/naive.py, architecture llama). Prints JSON. Activations are rounded to 8 bits, and partial sums
+that were added in another order round differently, so the perplexities of two numbers of ranks differ by a noise that falls with
+the square root of the number of tokens.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from numatp.files.models import resolve_model
 from numatp.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import naive
+from support.reference import naive
 
 
 def dequantised(file):
@@ -36,7 +36,7 @@ def dequantised(file):
 
 
 def sizes_of(file):
-    """What tests/naive.py wants to know."""
+    """What naive.py wants to know."""
     return {
         "heads": file.count("llama.attention.head_count"), "kv_heads": file.count("llama.attention.head_count_kv"),
         "layers": file.count("llama.block_count"), "epsilon": file.positive("llama.attention.layer_norm_rms_epsilon"),

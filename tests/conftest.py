@@ -1,38 +1,20 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support.commands import numatp
 
 from numatp.machine import isa
 
 # Kernels in this process, and in scripts that load Numba first, are those of the commands: of NUMATP_ISA, or the strongest level.
 isa.set_numba_target(isa.choose())
 
-TESTS = Path(__file__).parent
-BIN = Path(sys.executable).parent
 # mpirun refuses to start as root unless both are set; slots are not what is tested.
 os.environ |= {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
-
-
-def run(*command, timeout=240, env=None):
-    """Runs a command with a time limit; standard output and error as text."""
-    return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=timeout, env=os.environ | (env or {}), check=False
-    )
-
-
-def numatp(*arguments, **options):
-    return run(BIN / "numatp", *arguments, **options)
-
-
-def mpirun(ranks, *arguments, **options):
-    return run(BIN / "mpirun", "-np", ranks, *arguments, **options)
 
 
 @pytest.fixture(scope="session")

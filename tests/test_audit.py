@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from conftest import BIN, TESTS, mpirun, numatp, run
+from support.commands import BIN, SCRIPTS, mpirun, numatp, run
 
 from numatp import LLM, SamplingParams
 from numatp.cli.audit import FINDING, audited, per_cent
@@ -117,7 +117,7 @@ def test_more_tokens_than_the_cache_has_room_for(model_path, ranks):
 
 
 def test_where_move_pages_is_refused(model_path):
-    result = run(sys.executable, TESTS / "refuse.py", "move_pages", BIN / "numatp", *AUDIT, "-m", model_path, "--ranks", "2")
+    result = run(sys.executable, SCRIPTS / "refuse.py", "move_pages", BIN / "numatp", *AUDIT, "-m", model_path, "--ranks", "2")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     check(found, 2)

@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from conftest import BIN, mpirun, numatp
+from support.commands import BIN, mpirun, numatp
 
 from numatp.cli import bandwidth as command
 from numatp.files.measured import keep_bandwidth, read_bandwidth

@@ -6,11 +6,8 @@ import re
 import sys
 
 import pytest
-import tiny
-import tiny_cohere2
-import tiny_qwen3moe
-import tiny_qwen3next
-from conftest import BIN, TESTS, mpirun, numatp, run
+from support.commands import BIN, SCRIPTS, mpirun, numatp, run
+from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
 
 from numatp.cli import bench_output
 from numatp.cli.bench import numbers, pair
@@ -204,7 +201,7 @@ def test_a_sweep_that_needs_several_starts_is_refused_under_mpirun(model):
 
 def test_above_the_roofline_is_an_error(model):
     """A result that no machine can reach: the ceiling is made a thousand times lower."""
-    result = run(sys.executable, TESTS / "run_impossible_bench.py", "bench", "-m", model, *SHORT)
+    result = run(sys.executable, SCRIPTS / "run_impossible_bench.py", "bench", "-m", model, *SHORT)
     assert result.returncode == 1
     assert re.fullmatch(r"numatp: pp40 came out at \d+ % of the roofline, which is impossible: .*", result.stderr.splitlines()[-1])
     assert "Traceback" not in result.stderr

@@ -1,7 +1,7 @@
 """Chat templates: what SmolLM2's own makes of messages, and templates that do what they should not."""
 
 import pytest
-from conftest import numatp
+from support.commands import numatp
 
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf

@@ -3,18 +3,15 @@
 import sys
 
 import pytest
-import tiny
-import tiny_cohere2
-import tiny_qwen3moe
-import tiny_qwen3next
-from conftest import TESTS, mpirun, numatp
+from support.commands import SCRIPTS, mpirun, numatp
+from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
 
 MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3moe": tiny_qwen3moe, "qwen3next": tiny_qwen3next}
 
 
 def found(tmp_path, model, fault, ranks):
     MODELS[model].write(tmp_path / "tiny.gguf", "Q4_1")
-    result = mpirun(ranks, sys.executable, TESTS / "run_check.py", tmp_path / "tiny.gguf", fault)
+    result = mpirun(ranks, sys.executable, SCRIPTS / "run_check.py", tmp_path / "tiny.gguf", fault)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import BIN, mpirun, numatp, run
+from support.commands import BIN, mpirun, numatp, run
+from support.models import tiny
 
 PROMPT = ("-p", "The capital of France is", "-n", "8", "--temp", "0")
 NOT_MPIRUN = re.compile(r"^(numatp: .*)$", re.M)  # mpirun adds lines of its own when a rank fails

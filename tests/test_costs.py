@@ -5,8 +5,8 @@ import os
 import sys
 
 import pytest
-import tiny
-from conftest import TESTS, mpirun, run
+from support.commands import SCRIPTS, mpirun, run
+from support.models import tiny
 
 MB = 1 << 20
 # Large enough that what else a start reads (kernels, libraries) weighs little.
@@ -14,7 +14,7 @@ SIZES = tiny.SIZES | {"width": 1024, "heads": 16, "kv_heads": 4, "head_size": 64
 
 
 def costs(path, case, ranks, prefix=()):
-    command = [*prefix, sys.executable, TESTS / "run_costs.py", path, case]
+    command = [*prefix, sys.executable, SCRIPTS / "run_costs.py", path, case]
     for _ in range(2):  # the second time with compiled kernels
         result = mpirun(ranks, *command) if ranks > 1 else run(*command)
         assert result.returncode == 0, result.stderr
@@ -61,7 +61,7 @@ def test_weights_and_caches_lie_on_huge_pages_of_the_node(large):
 
 
 def test_a_policy_from_outside_is_kept(large):
-    (found,) = costs(large, "arenas", 1, [sys.executable, TESTS / "policy.py", "interleave", 0])
+    (found,) = costs(large, "arenas", 1, [sys.executable, SCRIPTS / "policy.py", "interleave", 0])
     for arena in ("weights", "caches"):
         assert found[arena]["policy"] == "interleave:0"
     assert found["notes"] == ["the memory policy interleave:0 was set from outside (numactl?) and is kept"]

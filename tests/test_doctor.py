@@ -6,8 +6,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import BIN, TESTS, mpirun, numatp, run
-from sysfs import (
+from support.commands import BIN, SCRIPTS, mpirun, numatp, run
+from support.machines.sysfs import (
     AVX2,
     AVX512,
     GIB_IN_KB,
@@ -286,7 +286,7 @@ def test_the_command(tmp_path):
 
 def test_refused_by_the_kernel():
     """For real: a seccomp filter as a container's."""
-    refuse = (sys.executable, TESTS / "refuse.py", "set_mempolicy,mbind")
+    refuse = (sys.executable, SCRIPTS / "refuse.py", "set_mempolicy,mbind")
     for name, answer in (("mbind", "EPERM"), ("set_mempolicy", "EPERM"), ("move_pages", "")):
         result = run(*refuse, sys.executable, "-m", NAMES["probe"], name)
         assert (result.returncode, result.stdout.strip()) == (0, answer), result.stderr

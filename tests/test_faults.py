@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import BIN, TESTS, run
+from support.commands import BIN, SCRIPTS, run
 
 SECONDS = 20  # a hang, on a machine however slow
 WAYS = {
@@ -319,7 +319,7 @@ def test_process_limit_of_a_cgroup_is_named(model_path):
 
 
 def refused(calls, *words):
-    return [sys.executable, TESTS / "refuse.py", calls, *words]
+    return [sys.executable, SCRIPTS / "refuse.py", calls, *words]
 
 
 @pytest.mark.parametrize("way", ["alone", "local", "mpirun"])

@@ -2,16 +2,13 @@
 
 import json
 
-import folders
-import golden_folders
 import numpy as np
 import pytest
-import test_model
-import tiny
-import tiny_qwen3moe
-from conftest import numatp
-from golden import GOLDEN
-from test_sequences import ALONE, MODELS, SEQUENCES, check, run_plan
+from support.commands import numatp
+from support.engines import ALONE, MODELS, SEQUENCES, check, engine_logits, expected, run_plan
+from support.logits import F16_ROUNDING, TOLERANCE, error
+from support.models import folders, golden_folders, tiny, tiny_qwen3moe
+from support.models.golden import GOLDEN
 
 from numatp import models, quants
 from numatp.errors import UserError
@@ -53,8 +50,8 @@ def test_llama_agrees_with_naive(tmp_path, monkeypatch, ranks):
     monkeypatch.setenv("QUANTIZE", "none")
     tensors = tiny.write(tmp_path / "tiny.gguf", tied=ranks == 2)
     folder = folders.write(tmp_path / "folder", *folders.llama(tensors))
-    got = test_model.engine_logits(folder, tmp_path, ranks)
-    assert test_model.error(got, test_model.expected(tensors)) < test_model.F16_ROUNDING
+    got = engine_logits(folder, tmp_path, ranks)
+    assert error(got, expected(tensors)) < F16_ROUNDING
 
 
 def test_sixteen_bits(tmp_path, monkeypatch):
@@ -63,8 +60,8 @@ def test_sixteen_bits(tmp_path, monkeypatch):
     config, tensors = folders.llama(exact)
     for kept in (folders.bf16, lambda values: values.astype(np.float16)):
         rounded = {name: kept(values) if values.ndim > 1 else values for name, values in tensors.items()}
-        got = test_model.engine_logits(folders.write(tmp_path / "folder", config, rounded), tmp_path, 2)
-        assert test_model.error(got, test_model.expected(exact)) < test_model.F16_ROUNDING
+        got = engine_logits(folders.write(tmp_path / "folder", config, rounded), tmp_path, 2)
+        assert error(got, expected(exact)) < F16_ROUNDING
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -74,7 +71,7 @@ def test_quantized_on_load(tmp_path, monkeypatch, ranks, quantize, sizes):
     config, tensors = folders.llama(tiny.write(tmp_path / "tiny.gguf", sizes=sizes), sizes)
     folder = folders.write(tmp_path / "folder", config, {name: folders.bf16(values) for name, values in tensors.items()})
     monkeypatch.setenv("QUANTIZE", quantize)
-    got = test_model.engine_logits(folder, tmp_path, ranks)
+    got = engine_logits(folder, tmp_path, ranks)
     kinds = {"q8": {"": "Q8_0"}, "q4": {"": "Q4_K", "embed_tokens": "Q8_0", "lm_head": "Q8_0"}}[quantize]
     kept = {}
     for name, values in tensors.items():
@@ -84,8 +81,8 @@ def test_quantized_on_load(tmp_path, monkeypatch, ranks, quantize, sizes):
             format = quants.find(kind, name)
             rounded = format.unpack(quants.quantize(format, rounded))
         kept[name] = rounded
-    wanted = test_model.expected(folders.to_gguf_llama(kept, sizes), sizes=sizes)
-    assert test_model.error(got, wanted) < test_model.TOLERANCE["Q8_0"]
+    wanted = expected(folders.to_gguf_llama(kept, sizes), sizes=sizes)
+    assert error(got, wanted) < TOLERANCE["Q8_0"]
 
 
 def test_what_is_quantized(tmp_path):

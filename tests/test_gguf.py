@@ -11,8 +11,8 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-import tiny
-from test_model import engine_logits
+from support.engines import engine_logits
+from support.models import tiny
 
 from numatp.errors import UserError
 from numatp.files import gguf as ours

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-import vocabularies
-from test_tokenizer_json import RECORDED, WORDS, folder_of
+from support.models import vocabularies
+from support.models.folders import folder_of
+from support.models.vocabularies import RECORDED, WORDS
 
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf

@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import numatp
+from support.commands import numatp
 
 from numatp.errors import UserError
 from numatp.files import hub

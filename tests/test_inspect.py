@@ -2,11 +2,10 @@
 
 import json
 
-import folders
 import gguf
 import pytest
-import tiny
-from conftest import numatp
+from support.commands import numatp
+from support.models import folders, tiny
 
 from numatp.cli.inspect import describe, lines_of
 from numatp.errors import UserError

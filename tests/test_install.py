@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import run
+from support.commands import run
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sysfs import AVX2, AVX512, write
+from support.machines.sysfs import AVX2, AVX512, write
 
 from numatp.errors import MachineError, UserError
 from numatp.machine.isa import LEVELS, Level, choose, set_numba_target

@@ -1,14 +1,14 @@
 """Each kernel against plain numpy in float64, with tolerances from norms and epsilon."""
 
-import ctypes
 import sys
 
 import gguf
 import numba
 import numpy as np
 import pytest
-import tiny
-from conftest import run
+from support.commands import run
+from support.kernels import KERNEL
+from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
@@ -20,7 +20,6 @@ from numatp.kernels.rows import FEW, GROUP
 from numatp.machine import isa
 from numatp.weights.splits import part
 
-KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 EPSILON = np.finfo(np.float32).eps
 FORMATS = quants.names()
 

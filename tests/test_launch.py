@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sysfs import write, write_process
+from support.machines.sysfs import write, write_process
 
 from numatp.errors import MachineError
 from numatp.machine.launch import OWN_AFFINITY, Launch, allowed_cpus, find_launcher, read_launch

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import BIN, run
+from support.commands import BIN, run
 
 from numatp.machine import isa
 from numatp.machine.topology import format_cpulist, parse_cpulist, read_machine

@@ -1,13 +1,12 @@
 """Each quantised layout of Hugging Face folders against its definition, and whole models of it."""
 
-import folders
-import naive
 import numpy as np
 import pytest
-import tiny
-from quantized_folders import LAYOUTS, write_llama
-from test_model import CHUNKS, TOKENS, engine_logits, error, expected
-from test_sequences import eight_bits
+from support.engines import CHUNKS, TOKENS, engine_logits, expected
+from support.logits import eight_bits, error
+from support.models import folders, tiny
+from support.models.quantized_folders import LAYOUTS, write_llama
+from support.reference import naive
 
 from numatp import quants
 from numatp.errors import UserError

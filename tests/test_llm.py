@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import BIN, TESTS, mpirun, numatp, run
+from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
 
 import numatp as package
 from numatp import LLM, MachineError, NumatpError, RankError, SamplingParams, UserError
@@ -196,7 +196,7 @@ def test_two_models_and_a_closed_one(model_path):
 
 
 def script(model_path, *arguments, **environment):
-    return run(sys.executable, TESTS / "run_llm.py", model_path, *arguments, env=environment)
+    return run(sys.executable, SCRIPTS / "run_llm.py", model_path, *arguments, env=environment)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -214,7 +214,7 @@ def test_a_script_that_uses_numba_itself(model_path, ranks):
 
 
 def test_under_mpirun_every_rank_gets_the_results(llm, model_path):
-    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "everything")
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "everything")
     assert result.returncode == 0, result.stderr
     first, second = (json.loads(line) for line in result.stdout.splitlines())
     assert first == second
@@ -224,14 +224,14 @@ def test_under_mpirun_every_rank_gets_the_results(llm, model_path):
 
 
 def test_under_mpirun_calls_that_differ(model_path):
-    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "differing")
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "differing")
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines():
         assert "rank 0: generate, rank 1: score" in json.loads(line)["refused"]
 
 
 def test_under_mpirun_an_error_of_one_rank_ends_all(model_path):
-    result = mpirun(2, sys.executable, TESTS / "run_llm.py", model_path, "failing", timeout=60)
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "failing", timeout=60)
     assert result.returncode != 0
     assert "my own mistake" in result.stderr
 
@@ -351,7 +351,7 @@ def test_another_rank_sleeps_when_there_is_no_work(model_path):
 
 def test_numba_that_was_loaded_before_keeps_its_target(model_path):
     """That of the machine, if nobody has said anything."""
-    own = ("env", "-u", "NUMBA_CPU_NAME", "-u", "NUMBA_CPU_FEATURES", sys.executable, TESTS / "run_llm.py")
+    own = ("env", "-u", "NUMBA_CPU_NAME", "-u", "NUMBA_CPU_FEATURES", sys.executable, SCRIPTS / "run_llm.py")
     result = run(*own, model_path, "everything", 2, env={"NUMATP_ISA": "avx2", "SHOW_LOG": "1"})
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["text"].startswith(" Paris")

@@ -5,8 +5,8 @@ import io
 
 import numpy as np
 import pytest
-import tiny
-from test_kernels import KERNEL
+from support.kernels import KERNEL
+from support.models import tiny
 
 from numatp import models
 from numatp.engine.engine import read_spec

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import trees
-from sysfs import desktop, epyc, make_machine, write, write_huge_pages, write_process, write_settings, xeon
+from support.machines import trees
+from support.machines.sysfs import desktop, epyc, make_machine, write, write_huge_pages, write_process, write_settings, xeon
 
 from numatp.advice.plan import describe, make_plan
 from numatp.engine.draft import read_header

@@ -8,41 +8,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-import naive
 import numpy as np
 import pytest
-import tiny
-from conftest import TESTS, mpirun, run
-
-TOKENS = [int(t) for t in np.random.default_rng(1).integers(0, tiny.SIZES["vocab"], 70)]
-CHUNKS = (64, 1, 4, 1)  # across a cache block of 64; both programs
-
-# Largest relative error of a row of logits, as norms. F32, F16 and BF16 multiply exactly what naive.py multiplies: what is left is
-# float32 sums and now and then another rounding of a cached float16. The quantised formats round activations to 8 bits, a step of
-# about 2.5 / 127 of a block's size per value, sqrt(12) smaller as noise, over about 10 products in a chain, with a factor of 2.
-F16_ROUNDING = 2.0**-11
-TOLERANCE = {
-    "F32": F16_ROUNDING, "F16": F16_ROUNDING, "BF16": F16_ROUNDING,
-    "Q8_0": 0.04, "Q4_0": 0.04, "Q4_1": 0.04, "Q5_0": 0.04, "Q5_1": 0.04,
-}  # fmt: skip
-
-
-def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=(), shares=()):
-    out = tmp_path / "logits.npy"
-    arguments = [path, out, 0 if launcher else ranks, threads, ",".join(map(str, TOKENS)), ",".join(map(str, chunks))]
-    arguments += [",".join(map(str, shares))] if shares else []
-    command = [sys.executable, TESTS / "run_engine.py", *arguments]
-    result = mpirun(ranks, *command) if launcher else run(*command)
-    assert result.returncode == 0, result.stderr
-    return np.load(out)
-
-
-def expected(tensors, chunks=CHUNKS, sizes=tiny.SIZES):
-    return naive.logits(sizes, tensors, TOKENS)[np.cumsum(chunks) - 1]
-
-
-def error(got, wanted):
-    return (np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
+from support.commands import SCRIPTS, mpirun, run
+from support.engines import CHUNKS, TOKENS, engine_logits, expected
+from support.logits import TOLERANCE, error
+from support.models import tiny
+from support.reference import naive
 
 
 @pytest.mark.parametrize("matrix_type", sorted(TOLERANCE))
@@ -107,7 +79,7 @@ def test_mpi_ranks_agree_with_naive(tmp_path):
 def test_ranks_with_unequal_threads_agree_with_naive(tmp_path):
     tensors = tiny.write(tmp_path / "tiny.gguf")
     commands = [
-        [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "logits.npy", 0, threads,
+        [sys.executable, SCRIPTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "logits.npy", 0, threads,
          ",".join(map(str, TOKENS)), ",".join(map(str, CHUNKS))]
         for threads in (3, 1, 2)
     ]  # fmt: skip
@@ -125,7 +97,7 @@ def test_steps_may_be_cut_anywhere(tmp_path):
 
 def test_a_second_process_compiles_nothing(tmp_path):
     tiny.write(tmp_path / "tiny.gguf", "Q4_1")
-    command = [sys.executable, TESTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "out.npy", 0, 1, "5,6", "1,1"]
+    command = [sys.executable, SCRIPTS / "run_engine.py", tmp_path / "tiny.gguf", tmp_path / "out.npy", 0, 1, "5,6", "1,1"]
     first = mpirun(2, *command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
     second = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path / "cache")})
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr

@@ -6,10 +6,8 @@ from dataclasses import replace
 import gguf
 import numpy as np
 import pytest
-import tiny_cohere2
-import tiny_qwen3
-import tiny_qwen3next
-from golden import FEATURES, GOLDEN
+from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3next
+from support.models.golden import FEATURES, GOLDEN
 
 from numatp import models
 from numatp.errors import UserError

@@ -4,18 +4,12 @@ architecture cannot pass both in them and in numatp.
 
 import json
 
-import naive_cohere2
-import naive_qwen3
-import naive_qwen3moe
-import naive_qwen3next
 import numpy as np
 import pytest
-import tiny_cohere2
-import tiny_qwen3
-import tiny_qwen3moe
-import tiny_qwen3next
-from conftest import TESTS
-from test_model import F16_ROUNDING, error
+from support.commands import TESTS
+from support.logits import F16_ROUNDING, error
+from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
+from support.reference import naive_cohere2, naive_qwen3, naive_qwen3moe, naive_qwen3next
 
 RECORDED = json.loads((TESTS / "data/tiny_logits.json").read_text())
 

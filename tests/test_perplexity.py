@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import BIN, TESTS, mpirun, numatp
+from support.commands import BIN, TESTS, mpirun, numatp
 
 FLOAT64 = json.loads((TESTS / "data/perplexity.json").read_text())
 COMMAND = ("perplexity", "-f", TESTS / "data/text.txt", "-c", 512)

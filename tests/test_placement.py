@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from sysfs import desktop, epyc, make_machine, xeon
+from support.machines.sysfs import desktop, epyc, make_machine, xeon
 
 from numatp.errors import MachineError, UserError
 from numatp.machine import policy

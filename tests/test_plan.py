@@ -6,10 +6,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-import tiny
-from conftest import BIN, TESTS, mpirun, numatp, run
-from golden import GOLDEN
-from sysfs import xeon
+from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
+from support.machines.sysfs import xeon
+from support.models import tiny
+from support.models.golden import GOLDEN
 
 from numatp import quants
 from numatp.advice import plan
@@ -40,7 +40,7 @@ def test_the_engine_takes_what_was_planned(tmp_path, name):
     if isinstance(model, dict):
         tiny.write(tmp_path / "model.gguf", **model)
         model = tmp_path / "model.gguf"
-    result = run(sys.executable, TESTS / "run_plan.py", model, ranks, 32)
+    result = run(sys.executable, SCRIPTS / "run_plan.py", model, ranks, 32)
     assert result.returncode == 0, result.stderr
     engine, made = json.loads(result.stdout), planned(str(model), ranks=ranks, context=32)
     first = made.ranks[0]

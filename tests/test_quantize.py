@@ -6,15 +6,13 @@ import signal
 import subprocess
 import time
 
-import folders
 import gguf
-import golden_folders
 import numpy as np
 import pytest
-import tiny
-from conftest import BIN, numatp, run
-from golden import FEATURES, GOLDEN
-from quantized_folders import write_llama
+from support.commands import BIN, numatp, run
+from support.models import folders, golden_folders, tiny
+from support.models.golden import FEATURES, GOLDEN
+from support.models.quantized_folders import write_llama
 
 from numatp import quants
 from numatp.errors import MachineError, UserError

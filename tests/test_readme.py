@@ -5,7 +5,7 @@ import shlex
 import sys
 
 import pytest
-from conftest import BIN, TESTS, mpirun, run
+from support.commands import BIN, TESTS, mpirun, run
 
 from numatp import models, quants
 

@@ -5,7 +5,7 @@ import json
 import gguf
 import numpy as np
 import pytest
-from golden import GOLDEN
+from support.models.golden import GOLDEN
 
 from numatp.files.gguf import read_gguf
 from numatp.models.rope import llama3_factors, plain, read_rope

@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from conftest import numatp
+from support.commands import numatp
 
 from numatp.engine.sampler import Choice, Sampler
 from numatp.engine.sampling import SamplingParams, recommended_params

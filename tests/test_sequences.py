@@ -3,75 +3,21 @@
 import json
 import sys
 
-import naive_cohere2
-import naive_qwen3
-import naive_qwen3moe
-import naive_qwen3next
 import numpy as np
 import pytest
-import tiny_cohere2
-import tiny_qwen3
-import tiny_qwen3moe
-import tiny_qwen3next
-from conftest import TESTS, run
-from test_model import F16_ROUNDING, error
+from support.commands import SCRIPTS, run
+from support.engines import ALONE, MODELS, SEQUENCES, check, run_plan
+from support.logits import F16_ROUNDING, error
+from support.models import tiny_cohere2
 
 from numatp.errors import NumatpError
 from numatp.machine import isa
-
-
-def eight_bits(rows):
-    """Blocks of 32 values as 8-bit integers times a scale, which is how quantised formats take their rows."""
-    blocks = rows.reshape(len(rows), -1, 32)
-    scales = np.abs(blocks).max(-1, keepdims=True) / 127
-    return (np.rint(blocks / scales) * scales).reshape(rows.shape)
-
-
-# name: (tiny model, its naive forward)
-MODELS = {
-    "cohere2": (tiny_cohere2, naive_cohere2), "qwen3": (tiny_qwen3, naive_qwen3), "qwen3moe": (tiny_qwen3moe, naive_qwen3moe),
-    "qwen3next": (tiny_qwen3next, naive_qwen3next),
-}  # fmt: skip
-LENGTHS = (230, 41, 150)  # more than three times the window, less than it, more than twice; windows of 70, cache blocks of 64
-SEQUENCES = [np.random.default_rng(i).integers(0, 200, length).tolist() for i, length in enumerate(LENGTHS)]
 
 # Steps of [sequence, number of tokens], at most 48 tokens in all.
 TOGETHER = [
     [[0, 45]], [[2, 1], [0, 40], [1, 7]], [[2, 30]], *[[[2, 9], [0, 20], [1, 8]]] * 4, *[[[0, 1], [2, 25], [1, 1]]] * 2,
     *[[[1, 1], [0, 1], [2, 1]]] * 3, *[[[0, 40], [2, 5]]] * 2, *[[[0, 1]]] * 20, *[[[2, 1]]] * 20,
 ]  # fmt: skip
-ALONE = [[[0, n]] for n in (1, 2, 40, *[1] * 20, 48, 48, *[1] * 60, 11)]
-
-
-def run_plan(path, tmp_path, ranks, steps, sequences, threads=0, **environ):
-    plan = json.dumps({"sequences": sequences, "steps": steps})
-    out = tmp_path / "rows.npz"
-    result = run(sys.executable, TESTS / "run_sequences.py", path, out, ranks, threads, plan, env=environ)
-    assert result.returncode == 0, result.stderr
-    return dict(np.load(out)), json.loads(result.stdout)
-
-
-def log_probabilities(logits):
-    top = logits.max(-1, keepdims=True)
-    return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
-
-
-def check(model, got, sequences, tensors, matrix_type="F32"):
-    module, reference = MODELS[model]
-    for sequence, tokens in enumerate(sequences):
-        wanted = reference.logits(module.SIZES, tensors, tokens)
-        allowed = F16_ROUNDING
-        if matrix_type != "F32":  # the same noise in other places: twice what rounding does to the naive pass
-            allowed = 2 * error(reference.logits(module.SIZES, tensors, tokens, eight_bits), wanted)
-        positions = [int(name.split(",")[1]) for name in got if name.startswith(f"{sequence},")]
-        assert max(positions) == len(tokens) - 1
-        assert error(np.array([got[f"{sequence},{p}"] for p in positions]), wanted[positions]) < allowed
-        scores = log_probabilities(wanted[:-1])[np.arange(len(tokens) - 1), tokens[1:]]
-        # Logits' errors are bounded as norms; a single one may be as large as the largest logits are above the typical one.
-        size = 4 * np.sqrt((wanted**2).mean())
-        assert np.abs(got[f"scores{sequence}"] - scores).max() < allowed * size
-
-
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1), (3, 2), (5, 1)])
 def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads):
@@ -136,7 +82,7 @@ def test_requests_that_wait_for_room_get_the_answers_that_they_would_get_alone(t
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, 200, length).tolist() for length in (130, 20, 75, 100, 1)]
     plan = {"prompts": prompts, "max_tokens": 12, "context": 260, "at_once": 2, "cancelled": 1}
-    result = run(sys.executable, TESTS / "run_requests.py", tmp_path / "tiny.gguf", 2, json.dumps(plan))
+    result = run(sys.executable, SCRIPTS / "run_requests.py", tmp_path / "tiny.gguf", 2, json.dumps(plan))
     assert result.returncode == 0, result.stderr
     answers = json.loads(result.stdout)
     assert 0 < len(answers[1]) < 12

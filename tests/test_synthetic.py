@@ -6,7 +6,7 @@ import sys
 import gguf
 import numpy as np
 import pytest
-from conftest import TESTS, numatp, run
+from support.commands import TESTS, numatp, run
 
 sys.path.insert(0, str(TESTS.parent / "bench"))
 import synthetic

@@ -1,6 +1,5 @@
 """The tokenizer against recorded ids of llama.cpp (tests/data/make_smollm2_tokens.py), and streams of pieces."""
 
-import json
 import random
 import subprocess
 import sys
@@ -9,15 +8,14 @@ from pathlib import Path
 
 import gguf
 import pytest
-import vocabularies
+from support.models import vocabularies
+from support.models.vocabularies import RECORDED, WORDS
 
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import BYTE_OF_CHAR, StreamDecoder, Tokenizer
 
 DATA = Path(__file__).parent / "data"
-RECORDED = json.loads((DATA / "smollm2_tokens.json").read_text())
-WORDS = json.loads((DATA / "words_tokens.json").read_text())  # data/make_words_tokens.py
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 
 

@@ -1,29 +1,17 @@
 """Tokenizers of Hugging Face folders, against those of GGUF files with the same vocabulary."""
 
-import json
-from pathlib import Path
 
-import folders
 import pytest
 import tokenizers
-import vocabularies
+from support.models import vocabularies
+from support.models.folders import folder_of
+from support.models.vocabularies import RECORDED, WORDS
 
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
 
-DATA = Path(__file__).parent / "data"
-RECORDED = json.loads((DATA / "smollm2_tokens.json").read_text())
-WORDS = json.loads((DATA / "words_tokens.json").read_text())
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
-
-
-def folder_of(tokenizer, folder, added=None, decoder=None, before=None, **files):
-    folder.mkdir()
-    folders.write_tokenizer(folder, tokenizer, added, decoder, before)
-    for name, content in ({"config": {}} | files).items():
-        (folder / f"{name}.json").write_text(json.dumps(content))
-    return folder
 
 
 @pytest.fixture(scope="module")

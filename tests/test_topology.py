@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sysfs import GIB, desktop, epyc, make_machine, write, write_node_memory, xeon
+from support.machines.sysfs import GIB, desktop, epyc, make_machine, write, write_node_memory, xeon
 
 from numatp.errors import MachineError, UserError
 from numatp.machine.topology import Core, format_cpulist, free_bytes, memory_limit_bytes, parse_cpulist, read_machine

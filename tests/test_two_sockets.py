@@ -7,19 +7,19 @@ import re
 import sys
 from pathlib import Path
 
-import emulated_machine
 import pytest
-import tiny
-from conftest import BIN, TESTS, run
+from support.commands import BIN, SCRIPTS, run
+from support.machines import emulated_machine
+from support.models import tiny
+from support.models.vocabularies import WORDS
 
-WORDS = json.loads((TESTS / "data/words_tokens.json").read_text())
 SIZES = tiny.SIZES | {
     "width": 512, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1600, "context": 8192, "vocab": len(WORDS["bpe"]["tokens"]),
 }  # fmt: skip
 PROMPT = "The quick brown fox"
 TOKENS = f"-p '{PROMPT}' --temp 0 --ignore-eos -t 1"
 MPIRUN = BIN / "mpirun"
-REFUSED = f"{sys.executable} {TESTS / 'refuse.py'} set_mempolicy,mbind,get_mempolicy,move_pages"
+REFUSED = f"{sys.executable} {SCRIPTS / 'refuse.py'} set_mempolicy,mbind,get_mempolicy,move_pages"
 # Runs the rest of its line in a control group that has cpus 0 and 1 and the memory of node 0 only.
 HIDE_NODE_1 = (
     "mkdir /sys/fs/cgroup/a && echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control && cd /sys/fs/cgroup/a && "
@@ -110,7 +110,7 @@ def test_two_nodes(folder, texts):
             "bandwidth": f"NUMATP_ISA=avx2 {BIN / 'numatp'} bandwidth --size 2 -t 1 -o json",
             "plan": numatp("plan", model, "--ranks 2 -ts auto -o json"),
             "doctor": f"{BIN / 'numatp'} doctor -o json",
-            "script": f"NUMATP_ISA=avx2 {sys.executable} {TESTS / 'run_two_sockets.py'} {model} '{PROMPT}'; "
+            "script": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_two_sockets.py'} {model} '{PROMPT}'; "
             "status=$?; pgrep -f '[e]ngine.worker' && exit 9; exit $status",
             "compared": numatp("bench", model, compared),
         }
@@ -176,7 +176,7 @@ def moved(command):
     return (
         f"{command} >/tmp/out 2>/tmp/err & job=$!; "
         f"{{ until grep -q 'pages after load' /tmp/err; do sleep 0.1; done; {RANK_1}; }} | "
-        f"{sys.executable} {TESTS / 'move_pages.py'} 0 >&2; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; exit $status"
+        f"{sys.executable} {SCRIPTS / 'move_pages.py'} 0 >&2; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; exit $status"
     )
 
 

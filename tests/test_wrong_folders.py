@@ -3,14 +3,11 @@
 import json
 import struct
 
-import folders
 import numpy as np
 import pytest
-import tiny
-import tiny_qwen3moe
-import tiny_qwen3next
-from quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
 from safetensors.numpy import load_file
+from support.models import folders, tiny, tiny_qwen3moe, tiny_qwen3next
+from support.models.quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
 
 from numatp import models
 from numatp.errors import UserError

@@ -53,11 +53,11 @@ Where all words of forward exist, this file is all that numatp/ needs; the steps
 6. Add a tiny model to MODELS in tests/data/make_golden.py: matrices of 32, 64, ... columns, a layer of each kind. What transformers
    or the converter want for this class alone goes into model_of, values_of (PLUS_ONE: norms around 0) and convert there. In an
    environment as its docstring says, `python tests/data/make_golden.py CONVERTER NAME` has transformers compute the logits and
-   llama.cpp's converter write the file: golden/NAME.gguf, .npz and .json. Then write down for the tests
-   - each feature, with a way to take it out, in FEATURES of tests/golden.py (a second model of an architecture: in VARIANTS of
+   llama.cpp's converter write the file: golden/NAME.gguf, .npz and .json. Then write down for the tests, in tests/support/models,
+   - each feature, with a way to take it out, in FEATURES of golden.py (a second model of an architecture: in VARIANTS of
      tests/test_golden.py as well);
-   - names of the folder that LAYER of tests/folders.py lacks, and numbers that are not those of the GGUF file, in a function of
-     tests/golden_folders.py that `write` there calls by NAME: a second time, so that a slip in the table is seen;
+   - names of the folder that LAYER of folders.py lacks, and numbers that are not those of the GGUF file, in a function of
+     golden_folders.py that `write` there calls by NAME: a second time, so that a slip in the table is seen;
    - tensors that a file may lack, in `optional` of tests/test_models.py.
        pytest tests/test_golden.py tests/test_models.py tests/test_plan.py tests/test_quantize.py tests/test_program.py -k NAME
    This tests logits on 1, 2, 3 and 5 ranks, and from the folder, every feature, refusals of tensors, that plans count the bytes and

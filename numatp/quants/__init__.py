@@ -29,8 +29,8 @@ run in (.venv/bin/pytest); NAME is the GGUF name. An edit here or in kernels/ ha
    what a weight is, where in the file's block everything lies, and where in the tile. Set the constants. A function that is just
    that of another format is taken from there: iq4_nl has `pack = q4_0.pack`.
        pytest tests/test_plan.py -k sizes_of_formats
-2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In SCALES of tests/tiny.py say where the
-   block's float16 scales lie if the gguf package reads the format and does not write it.
+2. Write `unpack` in plain numpy, multiplying in the order in which the gguf package does. In SCALES of
+   tests/support/models/tiny.py say where the block's float16 scales lie if the gguf package reads the format and does not write it.
        pytest tests/test_kernels.py -k "NAME and unpack"
 3. Write `pack` and `element`. The weights of few bits go into planes (kernels/planes.py), what belongs to a unit behind its
    planes, what super-blocks share before their units: packer of kernels/superblock.py makes `pack` of a function for one unit.

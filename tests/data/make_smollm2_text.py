@@ -12,8 +12,8 @@ import numpy as np
 
 DATA = Path(__file__).parent
 sys.path[:0] = [str(DATA.parent), str(DATA.parents[1] / "bench")]
-import naive  # noqa: E402
 from perplexity import dequantised, sizes_of  # noqa: E402
+from support.reference import naive  # noqa: E402
 
 from numatp.files.gguf import read_gguf  # noqa: E402
 from numatp.files.models import resolve_model  # noqa: E402

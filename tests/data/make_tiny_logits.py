@@ -14,10 +14,7 @@ import numpy as np
 
 DATA = Path(__file__).parent
 sys.path.insert(0, str(DATA.parent))
-import tiny_cohere2  # noqa: E402
-import tiny_qwen3  # noqa: E402
-import tiny_qwen3moe  # noqa: E402
-import tiny_qwen3next  # noqa: E402
+from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next  # noqa: E402
 
 MODELS = {"cohere2": tiny_cohere2, "qwen3": tiny_qwen3, "qwen3moe": tiny_qwen3moe, "qwen3next": tiny_qwen3next}
 POSITIONS = (0, 3, 69, 70, 150, 229)

@@ -17,7 +17,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from numatp.text.tokenizer import BYTE_OF_CHAR
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-import vocabularies
+from support.models import vocabularies
 
 HERE = Path(__file__).parent
 RULES = [

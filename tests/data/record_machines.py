@@ -9,9 +9,9 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-import emulated_machine  # noqa: E402
+from support.machines import emulated_machine  # noqa: E402
 
-RECORD = f"{sys.executable} {HERE.parent / 'trees.py'} /"
+RECORD = f"{sys.executable} {HERE.parent / 'support/machines/trees.py'} /"
 CHANGED = (
     "echo 0 > /sys/devices/system/cpu/cpu3/online && "
     "echo 64 > /sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages"

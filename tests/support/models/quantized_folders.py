@@ -1,7 +1,7 @@
 """Matrices as AWQ, GPTQ, FP8 and compressed-tensors store them, written down from their definitions one number at a time."""
 
-import folders
 import numpy as np
+from support.models import folders
 
 
 def words(codes, bits, order=None):

@@ -5,12 +5,8 @@ import json
 
 import numpy as np
 import safetensors
-import tiny
-import tiny_cohere2
-import tiny_qwen3
-import tiny_qwen3moe
-import tiny_qwen3next
 import tokenizers
+from support.models import tiny, tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
 
 ENDS = {
     "token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight",
@@ -187,3 +183,11 @@ def write_small_tokenizer(folder, size):
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
     bpe.add_special_tokens(["<|endoftext|>"])
     bpe.save(str(folder / "tokenizer.json"))
+
+
+def folder_of(tokenizer, folder, added=None, decoder=None, before=None, **files):
+    folder.mkdir()
+    write_tokenizer(folder, tokenizer, added, decoder, before)
+    for name, content in ({"config": {}} | files).items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder

@@ -1,7 +1,7 @@
 """A Qwen3-Next forward pass without experts in float64, as naive.py is for Llama. It imports nothing of numatp."""
 
 import numpy as np
-from naive import half, norm
+from support.reference.naive import half, norm
 
 
 def logits(sizes, tensors, tokens, rounded=lambda rows: rows):

@@ -2,7 +2,7 @@
 
 import gguf
 import numpy as np
-import vocabularies
+from support.models import vocabularies
 
 SIZES = {
     "width": 96, "heads": 9, "kv_heads": 3, "head_size": 32, "ffn": 160, "vocab": 200, "layers": 2,

@@ -8,11 +8,14 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 from unittest.mock import patch
+
+sys.path.append(str(Path(__file__).parents[2]))
 
 
 def main():
-    import golden
+    from support.models import golden
 
     from numatp.engine.job import Job
     from numatp.engine.start import start_ranks

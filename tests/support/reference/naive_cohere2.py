@@ -1,7 +1,7 @@
 """A Cohere2 forward pass in float64, as naive.py is for Llama. It imports nothing of numatp."""
 
 import numpy as np
-from naive import half, rotate
+from support.reference.naive import half, rotate
 
 
 def logits(sizes, tensors, tokens, rounded=lambda rows: rows):

@@ -1,8 +1,8 @@
 """A Qwen3 forward pass in float64, as naive.py is for Llama. It imports nothing of numatp."""
 
 import numpy as np
-from naive import half, norm
-from naive_qwen3next import rotate_halves, silu
+from support.reference.naive import half, norm
+from support.reference.naive_qwen3next import rotate_halves, silu
 
 
 def logits(sizes, tensors, tokens, rounded=lambda rows: rows):

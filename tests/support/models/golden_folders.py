@@ -5,9 +5,9 @@ and with the numbers that transformers gives them.
 import json
 from collections import defaultdict
 
-import folders
 import numpy as np
-from golden import GOLDEN
+from support.models import folders
+from support.models.golden import GOLDEN
 
 from numatp import quants
 from numatp.files.gguf import read_gguf

@@ -5,9 +5,10 @@ another function for a word of program/ops.py, which gets the true one first.
 """
 
 from math import sqrt
-from pathlib import Path
 
-GOLDEN = Path(__file__).parent / "data/golden"
+from support.commands import TESTS
+
+GOLDEN = TESTS / "data/golden"
 
 
 def tensors(pattern, value):

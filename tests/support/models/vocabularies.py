@@ -1,7 +1,12 @@
-"""GGUF files that hold a vocabulary and no tensors."""
+"""Recorded tokens, and GGUF files that hold a vocabulary and no tensors."""
+
+import json
 
 import gguf
+from support.commands import TESTS
 
+RECORDED = json.loads((TESTS / "data/smollm2_tokens.json").read_text())  # data/make_smollm2_tokens.py
+WORDS = json.loads((TESTS / "data/words_tokens.json").read_text())  # data/make_words_tokens.py
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 
 

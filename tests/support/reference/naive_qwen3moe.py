@@ -1,9 +1,9 @@
 """A Qwen3 forward pass with experts in float64, as naive.py is for Llama. It imports nothing of numatp."""
 
 import numpy as np
-from naive import norm
-from naive_qwen3 import attention
-from naive_qwen3next import silu
+from support.reference.naive import norm
+from support.reference.naive_qwen3 import attention
+from support.reference.naive_qwen3next import silu
 
 
 def logits(sizes, tensors, tokens, rounded=lambda rows: rows):
