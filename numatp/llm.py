@@ -4,7 +4,8 @@ import atexit
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from queue import SimpleQueue
@@ -19,6 +20,7 @@ from numatp.files.models import resolve_model
 
 if TYPE_CHECKING:
     from numatp.engine.requests import Finish
+    from numatp.text.stream import Piece
 
 log = logging.getLogger("numatp")
 log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
@@ -38,6 +40,7 @@ class Output:
     prompt_seconds: float  # until the first token
     decoded_tokens: int
     decode_seconds: float
+    reasoning: str = ""  # what a model with channels (gpt-oss) says before its answer
 
 
 @dataclass(frozen=True)
@@ -361,39 +364,49 @@ class Answer:
 
     def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
         from numatp.engine.requests import Request
-        from numatp.text.stops import Stops
-        from numatp.text.tokenizer import StreamDecoder
+        from numatp.text.stream import TextStream
 
         self._queue: SimpleQueue[int | Finish | BaseException] = SimpleQueue()
-        self._decoder, self._stops = StreamDecoder(llm.tokenizer), Stops(params.stops)
+        self._text = TextStream(llm.tokenizer, params.stops, tokens)
         self._request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
         llm._service.submit(self._request)
 
     def __iter__(self) -> Iterator[str]:
+        """The answer, without the model's reasoning."""
+        with closing(self.pieces()) as pieces:
+            yield from (piece.text for piece in pieces if piece.part == "answer")
+
+    def pieces(self) -> "Generator[Piece]":
+        """The answer and the model's reasoning, in the order in which they are said."""
         try:
             while self.finish is None:
                 item = self._queue.get()
                 if isinstance(item, BaseException):
                     raise item
                 if isinstance(item, int):
-                    if self._stops.found:
-                        continue  # tokens that were under way when the stop string was seen
+                    if self._text.stopped:
+                        continue  # tokens that were under way when the stop text was seen
                     self.token_ids.append(item)
-                    piece = self._stops.push(self._decoder.push(item))
-                    if self._stops.found:
+                    piece = self._text.push(item)
+                    if self._text.stopped:
                         self._request.cancelled.set()
                 else:
-                    self.finish = replace(item, reason="stop") if self._stops.found else item
-                    piece = "" if self._stops.found else self._stops.push(self._decoder.finish()) + self._stops.finish()
-                if piece:
+                    self.finish = replace(item, reason="stop") if self._text.stopped else item
+                    piece = self._text.finish()
+                if piece.text:
                     yield piece
         finally:
             self._request.cancelled.set()
 
     def output(self) -> Output:
-        text = "".join(self)
+        texts = {"answer": "", "reasoning": ""}
+        for piece in self.pieces():
+            texts[piece.part] += piece.text
         assert self.finish
         f = self.finish
-        return Output(text, self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds)
+        return Output(
+            texts["answer"], self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds,
+            texts["reasoning"],
+        )  # fmt: skip

@@ -53,12 +53,21 @@ def read_text(path: str) -> str:
 
 
 def show_answer(llm: LLM, prompt, params) -> str:
-    """Streams an answer to stdout and its speed to stderr; returns the text."""
-    answer, text = llm.answer(prompt, params), ""
-    for piece in answer:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-        text += piece
+    """Streams an answer to stdout, and what the model says to itself before it and its speed to stderr; returns the answer."""
+    answer, text, reasoned = llm.answer(prompt, params), "", False
+    for piece in answer.pieces():
+        reasoning = piece.part == "reasoning"
+        if reasoning and not reasoned:
+            note("the model's reasoning, which is no part of its answer:")
+        elif reasoned and not reasoning:
+            print(file=sys.stderr, flush=True)
+        reasoned = reasoning
+        stream = sys.stderr if reasoning else sys.stdout
+        stream.write(piece.text)
+        stream.flush()
+        text += "" if reasoning else piece.text
+    if reasoned:
+        print(file=sys.stderr, flush=True)
     print(flush=True)
     end = answer.finish
     assert end

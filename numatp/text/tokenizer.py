@@ -29,6 +29,10 @@ END_NAMES = {
 }  # fmt: skip
 
 
+# Where these end a text, another one ends only a message of it: what a model says to itself before its answer.
+ANSWER_ENDS, MESSAGE_END = {"<|return|>", "<|call|>"}, "<|end|>"
+
+
 def _byte_of_char() -> dict[str, int]:
     """Byte-level vocabularies spell each byte as one printable character: itself, or the next one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -95,7 +99,6 @@ class Tokenizer:
             return tokens[token_id(key)] if key in gguf.metadata else ""
 
         ends = {token_id(key) for key in END_KEYS if key in gguf.metadata}
-        ends |= {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token in END_NAMES}
         return cls(
             tokens,
             kinds,
@@ -105,7 +108,7 @@ class Tokenizer:
             if gguf.flag("tokenizer.ggml.add_bos_token", KINDS[kind].bos(gguf))
             else None,
             eos=token_id("tokenizer.ggml.eos_token_id") if gguf.flag("tokenizer.ggml.add_eos_token", False) else None,
-            eos_ids=frozenset(ends),
+            eos_ids=end_ids(tokens, kinds, ends),
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
             bos_name=name("tokenizer.ggml.bos_token_id"),
             eos_name=name("tokenizer.ggml.eos_token_id"),
@@ -149,6 +152,11 @@ class Tokenizer:
         """Special tokens give nothing, and bytes that form no character U+FFFD."""
         return b"".join(map(self.token_bytes, ids)).decode(errors="replace")
 
+    def special_id(self, name: str) -> int | None:
+        """The special token of that name."""
+        id = self._named.get(name)
+        return id if id is not None and self.kinds[id] == CONTROL else None
+
     def token_bytes(self, id: int) -> bytes:
         if not 0 <= id < self.vocab_size:
             raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
@@ -163,6 +171,14 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
         return FolderTokenizer(Path(path))
     return Tokenizer.from_gguf(read_gguf(path))
+
+
+def end_ids(tokens: Sequence[str], kinds: Sequence[int], said: Iterable[int]) -> frozenset[int]:
+    """All tokens that end a text: those that the model's files say, and those known by their names."""
+    ends = set(said) | {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token in END_NAMES}
+    if {tokens[id] for id in ends} >= ANSWER_ENDS:
+        ends = {id for id in ends if tokens[id] != MESSAGE_END}
+    return frozenset(ends)
 
 
 class StreamDecoder:

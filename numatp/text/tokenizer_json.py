@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 from numatp.files.folder import read_bytes_of, read_json
 from numatp.files.gguf_header import fail, quote
 from numatp.files.safetensors import parse_json
-from numatp.text.tokenizer import BYTE, CONTROL, END_NAMES, NORMAL, USER_DEFINED, Tokenizer, spell_byte_level, spell_sentencepiece
+from numatp.text.tokenizer import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    USER_DEFINED,
+    Tokenizer,
+    end_ids,
+    spell_byte_level,
+    spell_sentencepiece,
+)
 
 if TYPE_CHECKING:
     import tokenizers
@@ -51,14 +60,13 @@ class FolderTokenizer(Tokenizer):
             kinds[id] = CONTROL if special else USER_DEFINED
         config = _optional(folder / "tokenizer_config.json")
         names = {key: _name(config.get(f"{key}_token")) for key in ("bos", "eos", "unk", "pad")}
-        named = {token: id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token}
-        ends = {id for token, id in named.items() if token in END_NAMES or token == names["eos"]}
-        ends |= set(_end_ids(folder, size))
+        said = {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token and token == names["eos"]}
+        ends = end_ids(tokens, kinds, said.union(_end_ids(folder, size)))
         # What encode puts around a text: a start token, an end token, or both.
         bos = around[0] if around and around[0] not in ends else None
         eos = around[-1] if around and around[-1] in ends else None
         super().__init__(
-            tokens, kinds, bpe, spell_byte_level if byte_level else spell_sentencepiece, bos=bos, eos=eos, eos_ids=frozenset(ends),
+            tokens, kinds, bpe, spell_byte_level if byte_level else spell_sentencepiece, bos=bos, eos=eos, eos_ids=ends,
             chat_template=_chat_template(folder, config), bos_name=names["bos"], eos_name=names["eos"],
         )  # fmt: skip
         self.byte_level, self.described = byte_level, described

@@ -1,0 +1,88 @@
+"""The text of an answer as it is streamed: whole characters, stop texts, and the channels of models that reason first."""
+
+import pytest
+
+from numatp.text.stream import Piece, TextStream
+from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, Tokenizer, end_ids, spell_byte_level
+
+MARKS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
+ANSWER = (
+    "<|channel|>analysis<|message|>Hm, né STOP?<|end|><|start|>assistant<|channel|>commentary to=f<|message|>{}<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>Yes é.<|return|>"
+)
+
+
+def vocabulary(marks):
+    """A token for each byte, and special ones."""
+    tokens, kinds = [*BYTE_OF_CHAR, *marks], [NORMAL] * 256 + [CONTROL] * len(marks)
+    return Tokenizer(tokens, kinds, None, spell_byte_level, bos=None, eos=None, eos_ids=frozenset(), chat_template=None)
+
+
+def ids_of(tokenizer, text):
+    """Marks as their tokens, everything else byte by byte."""
+    ids, byte_ids = [], {byte: id for id, byte in enumerate(BYTE_OF_CHAR.values())}
+    while text:
+        mark = next((mark for mark in MARKS if text.startswith(mark) and tokenizer.special_id(mark)), None)
+        ids += [tokenizer.special_id(mark)] if mark else [byte_ids[byte] for byte in text[0].encode()]
+        text = text.removeprefix(mark) if mark else text[1:]
+    return ids
+
+
+def streamed(stream, ids):
+    pieces = [*map(stream.push, ids), stream.finish()]
+    return {part: "".join(piece.text for piece in pieces if piece.part == part) for part in ("answer", "reasoning")}
+
+
+@pytest.mark.parametrize("prompt", ["<|start|>user<|message|>hi<|end|><|start|>assistant", "hi"])
+def test_the_answer_is_the_final_channel(prompt):
+    tokenizer = vocabulary(MARKS)
+    stream = TextStream(tokenizer, ["STOP"], ids_of(tokenizer, prompt))
+    assert streamed(stream, ids_of(tokenizer, ANSWER)) == {"answer": "Yes é.", "reasoning": "Hm, né STOP?{}"}
+
+
+def test_an_answer_that_goes_on_where_the_prompt_ends():
+    tokenizer = vocabulary(MARKS)
+    for prompt, part in (
+        ("<|start|>assistant<|channel|>final<|message|>Well, ", "answer"),
+        ("<|start|>assistant<|channel|>analysis<|message|>Well, ", "reasoning"),
+        ("<|start|>developer<|message|>Well, ", "answer"),
+        ("a text without marks", "answer"),
+    ):
+        stream = TextStream(tokenizer, (), ids_of(tokenizer, prompt))
+        assert stream.push(ids_of(tokenizer, "x")[0]) == Piece("x", part), prompt
+
+
+def test_a_model_without_channels_says_all():
+    tokenizer = vocabulary(MARKS[3:])
+    assert streamed(TextStream(tokenizer), ids_of(tokenizer, "a<|end|>bé")) == {"answer": "abé", "reasoning": ""}
+
+
+def test_characters_that_are_cut_where_a_channel_ends():
+    tokenizer = vocabulary(MARKS)
+    half = ids_of(tokenizer, "é")[:1]
+    ids = ids_of(tokenizer, "<|channel|>analysis<|message|>a") + half + ids_of(tokenizer, "<|channel|>final<|message|>b") + half
+    assert streamed(TextStream(tokenizer), ids) == {"answer": "b\ufffd", "reasoning": "a\ufffd"}
+
+
+def test_a_stop_text_ends_the_answer():
+    tokenizer = vocabulary(MARKS)
+    stream = TextStream(tokenizer, ["aab"])
+    pieces = [stream.push(id).text for id in ids_of(tokenizer, "aaabaab")]
+    assert (pieces, stream.stopped, stream.finish().text) == (["", "", "a", "", "", "", ""], True, "")
+    stream = TextStream(tokenizer, ["aab"])
+    assert streamed(stream, ids_of(tokenizer, "xaa"))["answer"] == "xaa" and not stream.stopped
+
+
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (MARKS, {"<|return|>", "<|call|>"}),
+        (MARKS[:4], {"<|end|>"}),
+        (MARKS[:5], {"<|end|>", "<|return|>"}),
+    ],
+)
+def test_the_end_of_a_message_is_not_the_end_of_an_answer(names, ends):
+    tokens = [*BYTE_OF_CHAR, *names]
+    kinds = [NORMAL] * 256 + [CONTROL] * len(names)
+    for said in ({tokens.index("<|end|>")}, set()):
+        assert {tokens[id] for id in end_ids(tokens, kinds, said)} == ends
