@@ -1,12 +1,14 @@
-"""Builds the C runtime during `pip install`: one compiler call, warnings are errors."""
+"""Builds the C runtime during `pip install` or `pip wheel`: one compiler call, warnings are errors; and names the wheel after it."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 from setuptools import Extension
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-fPIC", "-shared", "-pthread"]
@@ -14,6 +16,10 @@ FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", "-fv
 
 class BuildNative(build_ext):
     """Compiles without Python's headers or libraries: the result is loaded with ctypes."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """numatp/_native.so: no Python's version is in its name, because any may load it."""
+        return fullname.replace(".", "/") + ".so"
 
     def build_extension(self, ext: Extension) -> None:
         compiler = shlex.split(os.environ.get("CC", "cc"))
@@ -31,3 +37,16 @@ class BuildNative(build_ext):
     def get_source_files(self) -> list[str]:
         """For the source distribution."""
         return [*super().get_source_files(), "native/build.py"]
+
+
+class NameWheel(bdist_wheel):
+    """Tags the wheel by what its runtime needs: any Python 3, and glibc of at least the newest symbol that it asks for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        _, _, platform = super().get_tag()
+        runtime = Path(self.get_finalized_command("build_ext").get_ext_fullpath("numatp._native"))
+        # An editable install asks before anything is built; a C library other than glibc has no such symbols.
+        versions = re.findall(rb"\0GLIBC_2\.(\d+)", runtime.read_bytes()) if runtime.exists() else []
+        if versions:
+            platform = platform.replace("linux", f"manylinux_2_{max(map(int, versions))}")
+        return "py3", "none", platform

@@ -53,10 +53,10 @@ SIGNATURES = {
 @cache
 def library() -> ctypes.CDLL:
     """The loaded library, its functions with their types."""
-    found = sorted(Path(__file__).parent.parent.glob("_native*.so"))
-    if not found:
+    path = Path(__file__).parent.parent / "_native.so"
+    if not path.exists():
         raise MachineError("numatp's C runtime is not built: install numatp with pip ('pip install .' in its folder)")
-    loaded = ctypes.CDLL(str(found[0]), use_errno=True)
+    loaded = ctypes.CDLL(str(path), use_errno=True)
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
