@@ -1,4 +1,4 @@
-"""Builds the C runtime during `pip install` or `pip wheel`: one compiler call, warnings are errors; and names the wheel after it."""
+"""Builds the C runtime during `pip install` or `pip wheel`: one compiler call, warnings are errors. It also names the wheel."""
 
 import os
 import re
