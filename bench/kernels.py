@@ -29,6 +29,7 @@ def child(options):
     from numatp.program.builder import Buffer, Program
     from numatp.program.ops import Ops, Site, Value
     from numatp.program.step import StepShape, StepWindow
+    from numatp.quants.table import FORMATS
     from numatp.ranks.alone import alone
     from numatp.weights.loader import Matrix, Vector
 
@@ -70,11 +71,11 @@ def child(options):
         return {op.name: float(seconds) for op, seconds in zip(made.ops, np.min(found[1:], 0), strict=True)}
 
     for name in options.formats or quants.names():
-        format = quants.find(name, name)
-        tile_bytes = quants.tile_bytes(format, COLUMNS)
+        format = FORMATS[name]
+        tile_bytes = format.bytes_of_tile(COLUMNS)
         for rows in (1, ROWS):
             tiles = min(area.num_bytes // tile_bytes, 65536 if rows == 1 else 4096 // 16)
-            if format.SUPER_BYTES:  # the phase, which no other byte may look like (kernels/superblock.py)
+            if format.super_bytes:  # the phase, which no other byte may look like (kernels/superblock.py)
                 memory[: tiles * tile_bytes].reshape(tiles, tile_bytes)[:, :8] = 0
             matrix = Matrix("w", format, area.address, tiles * 16, COLUMNS)
             seconds = measure(rows, lambda ops, x, matrix=matrix: ops.matmul("out", x, matrix))

@@ -31,7 +31,7 @@ def dequantised(file):
     for name, tensor in file.tensors.items():
         raw = np.fromfile(tensor.path, np.uint8, tensor.num_bytes, offset=tensor.offset)
         rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
-        tensors[name] = quants.find(tensor.type, name).unpack(raw.reshape(rows, -1)).reshape(tensor.shape)
+        tensors[name] = quants.kernels_of(tensor.type).unpack(raw.reshape(rows, -1)).reshape(tensor.shape)
     return tensors
 
 

@@ -1,7 +1,7 @@
 """A GGUF file of random weights at the shape of a real model: `python bench/synthetic.py llama-3.2-1b Q4_0 FILE [--layers N]`
 
 For speed and memory, which do not depend on what the weights are. TYPE is a format (all matrices, and Q6_K for the matrix that
-makes the logits, as llama.cpp quantises), or one of llama.cpp's mixes (MIXES); --pure leaves the logits' matrix in TYPE too.
+makes the logits, as llama.cpp quantises), or one of llama.cpp's mixes (MIXED); --pure leaves the logits' matrix in TYPE too.
 The vocabulary has the model's size and rule for words, and tokens that llama.cpp and numatp both accept.
 """
 
@@ -13,6 +13,9 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+
+from numatp.quants.mixes import MIXES, Mix, fitting, gets_better, output_type
+from numatp.quants.table import FORMATS
 
 LLAMA_3 = {
     "arch": "llama", "head_size": 128, "kv_heads": 8, "vocab": 128256, "context": 131072, "epsilon": 1e-5, "rope_base": 500000.0,
@@ -39,23 +42,12 @@ MODELS = {
     "qwen3-235b-a22b": QWEN_3_MOE | {"layers": 94, "width": 4096, "heads": 64, "ffn": 12288, "expert_ffn": 1536},
 }  # fmt: skip
 
-# Where in a block the float16 scales lie, and how large to the first: so that the values' mean is 0, or half a step from it.
-SCALES = {
-    "Q4_0": {0: 1}, "Q4_1": {0: 1, 2: -7.5}, "Q5_0": {0: 1}, "Q5_1": {0: 1, 2: -15.5}, "Q8_0": {0: 1}, "IQ4_NL": {0: 1},
-    "IQ4_XS": {0: 1}, "Q2_K": {80: 1, 82: 1.5}, "Q3_K": {108: 1}, "Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},
-}  # fmt: skip
+SCALES = {name: row.scales for name, row in FORMATS.items() if row.scales}  # types of which random bytes make weights
 FLOATS = ("F32", "F16", "BF16")
-# name: (format of most matrices, of ffn_down and attn_v in some layers, those layers)
-MIXES = {
-    "Q4_K_S": ("Q4_K", "Q5_K", lambda layer, layers: layer < layers // 8),
-    "Q4_K_M": ("Q4_K", "Q6_K", lambda layer, layers: more_bits(layer, layers)),
-    "Q5_K_M": ("Q5_K", "Q6_K", lambda layer, layers: more_bits(layer, layers)),
-}
+# llama.cpp's mixes, and the layers that get the better type for ffn_down and attn_v.
+MIXED = {name: (mix, gets_better) for name, mix in MIXES.items()}
+MIXED["Q4_K_S"] = Mix("Q4_K", "Q5_K", 14), lambda layer, layers: layer < layers // 8
 CHUNK = 32 << 20  # bytes of a matrix that are made and written at a time
-
-
-def more_bits(layer, layers):
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def shapes(s):
@@ -87,16 +79,14 @@ def format_of(name, shape, s, kind, head):
         return "F32"
     if name == ("token_embd" if s.get("tied") else "output"):
         chosen = head
-    elif kind in MIXES:
-        base, better, where = MIXES[kind]
+    elif kind in MIXED:
+        mix, where = MIXED[kind]
         layer = int(name.split(".")[1]) if name.startswith("blk.") else None
         special = layer is not None and name.split(".")[2].startswith(("ffn_down", "attn_v"))
-        chosen = better if special and where(layer, s["layers"]) else base
+        chosen = mix.better if special and where(layer, s["layers"]) else mix.base
     else:
         chosen = kind
-    if shape[-1] % gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[chosen]][0] == 0:
-        return chosen
-    return {"Q4_K": "Q5_0", "Q5_K": "Q5_1"}.get(chosen, "Q8_0" if chosen == "Q6_K" else "F16")  # its columns are no whole blocks
+    return fitting(chosen, shape[-1]) or "F16"
 
 
 def add_vocabulary(writer, size, words):
@@ -164,10 +154,10 @@ class Blocks:
 
 
 def write(path, name, kind, layers=None, pure=False, seed=0):
-    """Writes the file at `path`; `name` of MODELS, `kind` of SCALES, FLOATS or MIXES."""
+    """Writes the file at `path`; `name` of MODELS, `kind` of SCALES, FLOATS or MIXED."""
     s = MODELS[name] | ({"layers": layers} if layers else {})
-    base = MIXES[kind][0] if kind in MIXES else kind
-    head = base if pure or kind in (*FLOATS, "Q8_0") else "Q6_K"
+    base = MIXED[kind][0].base if kind in MIXED else kind
+    head = base if pure else output_type(base)
     rng = np.random.Generator(np.random.SFC64(seed))
     writer = gguf.GGUFWriter(str(path), s["arch"])
     add_metadata(writer, name, s)
@@ -198,7 +188,7 @@ def write(path, name, kind, layers=None, pure=False, seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
-    kinds = [*MIXES, *SCALES, *FLOATS]
+    kinds = [*MIXED, *SCALES, *FLOATS]
     parser.add_argument("type", choices=kinds, metavar="TYPE", help=", ".join(kinds))
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, metavar="N", help="instead of all")

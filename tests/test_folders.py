@@ -24,7 +24,7 @@ def smollm2_folder(model_path, tmp_path_factory):
     file, tensors = read_gguf(model_path), {}
     for name, info in file.tensors.items():
         raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
-        tensors[name] = quants.find(info.type, name).unpack(raw).reshape(info.shape)
+        tensors[name] = quants.kernels_of(info.type).unpack(raw).reshape(info.shape)
     sizes = {
         "width": 576, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1536, "vocab": 49152, "layers": 30, "epsilon": 1e-5,
         "rope_base": file.number("llama.rope.freq_base"), "context": 8192,
@@ -78,8 +78,8 @@ def test_quantized_on_load(tmp_path, monkeypatch, ranks, quantize, sizes):
         rounded = (folders.bf16(values).astype(np.uint32) << 16).view(np.float32)
         if values.ndim > 1:
             kind = next((kind for part, kind in kinds.items() if part and part in name), kinds[""])
-            format = quants.find(kind, name)
-            rounded = format.unpack(quants.quantize(format, rounded))
+            format = quants.kernels_of(kind)
+            rounded = format.unpack(quants.quantize(kind, rounded))
         kept[name] = rounded
     wanted = expected(folders.to_gguf_llama(kept, sizes), sizes=sizes)
     assert error(got, wanted) < TOLERANCE["Q8_0"]

@@ -119,8 +119,8 @@ def sound(draw):
         file.value(kind, value)
     end, places = 0, {}
     for name, (kind, blocks, others, gap) in tensors.items():
-        _, per_block, block_bytes = TENSOR_TYPES[kind]
-        dims, num_bytes = [blocks * per_block, *others], blocks * block_bytes * math.prod(others)
+        row = TENSOR_TYPES[kind]
+        dims, num_bytes = [blocks * row.block, *others], blocks * row.block_bytes * math.prod(others)
         start = (-(-end // (alignment or 32)) + gap) * (alignment or 32)
         file.string(name)
         file.number(len(dims), 4)
@@ -223,7 +223,7 @@ def check(file, data):
     assert (file.size, len(file.tensors), len(file.metadata)) == (len(data), *struct.unpack_from("<QQ", data, 8))
     for key in file.metadata:
         plain(file.metadata[key])
-    types = {name: (per_block, block_bytes) for name, per_block, block_bytes in TENSOR_TYPES.values()}
+    types = {row.name: (row.block, row.block_bytes) for row in TENSOR_TYPES.values()}
     for name, info in file.tensors.items():
         per_block, block_bytes = types[info.type]
         assert info.name == name and info.path == file.path and 1 <= len(info.shape) <= 4 and min(info.shape) > 0

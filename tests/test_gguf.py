@@ -122,7 +122,8 @@ def test_a_file_of_every_kind(tmp_path, monkeypatch, chunk):
 
 def test_the_table_of_types_is_that_of_the_gguf_package():
     for kind, (per_block, num_bytes) in gguf.GGML_QUANT_SIZES.items():
-        assert ours.TENSOR_TYPES[kind.value] == (kind.name, per_block, num_bytes)
+        row = ours.TENSOR_TYPES[kind.value]
+        assert (row.name, row.block, row.block_bytes) == (kind.name, per_block, num_bytes)
 
 
 def test_version_2_and_files_without_tensors(tmp_path):

@@ -18,10 +18,10 @@ from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
 from numatp.machine import isa
+from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
 
 EPSILON = np.finfo(np.float32).eps
-FORMATS = quants.names()
 
 
 def call(kernel, threads=3, **args):
@@ -46,15 +46,15 @@ def weights(format_name, rows, columns, seed=0):
 
 def packed_matrix(tmp_path, format_name, raw, first_unit, units):
     """The tiles of columns [first_unit, first_unit + units) * 32, loaded from a file."""
-    format = quants.find(format_name, "test")
+    format = FORMATS[format_name]
     (tmp_path / "weights").write_bytes(b"head" + raw.tobytes())
     rows, row_bytes = raw.shape
-    tile_bytes = quants.tile_bytes(format, units * 32, first_unit * 32)
+    tile_bytes = format.bytes_of_tile(units * 32, first_unit * 32)
     tiles = aligned(-(-rows // 16) * tile_bytes)
     staging, failed = aligned(3 * 16 * row_bytes), np.zeros(1, np.int64)
     with open(tmp_path / "weights", "rb") as file:
         call(
-            specialize("matmul", "quant", format.__name__).load,
+            specialize("matmul", "quant", format.module).load,
             file=file.fileno(), position=4, row_bytes=row_bytes, rows=rows, first_unit=first_unit, units=units,
             weights=tiles, tile_bytes=tile_bytes, staging=staging, staging_bytes=16 * row_bytes, failed=failed,
         )  # fmt: skip
@@ -127,7 +127,7 @@ def test_quantize_rounds_to_nearest_and_sums(pitch):
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
     raw, values = weights(format_name, 33, 512)
-    assert (quants.find(format_name, "test").unpack(raw).view(np.uint32) == values.view(np.uint32)).all()
+    assert (quants.kernels_of(format_name).unpack(raw).view(np.uint32) == values.view(np.uint32)).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -139,8 +139,8 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
     pitch = 1 if num_rows == 1 else GROUP
-    if quants.find(format_name, "test").ACTIVATION == "q8":
-        source, group, exact = quantized(x, pitch, quants.find(format_name, "test").ZERO)
+    if quants.kernels_of(format_name).ACTIVATION == "q8":
+        source, group, exact = quantized(x, pitch, quants.kernels_of(format_name).ZERO)
     else:
         source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
     padded = -(-rows // 16) * 16
@@ -148,7 +148,7 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
     before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
     if add:
         out[:num_rows] = before
-    matmul = specialize("matmul", "quant", quants.find(format_name, "test").__name__).matmul
+    matmul = specialize("matmul", "quant", FORMATS[format_name].module).matmul
     call(
         matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
         x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
@@ -166,7 +166,7 @@ def test_embed(tmp_path, format_name):
     raw, values = weights(format_name, 40, 512)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 3, 11)
     out, tokens = np.full((4, 352), np.nan, np.float32), np.array([100, 139, 99, 140])
-    embed = specialize("matmul", "quant", quants.find(format_name, "test").__name__).embed
+    embed = specialize("matmul", "quant", FORMATS[format_name].module).embed
     call(
         embed, weights=tiles, tile_bytes=tile_bytes, units=11, first_token=100, last_token=140, tokens=tokens,
         rows=np.array([4]), scale=3, out=out, out_stride=352 * 4,
@@ -182,13 +182,13 @@ WIDTHS = [512, 768, 1536, 2048, 2560, 2880, 4096, 5120, 8192, 11008, 12288, 1433
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_memory_is_little_more_than_the_file(format_name):
-    format = quants.find(format_name, "test")
+    format = FORMATS[format_name]
     block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format_name]]
     for width in WIDTHS:
         if width % block == 0:
-            cuts = [part(width, quants.UNIT, rank, ranks) for ranks in (1, 2) for rank in range(ranks)]
+            cuts = [part(width, UNIT, rank, ranks) for ranks in (1, 2) for rank in range(ranks)]
             for own in cuts:
-                in_memory = quants.tile_bytes(format, len(own), own.start)
+                in_memory = format.bytes_of_tile(len(own), own.start)
                 ratio = in_memory / (16 * len(own) / block * block_bytes)
                 assert ratio <= MOST_MEMORY.get(format_name, 1.04), (width, own, ratio)
 
@@ -616,7 +616,8 @@ def test_gated_delta():
 
 def all_kernels():
     modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling]
-    modules += [specialize(f, "quant", quants.find(name, "test").__name__) for f in ("matmul", "quantizer") for name in FORMATS]
+    modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
+    modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
     return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
 
@@ -657,9 +658,9 @@ def innermost_loops(kernel):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
-    format = quants.find(format_name, "test")
+    format = quants.kernels_of(format_name)
     wanted = DOT_INSTRUCTIONS[dot.isa.__name__.rpartition(".")[2]] if format.ACTIVATION == "q8" else ["vfmadd"]
-    loops = innermost_loops(specialize("matmul", "quant", format.__name__).matmul)
+    loops = innermost_loops(specialize("matmul", "quant", FORMATS[format_name].module).matmul)
     products = [loop for loop in loops if any(name.startswith("vfmadd") for name in loop)]
     assert len(products) >= len({1, FEW, GROUP})
     for loop in products:

@@ -36,7 +36,7 @@ def opened(tmp_path, name, change=lambda tensors: None):
 def test_definitions(tmp_path, name):
     matrix, weights, kind = opened(tmp_path, name)
     assert (matrix.shape, matrix.type, bool(matrix.note)) == ((ROWS, COLUMNS), kind, kind == "F32")
-    format, rng = quants.find(kind, name), np.random.default_rng(1)
+    format, rng = quants.kernels_of(kind), np.random.default_rng(1)
     # Float16 rounds a minimum, of 16 steps at most, by 2^-11 of it at most; all else is exact, or a product in float32.
     allowed = 16 * 0.015 * 2**-11 if kind == "Q4_1" else np.abs(weights).max() * 2**-22
     for rows in (np.arange(ROWS), np.arange(17, 40), rng.permutation(ROWS)):
@@ -56,8 +56,8 @@ def test_models(tmp_path, monkeypatch, name, ranks):
     monkeypatch.setenv("QUANTIZE", "none")  # of embedding and output
     folder, weights = write_llama(tmp_path / "folder", name, *folders.llama(tiny.write(tmp_path / "tiny.gguf")))
     if LAYOUTS[name][2] == "F32":
-        q8_0 = quants.find("Q8_0", name)
-        weights |= {tensor: q8_0.unpack(quants.quantize(q8_0, weights[tensor])) for tensor in weights if "_proj" in tensor}
+        q8_0 = quants.kernels_of("Q8_0")
+        weights |= {tensor: q8_0.unpack(quants.quantize("Q8_0", weights[tensor])) for tensor in weights if "_proj" in tensor}
     tensors = folders.to_gguf_llama(weights)
     wanted = expected(tensors)
     # The same noise in other places: twice what rounding rows to 8 bits does to the naive pass.

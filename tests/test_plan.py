@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pkgutil import iter_modules
 
 import pytest
 from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
@@ -21,6 +22,7 @@ from numatp.files.measured import keep_bandwidth
 from numatp.machine import snapshot
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
+from numatp.quants.table import FORMATS
 
 MODELS = {
     "llama": {"matrix_type": "Q4_K", "sizes": tiny.SUPER_SIZES},
@@ -55,12 +57,14 @@ def test_floats_that_are_quantized_on_load(tmp_path):
     assert sizes[1] < 0.3 * sizes[0] and sizes[2] < 0.8 * sizes[1]
 
 
-def test_sizes_of_formats_are_read_without_running_them():
-    for name in quants.names():
-        counted, full = quants.sizes(name, "x"), quants.find(name, "x")
-        assert {size: getattr(counted, size) for size in quants.SIZES} == {size: getattr(full, size) for size in quants.SIZES}
+def test_each_format_is_a_row_and_a_file():
+    files = {module.name.upper() for module in iter_modules(quants.__path__)} - {"TABLE", "MIXES"}
+    assert files == set(quants.names())
+    for row in FORMATS.values():
+        assert row.bytes_of_tile(32) % 8 == row.super_bytes % 8 == 0, row
+        assert hasattr(quants.kernels_of(row.name), "quantize") == (row.name in quants.writable())
     with pytest.raises(UserError, match="tensor 'x' has type Q9_9"):
-        quants.sizes("Q9_9", "x")
+        quants.format_of("Q9_9", "x")
 
 
 LIGHT = """

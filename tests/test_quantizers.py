@@ -6,7 +6,7 @@ import pytest
 
 from numatp import quants
 
-FORMATS = quants.names()
+FORMATS = quants.writable()
 PLAIN = ["F32", "F16", "BF16"]
 # What plain rounding does per block: (weights of a block, values, whether a minimum is taken off). Super-blocks have to store their
 # scales in few bits; this rounding keeps them in float32, and is to be beaten all the same.
@@ -14,8 +14,8 @@ ROUNDING = {
     "Q4_0": (32, range(-8, 8), False), "Q4_1": (32, range(16), True), "Q5_0": (32, range(-16, 16), False),
     "Q5_1": (32, range(32), True), "Q8_0": (32, range(-127, 128), False), "Q2_K": (16, range(4), True),
     "Q3_K": (16, range(-4, 4), False), "Q4_K": (32, range(16), True), "Q5_K": (32, range(32), True),
-    "Q6_K": (16, range(-32, 32), False), "IQ4_NL": (32, quants.find("IQ4_NL", "").VALUES, False),
-    "IQ4_XS": (32, quants.find("IQ4_NL", "").VALUES, False),
+    "Q6_K": (16, range(-32, 32), False), "IQ4_NL": (32, quants.kernels_of("IQ4_NL").VALUES, False),
+    "IQ4_XS": (32, quants.kernels_of("IQ4_NL").VALUES, False),
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def samples(kind):
 def test_beats_rounding_to_nearest(format_name, kind):
     """In squared errors, which count by the weight's magnitude where there is no minimum; and then not worse in plain ones."""
     x, with_minimum = samples(kind), ROUNDING[format_name][2]
-    ours = dequantized(quants.quantize(quants.find(format_name, ""), x), format_name)
+    ours = dequantized(quants.quantize(format_name, x), format_name)
     theirs, counts = rounded_to_nearest(x, *ROUNDING[format_name]), 1 if with_minimum else np.abs(x)
     assert rmse(x, ours, counts) < 0.97 * rmse(x, theirs, counts)
     assert rmse(x, ours) < rmse(x, theirs)
@@ -58,7 +58,7 @@ def test_beats_rounding_to_nearest(format_name, kind):
 def test_mxfp4_beats_the_gguf_package():
     x = samples("normal")
     theirs = gguf.quants.quantize(x, gguf.GGMLQuantizationType.MXFP4)
-    ours = quants.quantize(quants.find("MXFP4", ""), x)
+    ours = quants.quantize("MXFP4", x)
     assert rmse(x, dequantized(ours, "MXFP4"), np.abs(x)) < 0.95 * rmse(x, dequantized(theirs, "MXFP4"), np.abs(x))
 
 
@@ -66,7 +66,7 @@ def test_mxfp4_beats_the_gguf_package():
 def test_plain_formats_are_the_gguf_packages_bits(format_name):
     x = samples("normal") * np.float32(1e3) ** np.random.default_rng(1).integers(-2, 2, (64, 1))
     theirs = gguf.quants.quantize(x.astype(np.float32), gguf.GGMLQuantizationType[format_name]).view(np.uint8)
-    assert (quants.quantize(quants.find(format_name, ""), x) == theirs).all()
+    assert (quants.quantize(format_name, x) == theirs).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -76,6 +76,6 @@ def test_unusual_weights(format_name):
     x[1], x[2], x[3, 77], x[4], x[5] = 0.5, -0.5, -3.0, 1e-35, 3e4
     x[6] = np.where(np.arange(512) % 2, 1e-3, -2e-3)
     x[7] = np.random.default_rng(0).uniform(0.4, 0.6, 512)
-    y = dequantized(quants.quantize(quants.find(format_name, ""), x), format_name)
+    y = dequantized(quants.quantize(format_name, x), format_name)
     assert (y[0] == 0).all()
     assert (np.abs(y - x).max(-1) <= 0.2 * np.abs(x).max(-1) + 1e-6).all(), np.abs(y - x).max(-1)

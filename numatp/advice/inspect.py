@@ -77,7 +77,7 @@ def support_of(path: Path) -> Support:
 
 
 def type_name(piece: Slice) -> str:
-    return piece.format.__name__.rpartition(".")[2].upper()
+    return piece.format.name
 
 
 def kernels_of(program: Program) -> dict[str, int]:

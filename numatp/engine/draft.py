@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
-from numatp import models, quants
+from numatp import models
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
 from numatp.engine.job import MARGIN, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.errors import UserError
@@ -195,7 +195,7 @@ def exchanges(model: Header) -> int:
 
 
 def slices_of(model: Header, job: Job, cut: Split) -> tuple[list[Slice], int]:
-    return plan_slices(model.file, model.rules, model.spec.sizes, cut, quantize_of(job, model.file), quants.sizes)
+    return plan_slices(model.file, model.rules, model.spec.sizes, cut, quantize_of(job, model.file))
 
 
 def bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:

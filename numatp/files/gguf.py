@@ -31,17 +31,9 @@ from numatp.files.gguf_header import (
     truncated,
 )
 from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.quants.table import TYPES
 
-# id: (name, weights per block, bytes per block). Ids 4, 5, 31-33 and 36-38 were withdrawn by ggml.
-TENSOR_TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292), 16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136), 24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36), 41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
-}  # fmt: skip
+TENSOR_TYPES = {row.id: row for row in TYPES.values()}
 
 # Far above any real model; they keep Python's overhead per entry from exhausting memory.
 MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
@@ -256,10 +248,10 @@ def _tensor_info(header: Header, index: int) -> TensorInfo:
     type_id, offset = header.scalar(U32, what), header.scalar(U64, what)
     if type_id not in TENSOR_TYPES:
         fail(header.path, f"{what} has type id {type_id}, which numatp does not know; use a file in another quantisation")
-    type_name, per_block, block_bytes = TENSOR_TYPES[type_id]
-    if 0 in dims or dims[0] % per_block:
-        damaged(header.path, f"{what} has dimensions {dims}, not whole {type_name} blocks of {per_block}")
-    return TensorInfo(name, type_name, tuple(reversed(dims)), offset, math.prod(dims) // per_block * block_bytes, header.path)
+    type = TENSOR_TYPES[type_id]
+    if 0 in dims or dims[0] % type.block:
+        damaged(header.path, f"{what} has dimensions {dims}, not whole {type.name} blocks of {type.block}")
+    return TensorInfo(name, type.name, tuple(reversed(dims)), offset, type.bytes_of(math.prod(dims)), header.path)
 
 
 def _place(infos: list[TensorInfo], start: int, alignment: int, file: GGUFFile) -> dict[str, TensorInfo]:

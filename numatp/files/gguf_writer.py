@@ -9,13 +9,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
-from numatp.files.gguf import TENSOR_TYPES
 from numatp.files.gguf_header import ARRAY, BOOL, SCALARS, STRING, U32, U64
+from numatp.quants.table import TYPES
 
 ALIGNMENT = 32  # bytes; what readers take it for where the metadata say nothing
 VERSION = 3
 INT, INT_OF_LIST, FLOAT = 4, 5, 6  # kinds: uint32, int32, float32
-TYPE_IDS = {name: number for number, (name, _, _) in TENSOR_TYPES.items()}
 
 
 def encoded(value: bool | int | float | str | Sequence[bool | int | float | str]) -> bytes:
@@ -49,8 +48,7 @@ def _string(text: str) -> bytes:
 
 
 def num_bytes(type: str, shape: tuple[int, ...]) -> int:
-    _, per_block, block_bytes = TENSOR_TYPES[TYPE_IDS[type]]
-    return math.prod(shape) // per_block * block_bytes
+    return TYPES[type].bytes_of(math.prod(shape))
 
 
 class GGUFWriter:
@@ -64,7 +62,7 @@ class GGUFWriter:
         for name, type, shape in tensors:
             self.offsets[name] = end
             dims = [U64.pack(size) for size in reversed(shape)]
-            table += [_string(name), U32.pack(len(dims)), *dims, U32.pack(TYPE_IDS[type]), U64.pack(end)]
+            table += [_string(name), U32.pack(len(dims)), *dims, U32.pack(TYPES[type].id), U64.pack(end)]
             end += -(-num_bytes(type, shape) // ALIGNMENT) * ALIGNMENT
         entries = [_string(key) + value for key, value in metadata.items()]
         counts = U64.pack(len(self.offsets)) + U64.pack(len(entries))

@@ -10,14 +10,6 @@ SCORES_PITCH = CACHE_BLOCK * 4  # bytes from query to query of their scores of o
 CACHE_TYPES = ("f16", "q8_0")  # kernels/caches
 NO_WINDOW = 1 << 30  # tokens; must fit int32
 
-SUPER_UNITS = 8  # units of 32 columns in a super-block (kernels/superblock.py)
-HEADER_BYTES = 32  # before the first super-block of a tile
-
-
-def super_bytes(first_unit: int, units: int, shared: int) -> int:
-    """Bytes of a tile of `units` from the first_unit-th on besides its units: the header and `shared` for each super-block."""
-    return HEADER_BYTES + (first_unit % SUPER_UNITS + units + SUPER_UNITS - 1) // SUPER_UNITS * shared
-
 
 def cache_bytes(cache_type: str, size: int) -> int:
     """Bytes of the keys, or the values, of one KV head in a block."""

@@ -5,10 +5,10 @@ follow the super-blocks that the columns touch: what the 16 rows share, and the 
 """
 
 from numatp.kernels.compile import device
-from numatp.kernels.layout import HEADER_BYTES
-from numatp.kernels.layout import SUPER_UNITS as UNITS
 from numatp.kernels.planes import store_halves
 from numatp.kernels.simd import load_i64, offset, store_i64
+from numatp.quants.table import HEADER_BYTES
+from numatp.quants.table import SUPER_UNITS as UNITS
 
 
 @device

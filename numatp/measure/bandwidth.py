@@ -27,6 +27,7 @@ from numatp.machine import native, pages, policy, topology
 from numatp.machine.topology import Machine
 from numatp.measure.roofline import L3_TIMES, Area, Loops, Meter
 from numatp.program.builder import Access, Buffer, Builder
+from numatp.quants.table import FORMATS, TILE_ROWS, UNIT
 from numatp.ranks.alone import alone
 from numatp.ranks.comm import Comm, make_window
 
@@ -248,14 +249,14 @@ def _read_own(num_bytes: int, team: Team) -> float:
 
 def _multiply(area: Area, team: Team) -> float:
     """GB/s of weights in a matrix-vector product, the matrix as large as the area."""
-    format = quants.find(FORMAT, "")
-    tile = quants.tile_bytes(format, COLUMNS)
+    format = FORMATS[FORMAT]
+    tile = format.bytes_of_tile(COLUMNS)
     tiles = max(area.num_bytes // tile, 1)
-    x = np.zeros(activation.group_bytes(format.ACTIVATION, COLUMNS, 1), np.uint8)
-    out, rows = np.zeros(tiles * quants.TILE_ROWS, np.float32), np.ones(1, np.int64)
-    kernel: Kernel = specialize("matmul", "quant", format.__name__).matmul
+    x = np.zeros(activation.group_bytes(quants.kernels_of(FORMAT).ACTIVATION, COLUMNS, 1), np.uint8)
+    out, rows = np.zeros(tiles * TILE_ROWS, np.float32), np.ones(1, np.int64)
+    kernel: Kernel = specialize("matmul", "quant", format.module).matmul
     record = kernel.record(
-        weights=area.address, tiles=tiles, tile_bytes=tile, units=COLUMNS // quants.UNIT, rows=rows.ctypes.data, x=x.ctypes.data,
+        weights=area.address, tiles=tiles, tile_bytes=tile, units=COLUMNS // UNIT, rows=rows.ctypes.data, x=x.ctypes.data,
         x_group=len(x), x_thread_stride=0, pitch=1, out=out.ctypes.data, out_stride=out.nbytes, add=0,
     )  # fmt: skip
 

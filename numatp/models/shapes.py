@@ -12,19 +12,15 @@ from pathlib import Path
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.files.gguf import TENSOR_TYPES, GGUFFile, Metadata
+from numatp.files.gguf import GGUFFile, Metadata
 from numatp.files.model_file import TensorInfo
 from numatp.models.spec import Spec
+from numatp.quants.mixes import MIXES, base_of, fitting, gets_better, output_type
+from numatp.quants.table import FORMATS
 from numatp.weights.loader import Rule, whole_shape
 
-BLOCKS = {name: (block, num_bytes) for name, block, num_bytes in TENSOR_TYPES.values()}
-# What matrices get; what the output gets; what attn_v and ffn_down get in the first and last eighth of the layers and every third.
-TYPES = {
-    "f16": ("F16", "F16", None), "bf16": ("BF16", "BF16", None), "q8_0": ("Q8_0", "Q8_0", None), "q6_k": ("Q6_K", "Q6_K", None),
-    "q5_k_m": ("Q5_K", "Q6_K", "Q6_K"), "q4_k_m": ("Q4_K", "Q6_K", "Q6_K"), "q4_0": ("Q4_0", "Q6_K", None),
-}  # fmt: skip
+TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose files have been compared with a plan
 DEFAULT_TYPE = "q4_k_m"
-IN_PLACE_OF = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # where a row is no multiple of 256
 
 
 @dataclass(frozen=True)
@@ -95,12 +91,13 @@ def header(name: str) -> GGUFFile | None:
         file.tensors[matrix] = TensorInfo(matrix, "F32", (shape.vocab, width), 0, 0, path)
     model = models.find(file)
     spec = model.read_spec(file)
-    file.tensors = _tensors(model.rules(spec), spec, path, *TYPES[kind or DEFAULT_TYPE])
+    file.tensors = _tensors(model.rules(spec), spec, path, (kind or DEFAULT_TYPE).upper())
     file.size = sum(info.num_bytes for info in file.tensors.values())
     return file
 
 
-def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, most: str, output: str, better: str | None) -> dict[str, TensorInfo]:
+def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, wanted: str) -> dict[str, TensorInfo]:
+    most, better = base_of(wanted), MIXES[wanted].better if wanted in MIXES else None
     shapes = {rule.name: whole_shape(rule, spec.sizes) for rule in rules}
     counts = Counter(name.split(".")[2] for name in shapes if name.startswith("blk."))
     seen: Counter[str] = Counter()
@@ -109,22 +106,15 @@ def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, most: str, output: s
         part = name.split(".")[-2]
         kind = most
         if part == "output" or (part == "token_embd" and spec.tied):
-            kind = output
+            kind = output_type(most)
         elif len(shape) == 1 or part in ("ffn_gate_inp", "ssm_conv1d"):
             kind = "F32"
         elif better and part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp"):
-            if _more_bits(seen[part], counts[part]):
+            if gets_better(seen[part], counts[part]):
                 kind = better
             elif part == "attn_v" and len(spec.layers) == 80 and most == "Q4_K":
                 kind = "Q5_K"
         seen[part] += 1
-        if shape[-1] % BLOCKS[kind][0]:
-            kind = IN_PLACE_OF.get(kind, kind)
-        block, block_bytes = BLOCKS[kind]
-        tensors[name] = TensorInfo(name, kind, shape, 0, prod(shape) // block * block_bytes, path)
+        kind = fitting(kind, shape[-1]) or kind
+        tensors[name] = TensorInfo(name, kind, shape, 0, FORMATS[kind].bytes_of(prod(shape)), path)
     return tensors
-
-
-def _more_bits(index: int, count: int) -> bool:
-    eighth = count // 8
-    return index < eighth or index >= 7 * count // 8 or (index - eighth) % 3 == 2

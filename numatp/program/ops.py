@@ -9,6 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
+from numatp import quants
 from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.digest import digest
@@ -18,6 +19,7 @@ from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
 from numatp.program.builder import ANYHOW, PRIVATE, Access, Buffer, Builder, Program
 from numatp.program.step import StepWindow
+from numatp.quants.table import Format
 from numatp.weights.loader import Matrix, Vector, neighbours_joined, side_by_side
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
@@ -176,12 +178,13 @@ class Ops:
         )  # fmt: skip
         return Value((out,), x.width, rows, division)
 
-    def _activation(self, x: Value, format: ModuleType, routes: Routes | None = None) -> tuple[Buffer, Access]:
+    def _activation(self, x: Value, format: Format, routes: Routes | None = None) -> tuple[Buffer, Access]:
         """x as matrices of a format want it (kernels/activation.py), made once for all that read it.
 
         routes: x has the rows of the Step, and they are wanted at the places of their experts.
         """
-        wanted = x, format.ACTIVATION, format.ZERO, routes
+        kernels = quants.kernels_of(format.name)
+        wanted = x, kernels.ACTIVATION, kernels.ZERO, routes
         if wanted not in self._activations:
             self._activations[wanted] = self._make_activation(*wanted)
         return self._activations[wanted]
@@ -620,4 +623,4 @@ def _by_cache(template: str, cache: LayerCache) -> ModuleType:
 
 
 def _of(weight: Matrix, kernel: str) -> Kernel:
-    return getattr(specialize("matmul", "quant", weight.format.__name__), kernel)
+    return getattr(specialize("matmul", "quant", weight.format.module), kernel)

@@ -5,9 +5,9 @@ import numpy as np
 from numatp.kernels.compile import device
 from numatp.kernels.rows import add_outer
 from numatp.kernels.simd import load_f32, load_f32x16, offset, store_f32
+from numatp.quants.table import FORMATS, UNIT
 
-BLOCK, BLOCK_BYTES = 32, 128
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+UNIT_BYTES = FORMATS["F32"].bytes_of(UNIT)  # in the file
 ACTIVATION, ZERO = "f32", 0
 
 
@@ -19,7 +19,7 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 @device
 def pack(source, row_bytes, first_unit, units, tile):
     for row in range(16):
-        values = offset(source, row * row_bytes + first_unit * BLOCK_BYTES)
+        values = offset(source, row * row_bytes + first_unit * UNIT_BYTES)
         for k in range(units * 32):
             store_f32(tile, k * 16 + row, load_f32(values, k))
 

@@ -14,9 +14,11 @@ from numatp.kernels.planes import plane_element, plane_loader
 from numatp.kernels.rows import add_dot_biased
 from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, nearest_of, offset, splat_f32, widen
 from numatp.quants import q4_0
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 18
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["IQ4_NL"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION = "q8"
 ZERO = 128  # added to every weight, so that none is negative
 VALUES = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)

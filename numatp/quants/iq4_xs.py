@@ -31,9 +31,11 @@ from numatp.kernels.simd import (
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 from numatp.quants.iq4_nl import VALUES, code, load_values
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 256, 136
-TILE_BYTES, SUPER_BYTES = 16 * 17, 32
+FORMAT = FORMATS["IQ4_XS"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
 ZERO = 128  # added to every weight, so that none is negative
 

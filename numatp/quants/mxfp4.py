@@ -29,9 +29,11 @@ from numatp.kernels.simd import (
     splat_f32,
     store_u8,
 )
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 17
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["MXFP4"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION = "q8"
 VALUES = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
 ZERO = 12  # what the table adds to VALUES, so that none is negative

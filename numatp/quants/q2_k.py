@@ -32,9 +32,11 @@ from numatp.kernels.simd import (
     widen_u8,
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 256, 84
-TILE_BYTES, SUPER_BYTES = 16 * 10, 64
+FORMAT = FORMATS["Q2_K"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION, ZERO = "q8", 0
 
 load_pairs = plane_loader(2, 0)

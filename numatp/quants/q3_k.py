@@ -43,9 +43,11 @@ from numatp.kernels.simd import (
     widen_u8,
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 256, 110
-TILE_BYTES, SUPER_BYTES = 16 * 12 + 24, 32
+FORMAT = FORMATS["Q3_K"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
 ZERO = 4  # the q of a zero
 

@@ -20,9 +20,11 @@ from numatp.kernels.simd import (
     splat_f32,
     widen,
 )
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 18
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["Q4_0"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION = "q8"
 ZERO = 8  # the q of a zero
 

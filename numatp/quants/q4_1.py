@@ -13,9 +13,11 @@ from numatp.kernels.fit import fit_line, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, widen
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 20
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["Q4_1"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION, ZERO = "q8", 0
 
 

@@ -33,9 +33,11 @@ from numatp.kernels.simd import (
     store_i16,
     widen,
 )
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 22
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["Q5_0"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION = "q8"
 ZERO = 16  # the q of a zero
 

@@ -24,9 +24,11 @@ from numatp.kernels.planes import (
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, widen
 from numatp.quants.q5_0 import store_fives
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 24
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["Q5_1"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION, ZERO = "q8", 0
 
 

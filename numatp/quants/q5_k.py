@@ -30,9 +30,11 @@ from numatp.kernels.simd import (
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
 from numatp.quants.q4_k import sixes, store_scales, store_sixes
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 256, 176
-TILE_BYTES, SUPER_BYTES = 16 * 22, 64
+FORMAT = FORMATS["Q5_K"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION, ZERO = "q8", 0
 
 

@@ -37,9 +37,11 @@ from numatp.kernels.simd import (
     widen_i8,
 )
 from numatp.kernels.superblock import packer, shared, super_of, touched, unit_at, units_of
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 256, 210
-TILE_BYTES, SUPER_BYTES = 16 * 26, 32
+FORMAT = FORMATS["Q6_K"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
 ZERO = 32  # the q of a zero
 

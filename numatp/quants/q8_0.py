@@ -23,9 +23,11 @@ from numatp.kernels.simd import (
     splat_f32,
     widen,
 )
+from numatp.quants.table import FORMATS
 
-BLOCK, BLOCK_BYTES = 32, 34
-TILE_BYTES, SUPER_BYTES = 16 * BLOCK_BYTES, 0
+FORMAT = FORMATS["Q8_0"]
+BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
+TILE_BYTES = FORMAT.tile_bytes
 ACTIVATION = "q8"
 ZERO = 128  # added to every weight, so that none is negative
 SIGNS = -0x7F7F7F80  # 0x80808080 as int32: flips the sign bit of four bytes, which adds 128 to each

@@ -20,18 +20,11 @@ from numatp.files.layouts import Rows
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS
 from numatp.kernels.fit import MOST_F16
+from numatp.quants.mixes import MIXES, base_of, file_type_of, fitting, gets_better, output_type
+from numatp.quants.table import FORMATS
 from numatp.weights.loader import by_piece
 
 PIECE = 1 << 19  # weights that a thread converts at a time
-# What general.file_type says; for people, and for llama.cpp's summary of a file.
-FILE_TYPES = {
-    "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 11, "Q4_K": 14, "Q4_K_M": 15,
-    "Q5_K": 16, "Q5_K_M": 17, "Q6_K": 18, "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "MXFP4": 38,
-}  # fmt: skip
-MIXES = {"Q4_K_M": "Q4_K", "Q5_K_M": "Q5_K"}  # of this type, and better where it helps most
-BETTER = "Q6_K"  # as llama.cpp has the output matrix of any smaller type
-# Where rows are no whole super-blocks, as llama.cpp does.
-INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 # Matrices that are small, and that kernels (here and in llama.cpp) read as floats or whose errors decide too much (routers).
 KEPT = re.compile(r"_norm|ffn_gate_inp|ssm_conv1d|shortconv|position_embd|token_types")
 
@@ -54,7 +47,7 @@ class Change:
 
 
 def type_names() -> list[str]:
-    return sorted({*quants.names(), *MIXES})
+    return sorted({*quants.writable(), *MIXES})
 
 
 def choose_types(file: ModelFile, wanted: str) -> list[Change]:
@@ -71,39 +64,28 @@ def _layer(name: str) -> re.Match[str] | None:
 def _type_of(name: str, info: TensorInfo | Assembled, wanted: str, layers: int, tied: bool) -> str:
     if not name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(name):
         return "F32" if info.type in FLOATS else info.type
-    kind = MIXES.get(wanted, wanted)
-    head = name == "output.weight" or (tied and name == "token_embd.weight")
-    if (head or (wanted in MIXES and _matters(name, layers))) and _bits(kind) < _bits(BETTER):
-        kind = BETTER
-    quants.find(info.type, info.name)
-    for candidate in (kind, INSTEAD.get(kind), "F16"):
-        if candidate and info.shape[-1] % quants.find(candidate, info.name).BLOCK == 0:
-            return candidate
-    return info.type if info.type in FLOATS else "F32"
-
-
-def _bits(type: str) -> float:
-    """Per weight."""
-    format = quants.find(type, "")
-    return 8 * format.BLOCK_BYTES / format.BLOCK
+    kind = base_of(wanted)
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        kind = output_type(kind)
+    elif wanted in MIXES and _matters(name, layers):
+        kind = MIXES[wanted].better
+    quants.format_of(info.type, info.name)
+    return fitting(kind, info.shape[-1]) or (info.type if info.type in FLOATS else "F32")
 
 
 def _matters(name: str, layers: int) -> bool:
-    """Values and down projections of the first and last eighth of the layers and of each third between them."""
-    match, eighth = _layer(name), layers // 8
-    if not match or not re.search(r"attn_v\.|ffn_down", name):
-        return False
-    layer = int(match[1])
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    """Whether a mix has a better type for the tensor."""
+    match = _layer(name)
+    return bool(match and re.search(r"attn_v\.|ffn_down", name) and gets_better(int(match[1]), layers))
 
 
 def describe(changes: list[Change], wanted: str) -> list[str]:
     """Sentences worth showing before the work."""
-    lines, main = [], MIXES.get(wanted, wanted)
-    others = Counter((c.type, c.info.shape[-1]) for c in changes if c.type == INSTEAD.get(main) and c.type != c.info.type)
+    lines, main = [], FORMATS[base_of(wanted)]
+    others = Counter((c.type, c.info.shape[-1]) for c in changes if c.type == main.narrow and c.type != c.info.type)
     for (type, columns), count in sorted(others.items()):
-        block = quants.find(main, "").BLOCK
-        lines.append(f"{count} tensors become {type}: their rows of {columns} are no multiple of {block}, as {main} needs")
+        why = f"their rows of {columns} are no multiple of {main.block}, as {main.name} needs"
+        lines.append(f"{count} tensors become {type}: {why}")
     lossy = {_lossy(c.info) for c in changes if c.type != c.info.type} - {""}
     if lossy:
         lines.append(f"quantised before ({', '.join(sorted(lossy))}): what was lost then stays lost")
@@ -124,7 +106,7 @@ def convert(
 
     UserError for weights that are no numbers or do not fit the type.
     """
-    ours = {"general.file_type": encoded(FILE_TYPES[wanted]), "general.quantization_version": encoded(2)}
+    ours = {"general.file_type": encoded(file_type_of(wanted)), "general.quantization_version": encoded(2)}
     kept = {key: value for key, value in metadata.items() if not key.startswith("split.") and key != "general.alignment"}
     with new_file(out) as fd, ThreadPoolExecutor(threads) as pool:
         writer = GGUFWriter(fd, kept | ours, [(c.name, c.type, c.info.shape) for c in changes])
@@ -171,10 +153,10 @@ def _sources(info: TensorInfo | Assembled) -> Iterator[tuple[Rows, int]]:
 def _piece(change: Change, read: Rows, rows: slice, writer: GGUFWriter, position: int) -> int:
     raw = read(rows)
     if change.type != change.info.type:
-        x = quants.find(change.info.type, change.name).unpack(raw)
+        x = quants.kernels_of(change.info.type).unpack(raw)
         _check(x, change)
         # A vector need not be whole blocks, which even F32 has here.
-        raw = x if change.type == "F32" else quants.quantize(quants.find(change.type, change.name), x)
+        raw = x if change.type == "F32" else quants.quantize(change.type, x)
     data = raw.tobytes()
     writer.write(data, position)
     return len(data)

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import compress, islice
 from math import prod
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
@@ -26,6 +25,7 @@ from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import DTYPES, FLOATS, floats, read_bytes
+from numatp.quants.table import TILE_ROWS, UNIT, Format
 from numatp.weights.splits import Sizes, Split
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Matrix:
     """This rank's part of a weight matrix, in tiles of 16 rows at `address`."""
 
     name: str
-    format: ModuleType
+    format: Format
     address: int
     rows: int  # of all experts, one below the other, where there are some
     columns: int
@@ -56,15 +56,15 @@ class Matrix:
 
     @property
     def tiles(self) -> int:
-        return -(-self.rows // quants.TILE_ROWS)
+        return -(-self.rows // TILE_ROWS)
 
     @property
     def units(self) -> int:
-        return self.columns // quants.UNIT
+        return self.columns // UNIT
 
     @property
     def tile_bytes(self) -> int:
-        return quants.tile_bytes(self.format, self.columns, self.first_column)
+        return self.format.bytes_of_tile(self.columns, self.first_column)
 
     @property
     def num_bytes(self) -> int:
@@ -91,9 +91,9 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
         last = joined[-1] if joined else None
         if (
             last
-            and last.format is matrix.format
+            and last.format == matrix.format
             and (last.columns, last.first_column) == (matrix.columns, matrix.first_column)
-            and last.rows % quants.TILE_ROWS == 0
+            and last.rows % TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
             joined[-1] = replace(last, name=f"{last.name} + {matrix.name}", rows=last.rows + matrix.rows)
@@ -136,7 +136,7 @@ class Slice:
     """What of one tensor this rank loads, and what it becomes."""
 
     info: TensorInfo | Assembled
-    format: ModuleType
+    format: Format
     rows: list[range]  # one below the other
     columns: range
     target: Matrix | Vector
@@ -145,7 +145,7 @@ class Slice:
     @property
     def converted(self) -> bool:
         """Whether the rows in the file are not yet in the blocks of the format."""
-        return isinstance(self.info, Assembled) or quants.find(self.info.type, self.info.name) is not self.format
+        return isinstance(self.info, Assembled) or self.info.type != self.format.name
 
 
 def _extent(words: str, sizes: Sizes, cut: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
@@ -189,11 +189,8 @@ def plan(
     sizes: Sizes,
     cut: Split,
     quantize: str = "none",
-    find: Callable[[str, str], ModuleType] = quants.find,
 ) -> tuple[list[Slice], int]:
     """Every tensor's slice, at an address counted from 0, and the bytes of all of them. quantize: one of QUANTIZED.
-
-    find=quants.sizes is enough to count bytes.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -211,7 +208,7 @@ def plan(
         # Writers may drop leading dimensions of 1.
         if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
             raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
-        format = find(_computed_in(info, rule, quantize), info.name)
+        format = quants.format_of(_computed_in(info, rule, quantize), info.name)
         (columns,) = _extent(rule.shape[-1], sizes, cut)
         outer = rule.shape[:-1]
         rows = _extent(outer[-1], sizes, cut, rule.part) if outer else [range(1)]
@@ -224,10 +221,10 @@ def plan(
         num_rows = sum(map(len, rows))
         target: Matrix | Vector
         if outer and not rule.table:
-            if any(edge % quants.UNIT for edge in (expected[-1], columns.start, columns.stop)):
+            if any(edge % UNIT for edge in (expected[-1], columns.start, columns.stop)):
                 raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
-            if any(len(some) % quants.TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % quants.TILE_ROWS):
-                raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {quants.TILE_ROWS} rows")
+            if any(len(some) % TILE_ROWS for some in rows[:-1]) or (experts > 1 and num_rows // experts % TILE_ROWS):
+                raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
             target = Matrix(rule.key, format, address, num_rows, len(columns), experts, columns.start)
         else:
             target = Vector(rule.key, address, num_rows * len(columns))
@@ -292,7 +289,7 @@ class Weights:
                     self._convert(piece, target, run, pool, threads)
                 report([piece])
             widest = max((_row_bytes(info) for info, _ in as_they_are), default=0)
-            staging = np.empty((threads, max(STAGING, quants.TILE_ROWS * widest)), np.uint8)
+            staging = np.empty((threads, max(STAGING, TILE_ROWS * widest)), np.uint8)
             for batch in _batches(as_they_are):
                 self._read(batch, run, staging)
                 report([piece for _, piece in batch])
@@ -306,17 +303,17 @@ class Weights:
             for i, (info, piece) in enumerate(batch):
                 if info.path not in files:
                     files[info.path] = stack.enter_context(_open(info))
-                load, target = specialize("matmul", "quant", piece.format.__name__).load, self.matrix(piece.target.name)
+                load, target = specialize("matmul", "quant", piece.format.module).load, self.matrix(piece.target.name)
                 address, row_bytes = target.address, _row_bytes(info)
                 for rows in piece.rows:
                     record = load.record(
                         file=files[info.path].fileno(), position=info.offset + rows.start * row_bytes,
-                        row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // quants.UNIT,
+                        row_bytes=row_bytes, rows=len(rows), first_unit=piece.columns.start // UNIT,
                         units=target.units, weights=address, tile_bytes=target.tile_bytes,
                         staging=staging.ctypes.data, staging_bytes=staging.shape[1], failed=failed[i:].ctypes.data,
                     )  # fmt: skip
                     calls.append((load, record))
-                    address += -(-len(rows) // quants.TILE_ROWS) * target.tile_bytes
+                    address += -(-len(rows) // TILE_ROWS) * target.tile_bytes
             run(calls)
         for info, _ in compress(batch, failed):
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
@@ -326,45 +323,45 @@ class Weights:
         format, info = piece.format, piece.info
         from numatp.kernels.compile import specialize
 
-        pack = specialize("pack", "quant", format.__name__).pack
-        if format is not quants.find(info.type, info.name):
-            _ = specialize("quantizer", "quant", format.__name__).quantize.address  # compiled here, not by several threads at once
+        pack = specialize("pack", "quant", format.module).pack
+        if info.type != format.name:
+            _ = specialize("quantizer", "quant", format.module).quantize.address  # compiled here, not by several threads at once
         # Super-blocks are quantised whole, whatever of them this rank keeps.
-        columns = piece.columns if format.BLOCK <= quants.UNIT else range(info.shape[-1])
-        step = max(CONVERTED // len(columns) // quants.TILE_ROWS, 1) * quants.TILE_ROWS
+        columns = piece.columns if format.columns == UNIT else range(info.shape[-1])
+        step = max(CONVERTED // len(columns) // TILE_ROWS, 1) * TILE_ROWS
         address, parts = target.address, _parts(piece, columns, step)
         while batch := list(islice(parts, threads)):
             parts_done = list(pool.map(lambda part: _blocks(part[0], part[1], info, format), batch))
-            spare = -sum(map(len, parts_done)) % quants.TILE_ROWS
+            spare = -sum(map(len, parts_done)) % TILE_ROWS
             raw = np.concatenate([*parts_done, np.zeros((spare, parts_done[0].shape[1]), np.uint8)])
-            tiles = len(raw) // quants.TILE_ROWS
+            tiles = len(raw) // TILE_ROWS
             record = pack.record(
                 source=raw.ctypes.data, row_bytes=raw.shape[1], tiles=tiles,
-                first_unit=(piece.columns.start - columns.start) // quants.UNIT, units=target.units,
+                first_unit=(piece.columns.start - columns.start) // UNIT, units=target.units,
                 weights=address, tile_bytes=target.tile_bytes,
             )  # fmt: skip
             run([(pack, record)])
             address += tiles * target.tile_bytes
 
 
-def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """Rows of a tensor in the file blocks of `format`. UserError for weights that no block holds."""
     raw = read(rows)
-    if format is quants.find(info.type, info.name):
+    if info.type == format.name:
         return raw
     values = floats(raw.view(DTYPES[info.type]), info.type)
     if not np.isfinite(values).all():
         raise UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
-    return quants.quantize(format, values)
+    return quants.quantize(format.name, values)
 
 
 def notes(slices: list[Slice]) -> list[str]:
     """What is quantised on the way, in sentences worth showing."""
     counts: Counter[tuple[str, str]] = Counter()
     for piece in slices:
-        if isinstance(piece.target, Matrix) and quants.find(piece.info.type, piece.info.name) is not piece.format:
+        if isinstance(piece.target, Matrix) and piece.info.type != piece.format.name:
             note = piece.info.note if isinstance(piece.info, Assembled) else ""
-            counts[note or piece.info.type, piece.format.__name__.rpartition(".")[2].upper()] += 1
+            counts[note or piece.info.type, piece.format.name] += 1
     return [f"{count} matrices of {source} are quantized to {kept} on load" for (source, kept), count in counts.items()]
 
 
@@ -389,16 +386,16 @@ def by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tupl
             yield info.pieces[own[0] // height], own % height
 
 
-def floats_of(info: TensorInfo | Assembled, format: ModuleType) -> np.ndarray:
+def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):
-        return format.unpack(read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
+        return quants.kernels_of(format.name).unpack(read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
     if info.values:
         return info.values().reshape(rows, -1)
     (piece,) = info.pieces
     raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
-    return format.unpack(raw)
+    return quants.kernels_of(format.name).unpack(raw)
 
 
 def _batches(pieces: list[tuple[TensorInfo, Slice]]) -> Iterator[list[tuple[TensorInfo, Slice]]]:

@@ -19,7 +19,7 @@ def tensors_of(path):
     found = {}
     for name, info in read_gguf(path).tensors.items():
         raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
-        found[name] = quants.find(info.type, name).unpack(raw).reshape(info.shape)
+        found[name] = quants.kernels_of(info.type).unpack(raw).reshape(info.shape)
     return found
 
 

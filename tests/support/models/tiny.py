@@ -1,8 +1,12 @@
 """Tiny random models as GGUF files, written by the gguf package: sizes that no number of ranks splits evenly."""
 
+from contextlib import suppress
+
 import gguf
 import numpy as np
 from support.models import vocabularies
+
+from numatp.quants.table import FORMATS
 
 SIZES = {
     "width": 96, "heads": 9, "kv_heads": 3, "head_size": 32, "ffn": 160, "vocab": 200, "layers": 2,
@@ -12,23 +16,19 @@ SIZES = {
 # Super-blocks of 256 columns, which 2 and 3 ranks cut between.
 SUPER_SIZES = SIZES | {"width": 256, "heads": 8, "kv_heads": 4, "ffn": 512}
 
-# Formats that the gguf package reads and does not write: where in a block the float16 scales lie, and how large to the first.
-SCALES = {
-    "Q2_K": {80: 1, 82: 1.5}, "Q3_K": {108: 1}, "Q4_K": {0: 1, 2: 7.5}, "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},
-    "IQ4_NL": {0: 1}, "IQ4_XS": {0: 1},
-}  # fmt: skip
-
 
 def quantized(data, matrix_type, rng):
-    """(bytes (rows, row_bytes), float32 values) of a matrix; for SCALES random bits that mean values of the size of data."""
+    """(bytes (rows, row_bytes), float32 values) of a matrix; random bits that mean values of the size of data in a type that the
+    gguf package reads and does not write.
+    """
     kind = gguf.GGMLQuantizationType[matrix_type]
-    if matrix_type not in SCALES:
+    with suppress(NotImplementedError):
         packed = gguf.quants.quantize(data, kind).view(np.uint8)
         return packed, gguf.quants.dequantize(packed, kind)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (len(data), data.shape[1] // block * block_bytes), np.uint8)
     blocks, size = raw.reshape(-1, block_bytes), 1.0
-    scales = {place: times * rng.uniform(0.5, 1.5, len(blocks)) for place, times in SCALES[matrix_type].items()}
+    scales = {place: times * rng.uniform(0.5, 1.5, len(blocks)) for place, times in FORMATS[matrix_type].scales.items()}
     for _ in range(2):  # once to see how large the values are
         for place, values in scales.items():
             blocks[:, place : place + 2] = (size * values).astype(np.float16)[:, None].view(np.uint8)
