@@ -96,7 +96,7 @@ def test_what_is_quantized(tmp_path):
         file, model = models.open_model(path)
         spec = model.read_spec(file)
         slices, _ = plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1), quantize)
-        found = {piece.target.name: piece.format.__name__.rpartition(".")[2].upper() for piece in slices}
+        found = {piece.target.name: piece.format.name for piece in slices}
         assert set(found.values()) == kinds
         assert found["blk.0.ffn_gate_inp.weight"] == found["output_norm.weight"] == "F32"
         counts = [int(note.split()[0]) for note in notes(slices)]
