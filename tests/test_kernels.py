@@ -689,4 +689,4 @@ def test_choosing_tests_compiles_no_kernel(tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "-k", "embed", __file__]
     result = run(*command, env={"NUMATP_CACHE_DIR": str(tmp_path)})
     assert result.returncode == 0 and "test_embed" in result.stdout, result.stdout[-3000:]
-    assert not list(tmp_path.rglob("*.ready"))
+    assert not list(tmp_path.rglob("*.kernel"))

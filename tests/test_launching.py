@@ -310,7 +310,7 @@ def writing_refused(folder, *command):
 def test_cache_folder_of_a_users_choice(model_path, tmp_path):
     env = PLAIN | {"NUMATP_CACHE_DIR": str(tmp_path / "mine")}
     says_paris(start(*generate(model_path, "--ranks", 2), env=env), 2)
-    assert list((tmp_path / "mine/kernels").rglob("*.nbi"))
+    assert list((tmp_path / "mine/kernels").rglob("*.kernel"))
     refused = tmp_path / "refused"
     refused.mkdir()
     command = writing_refused(refused, *generate(model_path, "--ranks", 2))
@@ -330,7 +330,7 @@ def test_no_home(model_path, tmp_path):
         assert result.stdout.startswith(" Paris"), result.stderr
         assert result.stderr.count(f"compiled kernels are kept in {private}, because {home}") == 1
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert list(private.rglob("*.nbi"))
+    assert list(private.rglob("*.kernel"))
     private.chmod(0o777)
     assert "set NUMATP_CACHE_DIR" in one_line(start(*writing_refused(home, *generate(model_path)), env=env), 2)
 

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from numatp.kernels.compile import Kernel
+from numatp.kernels.compile import Kernel, make_all_ready
 from numatp.machine import native
 
 ANYHOW = None  # a division that matches no other, not even itself
@@ -67,6 +67,7 @@ class Program:
     @cached_property
     def record(self) -> native.ProgramRecord:
         """What the C runtime reads; asking for it compiles the kernels that are not yet."""
+        make_all_ready(op.code for op in self.ops if isinstance(op.code, Kernel))
         table = (native.Op * max(len(self.ops), 1))()
         for entry, op in zip(table, self.ops, strict=False):
             entry.run, entry.args, entry.barrier = op.address, op.record.ctypes.data, op.barrier
