@@ -1,5 +1,6 @@
 """numatp.machine.launch: environments of launchers, made-up process trees, and one real mpirun."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ BATCH = {"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_L
 STEP = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
 STEP |= {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NODEID": "2"}
 SRUN = BATCH | STEP
+PRTERUN = {"PMIX_RANK": "3", "PMIX_NAMESPACE": "prterun-host-1@1"}
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,11 @@ SRUN = BATCH | STEP
         (SRUN | HYDRA, Launch("hydra", 3, 4, 1, 2)),  # hydra starts its proxies with srun
         (SRUN | {"PMI_RANK": "5", "PMI_SIZE": "7"}, Launch("slurm", 5, 7, 1, 2)),  # srun --mpi=pmi2
         ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None),
+        (SRUN | PRTERUN, Launch("slurm", 5, 7, 1, 2)),  # srun --mpi=pmix
+        (OPENMPI | PRTERUN, Launch("openmpi", 3, 4, 1, 2)),
+        (BATCH | {"PMIX_RANK": "0", "PMIX_NAMESPACE": "slurm.pmix.9.4294967290"}, None),  # an interactive shell where PMIx is usual
+        ({"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1"}, None),
+        (SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2(x999999999),1"}, Launch("slurm", 5, 7, 1, 2)),
     ],
 )
 def test_launch(environ: dict[str, str], launch: Launch | None) -> None:
@@ -47,6 +54,51 @@ def test_unclear_launch() -> None:
         read_launch({"PMI_RANK": "0", "PMI_SIZE": "2"})
     with pytest.raises(MachineError, match="OMPI_COMM_WORLD_SIZE='' *, not a number"):
         read_launch({"OMPI_COMM_WORLD_RANK": "0"})
+
+
+OTHERS = [
+    PRTERUN,
+    {"PALS_RANKID": "0", "PALS_LOCAL_SIZE": "2"},
+    {"FLUX_TASK_RANK": "1", "FLUX_JOB_SIZE": "2"},
+    {"JSM_NAMESPACE_RANK": "1", "JSM_NAMESPACE_SIZE": "2"},
+    {"ALPS_APP_PE": "0"},
+    {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "2"},
+    {"MVP_COMM_WORLD_RANK": "0", "MVP_COMM_WORLD_SIZE": "2"},
+    {"MPT_LRANK": "0"},
+    {"TORCHELASTIC_RUN_ID": "none", "RANK": "0", "WORLD_SIZE": "2"},
+]
+
+
+@pytest.mark.parametrize("environ", OTHERS, ids=lambda environ: next(iter(environ)))
+def test_a_launcher_whose_ranks_cannot_meet(environ: dict[str, str]) -> None:
+    """Otherwise every one of its processes would take itself for the only one and do all of the work."""
+    with pytest.raises(MachineError, match=rf"as a rank \({next(iter(environ))}=.*start with mpirun"):
+        read_launch(environ)
+
+
+@pytest.mark.parametrize("value", ["", "x", "-1", "1.0", "²", "٣", " 1", "1 ", "99999999999", "0x1"])
+def test_no_number_of_a_launcher_ends_in_a_traceback(value: str) -> None:
+    for environ in (OPENMPI, HYDRA, SRUN, BATCH | {"SLURM_STEP_ID": "0"}, *OTHERS):
+        for name in environ:
+            if name in ("SLURM_JOB_ID", "PMIX_RANK", "PMIX_NAMESPACE") or "RUN_ID" in name:
+                continue
+            with contextlib.suppress(MachineError):
+                read_launch(environ | {name: value})
+    for name in ("SLURM_NODEID", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"):
+        with pytest.raises(MachineError, match=rf"{name}={value!r}, not"):
+            read_launch(SRUN | {name: value})
+
+
+def test_ranks_that_cannot_be(tmp_path: Path) -> None:
+    for environ in (
+        OPENMPI | {"OMPI_COMM_WORLD_RANK": "4"}, OPENMPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "2"},
+        HYDRA | {"PMI_SIZE": "0"}, HYDRA | {"MPI_LOCALNRANKS": "5"}, SRUN | {"SLURM_LOCALID": "2"},
+    ):  # fmt: skip
+        with pytest.raises(MachineError, match="which cannot be"):
+            read_launch(environ)
+    processes(tmp_path, "slurmstepd")
+    with pytest.raises(MachineError, match="SLURM_CPUS_ON_NODE='x'"):
+        allowed_cpus(tmp_path, 50, SRUN | {"SLURM_CPUS_ON_NODE": "x"})
 
 
 def processes(root: Path, launcher: str, given: str = "0-63", own: str = "0") -> Path:

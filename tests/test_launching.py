@@ -236,6 +236,14 @@ def test_one_task_of_srun_starts_its_own_ranks(model_path):
     says_paris(start(*generate(model_path, "--ranks", 2), env=slurm(0, 1)), 2)
 
 
+def test_prterun(model_path):
+    """It tells nobody how many ranks there are: each process would do all of the work."""
+    result = start(BIN / "prterun", "--allow-run-as-root", "-n", 2, "--map-by", ":oversubscribe", *generate(model_path))
+    assert (result.returncode, result.stdout) == (1, "")
+    lines = [line for line in result.stderr.splitlines() if line.startswith("numatp: ")]
+    assert len(lines) == 2 and all("started this process as a rank (PMIX_RANK=" in line for line in lines), result.stderr
+
+
 # ---------------------------------------------------------------- no launcher
 
 

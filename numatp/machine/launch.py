@@ -11,9 +11,24 @@ from numatp.machine.topology import cgroup_folders, format_cpulist, parse_cpulis
 
 MPI_LAUNCHERS = ("mpirun", "mpiexec", "mpiexec.hydra", "orterun", "prterun", "prte", "prted")
 LAUNCHERS = (*MPI_LAUNCHERS, "hydra_pmi_proxy", "hydra_bstrap_proxy", "slurmstepd")
+REMEDY = "start with mpirun, mpiexec or srun, or unset it"
 NAME_BYTES = 15  # the kernel cuts process names
 SLURM_SPECIAL_STEPS = 0xFFFFFFF0  # from here on: batch script, interactive shell, extern
 OWN_AFFINITY = "this process's own affinity"
+
+# Launchers under which ranks cannot meet, by the variable with which each marks its ranks: (the variable that holds their number,
+# or "", and the launcher's name). mpirun and srun set some of these as well, so these are looked at last.
+OTHER_LAUNCHERS = {
+    "PMIX_RANK": ("", "prterun, or another server of PMIx,"),
+    "PALS_RANKID": ("", "PALS (mpiexec of Cray)"),
+    "FLUX_TASK_RANK": ("FLUX_JOB_SIZE", "flux run"),
+    "JSM_NAMESPACE_RANK": ("JSM_NAMESPACE_SIZE", "jsrun"),
+    "ALPS_APP_PE": ("", "aprun"),
+    "MV2_COMM_WORLD_RANK": ("MV2_COMM_WORLD_SIZE", "mpirun_rsh"),
+    "MVP_COMM_WORLD_RANK": ("MVP_COMM_WORLD_SIZE", "mpirun_rsh"),
+    "MPT_LRANK": ("", "mpiexec_mpt"),
+    "TORCHELASTIC_RUN_ID": ("WORLD_SIZE", "torchrun"),
+}
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,13 @@ class Launch:
     size: int
     local_rank: int  # among the ranks of this host
     local_size: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rank < self.size and 0 <= self.local_rank < self.local_size <= self.size):
+            raise MachineError(
+                f"{self.starter} says that this is rank {self.rank} of {self.size}, on this host {self.local_rank} of "
+                f"{self.local_size}, which cannot be: unset its variables, or start anew"
+            )
 
     @property
     def starter(self) -> str:
@@ -49,6 +71,14 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch | None:
         return Launch("slurm", _number(environ, "SLURM_PROCID"), size, _number(environ, "SLURM_LOCALID"), local_size)
     if "PMI_RANK" in environ and _number(environ, "PMI_SIZE") > 1:
         raise MachineError("PMI_RANK is set but not MPI_LOCALRANKID: set it and MPI_LOCALNRANKS, or start with mpirun or srun")
+    for name, (size_name, starter) in OTHER_LAUNCHERS.items():
+        if name not in environ or environ.get("PMIX_NAMESPACE", "").startswith("slurm."):  # Slurm's own variables have told more
+            continue
+        if not size_name or _number(environ, size_name) > 1:
+            raise MachineError(
+                f"{starter} started this process as a rank ({name}={environ[name]}), and numatp cannot meet its others: start with "
+                f"mpirun, mpiexec or srun, or start one process with --ranks N and without {name}"
+            )
     return None
 
 
@@ -75,8 +105,8 @@ def allowed_cpus(
     granted = cpuset(root, pid)
     if granted and not given <= granted:
         given, source = given & granted, f"{source}, within the cpuset {format_cpulist(granted)} of this process's cgroup"
-    promised = environ.get("SLURM_CPUS_ON_NODE", "")
-    if name == "slurmstepd" and promised.isdigit() and len(given) > int(promised):
+    promised = _number(environ, "SLURM_CPUS_ON_NODE", len(given))
+    if name == "slurmstepd" and len(given) > promised:
         # Without the cgroup plugin slurmstepd itself runs anywhere; only the tasks are narrowed.
         return own, f"{OWN_AFFINITY} (slurmstepd has more than the {promised} cpus of this job)"
     if not given:
@@ -99,24 +129,31 @@ def find_launcher(root: str | Path = "/", pid: int | None = None) -> tuple[int, 
 
 def _is_slurm_task(environ: Mapping[str, str]) -> bool:
     """A batch script has SLURM_PROCID=0 and SLURM_NTASKS=n too, but is one process outside any step that srun started."""
-    step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID", ""))
-    return "SLURM_PROCID" in environ and step.isdigit() and int(step) < SLURM_SPECIAL_STEPS
+    name = "SLURM_STEP_ID" if "SLURM_STEP_ID" in environ else "SLURM_STEPID"
+    return "SLURM_PROCID" in environ and _number(environ, name, SLURM_SPECIAL_STEPS) < SLURM_SPECIAL_STEPS
 
 
 def _slurm_tasks_here(environ: Mapping[str, str], size: int) -> int:
     """From "2(x3),1": two tasks on each of three hosts, one on the next."""
-    text = environ.get("SLURM_STEP_TASKS_PER_NODE", environ.get("SLURM_TASKS_PER_NODE", str(size)))
-    counts: list[int] = []
-    for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(count)] * int(times or 1)
-    host = int(environ.get("SLURM_NODEID", "0"))
-    return counts[host] if host < len(counts) else size
+    name = "SLURM_STEP_TASKS_PER_NODE" if "SLURM_STEP_TASKS_PER_NODE" in environ else "SLURM_TASKS_PER_NODE"
+    host = _number(environ, "SLURM_NODEID", 0)
+    for part in environ.get(name, str(size)).split(","):
+        count = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", part)
+        if not count:
+            raise MachineError(f"the launcher set {name}={environ[name]!r}, not numbers of tasks: {REMEDY}")
+        host -= int(count[2] or 1)
+        if host < 0:
+            return min(int(count[1]), size)
+    return size
 
 
-def _number(environ: Mapping[str, str], name: str) -> int:
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """Of a launcher's variable; `default` if it is not set. MachineError for anything but a number."""
     text = environ.get(name, "")
-    if not text.isdigit():
-        raise MachineError(f"the launcher set {name}={text!r}, not a number: start with mpirun, mpiexec or srun, or unset it")
+    if name not in environ and default is not None:
+        return default
+    if not re.fullmatch("[0-9]{1,10}", text):
+        raise MachineError(f"the launcher set {name}={text!r}, not a number: {REMEDY}")
     return int(text)
 
 
