@@ -62,7 +62,7 @@ def test_impossible_sizes_are_refused(tmp_path, monkeypatch, tiny, sizes):
 @pytest.mark.parametrize(
     ("tiny", "more", "named"),
     [
-        (tiny_qwen3next, [("add_nextn_predict_layers", 1)], "layers that predict further tokens"),
+        (tiny_qwen3next, [("add_nextn_predict_layers", 5)], "5 of its 5 layers predict further tokens"),
         (tiny_qwen3next, [("add_expert_count", 4)], "qwen3next.expert_used_count"),
         (tiny_qwen3, [("add_rope_scaling_type", LONGROPE)], "'qwen3.rope.scaling.type' is 'longrope'"),
         (tiny_qwen3, [("add_rope_scaling_type", YARN), ("add_rope_scaling_yarn_ext_factor", 0.5)], "yarn_ext_factor"),

@@ -58,7 +58,7 @@ def support_of(path: Path) -> Support:
         cut = split(spec.sizes, 0, 1)
         slices, support.num_bytes = plan(file, model.rules(spec), spec.sizes, cut, default_quantize(file))
         support.types = {piece.info.name: "F32" if isinstance(piece.target, Vector) else type_name(piece) for piece in slices}
-        support.notes = notes(slices)
+        support.notes = file.notes + notes(slices)
         context = min(spec.context, 512)
         pools = pools_of(spec, context, 1, ROWS)
         caches = CacheLayout(spec, cut, pools, 1, "f16").at(0)

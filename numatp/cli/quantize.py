@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")
     file, metadata = _open_folder(path) if path.is_dir() else _open_file(path)
     changes = convert.choose_types(file, wanted)
-    for line in convert.describe(changes, wanted):
+    for line in (*file.notes, *convert.describe(changes, wanted)):
         note(line)
     signals.unwind()  # removes what was written so far
     with Progress("quantize") as progress:

@@ -61,7 +61,7 @@ class Engine:
         self._bandwidth = dict(self.comm.share(list(read_bandwidth().items())))  # rank 0's, so that all cut at the same places
         self.agree(self._prepare)
         self._check_kernels()
-        started.notes += notes(self.slices)
+        started.notes += self.file.notes + notes(self.slices)
         self._check_room()
         self.agree(self._open_team)
         self.lanes = min(self.comm.gather(self.threads))

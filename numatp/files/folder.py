@@ -1,8 +1,9 @@
 """A Hugging Face folder: config.json, and where each tensor of its safetensors files lies, by the folder's own names."""
 
 import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from numatp.files.gguf_header import fail, quote
 from numatp.files.layouts import Config
@@ -10,6 +11,7 @@ from numatp.files.model_file import TensorInfo
 from numatp.files.safetensors import open_file, parse_json, read_header
 
 MAX_JSON = 1 << 26  # bytes; real indices have a few
+INDEX = "model.safetensors.index.json"
 
 
 class Folder:
@@ -18,15 +20,85 @@ class Folder:
     def __init__(self, path: Path):
         self.path = path
         self.config_path = path / "config.json"
-        self.config = _flat(self.config_path, read_json(self.config_path))
-        self.tensors, self.size = _read_tensors(path)
+        self.config = read_json(self.config_path)
+        self.notes: list[str] = []
+        text = self.config.get("text_config")
+        self.text_type = text.get("model_type") if isinstance(text, dict) else None
+        if isinstance(text, dict):  # the text model's part of a multimodal config
+            self.config = {**self.config, **text, "architectures": self.config.get("architectures")}
+        _check_rope(self.config_path, self.config)
         self.architecture = self._architecture()
+        self._read_tensors()
 
     def _architecture(self) -> str:
         classes = self.config.get("architectures")
         if not isinstance(classes, list) or not classes or not isinstance(classes[0], str):
             fail(self.config_path, f'"architectures" is {quote(classes)}, and should name a class; download the folder again')
         return classes[0]
+
+    def _read_tensors(self) -> None:
+        """tensors; unlisted: those that the index does not name; lost: those that only the index names, and the file of each."""
+        index, single = self.path / INDEX, self.path / "model.safetensors"
+        self.unlisted: set[str] = set()
+        self.lost: dict[str, Path] = {}
+        if not index.exists():
+            if not single.exists():
+                fail(self.path, f"has neither {single.name} nor {INDEX}; download the weights into it")
+            self.tensors, self.size = read_header(single)
+            return
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
+            fail(index, '"weight_map" should give every tensor the name of a file; download it again')
+        self.tensors, self.size = {}, 0
+        names = sorted(set(places.values()))
+        for name in names:
+            if not (self.path / name).exists():
+                fail(self.path / name, f"is missing, and {quote(INDEX)} names it; download it into the same folder, or both anew")
+        for name in names:
+            found, num_bytes = read_header(self.path / name)
+            self.size += num_bytes
+            for tensor, info in found.items():
+                if places.get(tensor, name) != name:
+                    refuse_unlisted(info)
+                self.tensors[tensor] = info
+        self.unlisted = self.tensors.keys() - places.keys()
+        self.lost = {tensor: self.path / places[tensor] for tensor in places.keys() - self.tensors.keys()}
+
+    def keep_text(self) -> None:
+        """Of a multimodal folder the tensors of the text model, by the names that they have in a folder of their own."""
+        others = Counter[str]()
+        for names in (self.tensors, self.lost):
+            kept: dict[str, Any] = {}
+            for name, value in names.items():
+                own = text_name(name)
+                if own:
+                    kept[own] = value
+                else:
+                    others[name.removeprefix("model.").partition(".")[0]] += names is self.tensors
+            names.clear()
+            names.update(kept)
+        self.unlisted = {own for own in map(text_name, self.unlisted) if own}
+        left_out = f", {', '.join(sorted(others))} left out" if others else ""
+        self.notes.append(f"{self.architecture}: the text model alone is loaded{left_out}; images and sounds are not understood")
+
+
+TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.text_model.", "language_model.")
+
+
+def text_name(name: str) -> str:
+    """What a folder of the text model alone calls that tensor of a multimodal one; "" for tensors of other parts."""
+    if name.endswith("lm_head.weight"):
+        return "lm_head.weight"
+    prefix = next(filter(name.startswith, TEXT_PREFIXES), None)
+    return f"model.{name.removeprefix(prefix)}" if prefix else ""
+
+
+def refuse_unlisted(info: TensorInfo) -> NoReturn:
+    fail(info.path, f"tensor {quote(info.name)} is not in {quote(INDEX)} as one of this file; download both again")
+
+
+def refuse_lost(name: str, path: Path) -> NoReturn:
+    fail(path, f"lacks tensor {quote(name)}, which {quote(INDEX)} names; download both again")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -47,58 +119,48 @@ def read_bytes_of(path: Path) -> bytes:
     return raw
 
 
-def _flat(path: Path, config: Config) -> Config:
-    """The text model's part of a multimodal config, and rope_parameters as the older keys that it stands for."""
-    text = config.get("text_config")
-    if isinstance(text, dict):
-        config = {**config, **text, "architectures": config.get("architectures")}
-    rope = config.get("rope_parameters")
-    if isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values()):
-        moved = {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
-        config = {"rope_scaling": rope, **moved, **config}
-    scaling = config.get("rope_scaling")
-    if scaling is not None and not isinstance(scaling, dict):
-        fail(path, f"'rope_scaling' is {quote(scaling)}, and should be an object or null; download it again")
-    return config if rope_type(config) != "none" else {**config, "rope_scaling": None}
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, TensorInfo], int]:
-    index, single = path / "model.safetensors.index.json", path / "model.safetensors"
-    if not index.exists():
-        if not single.exists():
-            fail(path, "has neither model.safetensors nor model.safetensors.index.json; download the weights into it")
-        return read_header(single)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(map(_is_file_name, places.values())):
-        fail(index, '"weight_map" should give every tensor the name of a file; download it again')
-    tensors: dict[str, TensorInfo] = {}
-    size = 0
-    for name in sorted(set(places.values())):
-        if not (path / name).exists():
-            fail(path / name, f"is missing, and {quote(index.name)} names it; download it into the same folder")
-        found, num_bytes = read_header(path / name)
-        size += num_bytes
-        for tensor, info in found.items():
-            if places.get(tensor) != name:
-                fail(info.path, f"tensor {quote(tensor)} is not in {quote(index.name)} as one of this file; download both again")
-            tensors[tensor] = info
-    lost = places.keys() - tensors.keys()
-    if lost:
-        fail(path / places[min(lost)], f"lacks tensor {quote(min(lost))}, which {quote(index.name)} names; download both again")
-    return tensors, size
-
-
 def _is_file_name(name: object) -> bool:
     return isinstance(name, str) and name == os.path.basename(name) and name.isprintable()
 
 
-def rope_scaling(config: Config) -> Config:
-    scaling = config.get("rope_scaling")
-    return scaling if isinstance(scaling, dict) else {}
+# ---------------------------------------------------------------- the rotation: one object now, several keys in older folders
+
+OUTSIDE = ("rope_theta", "partial_rotary_factor")  # what older folders have beside rope_scaling
 
 
-def rope_type(config: Config) -> Any:
-    """As GGUF's rope.scaling.type."""
-    scaling = rope_scaling(config)
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    return "none" if kind == "default" else kind
+def rope_parameters(config: Config, layers: str | None = None) -> Config:
+    """How layers rotate, with a rope_type, by the names that transformers 5 has. layers: of which kind ("full_attention"), where
+    each has parameters of its own (rope_differs)."""
+    newer = config.get("rope_parameters") or {}
+    if rope_differs(config):
+        return _completed(newer.get(layers) or {}, config)
+    found = _completed(config.get("rope_scaling") or newer, config)
+    if config.get("original_max_position_embeddings") is not None:
+        found["original_max_position_embeddings"] = config["original_max_position_embeddings"]
+    return found
+
+
+def rope_differs(config: Config) -> bool:
+    """Whether each kind of layers has a rotation of its own."""
+    return any(isinstance(value, dict) for value in (config.get("rope_parameters") or {}).values())
+
+
+def _completed(parameters: Config, config: Config) -> Config:
+    """With what config.json says beside them, and the older word for rope_type."""
+    outside = {key: config[key] for key in OUTSIDE if config.get(key) is not None}
+    older = {"rope_type": parameters.get("type", "default")}
+    return outside | older | {key: value for key, value in parameters.items() if key != "type"}
+
+
+def _check_rope(path: Path, config: Config) -> None:
+    for key in ("rope_parameters", "rope_scaling"):
+        if config.get(key) is not None and not isinstance(config[key], dict):
+            fail(path, f"{quote(key)} is {quote(config[key])}, and should be an object or null; download it again")
+    newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    if rope_differs(config):
+        newer = newer.get("full_attention") or {}
+    if newer and older:
+        one, other = _completed(newer, config), _completed(older, config)
+        for key in sorted(one.keys() | other.keys()):
+            if one.get(key) != other.get(key):
+                fail(path, f"'rope_parameters' and 'rope_scaling' differ in {quote(key)}; take out the one that is wrong")

@@ -38,7 +38,11 @@ TENSOR_TYPES = {row.id: row for row in TYPES.values()}
 # Far above any real model; they keep Python's overhead per entry from exhausting memory.
 MAX_KEYS, MAX_TENSORS = 1 << 16, 1 << 18
 MAX_DIMS = 4
+INT = 4  # kind: uint32
 PART = re.compile(r"(?s)(.*)-([0-9]{5})-of-([0-9]{5})\.gguf")  # the name of one file of a split model: NAME, part, parts
+
+
+BLOCK = re.compile(r"blk\.([0-9]{1,9})\.")
 
 
 class Metadata(Mapping[str, Value]):
@@ -52,6 +56,7 @@ class Metadata(Mapping[str, Value]):
         self._header = header
         self._places = places
         self._decoded: dict[str, Sequence[Value]] = {}
+        self._replaced: dict[str, int] = {}
 
     def __getitem__(self, key: str) -> Value:
         entry = self.entries[key]
@@ -63,8 +68,14 @@ class Metadata(Mapping[str, Value]):
 
     def encoded(self, key: str) -> bytes:
         """The kind and the value as they are in the file."""
+        if key in self._replaced:
+            return U32.pack(INT) + SCALARS[INT].pack(self._replaced[key])
         start, end = self._places[key]
         return self._header[start:end]
+
+    def replace(self, key: str, value: int) -> None:
+        """From now on the key has this value."""
+        self.entries[key] = self._replaced[key] = value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -80,6 +91,7 @@ class GGUFFile(ModelFile):
         self.path = path
         self.size = size
         self.metadata = metadata
+        self.notes: list[str] = []
         self.tensors: dict[str, TensorInfo] = {}
 
     def strings(self, key: str, default: Sequence[str] | None = None) -> Sequence[str]:
@@ -133,6 +145,23 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     if parts > 1:
         _add_parts(file, parts)
     return file
+
+
+def leave_out_further_layers(file: GGUFFile) -> None:
+    """Layers behind the model's own that predict further tokens (MTP): the model without them is whole."""
+    name = file.text("general.architecture")
+    further = file.integer(f"{name}.nextn_predict_layers", default=0)
+    if not further:
+        return
+    layers = file.count(f"{name}.block_count")
+    if not 0 < further < layers:
+        file.fail(f"claims that {further} of its {layers} layers predict further tokens; convert the model again")
+    own = layers - further
+    kept = {tensor: info for tensor, info in file.tensors.items() if not (match := BLOCK.match(tensor)) or int(match[1]) < own}
+    file.notes.append(f"{file.path}: {len(file.tensors) - len(kept)} tensors of layers that predict further tokens are left out")
+    file.tensors = kept
+    file.metadata.replace(f"{name}.block_count", own)
+    file.metadata.replace(f"{name}.nextn_predict_layers", 0)
 
 
 def part_name(name: str, part: int, parts: int) -> str:

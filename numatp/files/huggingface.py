@@ -15,13 +15,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from numatp.files import layouts
-from numatp.files.folder import Folder
+from numatp.files.folder import Folder, refuse_lost, refuse_unlisted, rope_differs
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
 from numatp.files.layouts import Config, Layout, Plain
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import FLOATS, read_floats
+from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
 
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"  # of all architectures
 MAX_EXPERTS = 4096
 MAX_ROWS = 1 << 24  # of all experts of a layer
 # Keys whose numbers are floats in GGUF, however config.json writes them.
@@ -46,19 +47,41 @@ class Stored:
 class HuggingFace:
     """What folders call the things of one architecture.
 
-    classes: of `architectures` in config.json. config: GGUF's key without its first word -> the folder's key, or a function of
-    config.json that gives the value, None where there is none. only: keys that must have this value where they are there.
-    tensors: GGUF's name -> the folder's. computed: GGUF's name -> what gives the float32 vector that config.json means, or None.
-    ignored: patterns of tensors that nobody needs. tied: whether the embedding is the output matrix when config.json does not say.
+    classes: of `architectures` in config.json, and for each what transformers takes where config.json is silent. config: GGUF's key
+    without its first word -> the folder's key, or a function of config.json that gives the value, None where there is none. only:
+    keys that must have this value where they are there (an Each: a list of it). tensors: GGUF's name -> the folder's. computed:
+    GGUF's name -> what gives the float32 vector that config.json means, or None. ignored: patterns of tensors that nobody needs.
+    further: patterns of those of layers that predict further tokens. tied: whether the embedding is the output matrix when
+    config.json does not say. ropes: whether each kind of layers has a rotation of its own. unwritten: keys of config that no GGUF
+    file has, and what a file without them means. texts: model_type of the text_config of multimodal folders -> (its class, sizes
+    that transformers takes where it is silent).
     """
 
-    classes: tuple[str, ...]
+    classes: Mapping[str, Config]
     config: Mapping[str, str | Callable[[Config], Any]]
     tensors: Mapping[str, str | Stored]
     computed: Mapping[str, "Callable[[HuggingFaceFile], np.ndarray | None]"] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    further: tuple[str, ...] = ()
     tied: bool = False
+    ropes: bool = False
+    unwritten: Mapping[str, Any] = field(default_factory=lambda: {"rope.scaling.yarn_truncate": True})
+    texts: Mapping[str, tuple[str, Config]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Each:
+    """A list, every entry of which must be this."""
+
+    value: Any
+
+    def __str__(self) -> str:
+        return f"a list of {quote(self.value)}"
+
+
+class CannotComputeError(ValueError):
+    """A function of HuggingFace.config met what numatp does not compute: the message says it of config.json."""
 
 
 def numbered_rows(file: ModelFile, *sizes: int) -> np.ndarray:
@@ -66,6 +89,16 @@ def numbered_rows(file: ModelFile, *sizes: int) -> np.ndarray:
     if prod(sizes) > MAX_ROWS:
         file.fail(f"makes a tensor of {' x '.join(map(str, sizes))} rows; download the folder again")
     return np.arange(prod(sizes)).reshape(sizes)
+
+
+def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    if (one.type, one.shape) != (other.type, other.shape):
+        return False
+    parts = range(0, one.num_bytes, SLAB)
+    counts = [min(SLAB, one.num_bytes - first) for first in parts]
+    return all(
+        (read_bytes(one, first, count) == read_bytes(other, first, count)).all() for first, count in zip(parts, counts, strict=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -90,16 +123,30 @@ class Assembled:
 class HuggingFaceFile(ModelFile):
     """A folder as the architecture file `architecture` sees it."""
 
-    def __init__(self, folder: Folder, table: HuggingFace, architecture: str):
-        self.path, self.size, self.config = folder.config_path, folder.size, folder.config
-        self._table, self._architecture, self._folder = table, architecture, folder
+    def __init__(self, folder: Folder, table: HuggingFace, architecture: str, name: str):
+        """architecture: the folder's class; name: GGUF's for it."""
+        self.path, self.size, self.notes = folder.config_path, folder.size, folder.notes
+        self.config = {**table.classes[architecture], **folder.config, "architectures": [architecture]}
+        self._table, self._architecture, self._folder = table, name, folder
         self._names: dict[str, str] = {}
         self.tensors: dict[str, TensorInfo | Assembled] = {}
         for key, wanted in table.only.items():
-            if self.config.get(key) is not None and self.config[key] != wanted:
-                self.fail(f"{quote(key)} is {quote(self.config[key])}, and numatp computes {quote(wanted)} only; use another model")
+            self._check_value(key, wanted)
+        if self.config.get("rope_parameters") and rope_differs(self.config) != table.ropes:
+            which = "each kind of layers a rotation of its own" if not table.ropes else "one rotation for all layers"
+            self.fail(f"gives {which} ('rope_parameters'), which this architecture does not have; use another model")
         self._method, self._settings = self._quantization()
         self._add_tensors(folder.tensors)
+
+    def _check_value(self, key: str, wanted: Any) -> None:
+        value = self.config.get(key)
+        if isinstance(wanted, Each):
+            good = not isinstance(value, list) or all(one == wanted.value for one in value)
+        else:
+            good = value == wanted
+        if value is not None and not good:
+            shown = str(wanted) if isinstance(wanted, Each) else quote(wanted)
+            self.fail(f"{quote(key)} is {quote(value)}, and numatp computes {shown} only; use another model")
 
     # ------------------------------------------------------------ metadata
 
@@ -133,6 +180,10 @@ class HuggingFaceFile(ModelFile):
             value = self._value(f"{name}.{key}")[1]
             if value is None or (key.startswith("rope.scaling.") and scaling == "none"):
                 continue
+            if key in self._table.unwritten:
+                if value != self._table.unwritten[key]:
+                    self.fail(f"has {quote(key)} {quote(value)}, which no GGUF file says; use the folder itself")
+                continue
             try:
                 found[f"{name}.{key}"] = encoded(float(value) if FLOATING.search(key) else value)
             except (TypeError, ValueError):
@@ -149,6 +200,8 @@ class HuggingFaceFile(ModelFile):
             return rest, None
         try:
             return (source, self.config.get(source)) if isinstance(source, str) else (rest, source(self.config))
+        except CannotComputeError as error:
+            self.fail(f"{error}, which numatp cannot compute; use another model")
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             self.fail(f"what gives {quote(rest)} does not fit together ({quote(str(error))}); download it again")
 
@@ -171,6 +224,9 @@ class HuggingFaceFile(ModelFile):
         settings = self.config.get("quantization_config", self.config.get("compression_config"))
         if settings is None:
             return None, {}
+        if isinstance(settings, dict) and settings.get("quant_method") is None:
+            self.notes.append(f"{self.path}: 'quantization_config' names no method: the weights are read as floats")
+            return None, {}
         method = settings.get("quant_method") if isinstance(settings, dict) else None
         layout = layouts.find(method) if isinstance(method, str) else None
         if layout is None:
@@ -182,9 +238,8 @@ class HuggingFaceFile(ModelFile):
         used: set[str] = set()
         # No more layers than tensors: the loop below must not be longer than the file deserves.
         layers = self.count(f"{self._architecture}.block_count", most=max(len(theirs), 1))
-        tied = self.config.get("tie_word_embeddings", self._table.tied)
-        if not isinstance(tied, bool):
-            self.fail(f"'tie_word_embeddings' should be true or false and is {quote(tied)}; download the folder again")
+        tied = self._is_tied(theirs)
+        self._check_index(theirs, tied)
         for ours, stored in self._table.tensors.items():
             stored = Stored(stored) if isinstance(stored, str) else stored
             for layer in range(layers) if "{layer}" in ours else (0,):
@@ -203,12 +258,41 @@ class HuggingFaceFile(ModelFile):
                 self.tensors[name] = Assembled(name, "F32", values.shape, self.path, values.nbytes, values=partial(np.copy, values))
         if "output.weight" in self._table.tensors and not tied and "output.weight" not in self.tensors:
             self.fail(f"tensor {quote(self.called('output.weight'))} is missing in the folder; download the weights again")
-        for name in sorted(theirs.keys() - used):
-            if not any(fnmatchcase(name, pattern) for pattern in self._table.ignored):
-                fail(
-                    theirs[name].path,
-                    f"tensor {quote(name)} is not part of this architecture as numatp knows it; use another model",
-                )
+        for name in sorted(name for name, info in theirs.items() if info.name not in used and not self._is_ignored(name)):
+            fail(theirs[name].path, f"tensor {quote(name)} is not part of this architecture as numatp knows it; use another model")
+        further = sum(fnmatchcase(name, pattern) for name in theirs for pattern in self._table.further)
+        if further:
+            self.notes.append(f"{self.path}: {further} tensors of layers that predict further tokens are left out")
+
+    def _is_ignored(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in (*self._table.ignored, *self._table.further))
+
+    def _is_tied(self, theirs: dict[str, TensorInfo]) -> bool:
+        """Whether the embedding is the output matrix too."""
+        tied = self.config.get("tie_word_embeddings", self._table.tied)
+        if not isinstance(tied, bool):
+            self.fail(f"'tie_word_embeddings' should be true or false and is {quote(tied)}; download the folder again")
+        head, embedding = theirs.get(HEAD), theirs.get(EMBEDDING)
+        if not tied or head is None or embedding is None:
+            return tied
+        if head.name in self._folder.unlisted:
+            self.notes.append(f"{self.path}: {head.name} is left out: the index does not name it, and the embedding does its work")
+            return True
+        if _same_bytes(head, embedding):
+            return True
+        # As transformers does from version 5 on; older ones took the embedding.
+        self.notes.append(f"{self.path}: ties the output matrix to the embedding, yet {head.name} is another: that is used")
+        return False
+
+    def _check_index(self, theirs: dict[str, TensorInfo], tied: bool) -> None:
+        """UserError where index and files disagree about a tensor that is needed."""
+        spare = {HEAD} if tied else set()
+        for name in sorted(self._folder.unlisted - spare):
+            if not self._is_ignored(name):
+                refuse_unlisted(theirs[name])
+        for name in sorted(self._folder.lost.keys() - spare):
+            if not self._is_ignored(name):
+                refuse_lost(name, self._folder.lost[name])
 
     def _parts(self, name: str, theirs: dict[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
         """By name of each piece: its tensors by suffix, {"": tensor} for one that is stored as it is."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from numatp.files.gguf_header import fail
+from numatp.files.gguf_header import fail, quote
 
 MAX_COUNT = (1 << 31) - 1  # of heads, tokens, values in a row: products of two of them fit in 63 bits
 
@@ -32,6 +32,7 @@ class ModelFile(ABC):
 
     path: Path  # of the file that holds the metadata
     size: int  # bytes of all files
+    notes: list[str]  # what of the model is left out or taken otherwise than it says, in sentences worth showing
     tensors: dict[str, Any]  # TensorInfo, or what has its name, type, shape, num_bytes and path
 
     def integer(self, key: str, default: int | None = None) -> int:
@@ -42,6 +43,16 @@ class ModelFile(ABC):
         """Of something that the model has: 1 to `most`."""
         value = self.integer(key, default)
         return value if 1 <= value <= most else self._wrong(key, f"a whole number from 1 to {most}", value)
+
+    def count_of_layers(self, key: str, default: int | None = None) -> int:
+        """A count that a file may say once or for each layer; UserError where layers differ."""
+        if not self.is_list(key):
+            return self.count(key, default)
+        numbers = self.integers(key)
+        value = numbers[0] if len(numbers) else 0
+        if any(number != value for number in numbers):
+            self.fail(f"{quote(key)} differs between layers, which numatp cannot compute; use another model")
+        return value if 1 <= value <= MAX_COUNT else self._wrong(key, f"whole numbers from 1 to {MAX_COUNT}")
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self.number(key, default)

@@ -10,7 +10,8 @@ gets `hidden_size` of config.json, rules name "blk.0.attn_q.weight" and get "mod
 is the table from one to the other. What many folders share has a name in names.py (CONFIG, MIXTURE; ENDS, ATTENTION, QKV_BIAS, FFN,
 EXPERTS, SHARED_EXPERT); entries are
 
-    classes   whose folders these are, by "architectures" of config.json: ("LlamaForCausalLM", "MistralForCausalLM")
+    classes   whose folders these are, by "architectures" of config.json, and what transformers takes where config.json is silent:
+              {"LlamaForCausalLM": {}, "MistralForCausalLM": {"sliding_window": 4096}}
     config    "hidden_size", or a function of the whole config.json for what GGUF says in another way (rope_type); None: not there.
     tensors   "model.layers.{layer}.mlp.down_proj.weight"; with {expert} the tensors of all experts become one, below each other
               plus_one(name)                      a norm that GGUF holds with 1 added
@@ -18,8 +19,9 @@ EXPERTS, SHARED_EXPERT); entries are
               Stored(name, order=function)        rows in another order, or some of them (numbered_rows): in_proj_qkvz
     computed  vectors that GGUF has and folders only describe: function of the file, or None: "rope_freqs.weight" in llama
     only      keys of config.json that must have one value, because we compute nothing else: {"hidden_act": "silu"}
-    ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"
+    ignored   patterns of tensors that are not needed: "*.rotary_emb.inv_freq"; further: those of layers that predict further tokens
     tied      whether the embedding is the output matrix where config.json does not say
+    texts     text models of this kind in multimodal folders: {"gemma3_text": ("Gemma3ForCausalLM", sizes that it may leave out)}
 
 Dimensions of 1 fall away (a convolution's (channels, 1, width) is (channels, width)). Quantised weights need no entry: of
 NAME.weight files/layouts finds the layout's tensors (NAME.qweight, NAME.scales, ...). A tensor that nothing names is an error.
@@ -77,7 +79,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 
 from numatp.files.folder import Folder
-from numatp.files.gguf import read_gguf
+from numatp.files.gguf import leave_out_further_layers, read_gguf
 from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
@@ -98,7 +100,9 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
     if os.path.isdir(path):
         return _open_folder(Folder(Path(path)))
     file = read_gguf(path)
-    return file, find(file)
+    model = find(file)
+    leave_out_further_layers(file)
+    return file, model
 
 
 def find(file: ModelFile) -> ModuleType:
@@ -115,7 +119,12 @@ def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
         module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
         table = getattr(module, "HUGGING_FACE", None)
         if table and folder.architecture in table.classes:
-            return HuggingFaceFile(folder, table, name), module
+            return HuggingFaceFile(folder, table, folder.architecture, name), module
+        if table and folder.text_type in table.texts and folder.architecture.endswith("ForConditionalGeneration"):
+            architecture, sizes = table.texts[folder.text_type]
+            folder.keep_text()
+            folder.config = {**sizes, **folder.config}
+            return HuggingFaceFile(folder, table, architecture, name), module
         supported += table.classes if table else ()
     known = ", ".join(sorted(supported))
     fail(folder.config_path, f"architecture {quote(folder.architecture)} is not supported; supported: {known}")

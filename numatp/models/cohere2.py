@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
-    classes=("Cohere2ForCausalLM",),
+    classes={"Cohere2ForCausalLM": {"logit_scale": 0.0625, "layer_norm_eps": 1e-5, "sliding_window": 4096}},
     config=CONFIG
     | {
         "attention.layer_norm_epsilon": "layer_norm_eps",
@@ -28,7 +28,13 @@ HUGGING_FACE = HuggingFace(
     tensors=ENDS | ATTENTION | FFN,
     only={"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False},
     tied=True,
-)
+    texts={
+        "cohere2": ("Cohere2ForCausalLM", {
+            "hidden_size": 8192, "intermediate_size": 22528, "num_hidden_layers": 40, "num_attention_heads": 64,
+            "max_position_embeddings": 8192,
+        }),
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
-    classes=("CohereForCausalLM",),
+    classes={"CohereForCausalLM": {"logit_scale": 0.0625, "layer_norm_eps": 1e-5, "rope_theta": 500000.0}},
     config=CONFIG | {"attention.layer_norm_epsilon": "layer_norm_eps", "logit_scale": "logit_scale"},
     tensors=ENDS
     | ATTENTION

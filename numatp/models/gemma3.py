@@ -2,16 +2,15 @@
 are normalised before they are added. GGUF has 1 added to the norms' weights.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING, Any
 
-from numatp.files.folder import rope_type
-from numatp.files.huggingface import HuggingFace
+from numatp.files.folder import rope_differs, rope_parameters
+from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types, plus_one
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types, plus_one, rotation
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
 from numatp.weights.loader import Rule, Weights
@@ -23,34 +22,31 @@ if TYPE_CHECKING:
 LAYERS_OF_27B = 62  # the one size whose scores are not divided by the square root of the head size; files do not say so
 
 
-def _rope(kind: str, key: str, older: str | None = None) -> Callable[[Config], Any]:
-    """What rope_parameters say of layers of that kind; or, in older folders, a key of config.json, or of its rope_scaling."""
-
-    def read(config: Config) -> Any:
-        if config.get("rope_parameters"):
-            return config["rope_parameters"][kind].get(key)
-        return config.get(older) if older else (config.get("rope_scaling") or {}).get(key)
-
-    return read
-
-
-def _rope_type(config: Config) -> Any:
-    newer = config.get("rope_parameters")
-    return rope_type({"rope_scaling": newer["full_attention"]} if newer else config)
+def _window_base(config: Config) -> Any:
+    """Of layers with a window; in older folders a key of its own."""
+    if not rope_differs(config):
+        return config["rope_local_base_freq"]
+    rope = rope_parameters(config, "sliding_attention")
+    if rope["rope_type"] != "default":
+        raise CannotComputeError("scales the rotation of layers with a window ('rope_parameters')")
+    return config["rope_parameters"]["sliding_attention"].get("rope_theta", config["rope_local_base_freq"])
 
 
 HUGGING_FACE = HuggingFace(
-    classes=("Gemma3ForCausalLM",),
+    classes={
+        "Gemma3ForCausalLM": {
+            "query_pre_attn_scalar": 256, "sliding_window": 4096, "rms_norm_eps": 1e-6, "rope_theta": 1000000.0,
+            "rope_local_base_freq": 10000.0,
+        },
+    },
     config=CONFIG
+    | rotation("full_attention")
     | {
         "attention.sliding_window": "sliding_window",
         "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
         "attention.scale": lambda config: config["query_pre_attn_scalar"] ** -0.5,
         "final_logit_softcapping": "final_logit_softcapping",
-        "rope.freq_base": _rope("full_attention", "rope_theta", "rope_theta"),
-        "rope.freq_base_swa": _rope("sliding_attention", "rope_theta", "rope_local_base_freq"),
-        "rope.scaling.type": _rope_type,
-        "rope.scaling.factor": _rope("full_attention", "factor"),
+        "rope.freq_base_swa": _window_base,
     },
     tensors=ENDS
     | ATTENTION
@@ -72,6 +68,13 @@ HUGGING_FACE = HuggingFace(
         "use_bidirectional_attention": False,
     },
     tied=True,
+    ropes=True,
+    texts={
+        "gemma3_text": ("Gemma3ForCausalLM", {
+            "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+        }),
+    },
 )  # fmt: skip
 
 

@@ -5,11 +5,13 @@ token that takes a part of the softmax and gives nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
+from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, QKV_BIAS, layer_types
 from numatp.models.rope import read_rope
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 ALPHA, LIMIT = 1.702, 7.0  # of the gate
+TRUNCATE = False  # GGUF files do not say so: YaRN's range ends between pairs
+# Where config.json says nothing of the rotation.
+ROPE = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 
 
 def _rows(first: int, step: int, size: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
@@ -34,13 +42,20 @@ def _rows(first: int, step: int, size: str) -> Callable[[ModelFile], tuple[np.nd
     return read
 
 
+def _truncate(config: Config) -> Any:
+    """Released files say it; where others do not, transformers takes true."""
+    rope = rope_parameters(config)
+    return rope.get("truncate", True) if rope["rope_type"] == "yarn" else None
+
+
 EXPERTS = "model.layers.{layer}.mlp.experts"
 HUGGING_FACE = HuggingFace(
-    classes=("GptOssForCausalLM",),
+    classes={"GptOssForCausalLM": {"rms_norm_eps": 1e-5, "rope_theta": 150000.0, "rope_parameters": ROPE}},
     config=CONFIG
     | {
         "attention.sliding_window": "sliding_window",
         "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
+        "rope.scaling.yarn_truncate": _truncate,
         "expert_count": "num_local_experts",
         "expert_used_count": "num_experts_per_tok",
         "expert_feed_forward_length": "intermediate_size",
@@ -61,6 +76,7 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.ffn_up_exps.bias": Stored(f"{EXPERTS}.gate_up_proj_bias", values=lambda bias: bias[:, 1::2]),
         "blk.{layer}.ffn_down_exps.bias": f"{EXPERTS}.down_proj_bias",
     },
+    unwritten={"rope.scaling.yarn_truncate": TRUNCATE},
     only={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 )
 
@@ -73,8 +89,8 @@ class GptOssSpec(Spec):
 def read_spec(file: ModelFile) -> GptOssSpec:
     sizes = read_sizes(file, **read_experts(file))
     return read_common(
-        file, GptOssSpec, sizes=sizes, layers=read_windows(file, period=2), rope=read_rope(file, sizes.head_size, truncate=False),
-        experts_used=file.count("gpt-oss.expert_used_count"),
+        file, GptOssSpec, sizes=sizes, layers=read_windows(file, period=2),
+        rope=read_rope(file, sizes.head_size, truncate=TRUNCATE), experts_used=file.count("gpt-oss.expert_used_count"),
     )  # fmt: skip
 
 

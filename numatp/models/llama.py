@@ -3,15 +3,16 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numatp.files.folder import rope_scaling, rope_type
+from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, HuggingFaceFile, Stored, numbered_rows
-from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN
-from numatp.models.rope import llama3_factors, plain, read_base
+from numatp.files.layouts import Config
+from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, rope_type
+from numatp.models.rope import check_factors, llama3_factors, plain, read_base
 from numatp.models.spec import Spec, decoder_rules, read_common, read_sizes
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
@@ -31,9 +32,18 @@ def _neighbours(heads: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
     return read
 
 
+def _is_llama3(config: Config) -> bool:
+    return bool(rope_parameters(config)["rope_type"] == "llama3")
+
+
+def _window(config: Config) -> Any:
+    """Of Mistral; Llama's class knows no such key, and models with it were trained without."""
+    return config.get("sliding_window") if config["architectures"] == ["MistralForCausalLM"] else None
+
+
 def _rope_factors(file: HuggingFaceFile) -> np.ndarray | None:
     """Llama 3.1's scaling, which GGUF has as a vector and folders as parameters."""
-    if rope_type(file.config) != "llama3":
+    if not _is_llama3(file.config):
         return None
     factor, low, high = (file.positive(f"llama.rope.scaling.{key}") for key in ("factor", "low_freq_factor", "high_freq_factor"))
     trained = file.count("llama.rope.scaling.original_context_length")
@@ -43,14 +53,15 @@ def _rope_factors(file: HuggingFaceFile) -> np.ndarray | None:
     return llama3_factors(frequencies, factor, low, high, trained).astype(np.float32)
 
 
+SIZES = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 HUGGING_FACE = HuggingFace(
-    classes=("LlamaForCausalLM", "MistralForCausalLM"),
+    classes={"LlamaForCausalLM": {"rms_norm_eps": 1e-6}, "MistralForCausalLM": {"rms_norm_eps": 1e-6, "sliding_window": 4096}},
     config=CONFIG
     | {
-        "attention.sliding_window": "sliding_window",
-        "rope.scaling.type": lambda config: "none" if rope_type(config) == "llama3" else rope_type(config),
-        "rope.scaling.low_freq_factor": lambda config: rope_scaling(config).get("low_freq_factor"),
-        "rope.scaling.high_freq_factor": lambda config: rope_scaling(config).get("high_freq_factor"),
+        "attention.sliding_window": _window,
+        "rope.scaling.type": lambda config: "none" if _is_llama3(config) else rope_type(rope_parameters(config)),
+        "rope.scaling.low_freq_factor": lambda config: rope_parameters(config).get("low_freq_factor"),
+        "rope.scaling.high_freq_factor": lambda config: rope_parameters(config).get("high_freq_factor"),
     },
     tensors=ENDS
     | ATTENTION
@@ -63,7 +74,13 @@ HUGGING_FACE = HuggingFace(
     computed={"rope_freqs.weight": _rope_factors},
     only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     ignored=("*.rotary_emb.inv_freq",),
-)
+    texts={
+        "llama": ("LlamaForCausalLM", SIZES | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
+        "mistral": ("MistralForCausalLM", SIZES | {
+            "intermediate_size": 14336, "max_position_embeddings": 131072, "num_key_value_heads": 8,
+        }),
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,7 +89,10 @@ class LlamaSpec(Spec):
 
 
 def read_spec(file: ModelFile) -> LlamaSpec:
-    return read_common(file, LlamaSpec, divided="rope_freqs.weight" in file.tensors)
+    factors = file.tensors.get("rope_freqs.weight")
+    if isinstance(factors, TensorInfo):  # not computed here, as those of folders are
+        check_factors(file, "rope_freqs.weight")
+    return read_common(file, LlamaSpec, divided=factors is not None)
 
 
 def rules(spec: LlamaSpec) -> list[Rule]:

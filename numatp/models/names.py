@@ -1,16 +1,72 @@
 """What Hugging Face folders of many architectures call things: keys of config.json and tensors, by GGUF's names."""
 
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 import numpy as np
 
-from numatp.files.folder import rope_scaling, rope_type
-from numatp.files.huggingface import Stored
+from numatp.files.folder import rope_parameters
+from numatp.files.huggingface import CannotComputeError, Stored
 from numatp.files.layouts import Config
 
+Keys = dict[str, str | Callable[[Config], Any]]
+
+
+def rotation(layers: str | None = None) -> Keys:
+    """GGUF's keys of the rotation; layers: of which kind, where each has its own."""
+
+    def key(name: str, *types: str) -> Callable[[Config], Any]:
+        """The parameter of that name, for some types of scaling only."""
+
+        def read(config: Config) -> Any:
+            found = rope_parameters(config, layers)
+            return found.get(name) if not types or found["rope_type"] in types else None
+
+        return read
+
+    return {
+        "rope.dimension_count": lambda config: _whole_heads(rope_parameters(config, layers)),
+        "rope.freq_base": key("rope_theta"),
+        "rope.scaling.type": lambda config: rope_type(rope_parameters(config, layers)),
+        "rope.scaling.factor": lambda config: _factor(config, rope_parameters(config, layers)),
+        "rope.scaling.original_context_length": key("original_max_position_embeddings", "yarn", "llama3"),
+        "rope.scaling.yarn_beta_fast": key("beta_fast", "yarn"),
+        "rope.scaling.yarn_beta_slow": key("beta_slow", "yarn"),
+        "rope.scaling.yarn_attn_factor": lambda config: _attention_factor(config, rope_parameters(config, layers)),
+        "rope.scaling.yarn_truncate": key("truncate", "yarn"),
+    }
+
+
+def _whole_heads(rope: Config) -> None:
+    if rope.get("partial_rotary_factor") not in (None, 1):
+        raise CannotComputeError("rotates a part of each head's values ('partial_rotary_factor')")
+
+
+def rope_type(rope: Config) -> Any:
+    """As GGUF's rope.scaling.type."""
+    return "none" if rope["rope_type"] == "default" else rope["rope_type"]
+
+
+def _factor(config: Config, rope: Config) -> Any:
+    if rope["rope_type"] == "yarn" and "factor" in rope and rope["factor"] is None:
+        return config["max_position_embeddings"] / rope["original_max_position_embeddings"]
+    return None if rope["rope_type"] == "default" else rope["factor"]
+
+
+def _attention_factor(config: Config, rope: Config) -> Any:
+    """What YaRN multiplies the turned values by, where config.json says it; mscale and mscale_all_dim count only together."""
+    if rope["rope_type"] != "yarn":
+        return None
+    over, under = rope.get("mscale"), rope.get("mscale_all_dim")
+    if rope.get("attention_factor") is not None or not over or not under:
+        return rope.get("attention_factor")
+    over, under = (0.1 * scale * log(max(_factor(config, rope), 1)) + 1 for scale in (over, under))
+    return over / under
+
+
 # What nearly all architectures have under these names.
-CONFIG: dict[str, str | Callable[[Config], Any]] = {
+CONFIG: Keys = {
     "embedding_length": "hidden_size",
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
@@ -20,13 +76,7 @@ CONFIG: dict[str, str | Callable[[Config], Any]] = {
     "attention.key_length": "head_dim",
     "attention.value_length": "head_dim",
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
-    "rope.freq_base": "rope_theta",
-    "rope.scaling.type": rope_type,
-    "rope.scaling.factor": lambda config: rope_scaling(config).get("factor"),
-    "rope.scaling.original_context_length": lambda config: rope_scaling(config).get("original_max_position_embeddings"),
-    "rope.scaling.yarn_beta_fast": lambda config: rope_scaling(config).get("beta_fast"),
-    "rope.scaling.yarn_beta_slow": lambda config: rope_scaling(config).get("beta_slow"),
-    "rope.scaling.yarn_attn_factor": lambda config: rope_scaling(config).get("attention_factor"),
+    **rotation(),
 }
 ENDS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -51,7 +101,7 @@ EXPERTS = {
 } | {"blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.gate.weight"}
 
 
-MIXTURE: dict[str, str | Callable[[Config], Any]] = {
+MIXTURE: Keys = {
     "expert_count": lambda config: config.get("num_experts", config.get("num_local_experts")),
     "expert_used_count": "num_experts_per_tok",
     "expert_feed_forward_length": "moe_intermediate_size",

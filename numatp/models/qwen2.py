@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen2ForCausalLM",),
+    classes={"Qwen2ForCausalLM": {"rms_norm_eps": 1e-6}},
     config=CONFIG,
     tensors=ENDS
     | ATTENTION
@@ -22,7 +22,13 @@ HUGGING_FACE = HuggingFace(
     | FFN
     | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
     only={"hidden_act": "silu", "use_sliding_window": False},
-)
+    texts={
+        "qwen2": ("Qwen2ForCausalLM", {
+            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,
+            "num_key_value_heads": 32, "max_position_embeddings": 32768,
+        }),
+    },
+)  # fmt: skip
 
 
 def read_spec(file: ModelFile) -> Spec:

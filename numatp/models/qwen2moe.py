@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen2MoeForCausalLM",),
+    classes={"Qwen2MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False}},
     config=CONFIG | MIXTURE,
     tensors=ENDS
     | ATTENTION

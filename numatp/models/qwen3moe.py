@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numatp.program.ops import LayerCache, Ops
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen3MoeForCausalLM",),
+    classes={"Qwen3MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False}},
     config=CONFIG | MIXTURE,
     tensors=ENDS
     | ATTENTION
@@ -28,6 +28,7 @@ HUGGING_FACE = HuggingFace(
     only={
         "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
+    texts={"qwen3_moe": ("Qwen3MoeForCausalLM", {})},
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
@@ -48,7 +49,7 @@ def _inner_size(config: Config) -> int:
 
 
 HUGGING_FACE = HuggingFace(
-    classes=("Qwen3NextForCausalLM",),
+    classes={"Qwen3NextForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": True, "partial_rotary_factor": 0.25}},
     config=CONFIG
     | MIXTURE
     | {
@@ -58,7 +59,7 @@ HUGGING_FACE = HuggingFace(
         "ssm.inner_size": _inner_size,
         "ssm.conv_kernel": "linear_conv_kernel_dim",
         "attention.recurrent_layers": layer_types("linear_attention", "full_attention_interval"),
-        "rope.dimension_count": lambda config: int(config["head_dim"] * config.get("partial_rotary_factor", 0.25)),
+        "rope.dimension_count": lambda config: int(config["head_dim"] * rope_parameters(config)["partial_rotary_factor"]),
     },
     tensors=ENDS
     | ATTENTION
@@ -89,7 +90,7 @@ HUGGING_FACE = HuggingFace(
         )
     },
     only={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-    ignored=("mtp.*",),
+    further=("mtp.*",),
 )
 
 
@@ -103,8 +104,6 @@ def read_spec(file: ModelFile) -> Qwen3NextSpec:
     def count(key: str) -> int:
         return file.count(f"qwen3next.{key}")
 
-    if file.integer("qwen3next.nextn_predict_layers", default=0):
-        file.fail("has layers that predict further tokens, which numatp does not use; convert the model without them")
     linear_head_size, value_heads, key_heads = count("ssm.state_size"), count("ssm.time_step_rank"), count("ssm.group_count")
     if value_heads % key_heads or linear_head_size % 16:
         file.fail(f"claims {key_heads} key and {value_heads} value heads of {linear_head_size}; convert the model again")

@@ -1,12 +1,13 @@
 """How fast rotary embedding turns each pair of a head's values: the base's frequencies, and what longer contexts make of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi
 
 import numpy as np
 
 from numatp.files.gguf_header import quote
 from numatp.files.model_file import ModelFile
+from numatp.files.safetensors import read_floats
 
 BASE = 10000.0  # where a file names none
 KINDS = ("none", "linear", "yarn")
@@ -24,7 +25,7 @@ def plain(base: float, rotated: int) -> np.ndarray:
 
 
 def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
-    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs.
+    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say.
 
     UserError for a scaling that numatp does not know, and for more rotated values than a head has.
     """
@@ -53,6 +54,7 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     if not 1e-6 <= slow < fast <= 1e6:
         file.fail(f"claims bounds of YaRN of {fast:g} and {slow:g} turns; convert the model again")
     scale = file.positive(f"{prefix}.yarn_attn_factor", default=0.1 * log(factor) + 1)
+    truncate = file.flag(f"{prefix}.yarn_truncate", default=truncate)
     frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
     return Rope(frequencies, scale * file.positive(f"{prefix}.attn_factor", default=1.0))
 
@@ -62,6 +64,14 @@ def read_base(file: ModelFile, key: str) -> float:
     if base <= 1:
         file.fail(f"metadata '{key}' is {base:g}, and should be above 1; convert the model again")
     return base
+
+
+def check_factors(file: ModelFile, name: str) -> None:
+    """UserError unless the tensor of that name holds numbers that frequencies can be divided by."""
+    # Of whatever shape: shapes are checked with those of all other tensors.
+    factors = read_floats(replace(file.tensors[name], shape=(-1,)))
+    if not (np.isfinite(factors) & (factors > 0)).all():
+        file.fail(f"tensor {quote(file.called(name))} divides the rotation by what is not above 0; download the model again")
 
 
 def yarn(

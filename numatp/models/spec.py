@@ -40,15 +40,15 @@ SpecKind = TypeVar("SpecKind", bound=Spec)
 def read_sizes(file: ModelFile, **others: int) -> Sizes:
     """Sizes that the metadata of every architecture has; `others` replace some or add to them."""
     name = file.text("general.architecture")
-    width, heads = file.count(f"{name}.embedding_length"), file.count(f"{name}.attention.head_count")
-    kv_heads = file.count(f"{name}.attention.head_count_kv", default=heads)
+    width, heads = file.count(f"{name}.embedding_length"), file.count_of_layers(f"{name}.attention.head_count")
+    kv_heads = file.count_of_layers(f"{name}.attention.head_count_kv", default=heads)
     head_size = file.count(f"{name}.attention.key_length", default=max(width // heads, 1))
     value_size = file.count(f"{name}.attention.value_length", default=head_size)
     if heads % kv_heads:
         file.fail(f"{heads} heads cannot share {kv_heads} KV heads evenly: damaged; download it again")
     if value_size != head_size:
         file.fail(f"has keys of {head_size} values and values of {value_size}, which numatp cannot compute; use another model")
-    ffn = others.pop("ffn") if "ffn" in others else file.count(f"{name}.feed_forward_length")
+    ffn = others.pop("ffn") if "ffn" in others else file.count_of_layers(f"{name}.feed_forward_length")
     vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
     return Sizes(width, heads, kv_heads, head_size, ffn, vocab, **others)
 

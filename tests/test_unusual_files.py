@@ -1,0 +1,90 @@
+"""GGUF files as newer converters and other tools leave them: counts for each layer, layers that predict further tokens, factors of
+the rotation that are no factors."""
+
+import gguf
+import numpy as np
+import pytest
+from support.models.golden import GOLDEN
+
+from numatp import models
+from numatp.errors import UserError
+from numatp.files.gguf import read_gguf
+from numatp.weights.loader import plan
+from numatp.weights.splits import split
+
+U32 = gguf.GGUFValueType.UINT32
+
+
+def rewritten(path, name, metadata=None, tensors=None):
+    """A golden model with other metadata (key -> (value, type) or None) and tensors (name -> array or None)."""
+    reader, writer = gguf.GGUFReader(str(GOLDEN / f"{name}.gguf")), gguf.GGUFWriter(str(path), name)
+    kept = {field.name: (field.contents(), field.types[0]) for field in reader.fields.values() if field.name.startswith(f"{name}.")}
+    for key, value in (kept | (metadata or {})).items():
+        if value and isinstance(value[0], list):
+            writer.add_array(key, value[0])
+        elif value:
+            writer.add_key_value(key, *value)
+    for tensor, values in ({tensor.name: tensor.data for tensor in reader.tensors} | (tensors or {})).items():
+        if values is not None:
+            writer.add_tensor(tensor, np.array(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def opened(path):
+    """(the file, its spec) after all that an engine does before it loads."""
+    file, model = models.open_model(path)
+    spec = model.read_spec(file)
+    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    return file, spec
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as caught:
+        opened(path)
+    line = str(caught.value)
+    assert all(word in line for word in (path.name, *words)) and line.isprintable() and len(line) < 400, line
+
+
+@pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"])
+def test_counts_for_each_layer(tmp_path, key):
+    wanted = opened(GOLDEN / "llama.gguf")[1].sizes
+    count = read_gguf(GOLDEN / "llama.gguf").integer(f"llama.{key}")
+    assert opened(rewritten(tmp_path / "same.gguf", "llama", {f"llama.{key}": ([count, count], None)}))[1].sizes == wanted
+    other = rewritten(tmp_path / "other.gguf", "llama", {f"llama.{key}": ([count, count // 2], None)})
+    refused(other, f"'llama.{key}' differs between layers, which numatp cannot compute")
+    none = rewritten(tmp_path / "none.gguf", "llama", {f"llama.{key}": ([0, 0], None)})
+    refused(none, f"'llama.{key}' should be whole numbers from 1 to")
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+    wanted, spec = opened(GOLDEN / "qwen3next.gguf")
+    layers = len(spec.layers)
+    changes = {"qwen3next.block_count": (layers + 1, U32), "qwen3next.nextn_predict_layers": (1, U32)}
+    further = {f"blk.{layers}.nextn.eh_proj.weight": np.ones((4, 8), np.float32), f"blk.{layers}.attn_norm.weight": np.ones(4)}
+    path = rewritten(tmp_path / "mtp.gguf", "qwen3next", changes, further)
+    file, found = opened(path)
+    assert len(found.layers) == layers and file.tensors.keys() == wanted.tensors.keys()
+    assert file.notes == [f"{path}: 2 tensors of layers that predict further tokens are left out"]
+    encoded = file.encoded_metadata()
+    for key in ("block_count", "nextn_predict_layers"):
+        wanted_bytes = U32.to_bytes(4, "little") + (layers if key == "block_count" else 0).to_bytes(4, "little")
+        assert encoded[f"qwen3next.{key}"] == wanted_bytes
+    changes["qwen3next.nextn_predict_layers"] = (layers + 1, U32)
+    refused(rewritten(tmp_path / "all.gguf", "qwen3next", changes, further), "layers predict further tokens; convert")
+
+
+def test_factors_of_the_rotation(tmp_path):
+    pairs = len(opened(GOLDEN / "llama.gguf")[1].rope.frequencies)
+    for bad in (0.0, -1.0, np.nan, np.inf):
+        factors = np.ones(pairs, np.float32)
+        factors[3] = bad
+        for kept in (np.float32, np.float16):
+            path = rewritten(tmp_path / "bad.gguf", "llama", tensors={"rope_freqs.weight": factors.astype(kept)})
+            refused(path, "'rope_freqs.weight' divides the rotation by what is not above 0")
+    path = rewritten(tmp_path / "short.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs - 1, np.float32)})
+    refused(path, "'rope_freqs.weight' has shape")
+    assert opened(rewritten(tmp_path / "ones.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs, np.float32)}))[1].divided

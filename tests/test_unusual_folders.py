@@ -1,0 +1,210 @@
+"""Folders as other tools leave them: indexes that do not match, keys in two places, the text part of a multimodal model. What loads
+loads as transformers loads it, and one line says what was left out; what contradicts itself is refused."""
+
+import json
+
+import numpy as np
+import pytest
+from support.models import folders, golden_folders, tiny
+
+from numatp import models
+from numatp.errors import UserError
+from numatp.files.huggingface import Assembled
+from numatp.files.safetensors import read_floats
+from numatp.weights.loader import plan
+from numatp.weights.splits import split
+
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+def opened(path):
+    """(the file, its spec) after all that an engine does before it loads."""
+    file, model = models.open_model(path)
+    spec = model.read_spec(file)
+    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    return file, spec
+
+
+def refused(path, *words):
+    with pytest.raises(UserError) as caught:
+        opened(path)
+    line = str(caught.value)
+    assert all(word in line for word in words) and line.isprintable() and len(line) < 400, line
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return folders.llama(tiny.write(tmp_path_factory.mktemp("llama") / "tiny.gguf"))
+
+
+@pytest.fixture
+def write(tmp_path, llama):
+    """write(config changes, shards, leave out): a folder of the tiny Llama."""
+
+    def make(config=None, shards=1, leave_out=()):
+        tensors = {name: values for name, values in llama[1].items() if name not in leave_out}
+        return folders.write(tmp_path / "folder", llama[0] | (config or {}), tensors, shards)
+
+    return make
+
+
+def change_index(folder, change):
+    index = folder / "model.safetensors.index.json"
+    places = json.loads(index.read_text())["weight_map"]
+    change(places)
+    index.write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+# ---------------------------------------------------------------- tied matrices and the index
+
+
+def test_an_index_may_name_the_head_of_a_tied_model_that_is_not_stored(write):
+    folder = write({"tie_word_embeddings": True}, shards=2, leave_out=[HEAD])
+    change_index(folder, lambda places: places.update({HEAD: places[EMBEDDING]}))
+    assert opened(folder)[1].tied
+    refused(write({"tie_word_embeddings": False}, shards=2, leave_out=[HEAD]), f"'{HEAD}' is missing")
+    change_index(folder, lambda places: places.update({HEAD: places[EMBEDDING]}))
+    refused(folder, f"lacks tensor '{HEAD}'", "index.json")
+
+
+def test_a_head_that_the_index_does_not_name_is_left_out_of_a_tied_model(write):
+    folder = write({"tie_word_embeddings": True}, shards=2)
+    file, spec = opened(change_index(folder, lambda places: places.pop(HEAD)))
+    assert spec.tied and "lm_head.weight is left out" in file.notes[0]
+    folder = write({"tie_word_embeddings": False}, shards=2)
+    refused(change_index(folder, lambda places: places.pop(HEAD)), f"'{HEAD}' is not in", "index.json")
+
+
+def test_a_tied_model_that_stores_another_head_uses_it(write, llama):
+    """As transformers 5 does; a copy of the embedding is no other head."""
+    folder = write({"tie_word_embeddings": True})
+    file, spec = opened(folder)
+    assert not spec.tied and f"{HEAD} is another: that is used" in file.notes[0]
+    assert (read_floats(file.tensors["output.weight"]) == llama[1][HEAD]).all()
+    folders.write(folder, llama[0] | {"tie_word_embeddings": True}, llama[1] | {HEAD: llama[1][EMBEDDING]})
+    file, spec = opened(folder)
+    assert spec.tied and not file.notes
+
+
+def test_files_that_the_index_does_not_name_do_not_count(write, llama, tmp_path):
+    folder = write(shards=2)
+    (folders.write(tmp_path / "stray", {}, {HEAD: llama[1][HEAD] + 1}) / "model.safetensors").rename(folder / "model.safetensors")
+    file, _ = opened(folder)
+    assert (read_floats(file.tensors["output.weight"]) == llama[1][HEAD]).all() and not file.notes
+
+
+def test_an_index_of_more_files_than_there_are_is_stale(write):
+    folder = write(shards=2)
+    change_index(folder, lambda places: places.update({HEAD: "model-00003-of-00004.safetensors"}))
+    refused(folder, "model-00003-of-00004.safetensors", "is missing", "index.json")
+
+
+# ---------------------------------------------------------------- keys of config.json
+
+
+@pytest.mark.parametrize(("settings", "said"), [({}, 1), ({"version": "0.6"}, 1), ({"quant_method": None}, 1), (None, 0)])
+def test_a_quantization_that_names_no_method_is_none(write, settings, said):
+    file, _ = opened(write({"quantization_config": settings}))
+    assert len(file.notes) == said and all("names no method" in note for note in file.notes)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"rope_scaling": None, "rope_parameters": YARN},
+        {"rope_scaling": YARN, "rope_parameters": None},
+        {"rope_scaling": YARN, "rope_parameters": YARN},
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, "rope_parameters": YARN},
+        {"rope_scaling": {}, "rope_parameters": YARN},
+        {"rope_parameters": YARN, "rope_theta": 77.0},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 64},
+        {"rope_parameters": {**YARN, "factor": None}, "max_position_embeddings": 256},
+    ],
+)
+def test_a_scaling_counts_wherever_it_stands(write, config):
+    spec = opened(write(config))[1]
+    assert spec.rope.scale == pytest.approx(0.1 * np.log(4) + 1)
+    assert (spec.rope.frequencies == opened(write({"rope_scaling": YARN}))[1].rope.frequencies).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"rope_scaling": YARN, "rope_parameters": {"rope_type": "default"}}, ["differ in 'factor'"]),
+        ({"rope_scaling": YARN, "rope_parameters": YARN | {"factor": 8.0}}, ["differ in 'factor'"]),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": YARN}, ["differ in"]),
+        ({"rope_parameters": 7}, ["'rope_parameters' is 7, and should be an object or null"]),
+        ({"rope_parameters": {"full_attention": YARN}}, ["each kind of layers a rotation of its own"]),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, ["'partial_rotary_factor'"]),
+        ({"partial_rotary_factor": 0.5}, ["'partial_rotary_factor'"]),
+        ({"rope_scaling": YARN | {"factor": float("nan")}}, ["'rope.scaling.factor' should be a finite number"]),
+        ({"rope_scaling": YARN | {"attention_factor": -1.0}}, ["should be a number above 0"]),
+    ],
+)
+def test_what_a_rotation_cannot_be(write, config, words):
+    refused(write(config), "config.json", *words)
+
+
+@pytest.mark.parametrize(("more", "scale"), [({"mscale": 1.0}, None), ({"mscale": 1.0, "mscale_all_dim": 0.5}, 1.0648)])
+def test_the_scale_of_yarn(write, more, scale):
+    """By https://arxiv.org/abs/2309.00071, and as DeepSeek writes it, where both of its keys are there."""
+    assert opened(write({"rope_scaling": YARN | more}))[1].rope.scale == pytest.approx(scale or 0.1 * np.log(4) + 1, rel=1e-4)
+
+
+def test_yarn_that_ends_between_pairs(write, tmp_path):
+    """It is computed; a GGUF file of it would be read otherwise."""
+    whole, parts = (opened(write({"rope_scaling": YARN | {"truncate": truncate}}))[0] for truncate in (True, False))
+    assert whole.encoded_metadata()["llama.rope.scaling.factor"]
+    frequencies = [models.find(file).read_spec(file).rope.frequencies for file in (whole, parts)]
+    assert (frequencies[0] != frequencies[1]).any()
+    with pytest.raises(UserError, match="which no GGUF file says"):
+        parts.encoded_metadata()
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "MistralForCausalLM"])
+def test_a_window_is_mistral_s(write, name):
+    windows = [opened(write({"architectures": [name], **more}))[1].layers[0].window for more in ({"sliding_window": 7}, {})]
+    assert windows == ([7, 4096] if name.startswith("Mistral") else [None, None])
+
+
+@pytest.mark.parametrize(("counts", "heads"), [([9, 9], 9), ([9, 3], None), ([], None), ([0, 0], None)])
+def test_a_list_of_one_number_per_layer(write, counts, heads):
+    folder = write({"num_attention_heads": counts})
+    if heads:
+        assert opened(folder)[1].sizes.heads == heads
+    else:
+        refused(folder, "differs between layers" if any(counts) else "should be whole numbers from 1")
+
+
+# ---------------------------------------------------------------- multimodal models
+
+
+@pytest.mark.parametrize("prefixes", [("language_model.model.", "language_model."), ("model.language_model.", "")])
+def test_the_text_part_of_a_multimodal_folder(tmp_path, prefixes):
+    """Both spellings of its tensors; what the text_config leaves out is what transformers takes."""
+    alone = golden_folders.write(tmp_path / "alone", "gemma3")
+    wanted, spec = opened(alone)
+    config = json.loads((alone / "config.json").read_text())
+    architectures = config.pop("architectures"), config.pop("rms_norm_eps"), config.pop("model_type")
+    assert architectures == (["Gemma3ForCausalLM"], 1e-6, "gemma3_text")
+    layers, others = prefixes
+    tensors = {"vision_tower.x.weight": np.ones((2, 2), np.float32), "model.multi_modal_projector.y": np.ones(3, np.float32)}
+    for name, info in wanted.tensors.items():
+        theirs = wanted.called(name)
+        values = info.values() - 1 if isinstance(info, Assembled) else read_floats(info)
+        tensors[layers + theirs.removeprefix("model.") if theirs.startswith("model.") else others + theirs] = values
+    whole = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config | {"model_type": "gemma3_text"}}
+    file, found = opened(folders.write(tmp_path / "folder", whole, tensors))
+    assert (found.sizes, found.layers, found.epsilon, found.tied) == (spec.sizes, spec.layers, spec.epsilon, spec.tied)
+    assert file.tensors.keys() == wanted.tensors.keys()
+    assert file.notes == [
+        "Gemma3ForConditionalGeneration: the text model alone is loaded, multi_modal_projector, vision_tower left out; "
+        "images and sounds are not understood"
+    ]
+    refused(folders.write(tmp_path / "folder", whole | {"architectures": ["Gemma3Model"]}, tensors), "is not supported")
+    strange = whole | {"text_config": config | {"model_type": "mllama_text_model"}}
+    refused(folders.write(tmp_path / "folder", strange, tensors), "is not supported")
