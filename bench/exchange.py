@@ -21,16 +21,17 @@ SECONDS = 0.02  # of one timing
 def program(comm, team, partials, x, out, num_bytes, count, rows):
     """`count` exchanges of x into out, as the engine has them."""
     from numatp.kernels import exchange
-    from numatp.program.builder import Access, Buffer, Builder
-    from numatp.program.ops import LONG_EXCHANGE
+    from numatp.program.builder import Builder
+    from numatp.program.values import Access, Buffer
+    from numatp.program.words.together import LONG_EXCHANGE
 
     builder, lane, sizes = Builder("exchanges"), "lane", {"rows": rows.ctypes.data, "width": num_bytes // 4}
     own = np.array([x.ctypes.data], np.uint64)
-    mine, result = [Buffer("partial", int(partials[i][comm.rank])) for i in (0, 1)], Buffer("out", out.ctypes.data)
+    mine, result = [Buffer("partial", address=int(partials[i][comm.rank])) for i in (0, 1)], Buffer("out", address=out.ctypes.data)
     for i in range(count):
         part, table = Access(mine[i % 2], lane), partials[i % 2].ctypes.data
         builder.add(
-            exchange.sum_partials, [], [part], partials=own.ctypes.data, ranks=1, lanes=1, out=mine[i % 2].address, add=0, **sizes
+            exchange.sum_partials, [], [part], partials=own.ctypes.data, ranks=1, lanes=1, out=mine[i % 2].at(0), add=0, **sizes
         )
         builder.sync(team.handle, part)
         if comm.size > 2 and num_bytes > LONG_EXCHANGE:
@@ -42,7 +43,7 @@ def program(comm, team, partials, x, out, num_bytes, count, rows):
         builder.add(
             kernel, [part], [Access(result, lane)], partials=table, ranks=comm.size, lanes=1, out=out.ctypes.data, add=0, **sizes
         )
-    return builder.finish([own])
+    return builder.finish([own]).place()
 
 
 def timed(action):

@@ -26,9 +26,11 @@ def child(options):
     from numatp.kernels.roofline import CONTROL_WORDS
     from numatp.machine import pages
     from numatp.measure.roofline import Area, Loops, Meter
-    from numatp.program.builder import Buffer, Program
-    from numatp.program.ops import Ops, Site, Value
+    from numatp.program.builder import Program
+    from numatp.program.ops import Ops
+    from numatp.program.recorder import Site
     from numatp.program.step import StepShape, StepWindow
+    from numatp.program.values import Buffer, Value
     from numatp.quants.table import FORMATS
     from numatp.ranks.alone import alone
     from numatp.weights.loader import Matrix, Vector
@@ -55,12 +57,16 @@ def child(options):
 
     def measure(rows, record):
         """Seconds of each op, by name: the best of some runs."""
-        site = Site(0, 1, team.threads, team.threads, team.handle, WIDTH, step, partials, 0, 0, 0)
+        site = Site(
+            rank=0, size=1, threads=team.threads, lanes=team.threads, team=team.handle, width=WIDTH, step=step, partials=partials,
+            logits=0, logit_stride=0, scores=0,
+        )  # fmt: skip
         ops = Ops("one", site, 1 if rows == 1 else ROWS)
         step.num_rows[0] = rows
-        x = Value((Buffer("x", values.ctypes.data, COLUMNS * 4),), COLUMNS, step.num_rows.ctypes.data)
+        buffer = Buffer("x", COLUMNS * 4, values.ctypes.data)
+        x = buffer.holds = Value("x", buffer, COLUMNS, step.num_rows.ctypes.data)
         record(ops, x)
-        made = ops.finish()
+        made = ops.finish().place()
         times = np.zeros((team.threads, len(made.ops) + 1, 2), np.int64)
         program = Program(made.name, made.ops, 0, made.keep, times)
         found = []
@@ -78,7 +84,7 @@ def child(options):
             if format.super_bytes:  # the phase, which no other byte may look like (kernels/superblock.py)
                 memory[: tiles * tile_bytes].reshape(tiles, tile_bytes)[:, :8] = 0
             matrix = Matrix("w", format, area.address, tiles * 16, COLUMNS)
-            seconds = measure(rows, lambda ops, x, matrix=matrix: ops.matmul("out", x, matrix))
+            seconds = measure(rows, lambda ops, x, matrix=matrix: ops.matmul(x, matrix))
             (product,) = [value for op, value in seconds.items() if op.endswith(".matmul")]
             gbs, gops = matrix.num_bytes / product / 1e9, 2 * rows * matrix.rows * COLUMNS / product / 1e9
             percent = 100 * max(1e9 * gbs / read.per_second, 1e9 * gops / dot.per_second)

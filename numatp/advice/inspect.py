@@ -15,7 +15,8 @@ from numatp.engine.job import default_quantize
 from numatp.errors import UserError
 from numatp.models.spec import Spec
 from numatp.program.builder import Program
-from numatp.program.ops import Ops, Site
+from numatp.program.ops import Ops
+from numatp.program.recorder import Site
 from numatp.program.step import StepShape, StepWindow
 from numatp.weights.loader import Slice, Vector, Weights, floats_of, notes, plan
 from numatp.weights.splits import split
@@ -66,7 +67,10 @@ def support_of(path: Path) -> Support:
         shape = StepShape(ROWS, 1, num_blocks(context), len(pools))
         step = StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64))
         nowhere = np.zeros(1, np.uint64)
-        site = Site(0, 1, 1, 1, 0, spec.sizes.width, step, (nowhere, nowhere), 0, 4 * spec.sizes.vocab, 0)
+        site = Site(
+            rank=0, size=1, threads=1, lanes=1, team=0, width=spec.sizes.width, step=step, partials=(nowhere, nowhere),
+            logits=0, logit_stride=4 * spec.sizes.vocab, scores=0,
+        )  # fmt: skip
         for name, rows in (("one row", 1), ("many rows", ROWS)):
             ops = Ops(name, site, rows)
             model.forward(ops, spec, cut, Unloaded(slices), caches)

@@ -5,14 +5,11 @@ pool holds all its layers side by side, so that memory is touched as it is neede
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes
 from numatp.models.spec import Attention, Recurrent, Spec
+from numatp.program.values import Buffer, LayerCache, LayerState
 from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, LayerState
 
 
 def num_blocks(tokens: int) -> int:
@@ -74,22 +71,19 @@ class CacheLayout:
         """Of one token in one layer, keys and values, for this rank's KV heads."""
         return 2 * self._part // CACHE_BLOCK
 
-    def at(self, address: int) -> "list[LayerCache | LayerState]":
+    def at(self, address: int) -> list[LayerCache | LayerState]:
         """Each layer's part of a cache at `address`."""
-        from numatp.program.builder import Buffer  # these load Numba, which counting bytes does not need
-        from numatp.program.ops import LayerCache, LayerState
-
         layers: dict[int, LayerCache | LayerState] = {}
         for table, (pool, start) in enumerate(zip(self._pools, self._starts, strict=True)):
             stride = 2 * self._part * len(pool.layers)
             for place, i in enumerate(pool.layers):
                 keys = address + start + 2 * place * self._part
                 layers[i] = LayerCache(
-                    Buffer(f"keys{i}", keys, stride), Buffer(f"values{i}", keys + self._part, stride), table, self._type,
+                    Buffer(f"keys{i}", stride, keys), Buffer(f"values{i}", stride, keys + self._part), table, self._type,
                     pool.window,
                 )  # fmt: skip
         for i, (start, slot) in self._states.items():
-            layers[i] = LayerState(Buffer(f"state{i}", address + start, slot))
+            layers[i] = LayerState(Buffer(f"state{i}", slot, address + start))
         return [layers[i] for i in range(len(self._layers))]
 
 

@@ -22,7 +22,9 @@ from numatp.kernels.layout import MAX_HEAD_SIZE
 from numatp.machine import limits, native, pages, policy, topology
 from numatp.machine.topology import format_cpulist
 from numatp.models.spec import Spec
-from numatp.program.ops import MOST_DIGESTS_PER_LAYER, Ops, Site
+from numatp.program.builder import unset_memory
+from numatp.program.ops import Ops
+from numatp.program.recorder import MOST_DIGESTS_PER_LAYER, Site
 from numatp.program.step import Span, StepShape, StepWindow
 from numatp.weights.loader import Weights, notes, plan
 from numatp.weights.splits import shares_of, split
@@ -202,9 +204,9 @@ class Engine:
         sizes, comm = self.spec.sizes, self.comm
         caches = self.cache.at(self._cache_at)
         site = Site(
-            comm.rank, comm.size, self.threads, self.lanes, self.team.handle, sizes.width, self.step, self.partials,
-            self.logits.ctypes.data, self.logits.strides[0], self.scores[comm.rank].ctypes.data,
-            self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
+            rank=comm.rank, size=comm.size, threads=self.threads, lanes=self.lanes, team=self.team.handle, width=sizes.width,
+            step=self.step, partials=self.partials, logits=self.logits.ctypes.data, logit_stride=self.logits.strides[0],
+            scores=self.scores[comm.rank].ctypes.data, digests=self.digests[comm.rank].ctypes.data if self.job.check_ranks else 0,
         )  # fmt: skip
         self.programs, self._digested = [], list[list[str]]()
         for name, rows, scored in (("one row", 1, False), ("many rows", self.max_rows, False), ("scores", self.max_rows, True)):
@@ -212,6 +214,9 @@ class Engine:
             self.model.forward(ops, self.spec, self.split, self.weights, caches)
             self.programs.append(ops.finish())
             self._digested.append(ops.digests)
+        memory = unset_memory(max(program.activation_bytes for program in self.programs))  # one program runs at a time
+        for program in self.programs:
+            program.place(memory)
         self.programs.append(self._audit.program)
         if comm.rank == 0:
             self.blocks = Blocks(self.pools)

@@ -26,7 +26,8 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.machine import native, pages, policy, topology
 from numatp.machine.topology import Machine
 from numatp.measure.roofline import L3_TIMES, Area, Loops, Meter
-from numatp.program.builder import Access, Buffer, Builder
+from numatp.program.builder import Builder
+from numatp.program.values import Access, Buffer
 from numatp.quants.table import FORMATS, TILE_ROWS, UNIT
 from numatp.ranks.alone import alone
 from numatp.ranks.comm import Comm, make_window
@@ -321,14 +322,14 @@ def _exchange_as(comm: Comm, team: Team, width: int) -> float:
     addresses = np.array([part.ctypes.data for part in buffers], np.uint64)
     partials, rows = (addresses, addresses + np.uint64(width * 4)), np.ones(1, np.int64)
     buffers[comm.rank][:] = 0
-    builder, lane = Builder("exchanges"), Access(Buffer("lane", 0), "lane")
+    builder, lane = Builder("exchanges"), Access(Buffer("lane"), "lane")
     for k in range(EXCHANGES):
         builder.sync(team.handle, lane)
         builder.add(
             exchange.sum_partials, [], [], partials=partials[k % 2].ctypes.data, ranks=2, lanes=1, rows=rows.ctypes.data,
             width=width, out=int(partials[(k + 1) % 2][comm.rank]), add=0,
         )  # fmt: skip
-    team.set_programs([builder.finish([partials, rows])])
+    team.set_programs([builder.finish([partials, rows]).place()])
     comm.meet()
     if comm.rank:
         team.serve()

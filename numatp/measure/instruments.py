@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from numatp.kernels.roofline import CONTROL_WORDS
 from numatp.machine import topology
 from numatp.measure.roofline import Area, Loops, Meter, area_bytes
 from numatp.program.builder import Op, Program
-from numatp.weights.loader import Matrix
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Instruments:
         self.programs = self._loops.programs()
         self.meter = Meter(lambda index: team.step(first + index), control, sums)
 
-        descriptions = [[_info(op, engine.weights.tensors) for op in program.ops] for program in engine.programs]
+        descriptions = [[_info(op) for op in program.ops] for program in engine.programs]
         told = _tell(engine, [[list(info) for info in infos] for infos in descriptions])
         self.timed = []
         for i, program in enumerate(engine.programs):
@@ -104,25 +103,12 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _info(op: Op, tensors: Mapping[str, object]) -> tuple[str, str, int, int]:
-    """As the fields of OpInfo. The op's weights are found by their address."""
-    fields = op.record.dtype.names or ()
-    if not op.num_bytes or "weights" not in fields:
-        return op.name, "", op.num_bytes, 0
-    start = int(op.record["weights"][0])
-    matrices = [m for m in tensors.values() if isinstance(m, Matrix) and m.num_bytes and m.address >= start]
-    matrices.sort(key=lambda matrix: matrix.address)
-    covered, end = list[Matrix](), start
-    for matrix in matrices:  # several matrices side by side may be one op's
-        if matrix.address != end or (covered and end - start >= op.num_bytes):
-            break
-        covered.append(matrix)
-        end += matrix.num_bytes
-    if not covered:
-        return op.name, "", op.num_bytes, 0
-    weights = sum(matrix.rows * matrix.columns for matrix in covered)
-    label = " + ".join(matrix.name.removesuffix(".weight") for matrix in covered)
-    return op.name, label, op.num_bytes, weights * op.num_bytes // sum(matrix.num_bytes for matrix in covered)
+def _info(op: Op) -> tuple[str, str, int, int]:
+    """As the fields of OpInfo."""
+    matrices = [matrix for matrix in op.matrices if matrix.num_bytes]
+    weights, held = sum(matrix.rows * matrix.columns for matrix in matrices), sum(matrix.num_bytes for matrix in matrices)
+    label = " + ".join(matrix.name.removesuffix(".weight") for matrix in matrices)
+    return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1)
 
 
 def _tell(engine: Engine, value: object) -> list[Any]:

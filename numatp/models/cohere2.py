@@ -10,11 +10,12 @@ from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
+from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, Ops
+    from numatp.program.ops import Ops
 
 HUGGING_FACE = HuggingFace(
     classes={"Cohere2ForCausalLM": {"logit_scale": 0.0625, "layer_norm_eps": 1e-5, "sliding_window": 4096}},
@@ -66,20 +67,20 @@ def rules(spec: Cohere2Spec) -> list[Rule]:
     )
 
 
-def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
-    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
         blk = f"blk.{layer}"
         positions = angles if kept != Attention() else None
         h = p.layer_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
-        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        gate_up = p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight"))
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, positions, cache, neighbours=True)
+        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        gate_up = p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight"))
+        qkv = p.rotate_and_append(qkv, heads, positions, cache, neighbours=True)
         ffn = p.silu_gate(gate_up)
-        attended = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
+        attended = p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
         x = p.add_products(x, (ffn, matrix(f"{blk}.ffn_down.weight")), (attended, matrix(f"{blk}.attn_output.weight")))
     # Scaling the normalised rows scales the logits.
     x = p.layer_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True, scale=spec.logit_scale)

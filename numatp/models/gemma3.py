@@ -13,11 +13,12 @@ from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types, plus_one, rotation
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
+from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, Ops
+    from numatp.program.ops import Ops
 
 LAYERS_OF_27B = 62  # the one size whose scores are not divided by the square root of the head size; files do not say so
 
@@ -118,24 +119,24 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
-    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
-    window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)), name="window angles")
+    window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)))
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
     for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
         blk, angles = f"blk.{layer}", all_angles if kept == Attention() else window_angles
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
-        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
-        p.rms_norm_heads(qkv, len(heads), len(kv_heads), head_size, q_norm, k_norm, epsilon)
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
-        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, spec.score_scale, cache)
+        qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, epsilon)
+        qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
+        h = p.attention(qkv, heads, spec.score_scale, cache)
         out, after = matrix(f"{blk}.attn_output.weight"), vector(f"{blk}.post_attention_norm.weight")
         x = p.add_normalized_product(x, h, out, after, epsilon)
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), epsilon)
-        h = p.gelu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
+        h = p.gelu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
         x = p.add_normalized_product(x, h, matrix(f"{blk}.ffn_down.weight"), vector(f"{blk}.post_ffw_norm.weight"), epsilon)
     x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

@@ -16,11 +16,12 @@ from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, QKV_BIAS, layer_types
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
+from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, Ops
+    from numatp.program.ops import Ops
 
 ALPHA, LIMIT = 1.702, 7.0  # of the gate
 TRUNCATE = False  # GGUF files do not say so: YaRN's range ends between pairs
@@ -121,25 +122,25 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: "Ops", spec: GptOssSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+def forward(p: "Ops", spec: GptOssSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
-    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
-        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
+        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        qkv = p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
+        qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
         sinks = vector(f"{blk}.attn_sinks.weight")
-        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache, sinks)
+        h = p.attention(qkv, heads, 1 / sqrt(heads.size), cache, sinks)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"), vector(f"{blk}.attn_output.bias"))
         h = p.rms_norm(x, vector(f"{blk}.post_attention_norm.weight"), spec.epsilon)
-        scores = p.add_bias(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), vector(f"{blk}.ffn_gate_inp.bias"))
+        scores = p.add_bias(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), vector(f"{blk}.ffn_gate_inp.bias"))
         routes = p.route(scores, spec.experts_used, normalize=True)
-        h = p.expert_matmul("expert_gate_up", h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up")))
-        p.add_expert_bias(h, routes, *(vector(f"{blk}.ffn_{name}_exps.bias") for name in ("gate", "up")))
+        h = p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up")))
+        h = p.add_expert_bias(h, routes, *(vector(f"{blk}.ffn_{name}_exps.bias") for name in ("gate", "up")))
         down, bias = matrix(f"{blk}.ffn_down_exps.weight"), vector(f"{blk}.ffn_down_exps.bias")
         x = p.add_experts(x, p.clamped_gate(h, ALPHA, LIMIT), routes, down, bias_=bias)
     x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)

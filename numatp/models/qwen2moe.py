@@ -10,11 +10,12 @@ from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
+from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, Ops
+    from numatp.program.ops import Ops
 
 HUGGING_FACE = HuggingFace(
     classes={"Qwen2MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False}},
@@ -67,25 +68,25 @@ def rules(spec: Spec) -> list[Rule]:
     )
 
 
-def forward(p: "Ops", spec: Qwen2MixtureSpec, split: Split, weights: Weights, caches: "list[LayerCache]") -> None:
+def forward(p: "Ops", spec: Qwen2MixtureSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
-    heads, kv_heads, head_size = split.heads, split.kv_heads, sizes.head_size
+    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
-        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
-        h = p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache)
+        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
+        qkv = p.add_bias(qkv, *(vector(f"{blk}.attn_{name}.bias") for name in "qkv"))
+        qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
+        h = p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
         x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
         h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
-        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
-        shared = p.matmul("shared_gate_up", h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
+        routes = p.route(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
+        shared = p.matmul(h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
         shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))
         gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
-        h = p.silu_gate(p.expert_matmul("expert_gate_up", h, routes, gate, up))
+        h = p.silu_gate(p.expert_matmul(h, routes, gate, up))
         down = matrix(f"{blk}.ffn_down_exps.weight")
         x = p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
     x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)

@@ -27,11 +27,12 @@ from numatp.models.spec import (
     read_shared_expert,
     read_sizes,
 )
+from numatp.program.values import Heads, LayerCache, LayerState, LinearHeads, Value
 from numatp.weights.loader import Rule, Weights
 from numatp.weights.splits import Sizes, Split
 
 if TYPE_CHECKING:
-    from numatp.program.ops import LayerCache, LayerState, Ops, Value
+    from numatp.program.ops import Ops
 
 
 def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
@@ -183,42 +184,40 @@ def rules(spec: Qwen3NextSpec) -> list[Rule]:
     )
 
 
-def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: "Sequence[LayerCache | LayerState]") -> None:
-    from numatp.program.ops import LayerCache
-
+def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
     sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
-    heads, kv_heads, head_size, key_heads = split.heads, split.kv_heads, sizes.head_size, len(split.linear_key_heads)
+    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
+    linear_heads = LinearHeads(len(split.linear_key_heads), sizes.linear_group, sizes.linear_head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
 
-    def attention(blk: str, h: "Value", cache: "LayerCache") -> "Value":
-        qkv = p.matmul("qkv", h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
-        gate = p.matmul("gate", h, matrix(f"{blk}.attn_q.weight[1]"))
+    def attention(blk: str, h: Value, cache: LayerCache) -> Value:
+        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
+        gate = p.matmul(h, matrix(f"{blk}.attn_q.weight[1]"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
-        p.rms_norm_heads(qkv, len(heads), len(kv_heads), head_size, q_norm, k_norm, epsilon)
-        p.rotate_and_append(qkv, len(heads), len(kv_heads), head_size, angles, cache, neighbours=False)
-        return p.sigmoid_gate(p.attention(qkv, heads, kv_heads, sizes.group, head_size, 1 / sqrt(head_size), cache), gate)
+        qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, epsilon)
+        qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
+        return p.sigmoid_gate(p.attention(qkv, heads, 1 / sqrt(heads.size), cache), gate)
 
-    def linear_attention(blk: str, h: "Value", state: "LayerState") -> "Value":
-        qkv = p.matmul("linear_qkv", h, matrix(f"{blk}.attn_qkv.weight"))
-        gate = p.matmul("linear_gate", h, matrix(f"{blk}.attn_gate.weight"))
-        beta_decay = p.matmul("beta_decay", h, matrix(f"{blk}.ssm_ba.weight"))
+    def linear_attention(blk: str, h: Value, state: LayerState) -> Value:
+        qkv = p.matmul(h, matrix(f"{blk}.attn_qkv.weight"))
+        gate = p.matmul(h, matrix(f"{blk}.attn_gate.weight"))
+        beta_decay = p.matmul(h, matrix(f"{blk}.ssm_ba.weight"))
         qkv = p.causal_conv(qkv, vector(f"{blk}.ssm_conv1d.weight"), sizes.conv_width, state)
         h = p.gated_delta(
-            qkv, beta_decay, vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias"), key_heads, sizes.linear_group,
-            sizes.linear_head_size, sizes.conv_width, epsilon, state,
-        )  # fmt: skip
+            qkv, beta_decay, vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias"), linear_heads, sizes.conv_width, epsilon, state
+        )
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), epsilon)
 
-    def feed_forward(blk: str, x: "Value", h: "Value") -> "Value":
-        h = p.silu_gate(p.matmul("gate_up", h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
+    def feed_forward(blk: str, x: Value, h: Value) -> Value:
+        h = p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
         return p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
 
-    def mixture(blk: str, x: "Value", h: "Value") -> "Value":
-        routes = p.route(p.matmul("router", h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
-        shared = p.matmul("shared_gate_up", h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
+    def mixture(blk: str, x: Value, h: Value) -> Value:
+        routes = p.route(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
+        shared = p.matmul(h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
         shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))
         gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
-        h = p.silu_gate(p.expert_matmul("expert_gate_up", h, routes, gate, up))
+        h = p.silu_gate(p.expert_matmul(h, routes, gate, up))
         down = matrix(f"{blk}.ffn_down_exps.weight")
         return p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
 

@@ -3,39 +3,25 @@
 Every op says which buffers it reads and writes and how its threads divide each: two accesses with the same division touch the
 same bytes on the same thread. A barrier is needed before an op that reads or writes what another op wrote, or writes what another
 op read, since the last barrier, unless both divide the buffer the same way.
+
+Recording takes no memory: arguments that point into buffers are written into the ops' records when the program is placed.
 """
 
 import ctypes
-from collections.abc import Hashable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.kernels.compile import Kernel, make_all_ready
 from numatp.machine import native
+from numatp.program.layout import LINE, Layout, lay_out
+from numatp.program.values import Access, Buffer, Pointer, ThreadStride
 
-ANYHOW = None  # a division that matches no other, not even itself
-PRIVATE = "private"  # every thread has its own copy
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Memory that ops hand to each other; compared by identity."""
-
-    name: str
-    address: int
-    stride: int = 0  # bytes from row to row
-    thread_stride: int = 0  # bytes from one thread's private copy to the next, 0 if it is shared
-
-
-@dataclass(frozen=True)
-class Access:
-    buffer: Buffer
-    division: Hashable = ANYHOW
-
-    def agrees(self, other: "Access") -> bool:
-        return self.division is not ANYHOW and self.division == other.division
+if TYPE_CHECKING:
+    from numatp.weights.loader import Matrix
 
 
 @dataclass
@@ -45,8 +31,14 @@ class Op:
     record: np.ndarray
     reads: list[Access]
     writes: list[Access]
-    num_bytes: int = 0  # weights that the whole rank reads in it, for the roofline
+    matrices: Sequence["Matrix"] = ()  # weights that it multiplies with
+    num_bytes: int = 0  # of them, that the whole rank reads in it for one row, for the roofline
     barrier: bool = False
+    pointers: dict[str, Pointer | ThreadStride] = field(default_factory=dict)  # fields of the record that wait for the placing
+
+    @property
+    def accesses(self) -> list[Access]:
+        return self.reads + self.writes
 
     @property
     def address(self) -> int:
@@ -63,6 +55,28 @@ class Program:
     num_syncs: int
     keep: list[object] = field(default_factory=list)
     times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
+    layout: Layout | None = None  # of the memory for its values, if it has some
+
+    @property
+    def activation_bytes(self) -> int:
+        """Memory that place() wants."""
+        return self.layout.num_bytes + LINE if self.layout else 0
+
+    def place(self, memory: np.ndarray | None = None) -> "Program":
+        """Takes memory for the values, uint8 (activation_bytes,) or more, and writes their addresses into the ops' records.
+
+        Programs that never run at the same time may have the same memory.
+        """
+        if self.layout:
+            if memory is None:
+                memory = unset_memory(self.activation_bytes)
+            assert memory.nbytes >= self.activation_bytes
+            self.keep.append(memory)
+            self.layout.place(-(-memory.ctypes.data // LINE) * LINE)
+        for op in self.ops:
+            for name, pointer in op.pointers.items():
+                op.record[name] = pointer.resolved()
+        return self
 
     @cached_property
     def record(self) -> native.ProgramRecord:
@@ -91,19 +105,35 @@ class Program:
         return "\n".join(lines)
 
 
+def unset_memory(num_bytes: int) -> np.ndarray:
+    """uint8 (num_bytes,) that holds not-a-number, so that a missing op is seen."""
+    return np.full(num_bytes, 0xFF, np.uint8)
+
+
 class Builder:
     """Takes ops one by one and places the barriers."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, threads: int = 1):
+        """threads: that will run it, of this rank."""
+        self.name, self.threads = name, threads
         self.ops: list[Op] = []
         self.num_syncs = 0
         self._read: list[Access] = []
         self._written: list[Access] = []
 
-    def add(self, kernel: Kernel, reads: list[Access], writes: list[Access], num_bytes: int = 0, **args: float) -> None:
-        """Records one op; `args` are the fields of the kernel's argument record."""
-        self._append(Op(kernel.name, kernel, kernel.record(**args), reads, writes, num_bytes))
+    def add(
+        self, kernel: Kernel, reads: list[Access], writes: list[Access], matrices: Sequence["Matrix"] = (),
+        num_bytes: int | None = None, /, **args: float | Pointer | ThreadStride,
+    ) -> None:  # fmt: skip
+        """Records one op; `args` are the fields of the kernel's argument record.
+
+        matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all.
+        """
+        pointers = {name: value for name, value in args.items() if isinstance(value, (Pointer, ThreadStride))}
+        record = kernel.record(**{name: 0 if isinstance(value, (Pointer, ThreadStride)) else value for name, value in args.items()})
+        if num_bytes is None:
+            num_bytes = sum(matrix.num_bytes for matrix in matrices)
+        self._append(Op(kernel.name, kernel, record, reads, writes, matrices, num_bytes, pointers=pointers))
 
     def _append(self, op: Op) -> None:
         op.barrier = self._conflicts(op)
@@ -115,9 +145,9 @@ class Builder:
         self.ops.append(op)
 
     def _conflicts(self, op: Op) -> bool:
-        pairs = [(new, old) for new in op.reads + op.writes for old in self._written]
+        pairs = [(new, old) for new in op.accesses for old in self._written]
         pairs += [(new, old) for new in op.writes for old in self._read]
-        return any(new.buffer is old.buffer and not new.agrees(old) for new, old in pairs)
+        return any(new.meets(old) and not new.agrees(old) for new, old in pairs)
 
     def sync(self, team: int, lane: Access) -> None:
         """Meeting of this lane of every rank: what each wrote in its lane before can be read after it."""
@@ -125,5 +155,7 @@ class Builder:
         record = np.array([(team, self.num_syncs)], dtype=[("team", np.uint64), ("ordinal", np.int64)])
         self._append(Op("sync", native.address_of("numatp_sync"), record, [lane], [lane]))
 
-    def finish(self, keep: list[object]) -> Program:
-        return Program(self.name, self.ops, self.num_syncs, keep)
+    def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
+        """until_end: buffers that may be read when the program is done."""
+        layout = lay_out(self.ops, self.threads, list(until_end))
+        return Program(self.name, self.ops, self.num_syncs, keep, layout=layout)

@@ -7,7 +7,7 @@ all else is whole. Nothing is mapped: rows are read into a small staging buffer 
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -84,11 +84,11 @@ class Vector:
         return (self.length * 4 + 63) // 64 * 64
 
 
-def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
-    """Matrices that follow each other in memory, have one format and full tiles, as one: one op instead of several."""
-    joined: list[Matrix] = []
+def neighbours(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
+    """Matrices that follow each other in memory, have one format and full tiles, together: one op instead of several."""
+    groups: list[list[Matrix]] = []
     for matrix in matrices:
-        last = joined[-1] if joined else None
+        last = groups[-1][-1] if groups else None
         if (
             last
             and last.format == matrix.format
@@ -96,10 +96,15 @@ def neighbours_joined(matrices: Iterable[Matrix]) -> list[Matrix]:
             and last.rows % TILE_ROWS == 0
             and last.address + last.num_bytes == matrix.address
         ):
-            joined[-1] = replace(last, name=f"{last.name} + {matrix.name}", rows=last.rows + matrix.rows)
+            groups[-1].append(matrix)
         else:
-            joined.append(matrix)
-    return joined
+            groups.append([matrix])
+    return groups
+
+
+def joined(group: Sequence[Matrix]) -> Matrix:
+    """Neighbours as one matrix."""
+    return replace(group[0], name=" + ".join(matrix.name for matrix in group), rows=sum(matrix.rows for matrix in group))
 
 
 def side_by_side(vectors: Iterable[Vector]) -> Vector:

@@ -48,32 +48,32 @@ def yarn_rope(fast, slow, truncate):
     return change
 
 
-def all_rotated(true, p, qkv, heads, kv_heads, head_size, angles, cache, neighbours):
+def all_rotated(true, p, qkv, heads, angles, cache, neighbours):
     """Also in layers that know no positions."""
     p.remembered = angles or p.remembered
-    return true(p, qkv, heads, kv_heads, head_size, p.remembered, cache, neighbours=neighbours)
+    return true(p, qkv, heads, p.remembered, cache, neighbours=neighbours)
 
 
-def no_window(true, p, qkv, heads, kv_heads, group, head_size, scale, cache, sinks=None):
+def no_window(true, p, qkv, heads, scale, cache, sinks=None):
     from dataclasses import replace
 
     from numatp.kernels.layout import NO_WINDOW
 
-    return true(p, qkv, heads, kv_heads, group, head_size, scale, replace(cache, window=NO_WINDOW), sinks)
+    return true(p, qkv, heads, scale, replace(cache, window=NO_WINDOW), sinks)
 
 
-def one_more_in_window(true, p, qkv, heads, kv_heads, group, head_size, scale, cache, sinks=None):
+def one_more_in_window(true, p, qkv, heads, scale, cache, sinks=None):
     from dataclasses import replace
 
-    return true(p, qkv, heads, kv_heads, group, head_size, scale, replace(cache, window=cache.window + 1), sinks)
+    return true(p, qkv, heads, scale, replace(cache, window=cache.window + 1), sinks)
 
 
 HALVES = word("rotate_and_append", lambda true, p, *args, neighbours: true(p, *args, neighbours=not neighbours))
 WINDOW = {"window": word("attention", no_window), "window of 20": word("attention", one_more_in_window)}
-SCORES = word("attention", lambda true, p, q, h, kv, g, size, scale, *rest: true(p, q, h, kv, g, size, scale * sqrt(2), *rest))
+SCORES = word("attention", lambda true, p, qkv, heads, scale, *rest: true(p, qkv, heads, scale * sqrt(2), *rest))
 GATE = word("silu_gate", lambda true, p, x: p.gelu_gate(x))
 HEAD_NORMS = {
-    "norm of heads": word("rms_norm_heads", lambda true, *args: None),
+    "norm of heads": word("rms_norm_heads", lambda true, p, qkv, *rest: qkv),
     "weight of q's norm": tensors("attn_q_norm", 1),
     "weight of k's norm": tensors("attn_k_norm", 1),
 }
@@ -118,7 +118,7 @@ FEATURES = {
     "qwen3moe": COMMON | NORMS | HEAD_NORMS | MIXTURE,
     "command-r": COMMON | LAYER_NORM | {"gate": GATE},
     "command-r-plus": LAYER_NORM | {
-        "norm of heads": word("layer_norm_heads", lambda true, *args: None),
+        "norm of heads": word("layer_norm_heads", lambda true, p, qkv, *rest: qkv),
         "mean of the norm of heads": word("layer_norm_heads", lambda true, p, *args: p.rms_norm_heads(*args)),
         "weight of q's norm": tensors("attn_q_norm", 1),
         "weight of k's norm": tensors("attn_k_norm", 1),

@@ -24,7 +24,6 @@ def main():
     import numpy as np
 
     from numatp.engine.engine import Engine
-    from numatp.program.builder import Buffer
     from numatp.program.step import Span
 
     engine = Engine(job, started)
@@ -39,7 +38,7 @@ def main():
     else:
         engine.run([Span(0, list(range(rows)), 3, blocks)])
     program = next(program for program in engine.programs if program.name == program_name)
-    residual = next(b for b in program.keep if isinstance(b, Buffer) and b.name == "residual")
+    residual = next(life.buffer for life in program.layout.lives if life.buffer.name == "residual")
 
     def outputs():
         """What rank 0 reads: spare rows of the last group hold anything."""

@@ -1,0 +1,175 @@
+"""What every word needs to record its ops: the place where the program will run, buffers for values, and activations made once.
+
+Two programs are recorded from one description: for Steps of one row, where every thread makes small activations for itself
+(cheaper than a barrier), and for Steps of many rows, where threads share the rows. A third ends in scores instead of logits.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+
+from numatp import quants
+from numatp.kernels import activation
+from numatp.kernels.digest import digest
+from numatp.kernels.rows import GROUP
+from numatp.program.builder import Builder, Program
+from numatp.program.step import StepWindow
+from numatp.program.values import ANYHOW, PRIVATE, Access, Buffer, Pointer, Routes, ThreadStride, Value
+from numatp.quants.table import Format
+
+MOST_DIGESTS_PER_LAYER = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """Where a program will run: this rank, its threads, and the memory that it shares with others."""
+
+    rank: int
+    size: int
+    threads: int
+    lanes: int  # smallest thread count of any rank
+    team: int  # address of the C runtime's team
+    width: int  # of the residual stream
+    step: StepWindow
+    partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (size,), each of (max_rows, width) float32
+    logits: int  # address of (max_sequences, logit_stride bytes)
+    logit_stride: int
+    scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
+    digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Rows as a kernel multiplies them (kernels/activation.py)."""
+
+    pointer: Pointer
+    group_bytes: int  # from group to group
+    thread_stride: ThreadStride | int
+    access: Access
+
+
+class Recorder:
+    """Records one program; `max_rows` is the most rows a Step of it may have, a multiple of GROUP or 1."""
+
+    def __init__(self, name: str, site: Site, max_rows: int, scored: bool = False):
+        self.site, self.max_rows, self.scored = site, max_rows, scored
+        self.private = max_rows == 1
+        self.pitch = 1 if self.private else GROUP
+        assert max_rows % self.pitch == 0
+        self.digests: list[str] = []  # of what, in order
+        self._builder = Builder(name, site.threads)
+        self._constants: list[np.ndarray] = []
+        self._zeros: dict[int, int] = {}
+        self._row_numbers = Buffer("row numbers")  # 0, 1, 2, ...: for kernels that take some rows, and here take all
+        self._most_rows = 0  # of them
+        self._activations: dict[tuple[Value, str, int, Routes | None], Activation] = {}
+        self._until_end: list[Buffer] = []
+        self._num_exchanges = 0
+        self._partials = [
+            Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.rank])) for parity in (0, 1)
+        ]
+        step = site.step
+        self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
+        self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))
+
+    def finish(self) -> Program:
+        """Its memory is counted, and taken by Program.place."""
+        self._row_numbers.address = self._constant(np.arange(self._most_rows))
+        return self._builder.finish(list(self._constants), self._until_end)
+
+    def _constant(self, array: np.ndarray) -> int:
+        """The address of an array that lives as long as the program."""
+        self._constants.append(array)
+        return array.ctypes.data
+
+    def _every_row(self, most: int) -> Pointer:
+        """The numbers of all rows, `most` at most."""
+        self._most_rows = max(self._most_rows, most)
+        return Pointer(self._row_numbers)
+
+    # ------------------------------------------------------------ memory
+
+    def _buffer(
+        self, name: str, row_bytes: int, per_thread: bool = False, rows: int | None = None, indexes: bool = False
+    ) -> Buffer:
+        """Memory for (max_rows, row_bytes), or as many rows; it is free again after the last op that reads it."""
+        return Buffer(name, row_bytes, num_bytes=(rows or self.max_rows) * row_bytes, per_thread=per_thread, indexes=indexes)
+
+    def _made(
+        self, buffer: Buffer, width: int, rows: int | Pointer, name: str = "", division: Hashable = ANYHOW, most: int = 0,
+        parts: tuple[range, ...] = (),
+    ) -> Value:  # fmt: skip
+        """What now lies in the buffer; whatever lay there can be read no more."""
+        value = Value(name or buffer.name, buffer, width, rows, parts, division, most)
+        buffer.holds = value
+        return value
+
+    def _changed(self, x: Value, name: str) -> Value:
+        """x after a word has written over it, under a new name."""
+        x.check()
+        assert not x.whole, f"{x.name} is a part of a value"
+        return self._made(x.buffer, x.width, x.rows, name, x.division, x.most, x.parts)
+
+    # ------------------------------------------------------------ how threads divide a value
+
+    def _columns(self, width: int) -> Hashable:
+        """The columns of a matrix product, among this rank's threads."""
+        return ("columns", width, self.site.threads)
+
+    def _lanes(self, width: int) -> Hashable:
+        return ("columns", width, self.site.lanes)
+
+    def _heads(self, heads: int) -> Hashable:
+        """The heads of all rows."""
+        return ("heads", heads, self.site.threads)
+
+    def _share_of_rows(self, rows: int | Pointer) -> Hashable:
+        return PRIVATE if self.private else ("rows", rows, self.site.threads)
+
+    # ------------------------------------------------------------ activations
+
+    def _activation(self, x: Value, format: Format, routes: Routes | None = None) -> Activation:
+        """x as matrices of a format want it, made once for all that read it.
+
+        routes: x has the rows of the Step, and they are wanted at the places of their experts.
+        """
+        x.check()
+        kernels = quants.kernels_of(format.name)
+        wanted = x, kernels.ACTIVATION, kernels.ZERO, routes
+        if wanted not in self._activations:
+            self._activations[wanted] = self._make_activation(*wanted)
+        return self._activations[wanted]
+
+    def _make_activation(self, x: Value, form: str, zero: int, routes: Routes | None) -> Activation:
+        # A product reads all rows on every thread, however they were written.
+        if form == "f32" and self.private and not routes:
+            access = Access(x.buffer, PRIVATE if x.division == PRIVATE else ANYHOW)
+            return Activation(x.pointer, x.stride, x.thread_stride, access)
+        group = activation.group_bytes(form, x.width, self.pitch)
+        most, rows, select = x.most or self.max_rows, x.rows, self._every_row(x.most or self.max_rows)
+        reads, name = x.accesses(), f"{x.name}.{form}"
+        if routes:
+            most, rows, select = routes.most, routes.counts, routes.rows_of_places
+            reads, name = [*reads, Access(routes.buffer)], f"{name}.routed"
+        out = self._buffer(name, group, self.private, rows=most // self.pitch)
+        # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
+        division = self._share_of_rows(rows)
+        kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK, "zero": zero}) if form == "q8" else (
+            activation.interleave, {"width": x.width}
+        )  # fmt: skip
+        self._builder.add(
+            kernel, reads, [Access(out, division)],
+            x=x.pointer, x_stride=x.stride, x_thread_stride=x.thread_stride, select=select, rows=rows,
+            out=out.at(0), out_group=group, out_thread_stride=out.thread_stride, pitch=self.pitch, private=self.private,
+            **width,
+        )  # fmt: skip
+        return Activation(out.at(0), group, out.thread_stride, Access(out, PRIVATE if self.private else ANYHOW))
+
+    # ------------------------------------------------------------ ranks that compare
+
+    def _digest(self, what: str, access: Access, x: Pointer, stride: int, words: int, rows: int | Pointer) -> None:
+        if self.site.digests:
+            out = self.site.digests + 8 * len(self.digests)
+            self._builder.add(digest, [access], [], x=x, stride=stride, rows=rows, words=words, out=out)
+            self.digests.append(f"{what} after exchange {self._num_exchanges}")

@@ -1,0 +1,201 @@
+"""What the words of a forward pass hand to each other, and the memory that it lies in. Importing this loads no Numba."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, replace
+
+from numatp.kernels.layout import NO_WINDOW
+
+ANYHOW = None  # a division that matches no other, not even itself
+PRIVATE = "private"  # every thread has its own copy
+
+
+@dataclass(eq=False)
+class Buffer:
+    """Memory that ops hand to each other; compared by identity. It has an address, or gets one when its program is placed."""
+
+    name: str
+    stride: int = 0  # bytes from row to row
+    address: int | None = None
+    num_bytes: int = 0  # of one copy, where the program is to find the place
+    per_thread: bool = False  # whether every thread has a copy
+    indexes: bool = False  # whether it holds integers that kernels go by, which lie apart: no other value's bits become an index
+    copy_stride: int = 0  # bytes from one thread's copy to the next, once it is placed
+    holds: "Value | None" = None  # the last value that was written into it
+
+    @property
+    def thread_stride(self) -> "ThreadStride | int":
+        """From one thread's copy to the next, as an argument of an op; 0 if it is shared."""
+        return ThreadStride(self) if self.per_thread else 0
+
+    def at(self, offset: int) -> "Pointer":
+        """A place in it, in bytes, as an argument of an op."""
+        return Pointer(self, offset)
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """An argument of an op: an address that is known when its program is placed."""
+
+    buffer: Buffer
+    offset: int = 0
+
+    def resolved(self) -> int:
+        assert self.buffer.address is not None, f"{self.buffer.name} has no place yet"
+        return self.buffer.address + self.offset
+
+
+@dataclass(frozen=True)
+class ThreadStride:
+    """An argument of an op: bytes between the threads' copies of a buffer."""
+
+    buffer: Buffer
+
+    def resolved(self) -> int:
+        return self.buffer.copy_stride
+
+
+@dataclass(frozen=True)
+class Access:
+    """That an op reads or writes a buffer, all of it or some columns of its rows, and how its threads divide that."""
+
+    buffer: Buffer
+    division: Hashable = ANYHOW
+    columns: range | None = None  # bytes of each row
+
+    def agrees(self, other: "Access") -> bool:
+        """Whether each thread touches the same bytes in both, if they touch the same at all."""
+        return self.division is not ANYHOW and (self.division, self.columns) == (other.division, other.columns)
+
+    def meets(self, other: "Access") -> bool:
+        """Whether both touch some of the same bytes."""
+        if self.buffer is not other.buffer:
+            return False
+        mine, theirs = self.columns, other.columns
+        return mine is None or theirs is None or (mine.start < theirs.stop and theirs.start < mine.stop)
+
+
+class Overwritten(Exception):
+    """A forward pass reads a value in whose memory lies another by now."""
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """float32 rows (rows, width), in memory of their own; columns were written by one op or by several side by side."""
+
+    name: str
+    buffer: Buffer
+    width: int
+    rows: int | Pointer  # where their number stands
+    parts: tuple[range, ...] = ()  # the columns that each op wrote, in bytes of a row; (): all by one
+    division: Hashable = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
+    most: int = 0  # rows at most, 0: those of a Step
+    first: int = 0  # of its columns, in bytes of a row
+    whole: "Value | None" = None  # whose columns these are, if they are not all
+
+    def check(self) -> None:
+        """Overwritten if another value lies in its memory."""
+        holds = self.buffer.holds
+        if holds is not (self.whole or self):
+            raise Overwritten(
+                f"'{self.name}' is read after '{holds.name if holds else 'nothing'}' was written into its memory: "
+                "read it before, or go on with what the later word returned"
+            )
+
+    def accesses(self, division: Hashable | None = None) -> list[Access]:
+        """As the op that made it divided it, or in another way."""
+        self.check()
+        division = self.division if division is None else division
+        return [Access(self.buffer, division, part) for part in self.parts or (None,)]
+
+    def parted(self) -> Iterator[tuple[Pointer, Access]]:
+        """Where each part begins, and access to it."""
+        for access in self.accesses():
+            yield self.buffer.at(access.columns.start if access.columns else 0), access
+
+    def columns(self, first: int, count: int) -> "Value":
+        """Some of its columns, where they lie."""
+        begin, end = self.first + 4 * first, self.first + 4 * (first + count)
+        assert first >= 0 and first + count <= self.width, (self.name, first, count)
+        parts = [range(max(part.start, begin), min(part.stop, end)) for part in self.parts or (range(self.buffer.stride),)]
+        return replace(
+            self, name=f"{self.name}[{first}:{first + count}]", width=count, first=begin, whole=self.whole or self,
+            parts=tuple(part for part in parts if part),
+        )  # fmt: skip
+
+    @property
+    def pointer(self) -> Pointer:
+        return self.buffer.at(self.first)
+
+    def at(self, column: int) -> Pointer:
+        return self.buffer.at(self.first + 4 * column)
+
+    @property
+    def stride(self) -> int:
+        return self.buffer.stride
+
+    @property
+    def thread_stride(self) -> ThreadStride | int:
+        return self.buffer.thread_stride
+
+
+@dataclass(frozen=True)
+class Heads:
+    """This rank's heads of an attention layer: queries, keys and values of one size side by side in each row."""
+
+    queries: range  # as numbers in the model
+    keys: range  # all that these queries read, as numbers in the model
+    group: int  # query heads that share one of keys and values
+    size: int  # values of a head
+
+    @property
+    def count(self) -> int:
+        """In a row: of queries, keys and values."""
+        return len(self.queries) + 2 * len(self.keys)
+
+
+@dataclass(frozen=True)
+class LinearHeads:
+    """This rank's heads of a layer of linear attention."""
+
+    keys: int  # and as many of queries
+    group: int  # value heads that share a key head
+    size: int  # values of a head
+
+    @property
+    def width(self) -> int:
+        """Of all value heads together."""
+        return self.keys * self.group * self.size
+
+
+@dataclass(frozen=True)
+class LayerCache:
+    """Keys and values of one layer for this rank's KV heads (kernels/attention.py); strides go from block to block."""
+
+    keys: Buffer
+    values: Buffer
+    table: int  # which of the Step's tables lists its blocks
+    type: str = "f16"  # one of kernels/caches
+    window: int = NO_WINDOW  # tokens that a row sees, itself included
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """The state of a recurrent layer; its stride goes from sequence to sequence."""
+
+    state: Buffer
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Routes:
+    """Which rows each expert takes (kernels/experts.py), all in one buffer."""
+
+    buffer: Buffer
+    used: int  # experts of a row
+    most: int  # places at most
+    counts: Pointer
+    active: Pointer
+    rows_of_places: Pointer
+    experts_of_places: Pointer
+    places: Pointer
+    chosen: Pointer
+    shares: Pointer

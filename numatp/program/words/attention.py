@@ -1,0 +1,98 @@
+"""Attention: norms and rotation of heads, keys and values in a cache, and the sum over them."""
+
+from types import ModuleType
+
+import numpy as np
+
+from numatp.kernels import norm, rope
+from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.layout import cache_bytes
+from numatp.program.recorder import Recorder
+from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
+from numatp.weights.loader import Vector
+
+
+class Attention(Recorder):
+    def rms_norm_heads(self, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float) -> Value:
+        """qkv (rows, all heads, size) with each q and k head normalised, in its place; weights (size,)."""
+        return self._normalize_heads(norm.rms_norm_heads, qkv, heads, q_weight, k_weight, epsilon)
+
+    def layer_norm_heads(self, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float) -> Value:
+        """As rms_norm_heads, with mean subtraction and weights (queries, size) and (keys, size)."""
+        return self._normalize_heads(norm.layer_norm_heads, qkv, heads, q_weight, k_weight, epsilon)
+
+    def _normalize_heads(
+        self, kernel: Kernel, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float
+    ) -> Value:
+        mine = qkv.accesses(self._heads(heads.count))
+        self._builder.add(
+            kernel, mine, mine,
+            x=qkv.pointer, rows=self._rows, heads=heads.count, q_heads=len(heads.queries), k_heads=len(heads.keys), size=heads.size,
+            q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
+        )  # fmt: skip
+        return self._changed(qkv, f"{qkv.name}, heads normalised")
+
+    def rotation(self, frequencies: np.ndarray, scale: float = 1.0) -> Value:
+        """scale * cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""
+        pairs = len(frequencies)
+        out = self._buffer("angles", pairs * 8)
+        self._builder.add(
+            rope.rotation_angles, [], [Access(out)],
+            positions=self._positions, rows=self._rows, frequencies=self._constant(frequencies), pairs=pairs,
+            scale=scale, out=out.at(0),
+        )  # fmt: skip
+        return self._made(out, 2 * pairs, self._rows)
+
+    def rotate_and_append(self, qkv: Value, heads: Heads, angles: Value | None, cache: LayerCache, neighbours: bool) -> Value:
+        """qkv (rows, all heads, size) with q and k rotated, in its place; k and v are appended to the cache.
+
+        angles: of the first pairs of a head, the rest is not turned; None: nothing is. neighbours: pair i is (2i, 2i + 1), as
+        GGUF files of Llama have it; else (i, i + pairs).
+        """
+        pairs = angles.width // 2 if angles else 0
+        mine = qkv.accesses(self._heads(heads.count))
+        self._builder.add(
+            _by_cache("append", cache).rotate_and_append, [*mine, *(angles.accesses() if angles else [])],
+            [*mine, Access(cache.keys), Access(cache.values)],
+            qkv=qkv.pointer, rows=self._rows, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
+            angles=angles.pointer if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
+            positions=self._positions, sequences=self._sequences, **self._cache(cache, heads.size),
+        )  # fmt: skip
+        return self._changed(qkv, f"{qkv.name}, rotated")
+
+    def attention(self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None) -> Value:
+        """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero."""
+        kernels, sequences = _by_cache("attention", cache), self.site.step.shape.max_sequences
+        width = len(heads.queries) * heads.size
+        scratch = self._buffer("attention scratch", kernels.SCRATCH_BYTES, per_thread=True, rows=1)
+        parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(heads.size), rows=sequences)
+        out = self._buffer("attention", width * 4)
+        self._builder.add(
+            kernels.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
+            [Access(out), Access(parts), Access(scratch, PRIVATE)],
+            q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
+            first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale, window=cache.window,
+            spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
+            parts=parts.at(0), finished=self._counters(sequences * max(len(heads.keys), 1)),
+            sinks=sinks.address if sinks else 0, sunk=sinks is not None, out=out.at(0),
+            **self._cache(cache, heads.size),
+        )  # fmt: skip
+        return self._made(out, width, self._rows)
+
+    def _counters(self, count: int) -> int:
+        """The address of int64 (count,) that are 0 before each op and after it."""
+        if count not in self._zeros:
+            self._zeros[count] = self._constant(np.zeros(count, np.int64))
+        return self._zeros[count]
+
+    def _cache(self, cache: LayerCache, size: int) -> dict[str, int | Pointer]:
+        step = self.site.step
+        return {
+            "head_bytes": cache_bytes(cache.type, size),
+            "tables": step.tables[cache.table].ctypes.data, "table_length": step.shape.table_length,
+            "keys": cache.keys.at(0), "values": cache.values.at(0), "block_stride": cache.keys.stride,
+        }  # fmt: skip
+
+
+def _by_cache(template: str, cache: LayerCache) -> ModuleType:
+    return specialize(template, "cache", f"numatp.kernels.caches.{cache.type}")

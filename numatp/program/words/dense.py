@@ -1,0 +1,131 @@
+"""Norms, matrix products, biases and gates."""
+
+from collections.abc import Sequence
+
+from numatp.kernels import bias, gate, norm
+from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.simd import LANES
+from numatp.program.recorder import Recorder
+from numatp.program.values import ANYHOW, Access, Buffer, Pointer, Value
+from numatp.weights.loader import Matrix, Vector, joined, neighbours, side_by_side
+
+
+class Dense(Recorder):
+    # ------------------------------------------------------------ norms
+
+    def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False) -> Value:
+        """(rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.rms_norm, x, weight, logits_only, epsilon=epsilon)
+
+    def layer_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
+        """scale * the normalised rows, (rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.layer_norm, x, weight, logits_only, epsilon=epsilon, scale=scale)
+
+    def _normalize(self, kernel: Kernel, x: Value, weight: Vector, logits_only: bool, **numbers: float) -> Value:
+        assert x.stride == x.width * 4, f"{x.name}: rows without gaps"
+        rows: int = self._rows
+        select: int | Pointer = self._every_row(self.max_rows)
+        if logits_only:
+            rows, select = self._num_logits, self.site.step.logit_rows.ctypes.data
+        out, division = self._buffer(shortened(weight), x.width * 4, self.private), self._share_of_rows(rows)
+        self._builder.add(
+            kernel, x.accesses(), [Access(out, division)],
+            x=x.pointer, rows=rows, select=select, weight=weight.address, width=x.width,
+            out=out.at(0), out_thread_stride=out.thread_stride, private=self.private, **numbers,
+        )  # fmt: skip
+        return self._made(out, x.width, rows, division=division)
+
+    # ------------------------------------------------------------ products
+
+    def matmul(self, x: Value, *weights: Matrix) -> Value:
+        """(rows, sum of the matrices' rows): the products side by side."""
+        # Whole tiles are written: only the last matrix may end inside one.
+        assert all(weight.rows % LANES == 0 for weight in weights[:-1]), weights[0].name
+        out = self._product_buffer(sum(weight.rows for weight in weights), weights)
+        parts, first = [], 0
+        for group in neighbours(weights):
+            last = first + 4 * -(-joined(group).rows // LANES) * LANES
+            parts.append(range(first, last))
+            self._product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
+            first = last
+        return self._made(out, sum(weight.rows for weight in weights), x.rows, parts=tuple(parts))
+
+    def _product_buffer(self, width: int, weights: Sequence[Matrix], rows: int | None = None) -> Buffer:
+        """For products side by side, each in whole tiles."""
+        return self._buffer(" + ".join(map(shortened, weights)), -(-width // LANES) * LANES * 4, rows=rows)
+
+    def _product(self, x: Value, weights: Sequence[Matrix], out: Access, add: bool = False) -> None:
+        """out = [out +] weights x; the matrices follow each other in memory."""
+        weight, activation = joined(weights), self._activation(x, weights[0].format)
+        self._builder.add(
+            kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out], weights,
+            weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
+            rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
+            pitch=self.pitch, out=out.buffer.at(out.columns.start if out.columns else 0), out_stride=out.buffer.stride, add=add,
+        )  # fmt: skip
+
+    def add_bias(self, x: Value, *biases: Vector) -> Value:
+        """x + the biases side by side, in x's place; x is a product of as many matrices."""
+        joined_ = side_by_side(biases)
+        assert joined_.length == x.width, "one value per column"
+        # A single product is divided in the same way; several may be divided in others.
+        mine = x.accesses(self._columns(x.width) if len(x.parts) == 1 else ANYHOW)
+        self._builder.add(
+            bias.add_bias, mine, mine, x=x.pointer, x_stride=x.stride, rows=x.rows, width=x.width, bias=joined_.address
+        )  # fmt: skip
+        return self._changed(x, f"{x.name} + bias")
+
+    # ------------------------------------------------------------ gates
+
+    def silu_gate(self, x: Value) -> Value:
+        """silu(first half of the columns) * second half."""
+        return self._gate(gate.silu_gate, x)
+
+    def gelu_gate(self, x: Value) -> Value:
+        """gelu(first half of the columns) * second half, gelu as approximated with tanh."""
+        return self._gate(gate.gelu_gate, x)
+
+    def clamped_gate(self, x: Value, alpha: float, limit: float) -> Value:
+        """g * sigmoid(alpha * g) * (second half + 1), g the first half; halves are clamped to `limit` (kernels/gate.py)."""
+        return self._gate(gate.clamped_gate, x, alpha=alpha, limit=limit)
+
+    def _gate(self, kernel: Kernel, x: Value, **numbers: float) -> Value:
+        width = x.width // 2
+        out, division = self._buffer(f"{x.name}.gated", width * 4, self.private, rows=x.most), self._share_of_rows(x.rows)
+        self._builder.add(
+            kernel, x.accesses(), [Access(out, division)],
+            gate=x.pointer, up=x.at(width), stride=x.stride, rows=x.rows, width=width,
+            out=out.at(0), out_thread_stride=out.thread_stride, private=self.private, **numbers,
+        )  # fmt: skip
+        return self._made(out, width, x.rows, division=division, most=x.most)
+
+    def sigmoid_gate(self, x: Value, gate_: Value) -> Value:
+        """x * sigmoid(gate), both (rows, width)."""
+        out, division = self._buffer(f"{x.name}.gated", x.width * 4, self.private), self._share_of_rows(x.rows)
+        self._builder.add(
+            gate.sigmoid_gate, [*x.accesses(), *gate_.accesses()], [Access(out, division)],
+            x=x.pointer, x_stride=x.stride, gate=gate_.pointer, gate_stride=gate_.stride, rows=x.rows, width=x.width,
+            out=out.at(0), out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return self._made(out, x.width, x.rows, division=division)
+
+    def dot_gate(self, x: Value, h: Value, weight: Vector) -> Value:
+        """x * sigmoid(h . weight), in x's place: one number per row opens and closes all of it. x is gated, h normalised."""
+        mine = x.accesses()
+        self._builder.add(
+            gate.dot_gate, [*mine, *h.accesses()], mine,
+            x=x.pointer, x_thread_stride=x.thread_stride, width=x.width, h=h.pointer, h_thread_stride=h.thread_stride,
+            h_width=h.width, weight=weight.address, rows=x.rows, private=self.private,
+        )  # fmt: skip
+        return self._changed(x, f"{x.name} * {shortened(weight)}")
+
+
+def shortened(weight: Matrix | Vector) -> str:
+    """A weight's name, as values made with it are called."""
+    return weight.name.removesuffix(".weight")
+
+
+def kernel_of(weight: Matrix, name: str) -> Kernel:
+    """Of kernels/matmul.py, for the weight's format."""
+    found: Kernel = getattr(specialize("matmul", "quant", weight.format.module), name)
+    return found

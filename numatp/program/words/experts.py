@@ -1,0 +1,102 @@
+"""Experts: which rows go through which, and their products."""
+
+import numpy as np
+
+from numatp.kernels import bias, experts
+from numatp.kernels.simd import LANES
+from numatp.program.values import Access, Buffer, Pointer, Routes, Value
+from numatp.program.words.dense import kernel_of
+from numatp.program.words.together import Together
+from numatp.weights.loader import Matrix, Vector
+
+GATES = {"softmax": experts.choose}  # how shares are made of a router's scores
+
+
+class Experts(Together):
+    def route(self, scores: Value, used: int, normalize: bool, gate: str = "softmax") -> Routes:
+        """The `used` best experts of each row.
+
+        scores (rows, experts), which all ranks have made from the same bits, are used up. gate: how shares are made of them.
+        """
+        count = scores.width
+        pairs = self.max_rows * used
+        most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
+        lengths = {
+            "counts": 2, "active": 3 * count, "rows_of_places": most, "experts_of_places": most, "places": pairs, "chosen": pairs,
+            "shares": pairs, "next": count,
+        }  # fmt: skip
+        buffer = self._buffer(f"routes by {scores.name}", 8 * sum(lengths.values()), rows=1, indexes=True)
+        starts = np.cumsum([0, *lengths.values()]).tolist()
+        at = {name: buffer.at(8 * start) for name, start in zip(lengths, starts, strict=False)}
+        following = at.pop("next")
+        routes = Routes(buffer=buffer, used=used, most=most, **at)
+        self._builder.add(
+            GATES[gate], scores.accesses(), [Access(buffer), *scores.accesses()],
+            logits=scores.pointer, logits_stride=scores.stride, rows=scores.rows, experts=count, used=used, normalize=normalize,
+            chosen=routes.chosen, shares=routes.shares,
+        )  # fmt: skip
+        self._changed(scores, f"{scores.name}, used up")
+        self._digest("the choice of experts", Access(buffer), routes.chosen, used * 8, used, scores.rows)
+        self._builder.add(
+            experts.arrange, [Access(buffer)], [Access(buffer)],
+            rows=scores.rows, experts=count, used=used, pitch=self.pitch, chosen=routes.chosen, counts=routes.counts,
+            active=routes.active, rows_of_places=routes.rows_of_places, experts_of_places=routes.experts_of_places,
+            places=routes.places, next=following,
+        )  # fmt: skip
+        return routes
+
+    def expert_matmul(self, x: Value, routes: Routes, *weights: Matrix) -> Value:
+        """(places, sum of an expert's rows): the products side by side; x has a row for each row of the Step, or for each place."""
+        width = sum(weight.rows // weight.experts for weight in weights)
+        out = self._product_buffer(width, weights, rows=routes.most)
+        parts, first = [], 0
+        for weight in weights:
+            rows = weight.rows // weight.experts
+            parts.append(range(first, first + 4 * rows))
+            activation = self._activation(x, weight.format, None if x.most else routes)
+            self._builder.add(
+                kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)], [Access(out, columns=parts[-1])],
+                [weight], weight.num_bytes // weight.experts * routes.used,
+                weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
+                active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
+                x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride,
+            )  # fmt: skip
+            first += 4 * rows
+        return self._made(out, width, routes.counts, most=routes.most, parts=tuple(parts))
+
+    def add_expert_bias(self, x: Value, routes: Routes, *biases: Vector) -> Value:
+        """x + the bias of each place's expert, in x's place; x is an expert_matmul of as many matrices; biases (experts, rows)."""
+        for part, bias_ in zip(x.accesses(("places", x.width, self.site.threads)), biases, strict=True):
+            assert part.columns
+            self._builder.add(
+                bias.add_selected_bias, [part, Access(routes.buffer)], [part],
+                x=x.buffer.at(part.columns.start), x_stride=x.stride, rows=x.rows, width=x.width // len(biases),
+                select=routes.experts_of_places, bias=bias_.address, private=self.private,
+            )  # fmt: skip
+        return self._changed(x, f"{x.name} + bias")
+
+    def add_experts(
+        self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix], bias_: Vector | None = None
+    ) -> Value:
+        """x + each row's sum of share * (expert's weight h) + further products as in add_products: one exchange.
+
+        bias_: (experts, width), each expert's added to its product.
+        """
+        made = self.expert_matmul(h, routes, weight)
+        partial = self._sum_of_products(products)
+        self._combine(made.pointer, made.stride, made.accesses(), routes, routes.places, partial, x, add=bool(products))
+        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
+            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x, add=True)
+        return self._add_exchanged(partial, x)
+
+    def _combine(
+        self, rows: Pointer | int, stride: int, reads: list[Access], routes: Routes, places: Pointer, partial: Buffer, x: Value,
+        add: bool,
+    ) -> None:  # fmt: skip
+        """partial = [partial +] each row's sum of share * the row at its place in `rows`."""
+        mine = Access(partial, self._columns(x.width))
+        self._builder.add(
+            experts.combine, [*reads, Access(routes.buffer), *([mine] if add else [])], [mine],
+            x=rows, x_stride=stride, rows=x.rows, used=routes.used, places=places, shares=routes.shares,
+            width=x.width, out=partial.at(0), out_stride=partial.stride, add=add,
+        )  # fmt: skip

@@ -1,0 +1,121 @@
+"""What ranks do together: the first rows, sums of what each has of a product, logits and scores.
+
+Sums cross ranks in `_exchange` alone.
+"""
+
+from collections.abc import Sequence
+
+from numatp.kernels import bias, exchange, norm
+from numatp.kernels.score import join_scores
+from numatp.program.values import PRIVATE, Access, Buffer, Value
+from numatp.program.words.dense import Dense, kernel_of
+from numatp.weights.loader import Matrix, Vector
+
+LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
+
+
+class Together(Dense):
+    def embed(self, weight: Matrix, first_token: int, scale: float = 1.0) -> Value:
+        """scale * the tokens' rows, (rows, width): the rank that holds a token's row hands it to all."""
+        width, partial = weight.columns, self._next_partial()
+        assert width == self.site.width
+        self._builder.add(
+            kernel_of(weight, "embed"), [], [Access(partial)],
+            weights=weight.address, tile_bytes=weight.tile_bytes, units=weight.units, first_token=first_token,
+            last_token=first_token + weight.rows, tokens=self.site.step.tokens.ctypes.data, rows=self._rows,
+            scale=scale, out=partial.at(0), out_stride=partial.stride,
+        )  # fmt: skip
+        residual = self._buffer("residual", width * 4)
+        self._until_end.append(residual)
+        return self._exchange(partial, residual, width, add=False)
+
+    def add_product(self, x: Value, h: Value, weight: Matrix, bias_: Vector | None = None) -> Value:
+        """x + weight h [+ bias], in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
+        return self._add_exchanged(self._sum_of_products([(h, weight)], bias_), x)
+
+    def add_products(self, x: Value, *products: tuple[Value, Matrix]) -> Value:
+        """x + the sum of weight h over several (h, weight): what a rank holds of them is added up before the one exchange."""
+        return self._add_exchanged(self._sum_of_products(products), x)
+
+    def add_normalized_product(self, x: Value, h: Value, weight: Matrix, norm_weight: Vector, epsilon: float) -> Value:
+        """x + rms_norm(weight h), in x's place: as add_product, where the whole sum is normalised before it is added."""
+        made = self._exchange(self._sum_of_products([(h, weight)]), self._buffer("product", x.width * 4), x.width, add=False)
+        mine = x.accesses(("rows or columns", x.width, self.site.threads))
+        self._builder.add(
+            norm.add_rms_norm, [*made.accesses(), *mine], mine,
+            x=made.pointer, rows=self._rows, weight=norm_weight.address, width=x.width, epsilon=epsilon, out=x.pointer,
+            private=self.private,
+        )  # fmt: skip
+        return self._changed(x, f"residual after exchange {self._num_exchanges}")
+
+    def _next_partial(self) -> Buffer:
+        """Where this rank puts what the next exchange sums. Two buffers by turns: a rank may be one exchange ahead."""
+        return self._partials[(self._num_exchanges + 1) % 2]
+
+    def _sum_of_products(self, products: Sequence[tuple[Value, Matrix]], bias_: Vector | None = None) -> Buffer:
+        """This rank's part of it, in the buffer of the next exchange."""
+        partial = self._next_partial()
+        for i, (h, weight) in enumerate(products):
+            self._product(h, [weight], Access(partial, self._columns(weight.rows)), add=i > 0)
+        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
+            mine = Access(partial, self._columns(bias_.length))
+            self._builder.add(
+                bias.add_bias, [mine], [mine],
+                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=bias_.length, bias=bias_.address,
+            )  # fmt: skip
+        return partial
+
+    def _add_exchanged(self, partial: Buffer, x: Value) -> Value:
+        """x + the sum of all ranks' partials, in x's place."""
+        x.check()
+        return self._exchange(partial, x.buffer, x.width, add=True)
+
+    def _exchange(self, partial: Buffer, out: Buffer, width: int, add: bool) -> Value:
+        """out = [out +] the sum of all ranks' partials, in rank order.
+
+        All exchanges of a program have one width, so lane bounds never change and a lane needs no barrier of its own.
+        """
+        site, lane = self.site, self._lanes(width)
+        assert partial is self._next_partial()
+        self._num_exchanges += 1
+        table = site.partials[self._num_exchanges % 2]
+        mine, result = Access(partial, lane), Access(out, lane)
+        common = {
+            "partials": table.ctypes.data, "ranks": site.size, "lanes": site.lanes, "rows": self._rows, "width": width,
+        }  # fmt: skip
+        if site.size > 1:
+            self._builder.sync(site.team, mine)
+        # With two ranks both ways read the same bytes from the peer.
+        if site.size > 2 and self.max_rows * width * 4 > LONG_EXCHANGE:
+            self._builder.add(exchange.reduce_scatter, [mine], [mine], rank=site.rank, **common)
+            self._builder.sync(site.team, mine)
+            self._builder.add(exchange.gather, [mine, result], [result], **common, out=out.at(0), add=add)
+        else:
+            self._builder.add(exchange.sum_partials, [mine, result], [result], **common, out=out.at(0), add=add)
+        self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, self._rows)
+        return self._made(out, width, self._rows, f"{out.name} after exchange {self._num_exchanges}")
+
+    def logits(self, x: Value, weight: Matrix, first_token: int) -> None:
+        """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window."""
+        if self.scored:
+            return self._score(x, weight, first_token)
+        site = self.site
+        out = Buffer("logits", site.logit_stride, address=site.logits + first_token * 4)
+        self._product(x, [weight], Access(out, self._columns(weight.rows)))
+
+    def _score(self, x: Value, weight: Matrix, first_token: int) -> None:
+        activation = self._activation(x, weight.format)
+        scratch = self._buffer("score scratch", 64, per_thread=True, rows=self.pitch)
+        parts = self._buffer("scores", 16, per_thread=True)
+        self._builder.add(
+            kernel_of(weight, "score"), [activation.access],
+            [Access(parts, self._columns(weight.rows)), Access(scratch, PRIVATE)], [weight],
+            weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
+            first_token=first_token, targets=self.site.step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
+            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
+            out=parts.at(0), out_thread_stride=parts.thread_stride,
+        )  # fmt: skip
+        self._builder.add(
+            join_scores, [Access(parts)], [Access(Buffer("window scores", address=self.site.scores))],
+            parts=parts.at(0), parts_thread_stride=parts.thread_stride, rows=x.rows, out=self.site.scores,
+        )  # fmt: skip
