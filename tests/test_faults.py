@@ -191,6 +191,35 @@ def test_killed_rank_is_named_by_another(model_path, way, victim):
     nothing_left(before)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_a_stopped_worker_ends_with_rank_0(model_path, number):
+    """As a scheduler or a debugger stops a process: it cannot see that rank 0 has gone."""
+    with generating(model_path, "local") as process:
+        members = family(process.pid)
+        os.kill(ranks_of(process.pid)[1], signal.SIGSTOP)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(number)
+        ended(process, members)
+
+
+CLOSED = """
+import os, signal, sys, threading
+from numatp import LLM, SamplingParams
+llm = LLM(sys.argv[1], ranks=2, ctx=64)
+next(iter(llm.stream("Once upon a time", SamplingParams(max_tokens=50, ignore_eos=True))))
+worker = llm._service.started.workers.processes[0]
+worker.send_signal(signal.SIGSTOP)
+llm.close()
+print(worker.poll())
+"""
+
+
+def test_a_model_is_closed_though_a_worker_is_stopped(model_path):
+    result = run(sys.executable, "-c", CLOSED, model_path, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"{-signal.SIGKILL}\n", "")
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_killed_rank_under_mpirun(model_path, victim):
     before = shared_files()

@@ -241,7 +241,7 @@ def test_prterun(model_path):
     result = start(BIN / "prterun", "--allow-run-as-root", "-n", 2, "--map-by", ":oversubscribe", *generate(model_path))
     assert (result.returncode, result.stdout) == (1, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("numatp: ")]
-    assert len(lines) == 2 and all("started this process as a rank (PMIX_RANK=" in line for line in lines), result.stderr
+    assert lines and all("started this process as a rank (PMIX_RANK=" in line for line in lines), result.stderr
 
 
 # ---------------------------------------------------------------- no launcher

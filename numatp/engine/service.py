@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numatp.engine.requests import Request, Scheduler, ScoreRequest
 
 T = TypeVar("T")
+PATIENCE = 3  # seconds for the Step that is under way when the model is closed; nobody wants what it computes
 
 
 class Call:
@@ -93,7 +94,10 @@ class Service:
         if os.getpid() != self._pid:
             return
         self._inbox.put(None)
-        self._thread.join()
+        self._thread.join(PATIENCE if self.rank == 0 else None)  # the others serve until rank 0 has closed
+        if self._thread.is_alive():  # in a long Step, or in one that another rank does not finish because somebody has stopped it
+            self.abort("closed in the middle of a Step")
+            self._thread.join()
         if self.started.workers:
             self.started.workers.close()
 
