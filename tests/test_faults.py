@@ -191,7 +191,7 @@ def test_killed_rank_is_named_by_another(model_path, way, victim):
     nothing_left(before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_stopped_worker_ends_with_rank_0(model_path, number):
     """As a scheduler or a debugger stops a process: it cannot see that rank 0 has gone."""
     with generating(model_path, "local") as process:
