@@ -1,5 +1,7 @@
 """The exceptions that numatp raises on purpose; the command line prints them as one line."""
 
+from collections.abc import Iterable
+
 
 class NumatpError(Exception):
     """Anything numatp itself refuses or cannot do."""
@@ -24,3 +26,10 @@ class RankError(NumatpError):
         """witness: rank 0 has died, and this rank is the one of the others to say so."""
         super().__init__(message)
         self.witness = witness
+
+
+def listed(names: Iterable[str], shown: int = 3) -> str:
+    """The first of many names, and how many there are besides, so that a line stays a line."""
+    all_names = list(names)
+    rest = len(all_names) - shown
+    return ", ".join(all_names) if rest <= 1 else f"{', '.join(all_names[:shown])} and {rest} more"

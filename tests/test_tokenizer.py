@@ -16,7 +16,7 @@ from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import BYTE_OF_CHAR, StreamDecoder, Tokenizer
 
 DATA = Path(__file__).parent / "data"
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 
 
 @pytest.fixture(scope="module")
@@ -119,17 +119,26 @@ def test_pieces_never_hold_half_a_character(tokenizer):
 def test_bad_input(tokenizer):
     with pytest.raises(UserError, match=r"lone surrogate\) at position 2; remove it"):
         tokenizer.encode("ab\ud800")
-    for id in (-1, 49152):
-        with pytest.raises(UserError, match=rf"token id {id} is outside the vocabulary; use 0 to 49151"):
-            tokenizer.decode([id])
+    with pytest.raises(UserError, match=r"token id -1 is outside the vocabulary; use 0 to 49151"):
+        tokenizer.decode([-1])
+    assert tokenizer.decode([28120, 49152, 28120]) == 2 * tokenizer.decode([28120])  # a row that fills a matrix up
+
+
+TOKENS = [*BYTE_OF_CHAR, "ab", "abc", "<s>", "<end>", "<tool>", "<tool>s", "", "<unused>", "日"]
+KINDS = [NORMAL] * 258 + [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED, CONTROL, UNUSED, NORMAL]
+
+
+def pieces(more=(), kinds=(), scores=()):
+    """The same vocabulary as one of SentencePiece."""
+    tokens = [*TOKENS, *more]
+    scores = [*[0.0] * (len(tokens) - len(scores)), *scores]
+    return {"model": "llama", "tokens": tokens, "token_type": [*KINDS, *kinds], "scores": scores}
 
 
 def small(path, **changes):
     """A vocabulary of all bytes and a few tokens more; `changes` replace metadata, None leaves a key out."""
-    tokens = [*BYTE_OF_CHAR, "ab", "abc", "<s>", "<end>", "<tool>", "<tool>s", "", "<unused>", "日"]
-    kinds = [NORMAL] * 258 + [CONTROL, CONTROL, USER_DEFINED, USER_DEFINED, CONTROL, UNUSED, NORMAL]
     values = {
-        "model": "gpt2", "pre": "smollm", "tokens": tokens, "token_type": kinds, "merges": ["a b", "ab c"],
+        "model": "gpt2", "pre": "smollm", "tokens": TOKENS, "token_type": KINDS, "merges": ["a b", "ab c"],
         "bos_token_id": 258, "eos_token_id": 259, "add_bos_token": True, "add_eos_token": True,
     } | changes  # fmt: skip
     writer = gguf.GGUFWriter(path, "llama")
@@ -141,6 +150,36 @@ def small(path, **changes):
     writer.write_kv_data_to_file()
     writer.close()
     return read_gguf(path)
+
+
+@pytest.mark.parametrize("pre", [None, "default"])
+def test_a_file_without_a_rule_for_words(tmp_path, pre):
+    """The words of llama.cpp's default rule, and a line that says so."""
+    tokenizer = Tokenizer.from_gguf(small(tmp_path / "x.gguf", pre=pre))
+    cut = [word for word, _ in tokenizer._bpe.pre_tokenizer.pre_tokenize_str("I'll add 12345 x+=<1>, ok")]
+    assert cut == ["I", "'", "ll", "Ġadd", "Ġ", "123", "45", "Ġx", "+=<", "1", ">,", "Ġok"]
+    (note,) = tokenizer.notes
+    assert "tokenizer.ggml.pre" in note and len(note) < 250
+    assert not Tokenizer.from_gguf(small(tmp_path / "y.gguf")).notes
+
+
+def test_thousands_of_names_are_one_walk_over_the_text(tmp_path):
+    """However many names there are, the library is asked once, which looks for all of them at the same time."""
+    names = [f"<unused{i}>" for i in range(6400)]
+    kinds = [*KINDS, *[USER_DEFINED] * len(names)]
+    file = small(tmp_path / "x.gguf", tokens=[*TOKENS, *names], token_type=kinds, add_eos_token=False)
+    tokenizer, asked = Tokenizer.from_gguf(file), []
+
+    class Counting:
+        def encode(self, text, **options):
+            asked.append(text)
+            return library.encode(text, **options)
+
+    library, tokenizer._bpe = tokenizer._bpe, Counting()
+    less, first = TOKENS.index("<"), len(TOKENS)
+    assert tokenizer.encode("<" * 2000) == [258, *[less] * 2000]
+    assert tokenizer.encode("<unused77><unused6399><unused777") == [258, first + 77, first + 6399, *map(TOKENS.index, "<unused777")]
+    assert len(asked) == 2
 
 
 def test_start_and_end_tokens(tmp_path):
@@ -183,7 +222,7 @@ def test_user_defined_and_unused_tokens(tmp_path):
         ({"model": "llama"}, "the metadata lacks 'tokenizer.ggml.scores'"),
         ({"model": "llama", "scores": [0.5]}, "265 tokens and 1 scores: damaged"),
         ({"pre": "klingon"}, "its tokenizer splits words by rule 'klingon', and numatp has gpt-2, phi-2, "),
-        ({"pre": None}, "the metadata lacks 'tokenizer.ggml.pre'"),
+        ({"tokens": []}, "the metadata lacks 'tokenizer.ggml.tokens'"),
         ({"merges": None}, "the metadata lacks 'tokenizer.ggml.merges'"),
         ({"tokens": [1, 2]}, "metadata 'tokenizer.ggml.tokens' should be a list of texts"),
         ({"token_type": [1]}, "265 tokens and 1 token types: damaged"),
@@ -191,6 +230,10 @@ def test_user_defined_and_unused_tokens(tmp_path):
         ({"merges": ["nospace"]}, "its vocabulary does not fit together"),
         ({"eos_token_id": 265}, "tokenizer.ggml.eos_token_id is 265, outside the 265 tokens"),
         ({"bos_token_id": None}, "the metadata lacks 'tokenizer.ggml.bos_token_id'"),
+        (pieces(["<0xZZ>"], [BYTE]), "token 265 stands for a byte and is called '<0xZZ>', not like <0x0A>: damaged"),
+        (pieces(["<0x0>"], [BYTE]), "token 265 stands for a byte and is called '<0x0>'"),
+        (pieces(["x"], [NORMAL], [float("nan")]), "token 265, 'x', has the score nan: damaged"),
+        (pieces() | {"unknown_token_id": 265}, "tokenizer.ggml.unknown_token_id is 265, outside the 265 tokens"),
     ],
 )
 def test_vocabularies_that_cannot_be_used(tmp_path, changes, line):

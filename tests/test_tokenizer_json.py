@@ -1,6 +1,8 @@
 """Tokenizers of Hugging Face folders, against those of GGUF files with the same vocabulary."""
 
 
+import json
+
 import pytest
 import tokenizers
 from support.models import vocabularies
@@ -73,6 +75,22 @@ def test_names_and_templates(small):
     assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "hi<end>"
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}!")
     assert open_tokenizer(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi!"
+
+
+def test_what_is_meant_for_training_alone(small):
+    """Texts are neither cut off nor filled up nor merged at random, as transformers gives them."""
+    folder = small()
+    whole = open_tokenizer(folder)
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["truncation"] = {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}
+    pad = {"pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}
+    described["padding"] = {"strategy": {"Fixed": 20}, "direction": "Right", **pad}
+    described["model"]["dropout"] = 0.9
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    tokenizer = open_tokenizer(folder)
+    for text in ("the", "the other words of a text that is much longer <end>"):
+        for special in (True, False):
+            assert tokenizer.encode(text, special) == whole.encode(text, special)
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,10 @@ def tokenizer_of(path: Path) -> dict[str, Any]:
     try:
         tokenizer = open_tokenizer(path)
     except NumatpError as error:
-        return {"reason": str(error)}
+        return {"reason": str(error), "notes": []}
     return {
         "reason": "", "tokens": tokenizer.vocab_size, "bos": tokenizer.bos, "ends": sorted(tokenizer.eos_ids),
-        "chat_template": tokenizer.chat_template,
+        "chat_template": tokenizer.chat_template, "notes": list(tokenizer.notes),
     }  # fmt: skip
 
 
@@ -92,7 +92,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     shown["types"] = ", ".join(f"{kind}: {t['tensors']} tensors, {t['bytes'] / 1e6:.1f} MB" for kind, t in found["types"].items())
     shown["tokenizer"] = tokenizer["reason"] or f"{tokenizer['tokens']} tokens, text ends at {tokenizer['ends']}"
     shown["chat template"] = f"{len(template)} characters" if template else "none"
-    lines = [f"{label:<14}{text}" for label, text in shown.items()] + [f"{'note':<14}{note}" for note in found["notes"]]
+    lines = [f"{label:<14}{text}" for label, text in shown.items()]
+    lines += [f"{'note':<14}{note}" for note in (*found["notes"], *tokenizer["notes"])]
     for name, kernels in found["kernels"].items():
         lines += [f"kernels, {name}:", *(f"  {count:5d} x {kernel}" for kernel, count in kernels.items())]
     lines.append("tensors:")

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from numatp.errors import listed
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
 from numatp.text.tokenizer import END_NAMES, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, byte_level_steps
@@ -76,4 +77,4 @@ def _rule(path: Path, tokenizer: FolderTokenizer, whole: bool) -> str:
         pieces = pre_tokenizers.Sequence(byte_level_steps(rule)).pre_tokenize_str(PROBE)
         if rule.whole == whole and [piece for piece, _ in pieces] == cut:
             return name
-    fail(path, f"cuts words by a rule that numatp has no name for (it knows {', '.join(WORDS)}); use another model")
+    fail(path, f"cuts words by a rule that numatp has no name for (it knows {listed(WORDS)}); use another model")

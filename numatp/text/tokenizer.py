@@ -5,10 +5,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numatp.errors import UserError
+from numatp.errors import UserError, listed
 from numatp.files.gguf import GGUFFile, read_gguf
 from numatp.files.gguf_header import quote
 from numatp.text import words
@@ -59,9 +61,11 @@ class Tokenizer:
         chat_template: str | None,
         bos_name: str = "",
         eos_name: str = "",
+        notes: Sequence[str] = (),
     ) -> None:
-        """spell(token, kind): the bytes that a token stands for. `bos` and `eos`: the ids that `encode` puts around a text, None
-        for none; the names are for the chat template."""
+        """bpe: knows the names of special and of user-defined tokens. spell(token, kind): the bytes that a token stands for. `bos`
+        and `eos`: the ids that `encode` puts around a text, None for none; the names are for the chat template. notes: what the
+        user should know of this vocabulary, a line each."""
         self.vocab_size = len(tokens)
         self.eos_ids = eos_ids
         self.chat_template = chat_template
@@ -72,11 +76,7 @@ class Tokenizer:
         self.bos = bos
         self.eos = eos
         self.bos_name, self.eos_name = bos_name, eos_name
-        user_defined = {token: id for id, token in enumerate(tokens) if kinds[id] == USER_DEFINED and token}
-        named = {token: id for id, token in enumerate(tokens) if kinds[id] in (UNKNOWN, CONTROL) and token}
-        self._named = named | user_defined
-        self._all_names = _any_of(self._named)
-        self._user_names = _any_of(user_defined)
+        self.notes = notes
 
     @classmethod
     def from_gguf(cls, gguf: GGUFFile) -> "Tokenizer":
@@ -86,7 +86,7 @@ class Tokenizer:
             gguf.fail(f"its tokenizer is of kind {quote(kind)}, and numatp has {' and '.join(KINDS)}; use another model")
         tokens = gguf.strings("tokenizer.ggml.tokens")
         kinds = gguf.integers("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
-        if len(kinds) != len(tokens):
+        if len(kinds) != len(tokens) or not tokens:
             gguf.fail(f"{len(tokens)} tokens and {len(kinds)} token types: damaged; download it again")
 
         def token_id(key: str) -> int:
@@ -102,7 +102,7 @@ class Tokenizer:
         return cls(
             tokens,
             kinds,
-            KINDS[kind].build(gguf, tokens),
+            _with_names(gguf, KINDS[kind].build(gguf, tokens, kinds), tokens, kinds),
             KINDS[kind].spell,
             bos=token_id("tokenizer.ggml.bos_token_id")
             if gguf.flag("tokenizer.ggml.add_bos_token", KINDS[kind].bos(gguf))
@@ -112,6 +112,7 @@ class Tokenizer:
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
             bos_name=name("tokenizer.ggml.bos_token_id"),
             eos_name=name("tokenizer.ggml.eos_token_id"),
+            notes=KINDS[kind].notes(gguf),
         )
 
     def encode(self, text: str, special: bool = True) -> list[int]:
@@ -132,14 +133,21 @@ class Tokenizer:
         return ids
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        names = self._all_names if special else self._user_names
-        ids: list[int] = []
-        for place, piece in enumerate(names.split(text) if names else [text]):
-            if place % 2:  # split() puts what separates the pieces at the odd places
-                ids.append(self._named[piece])
-            elif piece:
-                ids += self._bpe.encode(piece).ids
+        ids: list[int] = (self._bpe if special else self._plain).encode(text, add_special_tokens=False).ids
         return ids
+
+    @cached_property
+    def _plain(self) -> "tokenizers.Tokenizer":
+        """The same words and merges, to which the names of special tokens are text."""
+        import tokenizers
+
+        plain = tokenizers.Tokenizer(self._bpe.model)
+        if self._bpe.normalizer:
+            plain.normalizer = self._bpe.normalizer
+        if self._bpe.pre_tokenizer:
+            plain.pre_tokenizer = self._bpe.pre_tokenizer
+        plain.add_tokens([token for token in self._bpe.get_added_tokens_decoder().values() if not token.special])
+        return plain
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The prompt for an answer to `messages` (see chat_template.py). UserError if the model has no chat template."""
@@ -154,12 +162,18 @@ class Tokenizer:
 
     def special_id(self, name: str) -> int | None:
         """The special token of that name."""
-        id = self._named.get(name)
-        return id if id is not None and self.kinds[id] == CONTROL else None
+        return self._special_ids.get(name)
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL}
 
     def token_bytes(self, id: int) -> bytes:
-        if not 0 <= id < self.vocab_size:
+        """None for special tokens, and for ids above the vocabulary: a model's matrices may have more rows than it has tokens."""
+        if id < 0:
             raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
+        if id >= self.vocab_size:
+            return b""
         kind = self.kinds[id]
         return self._spell(self.tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
 
@@ -202,10 +216,19 @@ class StreamDecoder:
 
 
 def _rule(gguf: GGUFFile) -> words.Words:
-    name = gguf.text("tokenizer.ggml.pre")
+    name = gguf.text("tokenizer.ggml.pre", "") or "default"
     if name not in words.WORDS:
-        gguf.fail(f"its tokenizer splits words by rule {quote(name)}, and numatp has {', '.join(words.WORDS)}; use another model")
+        gguf.fail(f"its tokenizer splits words by rule {quote(name)}, and numatp has {listed(words.WORDS)}; use another model")
     return words.WORDS[name]
+
+
+def _rule_notes(gguf: GGUFFile) -> list[str]:
+    if (gguf.text("tokenizer.ggml.pre", "") or "default") != "default":
+        return []
+    return [
+        f"{gguf.path} does not say how it splits words (tokenizer.ggml.pre): llama.cpp's default rule is taken, and answers may be"
+        " worse for it; a newer conversion of the model would say it"
+    ]
 
 
 def byte_level_steps(rule: words.Words) -> list[Any]:
@@ -216,7 +239,7 @@ def byte_level_steps(rule: words.Words) -> list[Any]:
     return [*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
 
 
-def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Tokenizer":
+def _build_byte_level(gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[int]) -> "tokenizers.Tokenizer":
     from tokenizers import Regex, models, pre_tokenizers  # here, because it costs 30 ms and all other ranks do without
 
     rule = _rule(gguf)
@@ -241,15 +264,24 @@ def spell_byte_level(token: str, kind: int) -> bytes:
 # ---------------------------------------------------------------- SentencePiece BPE
 
 SPACE = "\u2581"  # stands for a space in pieces
+BYTE_NAME = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
-def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.Tokenizer":
+def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[int]) -> "tokenizers.Tokenizer":
     """The piece with the highest score is made first; what no piece can spell is given as bytes."""
     from tokenizers import models, normalizers
 
     scores = gguf.numbers("tokenizer.ggml.scores")
     if len(scores) != len(tokens):
         gguf.fail(f"{len(tokens)} tokens and {len(scores)} scores: damaged; download it again")
+    for id, token in enumerate(tokens):
+        if kinds[id] == BYTE and not BYTE_NAME.fullmatch(token):
+            gguf.fail(f"token {id} stands for a byte and is called {quote(token)}, not like <0x0A>: damaged; download it again")
+        if not isfinite(scores[id]):
+            gguf.fail(f"token {id}, {quote(token)}, has the score {scores[id]}: damaged; download it again")
+    unknown = gguf.integer("tokenizer.ggml.unknown_token_id", 0)
+    if not 0 <= unknown < len(tokens):
+        gguf.fail(f"tokenizer.ggml.unknown_token_id is {unknown}, outside the {len(tokens)} tokens: damaged; download it again")
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     pairs = []
     for token, id in vocab.items():
@@ -258,8 +290,8 @@ def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str]) -> "tokenizers.T
             if left in vocab and right in vocab:
                 pairs.append((-scores[id], vocab[left], vocab[right], left, right))
     pairs.sort()
-    unknown = tokens[gguf.integer("tokenizer.ggml.unknown_token_id", 0)]
-    bpe = _bpe(gguf, lambda: models.BPE(vocab, [pair[3:] for pair in pairs], unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    merges = [pair[3:] for pair in pairs]
+    bpe = _bpe(gguf, lambda: models.BPE(vocab, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
     prefix = [normalizers.Prepend(SPACE)] if gguf.flag("tokenizer.ggml.add_space_prefix", True) else []
     bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
     return bpe
@@ -276,14 +308,15 @@ def spell_sentencepiece(token: str, kind: int) -> bytes:
 
 @dataclass(frozen=True)
 class Kind:
-    build: Callable[[GGUFFile, Sequence[str]], "tokenizers.Tokenizer"]
+    build: Callable[[GGUFFile, Sequence[str], Sequence[int]], "tokenizers.Tokenizer"]  # of tokens and their kinds
     spell: Callable[[str, int], bytes]
     bos: Callable[[GGUFFile], bool]  # whether a text begins with it when the metadata does not say
+    notes: Callable[[GGUFFile], list[str]]
 
 
 KINDS = {
-    "gpt2": Kind(_build_byte_level, spell_byte_level, lambda gguf: _rule(gguf).bos),
-    "llama": Kind(_build_sentencepiece, spell_sentencepiece, lambda gguf: True),
+    "gpt2": Kind(_build_byte_level, spell_byte_level, lambda gguf: _rule(gguf).bos, _rule_notes),
+    "llama": Kind(_build_sentencepiece, spell_sentencepiece, lambda gguf: True, lambda gguf: []),
 }
 
 
@@ -296,7 +329,19 @@ def _bpe(gguf: GGUFFile, make: Callable[[], Any]) -> "tokenizers.Tokenizer":
         gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
 
 
-def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
-    """Matches any of the names, a longer one before a shorter one that it begins with."""
-    alternatives = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))
-    return re.compile(f"({alternatives})") if alternatives else None
+def _with_names(
+    gguf: GGUFFile, bpe: "tokenizers.Tokenizer", tokens: Sequence[str], kinds: Sequence[int]
+) -> "tokenizers.Tokenizer":
+    """Finds the names of special and of user-defined tokens in a text before anything else, a longer one before a shorter one that
+    it begins with. The library does that in one walk over the text, however many names there are."""
+    from tokenizers import AddedToken
+
+    def named(*wanted: int) -> list[str]:
+        return [token for id, token in enumerate(tokens) if kinds[id] in wanted and token]
+
+    try:
+        bpe.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in named(UNKNOWN, CONTROL)])
+        bpe.add_tokens([AddedToken(name, special=False, normalized=False) for name in named(USER_DEFINED)])
+    except UnicodeEncodeError:
+        gguf.fail("the name of a special token is not UTF-8: damaged; download it again")
+    return bpe

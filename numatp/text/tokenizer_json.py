@@ -1,7 +1,6 @@
 """The tokenizer of a Hugging Face folder: tokenizer.json, names and chat template beside it, and which tokens end a text."""
 
 import json
-import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.safetensors import parse_json
 from numatp.text.tokenizer import (
     BYTE,
+    BYTE_NAME,
     CONTROL,
     NORMAL,
     USER_DEFINED,
@@ -24,7 +24,6 @@ from numatp.text.tokenizer import (
 if TYPE_CHECKING:
     import tokenizers
 
-BYTE_NAME = re.compile(r"<0x[0-9A-F]{2}>")
 MAX_VOCAB = 1 << 24
 
 
@@ -40,7 +39,7 @@ class FolderTokenizer(Tokenizer):
         raw = read_bytes_of(path)
         described = parse_json(path, raw)
         try:
-            bpe = tokenizers.Tokenizer.from_str(raw.decode())
+            bpe = _without_training(tokenizers.Tokenizer.from_str(raw.decode()))
             vocab = bpe.get_vocab(with_added_tokens=True)
             around = bpe.encode("", add_special_tokens=True).ids
         except Exception as error:  # the library raises bare Exception
@@ -74,10 +73,9 @@ class FolderTokenizer(Tokenizer):
 
     @cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
-        """The same, to which names of special tokens are text."""
         import tokenizers
 
-        plain = tokenizers.Tokenizer.from_str(self._source)
+        plain = _without_training(tokenizers.Tokenizer.from_str(self._source))
         plain.encode_special_tokens = True
         return plain
 
@@ -86,9 +84,14 @@ class FolderTokenizer(Tokenizer):
         cut = self._bpe.pre_tokenizer
         return [word for word, _ in cut.pre_tokenize_str(text)] if cut else [text]
 
-    def _ids(self, text: str, special: bool) -> list[int]:
-        ids: list[int] = (self._bpe if special else self._plain).encode(text, add_special_tokens=False).ids
-        return ids
+
+def _without_training(bpe: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """What was set for a training run would cut a text off, fill it up, or merge at random."""
+    bpe.no_truncation()
+    bpe.no_padding()
+    if getattr(bpe.model, "dropout", None):
+        bpe.model.dropout = None
+    return bpe
 
 
 def _kind_of_decoder(path: Path, described: dict[str, Any]) -> bool:

@@ -41,6 +41,8 @@ _CASED = _class(
 _MARKS = _class("21-2F 3A-7E FF01-FF0F FF1A-FF5E 2018-201F 3000-3002")
 DEEPSEEK_LLM = (r"[\r\n]", rf"\s?[{_CASED}]+", rf"\s?[{_MARKS}]+", r"\s+$", _HAN_AND_MORE, r"\p{N}+")
 DEEPSEEK_CODER = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_AND_MORE, r"\p{N}")
+# What llama.cpp takes where a file names no rule.
+DEFAULT = (r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")
 DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     f"[{_class('4E00-9FA5 3040-30FF')}]+",
@@ -72,6 +74,7 @@ _RULES = {
     Words((LLAMA3,)): ("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
     Words((QWEN2,)): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"),
     Words((QWEN35,)): ("qwen35",),
+    Words(DEFAULT): ("default",),
     Words((GPT4O,)): ("gpt-4o", "llama4"),
     Words((TEKKEN,), whole=True, bos=True): ("tekken",),
     Words(DEEPSEEK_LLM): ("deepseek-llm",),
