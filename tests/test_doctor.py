@@ -11,6 +11,7 @@ from support.machines.sysfs import (
     AVX2,
     AVX512,
     GIB_IN_KB,
+    hybrid,
     make_machine,
     write,
     write_huge_pages,
@@ -59,6 +60,16 @@ def examined(root, environ=None, **answers):
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path / "cache"))
+
+
+def test_offline_cpus_and_slow_cores_are_named(tmp_path):
+    write_process(hybrid(tmp_path), 1, "numatp", 0, "0-15", "0")
+    write(tmp_path, "sys/devices/system/cpu/present", "0-17,20")
+    found = examined(tmp_path)
+    offline, slow = found["offline cpus"], found["slow cores"]
+    assert (offline.state, offline.what, offline.command) == ("note", "cpus 16-17,20", "chcpu -e 16-17,20")
+    assert (slow.state, slow.what) == ("note", "cpus 8-15")
+    assert "leaves them alone" in slow.why
 
 
 def test_a_healthy_machine(tmp_path):

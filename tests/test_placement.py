@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.machines.sysfs import desktop, epyc, make_machine, xeon
+from support.machines.sysfs import desktop, epyc, hybrid, make_machine, xeon
 
 from numatp.errors import MachineError, UserError
 from numatp.machine import policy
@@ -224,6 +224,27 @@ def test_every_cpu_is_used_once(tmp_path: Path) -> None:
         assert len(used) == len(set(used)), size
         assert all({node_of[cpu] for cpu in p.mask} == {p.node} for p in placements), size
         assert size < 4 or set(used) == everything(machine), size
+
+
+def test_slow_cores_are_left_alone(tmp_path: Path) -> None:
+    """Unless there are more threads than fast cores, the user names them, or nothing else was given."""
+    hybrid(tmp_path)
+    assert plan(tmp_path, 1) == "1 rank: rank 0 on node 0 (cpus 0,2,4,6); 4 threads"
+    assert plan(tmp_path, 2) == "2 ranks: rank 0 on node 0 (cpus 0,2), rank 1 on node 0 (cpus 4,6); 2 threads each"
+    assert plan(tmp_path, 1, threads=4) == plan(tmp_path, 1)
+    assert plan(tmp_path, 1, "0-9", nodes="0") == plan(tmp_path, 1)
+    assert plan(tmp_path, 1, threads=12).endswith("(cpus 0,2,4,6,8-15); 12 threads")
+    assert plan(tmp_path, 2, threads=3).endswith("3 threads each")
+    assert plan(tmp_path, 1, cpus="0-1,8-9") == "1 rank: rank 0 on node 0 (cpus 0,8-9); 3 threads"
+    assert plan(tmp_path, 1, "6-9", keep=True) == "1 rank: rank 0 on node 0 (cpus 6,8-9); 3 threads"
+    assert plan(tmp_path, 1, "8-15").endswith("(cpus 8-15); 8 threads")
+    machine = read_machine(tmp_path)
+    assert [p.note for p in place(machine, everything(machine), 2)] == [
+        "the slow cores (cpus 8-15) are left alone; --cpus or a larger -t takes them too"
+    ] * 2
+    assert not place(machine, everything(machine), 1, threads=12)[0].note
+    (tmp_path / "sys/devices/cpu_core/cpus").unlink()
+    assert read_machine(tmp_path).slow == ()
 
 
 BIND = """

@@ -16,7 +16,7 @@ from numatp import quants
 from numatp.advice import plan
 from numatp.engine.cache import CACHE_BLOCK
 from numatp.engine.draft import EXCHANGE_SECONDS, choose_ranks, read_header, seconds_per_token
-from numatp.engine.job import MARGIN, Job
+from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
 from numatp.errors import UserError
 from numatp.files.measured import keep_bandwidth
 from numatp.machine import snapshot
@@ -220,6 +220,16 @@ def test_what_is_stored_twice():
     assert made.stored_twice["attn_k"] >= key_heads * 4096 * 4.5 / 8
     assert made.imbalance == pytest.approx(0.1, abs=0.05)
     assert planned("qwen3-235b-a22b", ranks=1).stored_twice == {}
+
+
+def test_a_memory_limit_counts_the_processes_too():
+    """Before a rank asks whether its slice fits it has used some of the limit itself."""
+    header, machine = read_header("llama-3.1-8b:q4_k_m"), snapshot.load("2x-epyc-7532")
+    needed = sum(room.needed_bytes for room in plan.make_plan(header, machine, Job(""), 2).rooms)
+    for limit, fits in ((needed, False), (needed + 2 * PROCESS_BYTES - 1, False), (needed + 2 * PROCESS_BYTES, True)):
+        made = plan.make_plan(header, replace(machine, limit=limit), Job(""), 2)
+        assert made.fits == fits == next(p.fits for p in made.predictions if p.ranks == 2)
+        assert any("DOES NOT FIT" in line for line in plan.describe(made)) != fits
 
 
 def test_the_fastest_count_that_fits():

@@ -39,7 +39,7 @@ class ModelPlan:
     stored_twice: Mapping[str, int]  # bytes beyond one copy by kind of tensor: copies, and what cut tiles add
     kv_heads_twice: tuple[int, ...]  # KV heads that more than one rank holds
     rooms: tuple[NodeRoom, ...]
-    limit: int | None  # bytes that the job's memory limit leaves
+    limit: int | None  # bytes that the job's memory limit leaves beside the ranks' processes
     predictions: tuple[Prediction, ...]  # for one node, one rank per package, all nodes, and the count that was asked for
     snapshot: Snapshot
 
@@ -70,7 +70,7 @@ def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = No
         layers=len(model.spec.layers), exchanges=exchanges(model), ranks=tuple(chosen.ranks),
         stored_twice={kind: size - one[kind] for kind, size in sorted(chosen.kinds.items()) if size > one[kind]},
         kv_heads_twice=tuple(sorted({head for head in held if held.count(head) > 1})), rooms=tuple(chosen.rooms),
-        limit=machine.limit, predictions=tuple(drafts[count].prediction for count in sorted(drafts)), snapshot=machine,
+        limit=chosen.limit, predictions=tuple(drafts[count].prediction for count in sorted(drafts)), snapshot=machine,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from math import inf
 
 from numatp import models
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
-from numatp.engine.job import MARGIN, Job, cache_type_of, context_of, quantize_of, rows_of
+from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of, quantize_of, rows_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
@@ -138,6 +138,7 @@ class Draft:
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
             needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in held)
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
+        self.limit = None if machine.limit is None else max(0, machine.limit - size * PROCESS_BYTES)  # left for the rooms' bytes
         nodes = tuple(sorted({rank.node for rank in self.ranks}))
         num_exchanges = exchanges(model) if size > 1 else 0
         empty, full = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
@@ -146,9 +147,9 @@ class Draft:
             full[rank.node] += rank.read_bytes + rank.cache_read_bytes
         if all(node in machine.bandwidth for node in nodes):
             rates = [1 / seconds_per_token(read, machine.bandwidth, num_exchanges) for read in (empty, full)]
-            self.prediction = Prediction(size, nodes, fits(self.rooms, machine.limit), *rates)
+            self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), *rates)
         else:
-            self.prediction = Prediction(size, nodes, fits(self.rooms, machine.limit), None, None)
+            self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), None, None)
 
 
 def counts_of(machine: Snapshot, job: Job) -> list[int]:

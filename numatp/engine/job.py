@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+PROCESS_BYTES = 64 << 20  # of a rank before it loads anything: interpreter, libraries and headers; a memory limit counts them
 ROWS_UNIT = 16  # whole groups of rows on every ISA
 
 

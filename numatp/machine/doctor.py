@@ -147,6 +147,24 @@ def smt(host: Host) -> Finding:
     return Finding("SMT", "fine", f"{most} threads per core; numatp uses one" if most > 1 else "one thread per core")
 
 
+def offline_cpus(host: Host) -> Finding:
+    """Kernel documentation, core-api/cpu_hotplug.rst."""
+    offline = format_cpulist(host.machine.offline)
+    if not offline:
+        return Finding("offline cpus", "fine", "none")
+    why = "nothing runs on them; siblings that were switched off with SMT are not missed, since numatp uses one thread per core"
+    return Finding("offline cpus", "note", f"cpus {offline}", why, f"{host.outside}chcpu -e {offline}")
+
+
+def slow_cores(host: Host) -> Finding:
+    """Of a hybrid cpu: Linux counts events of its kinds of cores apart (perf's cpu_core, cpu_atom)."""
+    slow = format_cpulist(host.machine.slow)
+    if not slow:
+        return Finding("slow cores", "fine", "all cores are of one kind")
+    why = "all threads would wait for those on them, so numatp leaves them alone; --cpus or a larger -t takes them too"
+    return Finding("slow cores", "note", f"cpus {slow}", why)
+
+
 def clusters(host: Host) -> Finding:
     """Packages against nodes: fewer nodes than packages means that the BIOS interleaves or numa=off was given."""
     machine = host.machine
@@ -355,7 +373,8 @@ def isa_level(host: Host) -> Finding:
 
 CHECKS: tuple[Check, ...] = (
     clusters, cpuset, container, binding, memory_policy, numa_balancing, memory_policies, libnuma, transparent_huge_pages,
-    reserved_huge_pages, free_memory, even_memory, cgroup_limits, shared_memory, smt, governor, isa_level,
+    reserved_huge_pages, free_memory, even_memory, cgroup_limits, shared_memory, offline_cpus, slow_cores, smt, governor,
+    isa_level,
 )  # fmt: skip
 
 

@@ -42,7 +42,8 @@ def place(
     """One placement for each of the `size` ranks of this host.
 
     `threads` is per rank; more than there are cores use the siblings, more than there are cpus share them. `nodes` is a list
-    like "0,1", `cpus` one list per rank like "0-31|32-63". With `keep`, `allowed` is this rank's own affinity and stays as it
+    like "0,1", `cpus` one list per rank like "0-31|32-63". Slow cores are left out where the fast ones are enough, unless `cpus` or
+    `keep` say which. With `keep`, `allowed` is this rank's own affinity and stays as it
     is: the other ranks' entries are copies, and `crowded` speaks of one rank only until the ranks `compare`.
     UserError, one line, when the wish cannot be met.
     """
@@ -55,16 +56,28 @@ def place(
     allowed &= {cpu for core in machine.cores for cpu in core.cpus}
     if not allowed:
         raise MachineError("none of the cpus given to this job is online")
+    idle = "" if keep or cpus is not None else _slow_ones(machine, allowed, size * (threads or 1))
+    if idle:
+        allowed -= set(machine.slow)
     if keep:
         shares = [_cores_within(machine, allowed)] * size
     elif cpus is not None:
         shares = [_cores_within(machine, part) for part in _parse_cpus(machine, allowed, size, cpus)]
     else:
         shares = _spread(machine, allowed, size, _choose_nodes(machine, allowed, nodes))
-    placements = [_placement(machine, rank, size, share, threads, smt) for rank, share in enumerate(shares)]
+    placements = [_placement(machine, rank, size, share, threads, smt, idle) for rank, share in enumerate(shares)]
     if keep:
         return [mark_crowded([placement])[0] for placement in placements]
     return mark_crowded(placements)
+
+
+def _slow_ones(machine: Machine, allowed: frozenset[int], threads: int) -> str:
+    """A sentence about the slow cores if the job can do without them: all threads would wait for those that are on them."""
+    fast = _cores_within(machine, allowed - set(machine.slow))
+    slow = allowed & set(machine.slow)
+    if not slow or len(fast) < threads:
+        return ""
+    return f"the slow cores (cpus {format_cpulist(slow)}) are left alone; --cpus or a larger -t takes them too"
 
 
 def usable_nodes(machine: Machine, allowed: frozenset[int]) -> list[Node]:
@@ -130,19 +143,20 @@ def bind(placement: Placement, interleave: Sequence[int] | None = None) -> list[
     return [note for note in notes if note]
 
 
-def _placement(machine: Machine, rank: int, size: int, share: list[Core], threads: int | None, smt: bool) -> Placement:
-    seats = [(core.cpus[0], core.l3) for core in share]
-    if smt or (threads or 0) > len(seats):
-        seats = [(cpu, core.l3) for core in share for cpu in core.cpus]
-    count = threads or len(seats)
-    # Fewer threads than seats spread over the share, so that all its L3 groups and their links to memory are used.
-    chosen = [seats[i * len(seats) // count] for i in range(count)]
+def _placement(machine: Machine, rank: int, size: int, share: list[Core], threads: int | None, smt: bool, idle: str) -> Placement:
+    slots = [(core.cpus[0], core.l3) for core in share]
+    if smt or (threads or 0) > len(slots):
+        slots = [(cpu, core.l3) for core in share for cpu in core.cpus]
+    count = threads or len(slots)
+    # Fewer threads than slots spread over the share, so that all its L3 groups and their links to memory are used.
+    chosen = [slots[i * len(slots) // count] for i in range(count)]
     owners = Counter(core.node for core in share)
     node, note = _memory_node(machine, owners)
     if len(owners) > 1:
         note = f"rank {rank} has cpus of nodes {format_cpulist(owners)}: part of its memory traffic crosses between them"
     mask = frozenset(cpu for core in share for cpu in core.cpus)
     cpus, groups = tuple(cpu for cpu, _ in chosen), tuple(l3 for _, l3 in chosen)
+    note = "; ".join(filter(None, [note, idle]))
     return Placement(rank, size, node, cpus, mask, groups, len(owners) > 1, False, note)
 
 

@@ -117,6 +117,7 @@ def to_json(snapshot: Snapshot) -> dict[str, Any]:
         "cpu_model": machine.cpu_model,
         "cores": [[format_cpulist(core.cpus), core.package, core.node, core.l3] for core in machine.cores],
         "offline": format_cpulist(machine.offline),
+        "slow": format_cpulist(machine.slow),
         "nodes": [
             {
                 "id": node.id,
@@ -176,7 +177,7 @@ def _from_json(saved: dict[str, Any], name: str) -> Snapshot:
         raise ValueError(saved)
     if len({node.id for node in nodes}) < len(nodes) or any(len(node.distances) not in (0, len(nodes)) for node in nodes):
         raise ValueError(saved)
-    machine = Machine(tuple(nodes), cores, str(saved["cpu_model"]), cpus(saved["offline"]))
+    machine = Machine(tuple(nodes), cores, str(saved["cpu_model"]), cpus(saved["offline"]), cpus(saved.get("slow", "")))
     online = {cpu for core in cores for cpu in core.cpus}
     limit, balancing = saved["limit"], saved["numa_balancing"]
     return Snapshot(
@@ -207,6 +208,8 @@ def describe(snapshot: Snapshot) -> list[str]:
         lines.append(f"  this job may use cpus {format_cpulist(snapshot.allowed) or 'none'}")
     if machine.offline:
         lines.append(f"  offline: cpus {format_cpulist(machine.offline)}")
+    if machine.slow:
+        lines.append(f"  slow cores: cpus {format_cpulist(machine.slow)}")
     if snapshot.bound:
         lines.append(f"  a memory policy from outside (numactl?) binds all pages to node {format_cpulist(snapshot.bound)}")
     if snapshot.limit is not None:

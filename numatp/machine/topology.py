@@ -51,6 +51,7 @@ class Machine:
     cores: tuple[Core, ...]  # ascending first cpu; online cpus only
     cpu_model: str = ""  # as /proc/cpuinfo spells it
     offline: tuple[int, ...] = ()  # cpus that exist and are switched off
+    slow: tuple[int, ...] = ()  # cpus of the slow cores of a machine that has fast ones as well
 
     @property
     def packages(self) -> list[int]:
@@ -107,7 +108,8 @@ def read_machine(root: str | Path = "/") -> Machine:
         first_of.setdefault(core.package, core.cpus[0])
     grouped = (c if c.l3 >= 0 else Core(c.cpus, c.package, c.node, first_of[c.package]) for c in cores.values())
     present = parse_cpulist(read_text(cpu_folder / "present"))
-    return Machine(nodes, tuple(grouped), _cpu_model(root), tuple(cpu for cpu in present if cpu not in online))
+    offline = tuple(cpu for cpu in present if cpu not in online)
+    return Machine(nodes, tuple(grouped), _cpu_model(root), offline, _slow_cpus(root, online))
 
 
 def l3_bytes(cpu: int, root: str | Path = "/") -> int:
@@ -253,6 +255,12 @@ def _cpu_model(root: str | Path) -> str:
             return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     except OSError:
         return ""
+
+
+def _slow_cpus(root: str | Path, online: set[int]) -> tuple[int, ...]:
+    """Linux counts events of fast cores apart (perf's cpu_core) where there are others: cpu_atom, cpu_lowpower."""
+    fast = set(parse_cpulist(read_text(Path(root, "sys/devices/cpu_core/cpus"))))
+    return tuple(sorted(online - fast)) if fast & online else ()
 
 
 def _l3(cpu_folder: Path, cpu: int) -> int:

@@ -71,6 +71,15 @@ def write_node_memory(root: Path, node: int, **kb: int) -> None:
     write(root, f"sys/devices/system/node/node{node}/meminfo", text)
 
 
+def hybrid(root: Path) -> Path:
+    """One node: 4 fast cores of two siblings (cpus 0-7), 8 slow ones (8-15); Linux tells them apart by the events they count."""
+    cores: list[tuple[int, ...]] = [*((cpu, cpu + 1) for cpu in range(0, 8, 2)), *((cpu,) for cpu in range(8, 16))]
+    make_machine(root, cores, packages=[0] * 12, nodes=[0] * 12, l3=[0] * 12)
+    write(root, "sys/devices/cpu_core/cpus", "0-7")
+    write(root, "sys/devices/cpu_atom/cpus", "8-15")
+    return root
+
+
 def desktop(root: Path) -> Path:
     """One node, two cores."""
     return make_machine(root, [(0,), (1,)], packages=[0, 0], nodes=[0, 0], l3=[0, 0])
