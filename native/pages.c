@@ -25,7 +25,9 @@ void *numatp_pages_reserve(int64_t bytes)
     }
     /* mmap aligns to small pages only: map one huge page more and cut off what sticks out on both sides. */
     int64_t length = numatp_round_up(bytes, HUGE_BYTES);
-    char *map = mmap(NULL, (size_t)(length + HUGE_BYTES), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    /* Addresses alone: whether there is room is asked before they are touched, of the node and not of the whole machine. */
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    char *map = mmap(NULL, (size_t)(length + HUGE_BYTES), PROT_READ | PROT_WRITE, flags, -1, 0);
     if (map == MAP_FAILED)
         return NULL;
     int64_t before = numatp_round_up((intptr_t)map, HUGE_BYTES) - (intptr_t)map;

@@ -204,9 +204,10 @@ class LLM:
             log.warning(note)
         log.info(engine.pages_line)
         self.rank, self.default_params = service.rank, recommended_params(job.model)
+        layout = engine.loaded.layout
         self.plan = Plan(
-            job.model, service.started.comm.size, engine.threads, engine.context, service.started.line, engine.weight_bytes,
-            engine.cache.num_bytes,
+            job.model, service.started.comm.size, engine.team.threads, layout.context, service.started.line,
+            layout.weight_bytes, layout.cache.num_bytes,
         )  # fmt: skip
         self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
 

@@ -9,7 +9,7 @@ from support.kernels import KERNEL
 from support.models import tiny
 
 from numatp import models
-from numatp.engine.engine import read_spec
+from numatp.engine.load import read_spec
 from numatp.errors import UserError
 from numatp.machine import pages
 from numatp.weights import loader

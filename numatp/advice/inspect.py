@@ -9,17 +9,16 @@ from typing import Any
 import numpy as np
 
 from numatp import models
-from numatp.engine.cache import CacheLayout, num_blocks, pools_of
-from numatp.engine.engine import read_spec
-from numatp.engine.job import default_quantize
+from numatp.engine.cache import num_blocks
+from numatp.engine.job import Job
+from numatp.engine.load import Model, lay_out, name_of, read_spec
 from numatp.errors import UserError
 from numatp.models.spec import Spec
 from numatp.program.builder import Program
 from numatp.program.ops import Ops
 from numatp.program.recorder import Site
 from numatp.program.step import StepShape, StepWindow
-from numatp.weights.loader import Slice, Vector, Weights, floats_of, notes, plan
-from numatp.weights.splits import split
+from numatp.weights.loader import Slice, Vector, Weights, notes
 
 ROWS = 16  # of the Step that stands for prompts
 
@@ -37,43 +36,29 @@ class Support:
     notes: list[str] = field(default_factory=list)
 
 
-class Unloaded(Weights):
-    """Weights at no address; the few numbers that a forward pass itself needs come from the file."""
-
-    def __init__(self, slices: list[Slice]):
-        super().__init__(slices, 0)
-        self._by_name = {piece.target.name: piece for piece in slices}
-
-    def floats(self, name: str) -> np.ndarray:
-        piece = self._by_name[name]
-        return floats_of(piece.info, piece.format).ravel()
-
-
 def support_of(path: Path) -> Support:
     """What one rank would run."""
     support = Support()
     try:
-        file, model = models.open_model(path)
-        support.architecture = model.__name__.rpartition(".")[2].replace("_", "-")
-        support.spec = spec = read_spec(file, model)
-        cut = split(spec.sizes, 0, 1)
-        slices, support.num_bytes = plan(file, model.rules(spec), spec.sizes, cut, default_quantize(file))
+        file, architecture = models.open_model(path)
+        support.architecture = name_of(architecture)
+        support.spec = spec = read_spec(file, architecture)
+        model = Model(file, architecture, spec)
+        layout = lay_out(model, Job(str(path), context=min(spec.context, 512), max_rows=ROWS), 0, [0], {})
+        slices, support.num_bytes = layout.slices, layout.weight_bytes
         support.types = {piece.info.name: "F32" if isinstance(piece.target, Vector) else type_name(piece) for piece in slices}
         support.notes = file.notes + notes(slices)
-        context = min(spec.context, 512)
-        pools = pools_of(spec, context, 1, ROWS)
-        caches = CacheLayout(spec, cut, pools, 1, "f16").at(0)
         # Addresses that nobody will use.
-        shape = StepShape(ROWS, 1, num_blocks(context), len(pools))
+        shape = StepShape(layout.max_rows, 1, num_blocks(layout.context), len(layout.pools))
         step = StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64))
         nowhere = np.zeros(1, np.uint64)
         site = Site(
-            rank=0, size=1, threads=1, lanes=1, team=0, width=spec.sizes.width, step=step, partials=(nowhere, nowhere),
-            logits=0, logit_stride=4 * spec.sizes.vocab, scores=0,
+            rank=0, size=1, threads=1, lanes=1, team=0, width=spec.sizes.width, step=step, partials=(nowhere, nowhere), logits=0,
+            logit_stride=4 * spec.sizes.vocab, scores=0,
         )  # fmt: skip
-        for name, rows in (("one row", 1), ("many rows", ROWS)):
+        for name, rows in (("one row", 1), ("many rows", layout.max_rows)):
             ops = Ops(name, site, rows)
-            model.forward(ops, spec, cut, Unloaded(slices), caches)
+            architecture.forward(ops, spec, layout.split, Weights(slices, 0), layout.cache.at(0))
             support.programs.append(ops.finish())
     except UserError as error:
         support.reason = str(error)

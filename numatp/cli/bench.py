@@ -7,16 +7,11 @@ import argparse
 import itertools
 import os
 import re
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from math import prod
-from pathlib import Path
-from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
-from numatp import __version__
 from numatp.cli import bench_compare
 from numatp.cli.audit import add_option, audited, report
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
@@ -34,14 +29,12 @@ from numatp.measure.service import MeasuringService
 from numatp.measure.workload import Workload
 
 if TYPE_CHECKING:
-    from numatp.measure.bench import Bench, Result
-    from numatp.measure.instruments import MeasuringEngine
+    from numatp.measure.bench import Result
 
 DEFAULTS: dict[str, list[Any]] = {
     "n_prompt": [512], "n_gen": [128], "n_prompt_gen": [], "n_depth": [0], "batch_size": [2048], "ubatch_size": [512],
     "threads": [], "cache_type_k": ["f16"], "cache_type_v": ["f16"],
 }  # fmt: skip
-PROMPT_STEPS, GENERATION_STEPS = 3, 32  # that are profiled
 MIB = 1 << 20
 
 
@@ -192,19 +185,24 @@ def _results(
     service: MeasuringService, load: Load, tests: list[Workload], arguments: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
+    from numatp.measure.bench import Bench  # these load Numba
+    from numatp.measure.report import profile, report
+
     engine, repetitions = service.engine(), arguments.repetitions
     note(service.started.line)
-    bench = service.call(lambda engine: _bench(engine, arguments.roofline != 0))
+    bench = service.call(partial(Bench, roofline=arguments.roofline != 0))
     if bench.dram:
         rate = bench.dram
         note(f"roofline: {rate.per_second / 1e9:.1f} GB/s over {rate.num_bytes / 1e9:.2f} GB ({rate.loop})")
     for test in tests:
         with Progress(test.name) as progress:
             result = service.call(partial(bench.run, test, repetitions, progress.update))
-        described = _describe(load, engine, bench, test, result)
+        described = report(engine, bench, test, result)
         if arguments.profile or arguments.plot:
-            described["profile"] = service.call(partial(_profile, bench, test, result))
+            described["profile"] = service.call(partial(profile, bench=bench, test=test, result=result))
         _say_result(test, result)
+        if result.doubt:
+            note(result.doubt)
         yield described
 
 
@@ -246,14 +244,6 @@ def _swept(arguments: argparse.Namespace) -> list[str]:
     return [column for column, name in columns.items() if getattr(arguments, name) != DEFAULTS[name]]
 
 
-def _bench(engine: "MeasuringEngine", roofline: bool) -> "Bench":
-    from numatp.measure.bench import Bench
-
-    bench = Bench(engine, roofline)
-    bench.measure_dram()
-    return bench
-
-
 def _say_result(test: Workload, result: "Result") -> None:
     line = f"{test.name}: {(test.prompt + test.generated) / result.seconds:.2f} t/s, reading {result.read_gbs:.1f} GB/s"
     if result.ceiling:
@@ -265,60 +255,3 @@ def _say_result(test: Workload, result: "Result") -> None:
     if result.exchange_us is not None:
         line += f", {result.exchange_us:.2f} us per exchange"
     note(line)
-
-
-def _profile(bench: "Bench", test: Workload, result: "Result", engine: "MeasuringEngine") -> dict[str, Any]:
-    """Of the Step that the test is made of: a row where it generates, else a whole -ub or what there is of the prompt."""
-    from numatp.measure.profile import describe
-
-    rows = 1 if test.generated else min(test.prompt, test.ubatch)
-    steps = PROMPT_STEPS if rows > 1 else GENERATION_STEPS
-    timed, taken = bench.timed(rows, steps, test)
-    cache = bench.cache_bytes(test.depth + steps // 2) if rows == 1 else 0
-    return describe(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
-
-
-def _describe(load: Load, engine: "MeasuringEngine", bench: "Bench", test: Workload, result: "Result") -> dict[str, Any]:
-    """llama-bench's fields and ours."""
-    tokens = test.prompt + test.generated
-    rates = [1e9 * tokens / ns for ns in result.samples_ns]
-    tensors = engine.file.tensors.values()
-    params = sum(prod(tensor.shape) for tensor in tensors)
-    ceiling, dram = result.ceiling, bench.dram
-    return {
-        "build_commit": __version__, "build_number": 0, "cpu_info": _cpu(), "gpu_info": "", "backends": "CPU",
-        "model_filename": load.model, "model_type": _model_type(engine, params), "model_size": sum(t.num_bytes for t in tensors),
-        "model_n_params": params, "n_batch": test.batch, "n_ubatch": test.ubatch, "n_threads": engine.threads,
-        "type_k": load.cache_type, "type_v": load.cache_type, "n_prompt": test.prompt, "n_gen": test.generated,
-        "n_depth": test.depth, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "avg_ns": round(mean(result.samples_ns)), "stddev_ns": round(_deviation(result.samples_ns)),
-        "avg_ts": mean(rates), "stddev_ts": _deviation(rates),
-        "ranks": engine.comm.size, "nodes": engine.instruments.nodes, "read_gbs": result.read_gbs,
-        "roofline_percent": result.roofline_percent, "exchange_us": result.exchange_us,
-        "peak_rss_mib": engine.instruments.peak_bytes() / MIB,
-        "roofline_gbs": ceiling.read.per_second / 1e9 if ceiling else None,
-        "roofline_bytes": ceiling.read.num_bytes if ceiling else None,
-        "roofline_gops": ceiling.dot.per_second / 1e9 if ceiling else None,
-        "memory_gbs": dram.per_second / 1e9 if dram else None, "memory_bytes": dram.num_bytes if dram else None,
-        "load_seconds": engine.load_seconds, "samples_ns": result.samples_ns, "samples_ts": rates,
-    }  # fmt: skip
-
-
-def _model_type(engine: "MeasuringEngine", params: int) -> str:
-    """Architecture, size and the format of most of its bytes: llama 1B Q4_0."""
-    file, by_type = engine.file, dict[str, int]()
-    for tensor in file.tensors.values():
-        by_type[tensor.type] = by_type.get(tensor.type, 0) + tensor.num_bytes
-    size = f"{params / 1e9:.1f}B" if params >= 999.5e6 else f"{params / 1e6:.0f}M"
-    size = file.text("general.size_label", size)
-    return f"{engine.architecture} {size} {max(by_type, key=lambda kind: by_type[kind])}"
-
-
-def _cpu() -> str:
-    match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return match[1].strip() if match else ""
-
-
-def _deviation(values: list[Any]) -> float:
-    """Of a sample; 0 of one value, as llama-bench has it."""
-    return stdev(values) if len(values) > 1 else 0.0

@@ -27,7 +27,6 @@ from numatp.measure.workload import Workload
 
 if TYPE_CHECKING:
     from numatp.measure.bench import Bench, Result
-    from numatp.measure.instruments import MeasuringEngine
 
 WAYS = ("one-node", "interleave", "tp")
 ROUNDS = 3
@@ -87,14 +86,14 @@ def run(
                 note(engine.pages_line)
                 for line in service.started.notes:
                     note(line)
-                bench = service.call(_bench)
+                bench = _open_bench(service)
                 for test in tests:
                     result: Result = service.call(partial(bench.run, test, repetitions, lambda done, total: None))
                     tokens = test.prompt + test.generated
                     found.append(
                         {
                             "way": name, "round": number + 1, "state": "warm" if number else "cold", "test": test.name,
-                            "ranks": way.ranks, "threads": engine.threads * way.ranks, "avg_ts": tokens / result.seconds,
+                            "ranks": way.ranks, "threads": engine.team.threads * way.ranks, "avg_ts": tokens / result.seconds,
                             "samples_ns": result.samples_ns,
                         }
                     )  # fmt: skip
@@ -127,10 +126,10 @@ def _pages(service: MeasuringService, min_local: float) -> list[RankPages]:
     return pages
 
 
-def _bench(engine: "MeasuringEngine") -> "Bench":
-    from numatp.measure.bench import Bench
+def _open_bench(service: MeasuringService) -> "Bench":
+    from numatp.measure.bench import Bench  # loads Numba, whose target is set by now
 
-    return Bench(engine, False)
+    return service.call(partial(Bench, roofline=False))
 
 
 def _rates(found: list[dict[str, Any]], way: str, test: str, state: str) -> list[float]:

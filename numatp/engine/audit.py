@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from numatp.engine.load import Loaded
 from numatp.errors import MachineError
 from numatp.machine import pages
 from numatp.program.builder import Op, Program
 from numatp.ranks.comm import Comm
-from numatp.weights.loader import Weights
 
 REPORT_BYTES = 1 << 16  # of one rank, as JSON
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -25,11 +25,10 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 class Audit:
     """This rank's part in it. Made by all ranks together."""
 
-    def __init__(self, comm: Comm, node: int, weights: Weights, cache: tuple[int, int]):
-        """cache: (address, bytes)."""
+    def __init__(self, comm: Comm, node: int, loaded: Loaded):
         self._comm, self._node = comm, node
-        self._regions = [pages.Region(_group(t.name), t.address, t.num_bytes) for t in weights.tensors.values()]
-        self._regions.append(pages.Region("cache", *cache))
+        self._regions = [pages.Region(_group(t.name), t.address, t.num_bytes) for t in loaded.weights.tensors.values()]
+        self._regions.append(pages.Region("cache", loaded.cache_at, loaded.layout.cache.num_bytes))
         self._reports = comm.map_shared([REPORT_BYTES] * comm.size)
         op = KERNEL(lambda args, thread, threads: self._report() if thread == 0 else None)
         address = ctypes.cast(op, ctypes.c_void_p).value

@@ -90,18 +90,19 @@ class CacheLayout:
 class Blocks:
     """Which blocks are free, on rank 0; all ranks use the same numbers."""
 
-    def __init__(self, pools: list[Pool]):
-        self._pools = pools
+    def __init__(self, pools: list[Pool], max_rows: int):
+        """max_rows: of one Step."""
+        self._pools, self._max_rows = pools, max_rows
         self._free = [list(range(pool.blocks))[::-1] for pool in pools]
         self._promised = [0] * len(pools)
 
-    def _most(self, pool: Pool, tokens: int, max_rows: int) -> int:
+    def _most(self, pool: Pool, tokens: int) -> int:
         held = num_blocks(tokens)
-        return held if pool.window == NO_WINDOW else min(held, num_blocks(pool.window + max_rows) + 1)
+        return held if pool.window == NO_WINDOW else min(held, num_blocks(pool.window + self._max_rows) + 1)
 
-    def reserve(self, tokens: int, max_rows: int) -> "Tables | None":
+    def reserve(self, tokens: int) -> "Tables | None":
         """The tables of a sequence of at most `tokens`, or None while there is no room for it."""
-        most = [self._most(pool, tokens, max_rows) for pool in self._pools]
+        most = [self._most(pool, tokens) for pool in self._pools]
         if any(promised + wanted > pool.blocks for pool, promised, wanted in zip(self._pools, self._promised, most, strict=True)):
             return None
         self._promised = [promised + wanted for promised, wanted in zip(self._promised, most, strict=True)]

@@ -102,7 +102,7 @@ class Scheduler:
         self._admit()
         for sequence in [s for s in self._running if s.request.cancelled.is_set()]:
             self._end(sequence, "cancelled")
-        spans, sampled, room = [], [], self._engine.max_rows
+        spans, sampled, room = [], [], self._engine.loaded.layout.max_rows
         # Sequences that decode have one token to do, those that begin a prompt: the former must not wait for the latter.
         for sequence in sorted(self._running, key=lambda s: len(s.tokens) - s.done):
             count = min(len(sequence.tokens) - sequence.done, room)
@@ -128,9 +128,9 @@ class Scheduler:
         while self._waiting and self._places:
             request = self._waiting[0]
             length = len(request.tokens) if isinstance(request, ScoreRequest) else len(request.prompt)
-            wanted = 0 if isinstance(request, ScoreRequest) else request.params.max_tokens or engine.context
-            limit = min(length + wanted, engine.context)
-            tables = engine.blocks.reserve(limit, engine.max_rows)
+            wanted = 0 if isinstance(request, ScoreRequest) else request.params.max_tokens or engine.loaded.layout.context
+            limit = min(length + wanted, engine.loaded.layout.context)
+            tables = engine.blocks.reserve(limit)
             if tables is None:
                 return
             if isinstance(request, ScoreRequest):
@@ -146,8 +146,8 @@ class Scheduler:
 
     def _score(self, request: ScoreRequest, tables: Tables) -> None:
         tokens, scores = request.tokens, []
-        for start in range(0, len(tokens) - 1, self._engine.max_rows):
-            part = tokens[start : min(start + self._engine.max_rows, len(tokens) - 1)]
+        for start in range(0, len(tokens) - 1, self._engine.loaded.layout.max_rows):
+            part = tokens[start : min(start + self._engine.loaded.layout.max_rows, len(tokens) - 1)]
             wanted = min(len(part), start + len(part) - (len(tokens) - 1 - request.count))
             targets = tokens[start + len(part) - wanted + 1 : start + len(part) + 1] if wanted > 0 else []
             span = Span(self._places[-1], part, start, tables.prepare(start, len(part)), want_logits=False, targets=targets)

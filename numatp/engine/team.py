@@ -53,7 +53,8 @@ class Team:
 
     def stop(self) -> None:
         """Rank 0: ends the service on the other ranks."""
-        self._library.numatp_team_stop(self.handle)
+        if self.handle:
+            self._library.numatp_team_stop(self.handle)
 
     def close(self) -> None:
         if self.handle:

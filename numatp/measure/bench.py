@@ -1,17 +1,17 @@
 """How fast the engine is: prompts and generation of random tokens as llama-bench has them, beside the least time that they need.
 
 That least time is what the roofline (measure/roofline.py) gives for the weights and cache that have to be read, or for the products
-that have to be made, whichever is longer. A result above it is an error of the measurement.
+that have to be made, whichever is longer. A result above it has no share of it: the machine's speed changed.
 """
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from numatp.engine.cache import Tables
-from numatp.engine.engine import MANY_ROWS, ONE_ROW
-from numatp.errors import MachineError
+from numatp.engine.load import name_of
+from numatp.engine.programs import MANY_ROWS, ONE_ROW
 from numatp.files.model_file import ModelFile
 from numatp.measure.instruments import MeasuringEngine, Timed
 from numatp.measure.roofline import Rate
@@ -20,6 +20,7 @@ from numatp.models.spec import Attention
 from numatp.program.step import Span
 
 EXCHANGE_STEPS = 8
+MORE_CEILINGS = 3  # measured after a result that is above the first
 HEADS = ("token_embd.weight", "output.weight")  # matrices that a row needs only for its logits, or not at all
 
 
@@ -42,6 +43,7 @@ class Result:
     needed: list[tuple[int, int]]
     ceiling: Ceiling | None
     exchange_us: float | None  # of one exchange between ranks, until its sum is there; None with one rank
+    doubt: str = ""  # why there is no ceiling, one line
 
     @property
     def seconds(self) -> float:
@@ -57,6 +59,11 @@ class Result:
         if self.ceiling is None:
             return None
         return 100 * sum(self.ceiling.least_seconds(*part) for part in self.needed) / self.seconds
+
+    @property
+    def above_roofline(self) -> bool:
+        percent = self.roofline_percent
+        return percent is not None and percent > 100
 
 
 def products(file: ModelFile, architecture: str, tied: bool) -> tuple[int, int]:
@@ -82,18 +89,20 @@ class Bench:
     def __init__(self, engine: MeasuringEngine, roofline: bool, seed: int = 0):
         self._engine, self._instruments, self._roofline = engine, engine.instruments, roofline
         self._random = Random(seed)
-        self._row_products, self._logit_products = products(engine.file, engine.architecture, engine.spec.tied)
+        model = engine.loaded.model
+        self._row_products, self._logit_products = products(model.file, name_of(model.architecture), model.spec.tied)
         # A sequence can go back to an earlier token only if no layer has forgotten or mixed what came before it.
-        self._rewinds = all(isinstance(layer, Attention) and layer.window is None for layer in engine.spec.layers)
+        self._rewinds = all(isinstance(layer, Attention) and layer.window is None for layer in model.spec.layers)
         self._tables: Tables | None = None
         self._depth = -1  # tokens in the cache; -1: unknown
         self._loop: str | None = None
-        self.dram: Rate | None = None  # read rate of the whole area: of memory, where that is larger than the caches
+        # Read rate of the whole area: of memory, where that is larger than the caches.
+        self.dram: Rate | None = self._instruments.meter.read(self._instruments.part_bytes) if roofline else None
 
     # ------------------------------------------------------------ one test
 
     def run(self, test: Workload, repetitions: int, progress: Callable[[int, int], None], engine: MeasuringEngine) -> Result:
-        """MachineError if the result is above the roofline."""
+        """A result above the roofline shows that the roofline came out too low: then that is measured again."""
         self._go_to(test)
         self._prompt(test.depth, test.prompt, test)  # to warm up, as llama-bench does
         self._generate(test.depth + test.prompt, min(test.generated, 1))
@@ -103,22 +112,26 @@ class Bench:
             self._go_to(test)
             samples.append(self._once(test))
             progress(i + 1, repetitions)
-        after = self.ceiling()
-        result = Result(samples, self._needed(test), best(before, after), self._exchange_us(test))
-        percent = result.roofline_percent
-        if percent is not None and percent > 100:
-            raise MachineError(
-                f"{test.name} came out at {percent:.0f} % of the roofline, which is impossible: the machine's speed changed while "
-                "it was measured; run it again, with nothing else running"
-            )
-        return result
+        result = Result(samples, self._needed(test), best(before, self.ceiling()), self._exchange_us(test))
+        tries = 0
+        while result.above_roofline and tries < MORE_CEILINGS:
+            result = replace(result, ceiling=best(result.ceiling, self.ceiling()))
+            tries += 1
+        if not result.above_roofline:
+            return result
+        doubt = (
+            f"{test.name} came out at {result.roofline_percent:.0f} % of the roofline, which is impossible: the machine's speed "
+            "changed while it was measured, so its share is left empty; run it again, with nothing else running"
+        )
+        return replace(result, ceiling=None, doubt=doubt)
 
     def _go_to(self, test: Workload) -> None:
         """Makes the cache hold `depth` tokens: what lies behind them is written anew."""
         if self._depth != test.depth or not self._rewinds:
             if self._tables:
                 self._tables.release()
-            self._tables = self._engine.blocks.reserve(self._engine.context, self._engine.max_rows)
+            layout = self._engine.loaded.layout
+            self._tables = self._engine.blocks.reserve(layout.context)
             assert self._tables, "the only sequence has the whole cache"
             self._prompt(0, test.depth, test)
             self._depth = test.depth
@@ -142,7 +155,7 @@ class Bench:
 
     def _span(self, position: int, rows: int, logits: bool) -> Span:
         assert self._tables
-        vocab = self._engine.spec.sizes.vocab
+        vocab = self._engine.loaded.spec.sizes.vocab
         tokens = [self._random.randrange(vocab) for _ in range(rows)]
         return Span(0, tokens, position, self._tables.prepare(position, rows), want_logits=logits)
 
@@ -165,12 +178,10 @@ class Bench:
 
     def cache_bytes(self, position: int) -> int:
         """Keys and values that the token at `position` reads, on all ranks, each KV head once."""
-        engine = self._engine
-        tokens = sum(
-            min(position + 1, layer.window or position + 1) for layer in engine.spec.layers if isinstance(layer, Attention)
-        )
-        here = len(engine.split.kv_heads)
-        return tokens * engine.cache.token_bytes * engine.spec.sizes.kv_heads // here if here else 0
+        spec, layout = self._engine.loaded.spec, self._engine.loaded.layout
+        tokens = sum(min(position + 1, layer.window or position + 1) for layer in spec.layers if isinstance(layer, Attention))
+        here = len(layout.split.kv_heads)
+        return tokens * layout.cache.token_bytes * spec.sizes.kv_heads // here if here else 0
 
     def ceiling(self) -> Ceiling | None:
         """Read rate of as much memory as a token reads, at most the roofline's area; and the products' rate."""
@@ -184,10 +195,6 @@ class Bench:
             self._loop = read.loop
             read = max(read, meter.read(part, loop=self._loop), key=lambda rate: rate.per_second)
         return Ceiling(read, meter.dot())
-
-    def measure_dram(self) -> None:
-        if self._roofline:
-            self.dram = self._instruments.meter.read(self._instruments.part_bytes)
 
     # ------------------------------------------------------------ op by op
 
@@ -206,8 +213,8 @@ class Bench:
                     times[:] = 0
             if rows > 1:
                 self._go_to(test)
-            position = test.depth if rows > 1 else min(test.depth + i, self._engine.context - 1)
-            self._engine.step.write([self._span(position, rows, True)])
+            position = test.depth if rows > 1 else min(test.depth + i, self._engine.loaded.layout.context - 1)
+            self._engine.window.step.write([self._span(position, rows, True)])
             began = time.perf_counter_ns()
             self._engine.team.step(timed.index)
             taken.append(time.perf_counter_ns() - began)
@@ -221,7 +228,7 @@ class Bench:
         for ops, times in zip(timed.ops, timed.times, strict=True):
             for i, op in enumerate(ops):
                 if op.name == "sync" or op.name.startswith("exchange."):
-                    spent += float(times[: self._engine.lanes, i, 1].mean())
+                    spent += float(times[: self._engine.window.lanes, i, 1].mean())
                     count += op.name == "sync"
         return spent / max(count * EXCHANGE_STEPS, 1) / 1e3
 

@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from numatp.engine.agree import agree
+from numatp.engine.arenas import Arenas
 from numatp.engine.engine import Engine
 from numatp.engine.job import Job
 from numatp.engine.start import StartedRank
+from numatp.engine.team import Team
 from numatp.kernels.roofline import CONTROL_WORDS
 from numatp.machine import topology
+from numatp.machine.placement import Placement
 from numatp.measure.roofline import Area, Loops, Meter, area_bytes
 from numatp.program.builder import Op, Program
+from numatp.ranks.comm import Comm
 
 
 @dataclass(frozen=True)
@@ -44,10 +49,13 @@ class Timed:
 class Instruments:
     """Made by all ranks together, after the model's programs."""
 
-    def __init__(self, engine: Engine, most_bytes: int):
-        """most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there is room."""
-        comm, team, own = engine.comm, engine.team, engine.placement
-        described = _tell(engine, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
+    def __init__(
+        self, comm: Comm, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int
+    ):
+        """programs: of the model. most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there
+        is room.
+        """
+        described = _tell(comm, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
         threads = [count for count, _, _, _, _ in described]
         self.nodes = len({node for _, node, _, _, _ in described})
         self.cpus = [cpus for *_, cpus in described]
@@ -59,24 +67,23 @@ class Instruments:
         if most_bytes:
             num_bytes = most_bytes * team.threads // sum(threads)
         peaks = comm.gather(_peak_bytes(os.getpid()))
-        engine.agree(lambda: setattr(self, "_area", Area.reserve(num_bytes, team.threads, team.run)))
-        self._area: Area
-        engine.keep(self._area.address, self._area.num_bytes)
-        self.part_bytes = min(comm.gather(self._area.part_bytes))  # what every thread can read
-        self._before = [(peak, area) for peak, area in zip(peaks, comm.gather(self._area.num_bytes), strict=True)]
+        area = agree(comm, lambda: Area.reserve(num_bytes, team.threads, team.run))
+        arenas.keep(area.address, area.num_bytes)
+        self.part_bytes = min(comm.gather(area.part_bytes))  # what every thread can read
+        self._before = [(peak, area) for peak, area in zip(peaks, comm.gather(area.num_bytes), strict=True)]
 
         others = [0] * (comm.size - 1)
         control = comm.map_shared([8 * CONTROL_WORDS, *others])[0].view(np.int64)
         sums = [part.view(np.int32).reshape(-1, 32) for part in comm.map_shared([128 * count for count in threads])]
-        self._loops = Loops(self._area, comm.rank, control, sums[comm.rank])
-        first = len(engine.programs)
+        self._loops = Loops(area, comm.rank, control, sums[comm.rank])
+        first = len(programs)
         self.programs = self._loops.programs()
         self.meter = Meter(lambda index: team.step(first + index), control, sums)
 
-        descriptions = [[_info(op) for op in program.ops] for program in engine.programs]
-        told = _tell(engine, [[list(info) for info in infos] for infos in descriptions])
+        descriptions = [[_info(op) for op in program.ops] for program in programs]
+        told = _tell(comm, [[list(info) for info in infos] for infos in descriptions])
         self.timed = []
-        for i, program in enumerate(engine.programs):
+        for i, program in enumerate(programs):
             ops = [[OpInfo(*info) for info in infos[i]] for infos in told]
             shapes = [(count, len(infos) + 1, 2) for count, infos in zip(threads, ops, strict=True)]
             parts = comm.map_shared([8 * int(np.prod(shape)) for shape in shapes])
@@ -94,7 +101,7 @@ class Instruments:
 class MeasuringEngine(Engine):
     def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
         super().__init__(job, started, progress)
-        self.instruments = Instruments(self, job.measure)
+        self.instruments = Instruments(self.comm, self.placement, self.team, self.arenas, self.programs, job.measure)
         self.team.set_programs([*self.programs, *self.instruments.programs])
 
 
@@ -111,9 +118,9 @@ def _info(op: Op) -> tuple[str, str, int, int]:
     return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1)
 
 
-def _tell(engine: Engine, value: object) -> list[Any]:
+def _tell(comm: Comm, value: object) -> list[Any]:
     """Every rank's value (JSON, of any size), in rank order, on every rank."""
-    comm, text = engine.comm, json.dumps(value).encode()
+    text = json.dumps(value).encode()
     parts = comm.map_shared(comm.gather(len(text)))
     parts[comm.rank][:] = np.frombuffer(text, np.uint8)
     comm.meet()

@@ -256,8 +256,9 @@ class Weights:
         return found
 
     def floats(self, name: str) -> np.ndarray:
-        """float32: a vector's values, once they are loaded."""
-        return _floats_at(self.vector(name)).copy()
+        """float32: a whole vector, from its file, because programs are recorded before anything is loaded."""
+        piece = next(piece for piece in self._slices if piece.target.name == name)
+        return floats_of(piece.info, piece.format).ravel()
 
     def load(
         self, threads: int, cpus: Iterable[int], run: "RunEach", progress: Callable[[int, int], None], drop: Iterable[Path] = ()

@@ -28,9 +28,9 @@ def main():
 
     engine = Engine(job, started)
     # Not at position 0, where rotation changes nothing. The places of the new rows hold not-a-number before each run.
-    cache, cache_bytes = engine._arenas[1]
+    cache, cache_bytes = engine.loaded.cache_at, engine.loaded.layout.cache.num_bytes
     ctypes.memset(cache, 0xFF, cache_bytes)
-    blocks = [[0] for _ in engine.pools]
+    blocks = [[0] for _ in engine.loaded.layout.pools]
     engine.run([Span(0, [7, 8, 9], 0, blocks, want_logits=False)])
     before = ctypes.string_at(cache, cache_bytes)
     if program_name == "scores":
@@ -43,8 +43,8 @@ def main():
     def outputs():
         """What rank 0 reads: spare rows of the last group hold anything."""
         if program_name == "scores":
-            return engine.scores[0][:rows, :3]
-        return engine.logits[:1, : engine.spec.sizes.vocab]
+            return engine.window.scores[0][:rows, :3]
+        return engine.window.logits[:1, : engine.loaded.spec.sizes.vocab]
 
     def results():
         return ctypes.string_at(residual.address, rows * residual.stride) + outputs().tobytes()
@@ -56,10 +56,10 @@ def main():
             if isinstance(memory, np.ndarray) and memory.dtype == np.uint8:
                 memory.fill(0xFF)
         ctypes.memmove(cache, before, cache_bytes)
-        for parity in engine.partials:
-            ctypes.memset(int(parity[0]), 0xFF, job.max_rows * engine.spec.sizes.width * 4)
-        engine.logits.fill(float("nan"))
-        engine.scores[0].fill(float("nan"))
+        for parity in engine.window.partials:
+            ctypes.memset(int(parity[0]), 0xFF, job.max_rows * engine.loaded.spec.sizes.width * 4)
+        engine.window.logits.fill(float("nan"))
+        engine.window.scores[0].fill(float("nan"))
         sections = [[]]
         for i, op in enumerate(program.ops):
             if op.barrier and i != without:

@@ -20,7 +20,7 @@ def lost_residual(engine):
 
 def other_experts(engine):
     """What is exchanged stays alike on all ranks; only who computes it differs."""
-    norm = engine.weights.vector("blk.1.ffn_norm.weight")
+    norm = engine.loaded.weights.vector("blk.1.ffn_norm.weight")
     engine.floats_at(norm)[:] = np.random.default_rng(0).standard_normal(norm.length)
 
 
@@ -31,24 +31,25 @@ def main(model, fault):
 
     job = Job(model=model, max_rows=16, check_ranks=True)
     started = start_ranks(job, None)
-    from numatp.engine import engine as module
+    from numatp.engine import programs
+    from numatp.engine.engine import Engine
     from numatp.program.step import Span
     from numatp.weights.loader import _floats_at
 
-    engine = module.Engine(job, started)
-    engine.many_rows, engine.floats_at = module.MANY_ROWS, _floats_at
+    engine = Engine(job, started)
+    engine.many_rows, engine.floats_at = programs.MANY_ROWS, _floats_at
     if started.comm.rank:
         if started.comm.rank == 1:
             globals()[fault](engine)
         started.comm.meet()
         return engine.serve()
     started.comm.meet()
-    tables = engine.blocks.reserve(8, engine.max_rows)
+    tables = engine.blocks.reserve(8)
     try:
         for position in (0, 4):
             engine.run([Span(0, [1, 2, 3, 4], position, tables.prepare(position, 4))])
         engine.run([Span(0, [5], 7, tables.prepare(7, 1))])
-        print("alike:", len(engine._digested[module.ONE_ROW]), "digests")
+        print("alike:", len(engine._recorded[programs.ONE_ROW].digests), "digests")
     except MachineError as error:
         print(error)
     engine.close()

@@ -29,7 +29,8 @@ def engine_of(model):
 def memory(model):
     """Once it has decoded a little: what was read, what is held, and that MPI has ended before the first Step."""
     engine, started, read = engine_of(model)
-    said = {"read": read, "weights": engine.weight_bytes, "cache": engine.cache.num_bytes, "mpi_ended": False}
+    layout = engine.loaded.layout
+    said = {"read": read, "weights": layout.weight_bytes, "cache": layout.cache.num_bytes, "mpi_ended": False}
     if started.mpi:
         from mpi4py import MPI
 
@@ -43,7 +44,7 @@ def arenas(model):
     """How the kernel holds the weights and the cache, and which share of the file's pages is left in memory."""
     engine, started, _ = engine_of(model)
     said = {"notes": started.notes, "pages": engine.pages_line}
-    for name, (address, _) in zip(("weights", "caches"), engine._arenas, strict=True):
+    for name, address in (("weights", engine.loaded.weights_at), ("caches", engine.loaded.cache_at)):
         assert address % (2 << 20) == 0
         mapping = re.search(rf"^{address:x}-.*?^VmFlags:([^\n]*)", Path("/proc/self/smaps").read_text(), re.MULTILINE | re.DOTALL)
         said[name] = {

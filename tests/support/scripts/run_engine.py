@@ -31,13 +31,13 @@ def main():
         return status
     engine = Engine(job, started)
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
-    tables = engine.blocks.reserve(len(ids), engine.max_rows)
+    tables = engine.blocks.reserve(len(ids))
     for count in map(int, chunks.split(",")):
         engine.run([Span(1, ids[position : position + count], position, tables.prepare(position, count))])
         position += count
-        rows.append(engine.logits[0, : engine.spec.sizes.vocab].copy())
+        rows.append(engine.window.logits[0, : engine.loaded.spec.sizes.vocab].copy())
     np.save(out, np.array(rows))
-    other, scores = engine.blocks.reserve(len(ids), engine.max_rows), []
+    other, scores = engine.blocks.reserve(len(ids)), []
     for start_at in range(0, len(ids) - 1, 33):
         part = ids[start_at : min(start_at + 33, len(ids) - 1)]
         span = Span(0, part, start_at, other.prepare(start_at, len(part)), targets=ids[start_at + 1 : start_at + 34])

@@ -25,6 +25,7 @@ def main():
     started = start_ranks(job, 1)
     import numpy as np
 
+    from numatp.engine import programs
     from numatp.engine.engine import Engine
     from numatp.program.ops import Ops
     from numatp.program.step import Span
@@ -33,17 +34,20 @@ def main():
     recorded = np.load(golden.GOLDEN / f"{name}.npz")
     tokens, wanted = recorded["tokens0"].tolist(), recorded["logits0"].astype(np.float64)
     engine = Engine(job, started)
-    whole = engine.spec
+    whole = engine.loaded.spec
 
-    def record():
-        engine._record()
+    def record(spec=whole):
+        loaded = replace(engine.loaded, model=replace(engine.loaded.model, spec=spec))
+        recorded = programs.record(engine.comm, loaded, engine.window, engine.team, check_ranks=False)
+        programs.give_memory(recorded)
+        engine.programs = [one.program for one in recorded]
         engine.team.set_programs(engine.programs)
 
     @contextlib.contextmanager
     def without(kind, *how):
         if kind == "tensors":
             pattern, value = how
-            found = [t for n, t in engine.weights.tensors.items() if isinstance(t, Vector) and re.search(pattern, n)]
+            found = [t for n, t in engine.loaded.weights.tensors.items() if isinstance(t, Vector) and re.search(pattern, n)]
             assert found, pattern
             kept = [_floats_at(vector).copy() for vector in found]
             for vector in found:
@@ -54,10 +58,8 @@ def main():
                 _floats_at(vector)[:] = values
         elif kind == "spec":
             (changes,) = how
-            engine.spec = replace(whole, **{key: change(getattr(whole, key)) for key, change in changes.items()})
-            record()
+            record(replace(whole, **{key: change(getattr(whole, key)) for key, change in changes.items()}))
             yield
-            engine.spec = whole
         else:
             word, function = how
             true = getattr(Ops, word)
@@ -67,10 +69,10 @@ def main():
 
     def error():
         """Of some positions, each the last of a Step that goes on where the one before ended."""
-        tables, largest, first = engine.blocks.reserve(len(tokens), engine.max_rows), 0.0, 0
+        tables, largest, first = engine.blocks.reserve(len(tokens)), 0.0, 0
         for last in (19, 40, 70, len(tokens) - 1):
             engine.run([Span(0, tokens[first : last + 1], first, tables.prepare(first, last + 1 - first))])
-            apart = engine.logits[0, : whole.sizes.vocab] - wanted[last]
+            apart = engine.window.logits[0, : whole.sizes.vocab] - wanted[last]
             largest = max(largest, float(np.linalg.norm(apart) / np.linalg.norm(wanted[last])))
             first = last + 1
         tables.release()

@@ -11,11 +11,12 @@ def main():
     model, ranks, context = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     job = Job(model=model, context=context)
     started = start_ranks(job, ranks)
-    from numatp.engine.engine import ONE_ROW, Engine
+    from numatp.engine.engine import Engine
+    from numatp.engine.programs import ONE_ROW
 
     engine = Engine(job, started)
     said = {
-        "weights": engine.weight_bytes, "cache": engine.cache.num_bytes, "read": engine.bytes_per_token,
+        "weights": engine.loaded.layout.weight_bytes, "cache": engine.loaded.layout.cache.num_bytes, "read": engine.bytes_per_token,
         "exchanges": engine.programs[ONE_ROW].num_syncs,
     }  # fmt: skip
     engine.close()

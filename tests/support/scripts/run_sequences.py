@@ -32,7 +32,7 @@ def main():
     engine = Engine(job, started)
     for free in engine.blocks._free:
         np.random.default_rng(0).shuffle(free)
-    vocab, rows, scores, counts = engine.spec.sizes.vocab, {}, {}, []
+    vocab, rows, scores, counts = engine.loaded.spec.sizes.vocab, {}, {}, []
 
     def spans_of(step, done, tables, scored):
         spans = []
@@ -52,14 +52,14 @@ def main():
 
     def wipe_free_blocks():
         """Fills what no sequence holds with not-a-number, on rank 0: a block given back too early is seen."""
-        layers = engine.cache.at(engine._cache_at)
-        for pool, free in zip(engine.pools, engine.blocks._free, strict=True):
+        layers = engine.loaded.layout.cache.at(engine.loaded.cache_at)
+        for pool, free in zip(engine.loaded.layout.pools, engine.blocks._free, strict=True):
             keys = layers[pool.layers[0]].keys  # the first of a block's layers, which lie side by side
             for block in free:
                 ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
 
     for scored in (False, True):  # the second time in blocks and states that the first time has left full
-        tables, done = [engine.blocks.reserve(len(tokens), engine.max_rows) for tokens in sequences], [0] * len(sequences)
+        tables, done = [engine.blocks.reserve(len(tokens)) for tokens in sequences], [0] * len(sequences)
         for step in steps:
             spans = spans_of(step, done, tables, scored)
             if not spans:
@@ -73,7 +73,7 @@ def main():
                 engine.run(spans)
                 for i, span in enumerate(spans):
                     position = span.position + len(span.tokens) - 1
-                    rows[f"{span.sequence},{position}"] = engine.logits[i, :vocab].copy()
+                    rows[f"{span.sequence},{position}"] = engine.window.logits[i, :vocab].copy()
         for pool, window in enumerate(engine.blocks.windows):
             taken = [number for table in tables for number in table.numbers[pool]]
             counts.append([window, len(taken), len(set(taken))])

@@ -1,0 +1,50 @@
+"""Step time: a model's forward pass is run once, as Python, and leaves the flat list of ops that every Step then runs.
+
+Load time is engine/load.py: by now every weight, cache and shared buffer has its address.
+"""
+
+from dataclasses import dataclass
+
+from numatp.engine.load import Loaded
+from numatp.engine.team import Team
+from numatp.engine.window import Window
+from numatp.program.builder import Program, unset_memory
+from numatp.program.ops import Ops
+from numatp.program.recorder import Site
+from numatp.ranks.comm import Comm
+
+ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index; the last is engine/audit.py's
+
+
+@dataclass(frozen=True)
+class Recorded:
+    program: Program
+    digests: list[str]  # of what the ranks compare their bits, in the order of Window.digests
+
+
+def record(comm: Comm, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
+    """The programs ONE_ROW, MANY_ROWS and SCORES."""
+    model, layout = loaded.model, loaded.layout
+    site = Site(
+        rank=comm.rank, size=comm.size, threads=team.threads, lanes=window.lanes, team=team.handle, width=model.spec.sizes.width,
+        step=window.step, partials=window.partials, logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
+        scores=window.scores[comm.rank].ctypes.data, digests=window.digests[comm.rank].ctypes.data if check_ranks else 0,
+    )  # fmt: skip
+    caches = layout.cache.at(loaded.cache_at)
+    recorded = []
+    for name, rows, scored in (("one row", 1, False), ("many rows", layout.max_rows, False), ("scores", layout.max_rows, True)):
+        ops = Ops(name, site, rows, scored)
+        model.architecture.forward(ops, model.spec, layout.split, loaded.weights, caches)
+        recorded.append(Recorded(ops.finish(), ops.digests))
+    return recorded
+
+
+def activation_bytes(recorded: list[Recorded]) -> int:
+    """Of the one piece of memory that all programs use, because only one runs at a time."""
+    return max(one.program.activation_bytes for one in recorded)
+
+
+def give_memory(recorded: list[Recorded]) -> None:
+    memory = unset_memory(activation_bytes(recorded))
+    for one in recorded:
+        one.program.place(memory)
