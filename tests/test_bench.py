@@ -199,7 +199,7 @@ def test_a_sweep_that_needs_several_starts_is_refused_under_mpirun(model):
 # ---------------------------------------------------------------- roofline and profile
 
 
-DOUBT = r"pp40 came out at \d+ % of the roofline, which is impossible: .* left empty; .*"
+DOUBT = r"numatp: pp40 came out at \d+ % of the roofline, which is impossible: .* left empty; .*"
 
 
 def test_above_the_roofline_there_is_no_share(model):
