@@ -46,6 +46,7 @@ $(VENV)/mpich/test: $(BIN)/python $(SOURCES)
 	@touch $@
 
 bench: $(VENV)/run
+	@[ -n "$(LLAMA_BENCH)" ] || { echo "numatp: beside which llama-bench? Say: make bench LLAMA_BENCH=PATH" >&2; exit 1; }
 	$(BIN)/python bench/against_llama_bench.py $(LLAMA_BENCH)
 
 clean:
