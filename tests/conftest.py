@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import numatp
+from support.machines import emulated_machine
 
 from numatp.machine import isa
 
@@ -26,3 +27,8 @@ def model_path():
     if pulled.returncode:
         pytest.skip(f"SmolLM2 cannot be had: {pulled.stderr.strip()}")
     return Path(pulled.stdout.strip())
+
+
+def pytest_terminal_summary(terminalreporter):
+    for line in emulated_machine.said:
+        terminalreporter.write_line(f"emulated machine: {line}")

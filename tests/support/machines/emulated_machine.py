@@ -2,6 +2,7 @@
 
 It sees this machine's files (what it writes stays in its own memory), so the same virtual environment runs in it. Its CPUs have
 AVX2 and no AVX-512. Placement, binding, page locality and errors are as on hardware; time means nothing.
+KVM runs it where /dev/kvm boots a kernel of Debian's, and an emulator of instructions, ten times slower, elsewhere.
 
 Needs Debian's qemu-system-x86, busybox-static, cpio, kmod and numactl, and fetches Debian's kernel package once into the cache
 folder.
@@ -15,13 +16,17 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg", "numactl")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 # A third less work for the emulator: without ERMS the kernel clears and copies pages by words, which are emulated one by one.
-CPU = "max,-erms,-fsrm"
+# Without AVX-512F there is none of AVX-512, which KVM would pass on and the emulator does not have.
+CPU = "max,-erms,-fsrm,-avx512f"
+KVM_SECONDS = 15  # a kernel is up after one or two; one that is not (KVM inside a guest may emulate it all) is emulated as well
 OPTIONS = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numatp-test-kernel"
 
@@ -50,6 +55,9 @@ class Result:
     status: int
     stdout: str
     stderr: str
+
+
+said = []  # what the test report tells of the machines that ran
 
 
 def missing():
@@ -85,6 +93,35 @@ def _version():
     return next((CACHE / "lib" / "modules").iterdir()).name
 
 
+@cache
+def _accelerator():
+    """(option of qemu, why it is that one)."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg,thread=multi", "instructions emulated: /dev/kvm cannot be opened here"
+    with tempfile.TemporaryDirectory() as folder:
+        initrd = Path(folder) / "initrd"
+        _write_initrd(initrd, {"up": "true"})
+        shape = ["-smp", "1", "-m", "512M"]
+        if "result up 0" in _console("kvm", shape, initrd, KVM_SECONDS):
+            return "kvm", "KVM"
+    return "tcg,thread=multi", f"instructions emulated: KVM is here, but boots no kernel within {KVM_SECONDS} s"
+
+
+def _console(accelerator, shape, initrd, seconds):
+    """What a machine of that shape says until it is off, or has had its time."""
+    command = [
+        "qemu-system-x86_64", "-accel", accelerator, "-cpu", CPU, *shape,
+        "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
+        "-kernel", str(_kernel()), "-initrd", str(initrd), "-append", OPTIONS,
+        "-nographic", "-no-reboot",
+    ]  # fmt: skip
+    with tempfile.TemporaryFile() as console:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds, check=False)
+        console.seek(0)
+        return console.read().decode(errors="replace")
+
+
 def _write_initrd(path, commands):
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -116,8 +153,9 @@ def _script(commands):
     lines = [*kept, "unset PYTHONDONTWRITEBYTECODE", f"cd {shlex.quote(os.getcwd())}"]
     for name, command in commands.items():
         lines += [
+            "begin=$SECONDS",
             f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?",
-            f'echo; echo "result {name} $status $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
+            f'echo; echo "result {name} $status $((SECONDS - begin)) $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
         ]
     return "\n".join(lines) + "\n"
 
@@ -137,24 +175,20 @@ def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=
         for other in range(one + 1, nodes + memory_only):
             near = other < nodes and one // nodes_per_socket == other // nodes_per_socket
             numa += ["-numa", f"dist,src={one},dst={other},val={12 if near else 21}"]
+    shape = ["-m", f"{mib_per_node * (nodes + memory_only)}M", *numa]
+    shape += ["-smp", f"{nodes * cores},sockets={sockets},cores={nodes_per_socket * cores},threads=1"]
+    accelerator, why = _accelerator()
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         _write_initrd(initrd, commands)
-        command = [
-            "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", CPU, "-m", f"{mib_per_node * (nodes + memory_only)}M",
-            "-smp", f"{nodes * cores},sockets={sockets},cores={nodes_per_socket * cores},threads=1", *numa,
-            "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-            "-kernel", str(_kernel()), "-initrd", str(initrd), "-append", OPTIONS,
-            "-nographic", "-no-reboot",
-        ]  # fmt: skip
-        with (Path(folder) / "console").open("w+b") as console:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # the commands that were too late will be missed below
-                subprocess.run(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, timeout=seconds, check=False)
-            console.seek(0)
-            text = console.read().decode(errors="replace")
-    results = {}
-    for name, status, out, err in re.findall(r"^result (\S+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
+        begin = time.monotonic()
+        text = _console(accelerator, shape, initrd, seconds)  # commands that are too late will be missed below
+        whole = time.monotonic() - begin
+    results, times = {}, []
+    for name, status, took, out, err in re.findall(r"^result (\S+) (\d+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
         results[name] = Result(int(status), *(base64.b64decode(part).decode(errors="replace") for part in (out, err)))
+        times.append(f"{name} {took}")
+    said.append(f"{sockets} sockets, {nodes + memory_only} nodes, {why}: {whole:.0f} s ({', '.join(times)})")
     lost = commands.keys() - results.keys()
     assert not lost, f"nothing came back of {', '.join(lost)}; the console said: {text[-20000:]}"
     return results
