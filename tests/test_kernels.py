@@ -1,6 +1,9 @@
 """Each kernel against plain numpy in float64, with tolerances from norms and epsilon."""
 
+import os
+import subprocess
 import sys
+from itertools import product
 
 import gguf
 import numba
@@ -17,6 +20,7 @@ from numatp.kernels.compile import OPTIONS, Kernel, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
+from numatp.kernels.simd import fetch_add
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
@@ -132,33 +136,32 @@ def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
 
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 24), (45, 5, 14), (16, 6, 3), (16, 23, 1), (7, 0, 0), (7, 5, 0)])
-@pytest.mark.parametrize("num_rows", [1, 3, GROUP - 1, GROUP, 2 * GROUP + 5])
-@pytest.mark.parametrize("add", [False, True])
-def test_matmul(tmp_path, format_name, rows, first_unit, units, num_rows, add):
+def test_matmul(tmp_path, format_name, rows, first_unit, units):
     raw, values = weights(format_name, rows, 768)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
-    x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
-    pitch = 1 if num_rows == 1 else GROUP
-    if quants.kernels_of(format_name).ACTIVATION == "q8":
-        source, group, exact = quantized(x, pitch, quants.kernels_of(format_name).ZERO)
-    else:
-        source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
+    format, matmul = quants.kernels_of(format_name), specialize("matmul", "quant", FORMATS[format_name].module).matmul
     padded = -(-rows // 16) * 16
-    out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
-    before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
-    if add:
-        out[:num_rows] = before
-    matmul = specialize("matmul", "quant", FORMATS[format_name].module).matmul
-    call(
-        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
-        x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
-    )  # fmt: skip
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
-    # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
-    before = before[:, :rows]
-    magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
-    bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
-    assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all()
+    for num_rows, add in product([1, 3, GROUP - 1, GROUP, 2 * GROUP + 5], [False, True]):
+        x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
+        pitch = 1 if num_rows == 1 else GROUP
+        if format.ACTIVATION == "q8":
+            source, group, exact = quantized(x, pitch, format.ZERO)
+        else:
+            source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
+        out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
+        before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
+        if add:
+            out[:num_rows] = before
+        call(
+            matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
+            x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
+        )  # fmt: skip
+        # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
+        before = before[:, :rows]
+        magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
+        bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
+        assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -622,23 +625,37 @@ def all_kernels():
     return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
 
 
-def may_raise_or_allocate(kernel):
-    code = numba.cfunc(kernel.signature, **OPTIONS)(kernel.function).inspect_llvm()
+def module_of(callback):
+    """LLVM's module, optimised: what a compiled function's machine code is made of."""
+    return callback._library._get_module_for_linking()
+
+
+def may_raise_or_allocate(callback):
+    code = str(module_of(callback))
+    assert "define" in code
     return any(name in code for name in ("picklebuf", "numba_do_raise", "NRT_"))  # an exception's arguments; its throw; memory
 
 
 @pytest.mark.parametrize("kernel", all_kernels(), ids=lambda kernel: kernel.name)
 def test_kernels_neither_raise_nor_allocate(kernel):
-    assert not may_raise_or_allocate(kernel)
+    assert not may_raise_or_allocate(kernel.cfunc)
 
 
-def test_a_raising_kernel_would_be_seen():
-    @declare(n="int")
-    def raising(args, thread, threads):
-        if args.n > 1:
-            raise ValueError
+def raising(args, thread, threads):
+    if args.n > 1:
+        raise ValueError
 
-    assert may_raise_or_allocate(raising)
+
+def allocating(args, thread, threads):
+    memory = np.empty(args.n)
+    for i in range(1, args.n):
+        memory[i] = memory[i - 1] + thread
+    fetch_add(args.out, np.int64(memory[args.n - 1]))
+
+
+@pytest.mark.parametrize("function", [raising, allocating])
+def test_a_kernel_that_raises_or_allocates_would_be_seen(function):
+    assert may_raise_or_allocate(numba.cfunc(declare(n="int", out="pointer")(function).signature, **OPTIONS)(function))
 
 
 DOT_INSTRUCTIONS = {"avx512vnni": ["vpdpbusd"], "avx512bw": ["vpmaddubsw", "vpmaddwd"], "avx2": ["vpmaddubsw", "vpmaddwd"]}
@@ -646,8 +663,7 @@ DOT_INSTRUCTIONS = {"avx512vnni": ["vpdpbusd"], "avx512bw": ["vpmaddubsw", "vpma
 
 def innermost_loops(kernel):
     """The instructions of each loop of a kernel's machine code that has no loop inside."""
-    library = kernel.cfunc._library
-    code = str(library._codegen._tm.emit_assembly(library._get_module_for_linking()))
+    code = str(kernel.cfunc._library._codegen._tm.emit_assembly(module_of(kernel.cfunc)))
     lines = [line.partition("#")[0].split() for line in code.splitlines()]
     labels = {line[0].rstrip(":"): i for i, line in enumerate(lines) if line and line[0].endswith(":")}
     jumps = [(labels.get(line[-1], i + 1), i) for i, line in enumerate(lines) if line and line[0].startswith("j")]
@@ -673,15 +689,47 @@ def test_a_call_in_a_loop_would_be_seen():
     assert any(name.startswith("call") for loop in loops for name in loop)
 
 
-@pytest.mark.parametrize("level", ["avx2", "avx512bw"])
-def test_other_levels_give_the_same_answers(level):
+OTHER_LEVELS = [level.name for level in isa.LEVELS if level != isa.choose()]
+
+
+def lacks(level):
+    """Why this machine cannot run it, or nothing."""
     try:
         isa.choose({"NUMATP_ISA": level})
     except NumatpError as error:
-        pytest.skip(str(error))
-    only = ("-k", "not levels and not raise", __file__)
-    result = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *only, env={"NUMATP_ISA": level})
-    assert result.returncode == 0, result.stdout[-3000:]
+        return str(error)
+    return ""
+
+
+@pytest.fixture(scope="module")
+def other_levels(tmp_path_factory):
+    """{level: (a run of these tests there, its output)}. They go on beside this process's tests and share no kernels with them."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not levels", __file__]
+    runs, folder = {}, tmp_path_factory.mktemp("levels")
+    for level in OTHER_LEVELS:
+        if not lacks(level):
+            with open(folder / level, "w") as out:
+                process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"NUMATP_ISA": level})
+            runs[level] = process, folder / level
+    yield runs
+    for process, _ in runs.values():
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def other_levels_start_first(request):
+    """Before the other tests, and only if they are wanted."""
+    if any("other_levels" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        request.getfixturevalue("other_levels")
+
+
+@pytest.mark.parametrize("level", OTHER_LEVELS)
+def test_other_levels_give_the_same_answers(level, other_levels):
+    if reason := lacks(level):
+        pytest.skip(reason)
+    process, output = other_levels[level]
+    assert process.wait(1200) == 0, output.read_text()[-3000:]
 
 
 def test_choosing_tests_compiles_no_kernel(tmp_path):

@@ -20,7 +20,7 @@
 
 #define MAX_LENGTH 4096 /* floats of one partial buffer */
 #ifndef SECONDS
-#define SECONDS 100 /* until a hang counts as one */
+#define SECONDS 100 /* without a Step until that counts as a hang */
 #endif
 #define EXCHANGES 6
 #define ENOUGH "rank 1 has had enough"
@@ -206,10 +206,13 @@ static int lead(struct numatp_ranks *ranks, struct rank *me)
     return numatp_team_stop(me->team) == NUMATP_OK && !kill_one && !abort_one ? 0 : 1;
 }
 
-static void die(void *args, int64_t thread, int64_t threads)
+/* The first op of each Step. */
+static void begin(void *args, int64_t thread, int64_t threads)
 {
     struct rank *me = args;
     (void)threads;
+    if (thread == 0)
+        alarm(SECONDS);
     if (kill_one && me->rank == 1 && thread == 0 && step_now() == steps / 2)
         kill(getpid(), SIGKILL);
     if (abort_one && me->rank == 1 && thread == 0 && step_now() == steps / 2) {
@@ -240,7 +243,7 @@ static int run_rank(int number)
     numatp_ranks_lanes(ranks, window + flags_at, lanes);
     while (numatp_meet(ranks) == NUMATP_PENDING)
         ;
-    ops[num_ops++] = (struct numatp_op){die, me, 0};
+    ops[num_ops++] = (struct numatp_op){begin, me, 0};
     for (int k = 0; k < EXCHANGES; k++) {
         int long_form = k == 3 && !by_lanes;
         exchanges[k] = (struct exchange){me, k + 1, LENGTHS[k]};

@@ -8,7 +8,7 @@
 #include "internal.h"
 
 #ifndef SECONDS
-#define SECONDS 100 /* until a hang counts as one */
+#define SECONDS 100 /* without 1024 rounds until that counts as a hang */
 #endif
 
 static struct numatp_gate gate;
@@ -50,6 +50,8 @@ int main(int argc, char **argv)
     for (int64_t round = 1; round <= rounds; round++) {
         while (atomic_load_explicit(&passed, memory_order_acquire) < round - 1)
             ;
+        if (round % 1024 == 0)
+            alarm(SECONDS);
         dawdle(&seed);
         numatp_gate_open(&gate, round, false);
     }
