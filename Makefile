@@ -14,15 +14,19 @@ run: $(VENV)/run
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mpirun -np 2 --bind-to socket $(MPI_FLAGS) \
 	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
 
+# Two lanes (tests/README.md): what may run beside other tests on two cores, then what needs them for itself. Each lists its
+# slowest twenty.
+PYTEST = PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs --durations=20
 test: $(VENV)/test $(VENV)/mpich/test lint
-	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs
+	$(PYTEST) -n 2 --dist loadfile -m beside; beside=$$?; $(PYTEST) -m "not beside" && exit $$beside
 
-# Only the tests on an emulated machine with two sockets; they are skipped, with the reason, where there is no emulator.
+# Only the tests on an emulated machine with several NUMA nodes; they are skipped, with the reason, where there is no emulator.
 test-numa: $(VENV)/test $(VENV)/mpich/test
-	PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs tests/test_two_sockets.py
+	$(PYTEST) -m emulated
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/mypy
 
 $(BIN)/python:

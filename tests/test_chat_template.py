@@ -8,6 +8,8 @@ from numatp.files.gguf import read_gguf
 from numatp.text.chat_template import render_chat
 from numatp.text.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.beside
+
 HELLO = [{"role": "user", "content": "Hello"}]
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 

@@ -19,6 +19,8 @@ from numatp.files import gguf as ours
 from numatp.files import gguf_header
 from numatp.files.gguf import read_gguf
 
+pytestmark = pytest.mark.beside
+
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
 
 

@@ -12,6 +12,8 @@ from support.commands import numatp
 from numatp.errors import UserError
 from numatp.files import hub
 
+pytestmark = pytest.mark.beside
+
 CONTENT = random.Random(2).randbytes(3_000_000)
 LARGE = random.Random(3).randbytes(20_000_000)
 FILES = {

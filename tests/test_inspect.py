@@ -10,6 +10,8 @@ from support.models import folders, tiny
 from numatp.cli.inspect import describe, lines_of
 from numatp.errors import UserError
 
+pytestmark = pytest.mark.beside
+
 
 def test_a_model_that_works(model_path):
     result = numatp("inspect", model_path, "-o", "json")

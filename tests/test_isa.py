@@ -13,6 +13,8 @@ from support.machines.sysfs import AVX2, AVX512, write
 from numatp.errors import MachineError, UserError
 from numatp.machine.isa import LEVELS, Level, choose, set_numba_target
 
+pytestmark = pytest.mark.beside
+
 # A loop that LLVM vectorises by itself, and the cpu it compiled for.
 LOOP = """
 import json, numba, re

@@ -25,6 +25,8 @@ from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
 
+pytestmark = pytest.mark.beside
+
 EPSILON = np.finfo(np.float32).eps
 
 

@@ -15,6 +15,8 @@ from numatp.machine import pages
 from numatp.weights import loader
 from numatp.weights.splits import split
 
+pytestmark = pytest.mark.beside
+
 
 def load(path, rank, ranks, threads=2):
     """(bytes of all weights, calls of the progress function)."""

@@ -17,6 +17,8 @@ from numatp.engine.draft import read_header
 from numatp.engine.job import Job
 from numatp.machine import snapshot
 
+pytestmark = pytest.mark.beside
+
 FOLDER = Path(__file__).parent / "data/machines"
 
 

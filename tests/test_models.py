@@ -15,6 +15,8 @@ from numatp.models.spec import Attention, Recurrent
 from numatp.weights.loader import plan
 from numatp.weights.splits import split
 
+pytestmark = pytest.mark.beside
+
 LONGROPE, YARN = gguf.RopeScalingType.LONGROPE, gguf.RopeScalingType.YARN
 
 

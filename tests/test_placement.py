@@ -16,6 +16,8 @@ from numatp.machine.placement import Placement, bind, describe, mark_crowded, pl
 from numatp.machine.policy import OURS, bound_nodes, current_policy, prefer_node
 from numatp.machine.topology import Machine, format_cpulist, parse_cpulist, read_machine
 
+pytestmark = pytest.mark.beside
+
 
 def everything(machine: Machine) -> frozenset[int]:
     return frozenset(cpu for core in machine.cores for cpu in core.cpus)

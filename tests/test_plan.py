@@ -24,6 +24,8 @@ from numatp.machine.servers import SERVERS
 from numatp.models import shapes
 from numatp.quants.table import FORMATS
 
+pytestmark = pytest.mark.beside
+
 MODELS = {
     "llama": {"matrix_type": "Q4_K", "sizes": tiny.SUPER_SIZES},
     "tied": {"matrix_type": "Q8_0", "tied": True, "sizes": tiny.SUPER_SIZES},

@@ -19,6 +19,8 @@ from numatp.errors import MachineError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.weights import convert
 
+pytestmark = pytest.mark.beside
+
 
 def convert_file(source, out, wanted, threads=2):
     file = read_gguf(source)

@@ -14,6 +14,8 @@ from numatp.errors import UserError
 from numatp.files.gguf_writer import GGUFWriter, new_file
 from numatp.files.recommended import encoded_sampling
 
+pytestmark = pytest.mark.beside
+
 VOCAB, DRAWS = 300, 4000
 
 

@@ -18,6 +18,8 @@ TOGETHER = [
     [[0, 45]], [[2, 1], [0, 40], [1, 7]], [[2, 30]], *[[[2, 9], [0, 20], [1, 8]]] * 4, *[[[0, 1], [2, 25], [1, 1]]] * 2,
     *[[[1, 1], [0, 1], [2, 1]]] * 3, *[[[0, 40], [2, 5]]] * 2, *[[[0, 1]]] * 20, *[[[2, 1]]] * 20,
 ]  # fmt: skip
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(("ranks", "threads"), [(1, 3), (2, 1), (3, 2), (5, 1)])
 def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads):

@@ -5,6 +5,8 @@ import pytest
 from numatp.errors import UserError
 from numatp.weights.splits import Sizes, part, shares_of, split
 
+pytestmark = pytest.mark.beside
+
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize(("count", "unit"), [(9, 1), (48, 32), (1536, 32), (29568, 32), (200, 16), (1, 32), (64, 64)])

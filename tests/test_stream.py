@@ -5,6 +5,8 @@ import pytest
 from numatp.text.stream import Piece, TextStream
 from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, Tokenizer, end_ids, spell_byte_level
 
+pytestmark = pytest.mark.beside
+
 MARKS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
 ANSWER = (
     "<|channel|>analysis<|message|>Hm, né STOP?<|end|><|start|>assistant<|channel|>commentary to=f<|message|>{}<|end|>"

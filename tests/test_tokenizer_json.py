@@ -1,6 +1,5 @@
 """Tokenizers of Hugging Face folders, against those of GGUF files with the same vocabulary."""
 
-
 import json
 
 import pytest
@@ -12,6 +11,8 @@ from support.models.vocabularies import RECORDED, WORDS
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
+
+pytestmark = pytest.mark.beside
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 

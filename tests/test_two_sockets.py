@@ -13,6 +13,8 @@ from support.machines import emulated_machine
 from support.models import tiny
 from support.models.vocabularies import WORDS
 
+pytestmark = pytest.mark.emulated
+
 SIZES = tiny.SIZES | {
     "width": 512, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1600, "context": 8192, "vocab": len(WORDS["bpe"]["tokens"]),
 }  # fmt: skip

@@ -12,6 +12,8 @@ from numatp.files.gguf import read_gguf
 from numatp.weights.loader import plan
 from numatp.weights.splits import split
 
+pytestmark = pytest.mark.beside
+
 U32 = gguf.GGUFValueType.UINT32
 
 

@@ -14,6 +14,8 @@ from numatp.files.safetensors import read_floats
 from numatp.weights.loader import plan
 from numatp.weights.splits import split
 
+pytestmark = pytest.mark.beside
+
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 

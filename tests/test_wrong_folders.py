@@ -15,6 +15,8 @@ from numatp.files.safetensors import read_header
 from numatp.weights.loader import plan
 from numatp.weights.splits import split
 
+pytestmark = pytest.mark.beside
+
 
 def check(path):
     """All that an engine does before it loads, as one of two ranks."""

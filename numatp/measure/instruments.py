@@ -49,9 +49,7 @@ class Timed:
 class Instruments:
     """Made by all ranks together, after the model's programs."""
 
-    def __init__(
-        self, comm: Comm, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int
-    ):
+    def __init__(self, comm: Comm, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int):
         """programs: of the model. most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there
         is room.
         """

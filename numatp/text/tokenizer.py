@@ -329,9 +329,7 @@ def _bpe(gguf: GGUFFile, make: Callable[[], Any]) -> "tokenizers.Tokenizer":
         gguf.fail(f"its vocabulary does not fit together ({str(error)[:80]!r}): damaged; download it again")
 
 
-def _with_names(
-    gguf: GGUFFile, bpe: "tokenizers.Tokenizer", tokens: Sequence[str], kinds: Sequence[int]
-) -> "tokenizers.Tokenizer":
+def _with_names(gguf: GGUFFile, bpe: "tokenizers.Tokenizer", tokens: Sequence[str], kinds: Sequence[int]) -> "tokenizers.Tokenizer":
     """Finds the names of special and of user-defined tokens in a text before anything else, a longer one before a shorter one that
     it begins with. The library does that in one walk over the text, however many names there are."""
     from tokenizers import AddedToken

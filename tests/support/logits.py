@@ -12,7 +12,6 @@ TOLERANCE = {
 }  # fmt: skip
 
 
-
 def error(got, wanted):
     return (np.linalg.norm(got - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)).max()
 
