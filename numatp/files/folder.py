@@ -26,6 +26,9 @@ class Folder:
         self.text_type = text.get("model_type") if isinstance(text, dict) else None
         if isinstance(text, dict):  # the text model's part of a multimodal config
             self.config = {**self.config, **text, "architectures": self.config.get("architectures")}
+        for key in ("rope_parameters", "rope_scaling"):
+            if self.config.get(key) is None:  # which is as good as absent
+                self.config.pop(key, None)
         _check_rope(self.config_path, self.config)
         self.architecture = self._architecture()
         self._read_tensors()

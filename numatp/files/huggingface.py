@@ -5,7 +5,7 @@ An architecture file says in a table, HUGGING_FACE, what the folder calls them (
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
 from math import prod
@@ -18,7 +18,7 @@ from numatp.files import layouts
 from numatp.files.folder import Folder, refuse_lost, refuse_unlisted, rope_differs
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
-from numatp.files.layouts import Config, Layout, Plain
+from numatp.files.layouts import Config, Layout, Plain, Transposed
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
 
@@ -35,12 +35,18 @@ class Stored:
 
     name: with {layer}, and with {expert} where every expert's matrix is a tensor of its own. values: makes of the folder's numbers
     those of a GGUF file, for vectors and small tables. order: from the metadata, which of the folder's rows each row is, (rows,) or
-    (experts, rows), and how many rows the folder has.
+    (experts, rows), and how many rows the folder has. transposed: the name under which other folders have the matrices of all
+    experts, (experts, columns, rows).
     """
 
     name: str
     values: Callable[[np.ndarray], np.ndarray] | None = None
     order: Callable[[ModelFile], tuple[np.ndarray, int]] | None = None
+    transposed: str = ""
+
+    def of_layer(self, layer: int) -> "Stored":
+        name, transposed = (name.replace("{layer}", str(layer)) for name in (self.name, self.transposed))
+        return replace(self, name=name, transposed=transposed)
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ class HuggingFace:
     without its first word -> the folder's key, or a function of config.json that gives the value, None where there is none. only:
     keys that must have this value where they are there (an Each: a list of it). tensors: GGUF's name -> the folder's. computed:
     GGUF's name -> what gives the float32 vector that config.json means, or None. ignored: patterns of tensors that nobody needs.
-    further: patterns of those of layers that predict further tokens. tied: whether the embedding is the output matrix when
-    config.json does not say. ropes: whether each kind of layers has a rotation of its own. unwritten: keys of config that no GGUF
-    file has, and what a file without them means. texts: model_type of the text_config of multimodal folders -> (its class, sizes
-    that transformers takes where it is silent).
+    further: patterns of those of layers that predict further tokens. switched: GGUF's tensors that are there only where this key
+    of config.json is true. tied: whether the embedding is the output matrix when config.json does not say. ropes: whether each
+    kind of layers has a rotation of its own. unwritten: keys of config that no GGUF file has, and what a file without them means.
+    texts: model_type of the text_config of multimodal folders -> (its class, sizes that transformers takes where it is silent).
     """
 
     classes: Mapping[str, Config]
@@ -64,6 +70,7 @@ class HuggingFace:
     only: Mapping[str, Any] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
     further: tuple[str, ...] = ()
+    switched: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False
     ropes: bool = False
     unwritten: Mapping[str, Any] = field(default_factory=lambda: {"rope.scaling.yarn_truncate": True})
@@ -240,13 +247,14 @@ class HuggingFaceFile(ModelFile):
         layers = self.count(f"{self._architecture}.block_count", most=max(len(theirs), 1))
         tied = self._is_tied(theirs)
         self._check_index(theirs, tied)
-        for ours, stored in self._table.tensors.items():
-            stored = Stored(stored) if isinstance(stored, str) else stored
+        for ours, named in self._table.tensors.items():
+            if ours in self._table.switched and not self.config.get(self._table.switched[ours]):
+                continue
+            source = Stored(named) if isinstance(named, str) else named
             for layer in range(layers) if "{layer}" in ours else (0,):
-                name = ours.replace("{layer}", str(layer))
-                theirs_name = stored.name.replace("{layer}", str(layer))
-                self._names[name] = theirs_name.replace("{expert}", "0")
-                parts = self._parts(theirs_name, theirs)
+                name, stored = ours.replace("{layer}", str(layer)), source.of_layer(layer)
+                self._names[name] = stored.name.replace("{expert}", "0")
+                parts = self._parts(stored.name, theirs) or self._parts(stored.transposed, theirs)
                 if not parts:
                     continue
                 used |= {info.name for one in parts.values() for info in one.values()}
@@ -321,46 +329,58 @@ class HuggingFaceFile(ModelFile):
         return {"": theirs[name]} if name in theirs else {}
 
     def _assemble(self, parts: dict[str, dict[str, TensorInfo]], stored: Stored) -> TensorInfo | Assembled:
-        (name, first), *others = parts.items()  # the first piece stands for all
-        if not others and "" in first:
-            info = first[""]
-            if info.type not in FLOATS:
-                what = f"has type {info.type} and shape {info.shape}"
-                fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
-            shape = info.shape if len(info.shape) < 2 else tuple(size for size in info.shape if size != 1)
-            if not stored.values and not stored.order and shape == info.shape and info.type in FLOATS:
-                return info
-            if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
-                change = stored.values or (lambda values: values)
-                changed = change(np.zeros(shape, np.float32)).shape
-                return Assembled(
-                    name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
-                )
-        pieces = tuple(self._open_piece(one, tensors) for one, tensors in parts.items())
+        (name, tensors), *others = parts.items()
+        info = None if others else tensors.get("")
+        if info is None:
+            return self._stack(parts, stored)
+        if info.type not in FLOATS:
+            what = f"has type {info.type} and shape {info.shape}"
+            fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
+        shape = info.shape if len(info.shape) < 2 else tuple(size for size in info.shape if size != 1)
+        if not stored.values and not stored.order and shape == info.shape:
+            return info
+        if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
+            return _changed(info, stored.values or (lambda values: values), shape)
+        return self._stack(parts, stored)
+
+    def _stack(self, parts: dict[str, dict[str, TensorInfo]], stored: Stored) -> Assembled:
+        """A matrix in rows of a GGUF type: its pieces below each other, or its rows in another order."""
+        name, *others = parts
+        pieces = tuple(self._open_piece(one, tensors, one == stored.transposed) for one, tensors in parts.items())
+        first = pieces[0]
         for one, piece in zip(parts, pieces, strict=True):
-            if (piece.shape, piece.type) != (pieces[0].shape, pieces[0].type):
+            if (piece.shape, piece.type) != (first.shape, first.type):
                 self.fail(
-                    f"tensor {quote(one)} is {piece.type} of shape {piece.shape}, and {quote(name)} {pieces[0].type} of "
-                    f"{pieces[0].shape}; numatp needs experts that are stored alike"
+                    f"tensor {quote(one)} is {piece.type} of shape {piece.shape}, and {quote(name)} {first.type} of "
+                    f"{first.shape}; numatp needs experts that are stored alike"
                 )
         infos = [info for tensors in parts.values() for info in tensors.values()]
-        whole: tuple[int, ...] = (len(pieces), *pieces[0].shape) if others else pieces[0].shape
-        if not others and "" in first:
-            whole = tuple(size for size in first[""].shape if size != 1)
+        whole: tuple[int, ...] = (len(pieces), *first.shape) if others else first.shape
+        if isinstance(first, Plain) and not others:
+            whole = tuple(size for size in first.info.shape if size != 1)
         order = None
         if stored.order:
             order, rows = stored.order(self)
             if rows != whole[0]:
                 fail(infos[0].path, f"tensor {quote(name)} has {whole[0]} rows, its architecture needs {rows}; download it again")
             whole, order = (*order.shape, *whole[1:]), order.ravel()
-        return Assembled(name, pieces[0].type, whole, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
+        return Assembled(name, first.type, whole, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
 
-    def _open_piece(self, name: str, parts: dict[str, TensorInfo]) -> Layout:
+    def _open_piece(self, name: str, parts: dict[str, TensorInfo], transposed: bool) -> Layout:
         if "" not in parts:
             layout: Layout = self._method.open_matrix(name, parts, self._settings, self.fail)
             return layout
         info = parts[""]
-        if info.type not in FLOATS or len(info.shape) < 2:
+        if info.type not in FLOATS or len(info.shape) < (3 if transposed else 2):
             what = f"has type {info.type} and shape {info.shape}"
-            fail(info.path, f"tensor {quote(name)} {what}, and should be a matrix of floats; use another model")
-        return Plain(info)
+            needed = "matrices of floats for all experts" if transposed else "a matrix of floats"
+            fail(info.path, f"tensor {quote(name)} {what}, and should be {needed}; use another model")
+        return Transposed(info) if transposed else Plain(info)
+
+
+def _changed(info: TensorInfo, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Assembled:
+    """A vector or small table whose numbers GGUF has otherwise. shape: of the folder's numbers, without dimensions of 1."""
+    changed = change(np.zeros(shape, np.float32)).shape
+    return Assembled(
+        info.name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
+    )

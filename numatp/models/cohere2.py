@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
 from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
@@ -27,7 +27,8 @@ HUGGING_FACE = HuggingFace(
         "logit_scale": "logit_scale",
     },
     tensors=ENDS | ATTENTION | FFN,
-    only={"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False},
+    only=ONLY
+    | {"hidden_act": "silu", "attention_bias": False, "use_qk_norm": False},
     tied=True,
     texts={
         "cohere2": ("Cohere2ForCausalLM", {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
@@ -24,7 +24,9 @@ HUGGING_FACE = HuggingFace(
     | ATTENTION
     | FFN
     | {f"blk.{{layer}}.attn_{name}_norm.weight": f"model.layers.{{layer}}.self_attn.{name}_norm.weight" for name in "qk"},
-    only={"hidden_act": "silu", "attention_bias": False},
+    only=ONLY
+    | {"hidden_act": "silu", "attention_bias": False},
+    switched={f"blk.{{layer}}.attn_{name}_norm.weight": "use_qk_norm" for name in "qk"},
     tied=True,
 )
 

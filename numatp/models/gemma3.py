@@ -10,7 +10,7 @@ from numatp.files.folder import rope_differs, rope_parameters
 from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, layer_types, plus_one, rotation
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types, plus_one, rotation
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
 from numatp.program.values import Heads, LayerCache
@@ -64,7 +64,8 @@ HUGGING_FACE = HuggingFace(
             ("post_ffw_norm", "post_feedforward_layernorm"),
         )
     },
-    only={
+    only=ONLY
+    | {
         "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False, "attn_logit_softcapping": None,
         "use_bidirectional_attention": False,
     },

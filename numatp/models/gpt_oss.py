@@ -5,15 +5,13 @@ token that takes a part of the softmax and gives nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
-from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, QKV_BIAS, layer_types
+from numatp.models.names import ATTENTION, CONFIG, ENDS, ONLY, QKV_BIAS, layer_types
 from numatp.models.rope import read_rope
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
 from numatp.program.values import Heads, LayerCache
@@ -43,20 +41,20 @@ def _rows(first: int, step: int, size: str) -> Callable[[ModelFile], tuple[np.nd
     return read
 
 
-def _truncate(config: Config) -> Any:
-    """Released files say it; where others do not, transformers takes true."""
-    rope = rope_parameters(config)
-    return rope.get("truncate", True) if rope["rope_type"] == "yarn" else None
-
-
 EXPERTS = "model.layers.{layer}.mlp.experts"
+
+
+def _experts(name: str, first: int, step: int, size: str) -> Stored:
+    """In MXFP4 as released, or as floats by columns."""
+    return Stored(f"{EXPERTS}.{name}_proj_weight", order=_rows(first, step, size), transposed=f"{EXPERTS}.{name}_proj")
+
+
 HUGGING_FACE = HuggingFace(
     classes={"GptOssForCausalLM": {"rms_norm_eps": 1e-5, "rope_theta": 150000.0, "rope_parameters": ROPE}},
     config=CONFIG
     | {
         "attention.sliding_window": "sliding_window",
-        "attention.sliding_window_pattern": layer_types("sliding_attention", "sliding_window_pattern"),
-        "rope.scaling.yarn_truncate": _truncate,
+        "attention.sliding_window_pattern": layer_types("sliding_attention"),
         "expert_count": "num_local_experts",
         "expert_used_count": "num_experts_per_tok",
         "expert_feed_forward_length": "intermediate_size",
@@ -70,15 +68,16 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.post_attention_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
         "blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.router.weight",
         "blk.{layer}.ffn_gate_inp.bias": "model.layers.{layer}.mlp.router.bias",
-        "blk.{layer}.ffn_gate_exps.weight": Stored(f"{EXPERTS}.gate_up_proj_weight", order=_rows(0, 2, "feed_forward_length")),
-        "blk.{layer}.ffn_up_exps.weight": Stored(f"{EXPERTS}.gate_up_proj_weight", order=_rows(1, 2, "feed_forward_length")),
-        "blk.{layer}.ffn_down_exps.weight": Stored(f"{EXPERTS}.down_proj_weight", order=_rows(0, 1, "embedding_length")),
+        "blk.{layer}.ffn_gate_exps.weight": _experts("gate_up", 0, 2, "feed_forward_length"),
+        "blk.{layer}.ffn_up_exps.weight": _experts("gate_up", 1, 2, "feed_forward_length"),
+        "blk.{layer}.ffn_down_exps.weight": _experts("down", 0, 1, "embedding_length"),
         "blk.{layer}.ffn_gate_exps.bias": Stored(f"{EXPERTS}.gate_up_proj_bias", values=lambda bias: bias[:, 0::2]),
         "blk.{layer}.ffn_up_exps.bias": Stored(f"{EXPERTS}.gate_up_proj_bias", values=lambda bias: bias[:, 1::2]),
         "blk.{layer}.ffn_down_exps.bias": f"{EXPERTS}.down_proj_bias",
     },
     unwritten={"rope.scaling.yarn_truncate": TRUNCATE},
-    only={"hidden_act": "silu", "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    only=ONLY
+    | {"hidden_act": "silu", "attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 )
 
 

@@ -11,7 +11,7 @@ from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, HuggingFaceFile, Stored, numbered_rows
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, rope_type
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, rope_type
 from numatp.models.rope import check_factors, llama3_factors, plain, read_base
 from numatp.models.spec import Spec, decoder_rules, read_common, read_sizes
 from numatp.program.values import Heads, LayerCache
@@ -73,7 +73,8 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
     },
     computed={"rope_freqs.weight": _rope_factors},
-    only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    only=ONLY
+    | {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
     ignored=("*.rotary_emb.inv_freq",),
     texts={
         "llama": ("LlamaForCausalLM", SIZES | {"intermediate_size": 11008, "max_position_embeddings": 2048}),

@@ -34,7 +34,7 @@ def rotation(layers: str | None = None) -> Keys:
         "rope.scaling.yarn_beta_fast": key("beta_fast", "yarn"),
         "rope.scaling.yarn_beta_slow": key("beta_slow", "yarn"),
         "rope.scaling.yarn_attn_factor": lambda config: _attention_factor(config, rope_parameters(config, layers)),
-        "rope.scaling.yarn_truncate": key("truncate", "yarn"),
+        "rope.scaling.yarn_truncate": lambda config: _truncate(rope_parameters(config, layers), layers),
     }
 
 
@@ -52,6 +52,14 @@ def _factor(config: Config, rope: Config) -> Any:
     if rope["rope_type"] == "yarn" and "factor" in rope and rope["factor"] is None:
         return config["max_position_embeddings"] / rope["original_max_position_embeddings"]
     return None if rope["rope_type"] == "default" else rope["factor"]
+
+
+def _truncate(rope: Config, layers: str | None) -> Any:
+    if rope["rope_type"] != "yarn":
+        return None
+    if layers and rope.get("truncate") is False:  # transformers 5 reads it in another place there
+        raise CannotComputeError("scales the rotation of some layers by YaRN that ends between pairs ('truncate')")
+    return rope.get("truncate", True)
 
 
 def _attention_factor(config: Config, rope: Config) -> Any:
@@ -101,6 +109,8 @@ EXPERTS = {
 } | {"blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.gate.weight"}
 
 
+# Values of keys of any class: nothing else is computed.
+ONLY = {"is_causal": True}
 MIXTURE: Keys = {
     "expert_count": lambda config: config.get("num_experts", config.get("num_local_experts")),
     "expert_used_count": "num_experts_per_tok",
@@ -114,12 +124,13 @@ SHARED_EXPERT = {
 } | {"blk.{layer}.ffn_gate_inp_shexp.weight": "model.layers.{layer}.mlp.shared_expert_gate.weight"}
 
 
-def layer_types(kind: str, period: str) -> Callable[[Config], Any]:
-    """A flag per layer: whether it is of that kind; or, in older folders, what they call the period after which one is not."""
+def layer_types(kind: str, period: str = "") -> Callable[[Config], Any]:
+    """A flag per layer: whether it is of that kind; period: what older folders call the number of layers
+    after which one is not, if they have that."""
 
     def read(config: Config) -> Any:
         kinds = config.get("layer_types")
-        return config.get(period) if kinds is None else [one == kind for one in kinds]
+        return (config.get(period) if period else None) if kinds is None else [one == kind for one in kinds]
 
     return read
 

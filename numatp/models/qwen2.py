@@ -3,9 +3,9 @@
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import HuggingFace
+from numatp.files.huggingface import Each, HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, QKV_BIAS
+from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, QKV_BIAS
 from numatp.models.spec import Spec, decoder_rules, read_common
 from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
@@ -22,7 +22,8 @@ HUGGING_FACE = HuggingFace(
     | QKV_BIAS
     | FFN
     | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
-    only={"hidden_act": "silu", "use_sliding_window": False},
+    only=ONLY
+    | {"hidden_act": "silu", "use_sliding_window": False, "layer_types": Each("full_attention")},
     texts={
         "qwen2": ("Qwen2ForCausalLM", {
             "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,

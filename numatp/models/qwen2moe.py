@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import HuggingFace
+from numatp.files.huggingface import Each, HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, QKV_BIAS, SHARED_EXPERT
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY, QKV_BIAS, SHARED_EXPERT
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
 from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
@@ -26,8 +26,12 @@ HUGGING_FACE = HuggingFace(
     | EXPERTS
     | SHARED_EXPERT
     | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
-    only={"hidden_act": "silu", "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
-)
+    only=ONLY
+    | {
+        "hidden_act": "silu", "qkv_bias": True, "use_sliding_window": False, "layer_types": Each("full_attention"),
+        "decoder_sparse_step": 1, "mlp_only_layers": [],
+    },
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY
 from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
 from numatp.program.values import Heads, LayerCache
 from numatp.weights.loader import Rule, Weights
@@ -26,7 +26,8 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.attn_k_norm.weight": "model.layers.{layer}.self_attn.k_norm.weight",
         "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
     },
-    only={
+    only=ONLY
+    | {
         "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
     },
     texts={"qwen3_moe": ("Qwen3MoeForCausalLM", {})},

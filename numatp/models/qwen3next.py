@@ -15,7 +15,7 @@ from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import state_bytes
-from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, MIXTURE, SHARED_EXPERT, layer_types, plus_one
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, MIXTURE, ONLY, SHARED_EXPERT, layer_types, plus_one
 from numatp.models.spec import (
     Attention,
     Recurrent,
@@ -33,6 +33,9 @@ from numatp.weights.splits import Sizes, Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
+
+
+L2_EPSILON = 1e-6  # of the lengths that queries and keys of linear attention are divided by, whatever the norms have
 
 
 def _grouped_rows(file: ModelFile, first: int, last: int) -> tuple[np.ndarray, int]:
@@ -90,7 +93,8 @@ HUGGING_FACE = HuggingFace(
             ("ssm_out.weight", "out_proj.weight", None, None),
         )
     },
-    only={"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    only=ONLY
+    | {"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
     further=("mtp.*",),
 )
 
@@ -204,7 +208,7 @@ def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, cache
         beta_decay = p.matmul(h, matrix(f"{blk}.ssm_ba.weight"))
         qkv = p.causal_conv(qkv, vector(f"{blk}.ssm_conv1d.weight"), sizes.conv_width, state)
         h = p.gated_delta(
-            qkv, beta_decay, vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias"), linear_heads, sizes.conv_width, epsilon, state
+            qkv, beta_decay, vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias"), linear_heads, sizes.conv_width, L2_EPSILON, state
         )
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), epsilon)
 

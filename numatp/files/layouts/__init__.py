@@ -9,6 +9,7 @@ open_matrix(name, parts, settings, fail) -> Layout    UserError for what does no
 """
 
 import importlib
+import threading
 from collections.abc import Callable
 from pkgutil import iter_modules
 from types import ModuleType
@@ -19,7 +20,7 @@ import numpy as np
 from numatp.files.gguf_header import fail as fail_at
 from numatp.files.gguf_header import quote
 from numatp.files.model_file import TensorInfo
-from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_bytes, read_rows
+from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_box, read_bytes, read_rows
 
 Rows = Callable[[slice], np.ndarray]
 Config = dict[str, Any]
@@ -50,6 +51,39 @@ class Plain:
         def read(some: slice) -> np.ndarray:
             values = read_rows(self.info, rows[some])[:, columns.start : columns.stop]
             return np.ascontiguousarray(values).view(np.uint8)
+
+        return read
+
+
+class Transposed:
+    """Matrices of floats of all experts, each stored by columns: (experts, columns, rows). Gives their rows below each other."""
+
+    note = ""
+
+    def __init__(self, info: TensorInfo):
+        experts, columns, self._height = info.shape
+        self.info, self.type, self.shape = info, info.type, (experts * self._height, columns)
+
+    def cut(self, rows: np.ndarray, columns: range) -> Rows:
+        matrices: dict[int, np.ndarray] = {}
+        lock = threading.Lock()
+
+        def matrix(expert: int) -> np.ndarray:
+            """(rows, columns). Those of two experts are held: threads ask for parts that follow each other."""
+            with lock:
+                if expert not in matrices:
+                    for other in list(matrices)[:-1]:
+                        del matrices[other]
+                    first = expert * self.shape[1]
+                    box = read_box(self.info, range(first + columns.start, first + columns.stop), range(self._height))
+                    matrices[expert] = np.ascontiguousarray(box.T)
+                return matrices[expert]
+
+        def read(some: slice) -> np.ndarray:
+            experts, numbers = np.divmod(rows[some], self._height)
+            ends = np.flatnonzero(np.diff(experts)) + 1
+            parts = zip(np.split(experts, ends), np.split(numbers, ends), strict=True)
+            return np.concatenate([matrix(int(own[0]))[places] for own, places in parts if len(own)]).view(np.uint8)
 
         return read
 

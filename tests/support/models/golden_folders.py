@@ -4,6 +4,7 @@ and with the numbers that transformers gives them.
 
 import json
 from collections import defaultdict
+from functools import partial
 
 import numpy as np
 from support.models import folders
@@ -37,8 +38,8 @@ def gemma3(tensors):
     return found
 
 
-def gpt_oss(tensors):
-    """Experts in MXFP4, as released."""
+def gpt_oss(tensors, floats=False):
+    """Experts in MXFP4, as released; or as floats by columns, as transformers writes them."""
     import gguf
 
     found = {}
@@ -58,6 +59,9 @@ def gpt_oss(tensors):
             if rest.endswith("bias"):
                 found[f"{theirs}_bias"] = values
                 continue
+            if floats:
+                found[theirs] = values.swapaxes(1, 2)
+                continue
             packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.MXFP4).reshape(*values.shape[:2], -1, 17)
             halves = packed[..., 1:]
             codes = np.concatenate([halves & 15, halves >> 4], -1)  # in the order of the weights
@@ -68,8 +72,8 @@ def gpt_oss(tensors):
     return found
 
 
-def write(folder, name):
-    """The folder, as transformers would have written it but for the experts of gpt-oss."""
+def write(folder, name, floats=False):
+    """The folder, as transformers would have written it, but that the experts of gpt-oss are in MXFP4, unless floats are wanted."""
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
     config = recorded["config"]
     if name.startswith("llama"):
@@ -82,11 +86,12 @@ def write(folder, name):
         )  # fmt: skip
         found = folders.qwen3next(tensors, sizes)[1]
     else:
-        found = {"gemma3": gemma3, "gpt-oss": gpt_oss}.get(name, folders.renamed)(tensors)
+        kinds = {"gemma3": gemma3, "gpt-oss": partial(gpt_oss, floats=floats)}
+        found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
         if values.dtype == np.float32 and values.ndim > 1:
             found[key] = values.astype(np.float16)
-    if name == "gpt-oss":
+    if name == "gpt-oss" and not floats:
         assert config["architectures"] == ["GptOssForCausalLM"]
         config = config | {"quantization_config": {"quant_method": "mxfp4"}}
     else:

@@ -45,7 +45,7 @@ def linear_attention(sizes, w, h):
     past = np.concatenate([np.zeros((sizes["conv_width"] - 1, len(w["attn_qkv"]))), h @ w["attn_qkv"].T])
     qkv = silu(sum(past[j : j + count] * w["ssm_conv1d"][:, j] for j in range(sizes["conv_width"])))
     q, k, v = (part.reshape(count, -1, size) for part in np.split(qkv, [keys * size, 2 * keys * size], -1))
-    q, k = (unit(part, sizes["epsilon"]).repeat(group, 1) for part in (q, k))
+    q, k = (unit(part).repeat(group, 1) for part in (q, k))
     b, a = np.split((h @ w["ssm_ba"].T).reshape(count, keys, 2 * group), 2, -1)
     beta = sigmoid(b).reshape(count, heads)
     decay = np.exp(w["ssm_a"] * np.log1p(np.exp(a.reshape(count, heads) + w["ssm_dt.bias"])))
@@ -68,8 +68,8 @@ def rotate_halves(x, sizes):
     return np.concatenate([turned.real, turned.imag, rest], -1)
 
 
-def unit(x, epsilon):
-    return x / np.sqrt((x * x).sum(-1, keepdims=True) + epsilon)
+def unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-6)
 
 
 def sigmoid(x):
