@@ -18,7 +18,7 @@ SIZES = (512, 2048, 8192, 32768, 131072, 524288, 2097152)  # bytes
 SECONDS = 0.02  # of one timing
 
 
-def program(comm, team, partials, x, out, num_bytes, count, rows):
+def program(host, team, partials, x, out, num_bytes, count, rows):
     """`count` exchanges of x into out, as the engine has them."""
     from numatp.kernels import exchange
     from numatp.program.builder import Builder
@@ -27,21 +27,21 @@ def program(comm, team, partials, x, out, num_bytes, count, rows):
 
     builder, lane, sizes = Builder("exchanges"), "lane", {"rows": rows.ctypes.data, "width": num_bytes // 4}
     own = np.array([x.ctypes.data], np.uint64)
-    mine, result = [Buffer("partial", address=int(partials[i][comm.rank])) for i in (0, 1)], Buffer("out", address=out.ctypes.data)
+    mine, result = [Buffer("partial", address=int(partials[i][host.seat])) for i in (0, 1)], Buffer("out", address=out.ctypes.data)
     for i in range(count):
         part, table = Access(mine[i % 2], lane), partials[i % 2].ctypes.data
         builder.add(
             exchange.sum_partials, [], [part], partials=own.ctypes.data, ranks=1, lanes=1, out=mine[i % 2].at(0), add=0, **sizes
         )
         builder.sync(team.handle, part)
-        if comm.size > 2 and num_bytes > LONG_EXCHANGE:
-            builder.add(exchange.reduce_scatter, [part], [part], partials=table, rank=comm.rank, ranks=comm.size, lanes=1, **sizes)
+        if host.seats > 2 and num_bytes > LONG_EXCHANGE:
+            builder.add(exchange.reduce_scatter, [part], [part], partials=table, rank=host.seat, ranks=host.seats, lanes=1, **sizes)
             builder.sync(team.handle, part)
             kernel = exchange.gather
         else:
             kernel = exchange.sum_partials
         builder.add(
-            kernel, [part], [Access(result, lane)], partials=table, ranks=comm.size, lanes=1, out=out.ctypes.data, add=0, **sizes
+            kernel, [part], [Access(result, lane)], partials=table, ranks=host.seats, lanes=1, out=out.ctypes.data, add=0, **sizes
         )
     return builder.finish([own]).place()
 
@@ -64,29 +64,29 @@ def main():
     from numatp.engine.team import Team
     from numatp.machine import native
 
-    comm, largest = started.comm, max(SIZES)
+    host, largest = started.world.host, max(SIZES)
     started.bind()
-    team = Team(comm, started.placement.cpus, started.placement.l3)
+    team = Team(host, started.placement.cpus, started.placement.l3)
     library = native.library()
-    flags = comm.map_shared([library.numatp_flag_bytes(1, 1)] * comm.size)
-    library.numatp_ranks_lanes(comm.handle, flags[0].ctypes.data, 1)
-    addresses = np.array([part.ctypes.data for part in comm.map_shared([2 * largest] * comm.size)], np.uint64)
+    flags = host.map_shared([library.numatp_flag_bytes(1, 1)] * host.seats)
+    library.numatp_ranks_lanes(host.handle, flags[0].ctypes.data, 1)
+    addresses = np.array([part.ctypes.data for part in host.map_shared([2 * largest] * host.seats)], np.uint64)
     partials = (addresses, addresses + np.uint64(largest))
     x, out, theirs = (
-        np.full(largest // 4, 1.0 + comm.rank, np.float32),
+        np.full(largest // 4, 1.0 + host.seat, np.float32),
         np.zeros(largest // 4, np.float32),
         np.zeros(largest // 4, np.float32),
     )
     rows = np.ones(1, np.int64)
     counts = [max(2, min(1000, int(SECONDS / (1e-6 + size / 4e9)) // 2 * 2)) for size in SIZES]
-    programs = [program(comm, team, partials, x, out, size, count, rows) for size, count in zip(SIZES, counts, strict=True)]
+    programs = [program(host, team, partials, x, out, size, count, rows) for size, count in zip(SIZES, counts, strict=True)]
     team.set_programs(programs)
     found = {size: ([], []) for size in SIZES}
     for number in range(options.rounds + 1):
         for index, (size, count) in enumerate(zip(SIZES, counts, strict=True)):
             out[:] = theirs[:] = 0
             world.Barrier()
-            if comm.rank:
+            if host.seat:
                 team.serve()
             else:
                 ours = timed(lambda index=index: team.step(index)) / count
@@ -97,11 +97,11 @@ def main():
             for _ in range(count):
                 allreduce(send, receive)
             mpi = (time.perf_counter() - began) / count
-            assert (out[: size // 4] == theirs[: size // 4]).all() and out[0] == comm.size * (comm.size + 1) / 2
-            if number and not comm.rank:  # the first round warms up
+            assert (out[: size // 4] == theirs[: size // 4]).all() and out[0] == host.seats * (host.seats + 1) / 2
+            if number and not host.seat:  # the first round warms up
                 found[size][0].append(1e6 * ours)
                 found[size][1].append(1e6 * mpi)
-    if not comm.rank:
+    if not host.seat:
         rows_out = []
         for size, (ours, mpi) in found.items():
             a, b = statistics.median(ours), statistics.median(mpi)
@@ -118,12 +118,12 @@ def main():
         crowded = started.placement.crowded
         print(
             json.dumps(
-                {"ranks": comm.size, "crowded": crowded, "mpi": MPI.Get_library_version().split(",")[0], "sizes": rows_out},
+                {"ranks": host.seats, "crowded": crowded, "mpi": MPI.Get_library_version().split(",")[0], "sizes": rows_out},
                 indent=1,
             )
         )
     team.close()
-    comm.close()
+    host.close()
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def child(options):
     cpus = sorted(os.sched_getaffinity(0))
     machine = topology.read_machine()
     cores = [core for core in machine.cores if core.cpus[0] in cpus]
-    comm = alone(False)
-    team = Team(comm, [core.cpus[0] for core in cores], [core.l3 for core in cores])
+    host = alone(False)
+    team = Team(host, [core.cpus[0] for core in cores], [core.l3 for core in cores])
     area = Area.reserve(options.mib << 20, team.threads, team.run)
     control, sums = np.zeros(CONTROL_WORDS, np.int64), np.zeros((team.threads, 32), np.int32)
     loops = Loops(area, 0, control, sums)
@@ -58,8 +58,8 @@ def child(options):
     def measure(rows, record):
         """Seconds of each op, by name: the best of some runs."""
         site = Site(
-            rank=0, size=1, threads=team.threads, lanes=team.threads, team=team.handle, width=WIDTH, step=step, partials=partials,
-            logits=0, logit_stride=0, scores=0,
+            rank=0, seat=0, seats=1, threads=team.threads, lanes=team.threads, team=team.handle, width=WIDTH, step=step,
+            partials=partials, logits=0, logit_stride=0, scores=0,
         )  # fmt: skip
         ops = Ops("one", site, 1 if rows == 1 else ROWS)
         step.num_rows[0] = rows

@@ -1,7 +1,8 @@
 /* The C runtime of numatp: what has to be exact about threads and memory order, and nothing that computes.
  *
- * A *rank* is one process on one NUMA node. Ranks share one mapping, the *window*. Inside a rank a *team* of pinned threads
- * executes a *program*: a flat list of ops, each a compiled kernel and the address of its arguments.
+ * A *rank* is one process on one NUMA node. Ranks of one host share one mapping, the *window*, and their numbers here are their
+ * seats on that host. Inside a rank a *team* of pinned threads executes a *program*: a flat list of ops, each a compiled kernel
+ * and the address of its arguments.
  * Kernels come from Numba, by address; this library never looks inside their arguments.
  *
  * Functions that return int return a numatp_status. All waits end when the job is aborted or a rank dies.

@@ -206,7 +206,7 @@ class LLM:
         self.rank, self.default_params = service.rank, recommended_params(job.model)
         layout = engine.loaded.layout
         self.plan = Plan(
-            job.model, service.started.comm.size, engine.team.threads, layout.context, service.started.line,
+            job.model, service.started.world.size, engine.team.threads, layout.context, service.started.line,
             layout.weight_bytes, layout.cache.num_bytes,
         )  # fmt: skip
         self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
@@ -337,22 +337,22 @@ class LLM:
 
     def _together(self, call: str, work: Callable[[], T]) -> T:
         """Under mpirun: rank 0 does the work, all ranks get its result or its error."""
-        comm = self._service.started.comm
+        world = self._service.started.world
         with self._turn:
-            calls = comm.gather(call)
+            calls = world.gather(call)
             if len(set(calls)) > 1:
                 said = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(calls))
                 raise RankError(f"under mpirun every rank must make the same calls, but they called {said}")
             error: NumatpError | None = None
             result: Any = None
-            if comm.rank == 0:
+            if world.rank == 0:
                 try:
                     result = work()
                 except RankError:
                     raise
                 except NumatpError as failure:
                     error = failure
-            failed, result = comm.share([[type(error).__name__, str(error)] if error else None, result])
+            failed, result = world.share([[type(error).__name__, str(error)] if error else None, result])
             if error:
                 raise error
             if failed:

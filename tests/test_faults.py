@@ -78,7 +78,7 @@ def ranks_of(pid):
     for member in family(pid):
         words = Path(f"/proc/{member}/cmdline").read_text()
         launched = re.search(r"OMPI_COMM_WORLD_RANK=(\d+)", Path(f"/proc/{member}/environ").read_text())
-        worker = re.search(r'"rank": (\d+)', words)
+        worker = re.search(r'"seat": (\d+)', words)
         if launched and "numatp" in words:
             ranks[int(launched[1])] = member
         elif worker:

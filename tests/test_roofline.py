@@ -16,14 +16,14 @@ THREADS = 2
 @pytest.fixture(scope="module")
 def measured():
     """(team, area, the arguments of each loop, what tells the loops what to do, their sums) on threads that are pinned nowhere."""
-    comm = alone(True)
-    team = Team(comm, [-1] * THREADS, [0] * THREADS)
+    host = alone(True)
+    team = Team(host, [-1] * THREADS, [0] * THREADS)
     area = roofline.Area.reserve(1 << 20, THREADS, team.run)
     control, sums = np.zeros(loops.CONTROL_WORDS, np.int64), np.zeros((THREADS, 32), np.int32)
     yield team, area, roofline.Loops(area, 0, control, sums), control, sums
     area.release()
     team.close()
-    comm.close()
+    host.close()
 
 
 def meter(measured, spoil=lambda: None):

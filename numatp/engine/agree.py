@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from numatp.errors import MachineError, NumatpError, RankError
 from numatp.machine import limits
-from numatp.ranks.comm import Comm
+from numatp.ranks.world import World
 
 T = TypeVar("T")
 
 
-def agree(comm: Comm, action: Callable[[], T]) -> T:
+def agree(world: World, action: Callable[[], T]) -> T:
     """This rank's action(), in which no rank waits for another. What fails on one rank is raised on all."""
     failure: NumatpError | None = None
     results = list[T]()
@@ -24,6 +24,6 @@ def agree(comm: Comm, action: Callable[[], T]) -> T:
         line = limits.describe(error)
         if not line:
             raise
-        failure = MachineError(f"rank {comm.rank}: {line}")
-    comm.agree(failure)
+        failure = MachineError(f"rank {world.rank}: {line}")
+    world.agree(failure)
     return results[0]

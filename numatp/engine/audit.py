@@ -16,7 +16,7 @@ from numatp.engine.load import Loaded
 from numatp.errors import MachineError
 from numatp.machine import pages
 from numatp.program.builder import Op, Program
-from numatp.ranks.comm import Comm
+from numatp.ranks.world import World
 
 REPORT_BYTES = 1 << 16  # of one rank, as JSON
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
@@ -25,11 +25,11 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 class Audit:
     """This rank's part in it. Made by all ranks together."""
 
-    def __init__(self, comm: Comm, node: int, loaded: Loaded):
-        self._comm, self._node = comm, node
+    def __init__(self, world: World, node: int, loaded: Loaded):
+        self._world, self._node = world, node
         self._regions = [pages.Region(_group(t.name), t.address, t.num_bytes) for t in loaded.weights.tensors.values()]
         self._regions.append(pages.Region("cache", loaded.cache_at, loaded.layout.cache.num_bytes))
-        self._reports = comm.map_shared([REPORT_BYTES] * comm.size)
+        self._reports = world.host.map_shared([REPORT_BYTES] * world.host.seats)  # by seat
         op = KERNEL(lambda args, thread, threads: self._report() if thread == 0 else None)
         address = ctypes.cast(op, ctypes.c_void_p).value
         assert address
@@ -46,9 +46,9 @@ class Audit:
 
     def _report(self) -> None:
         """On thread 0 of every rank, from C: an exception would go nowhere."""
-        rank = self._comm.rank
+        rank, host = self._world.rank, self._world.host
         try:
-            groups, window = pages.count(self._regions), self._comm.count_pages()
+            groups, window = pages.count(self._regions), host.count_pages()
             if groups is None or window is None:
                 raise MachineError("the kernel tells neither by move_pages nor in /proc/self/numa_maps where pages are")
             said = {"rank": rank, "node": self._node, "groups": groups | {"window": window}}
@@ -57,7 +57,7 @@ class Audit:
         text = json.dumps(said).encode()
         if len(text) >= REPORT_BYTES:
             text = json.dumps({"failed": f"rank {rank}: more groups of tensors than a report holds"}).encode()
-        self._reports[rank][: len(text) + 1] = np.frombuffer(text + b"\0", np.uint8)
+        self._reports[host.seat][: len(text) + 1] = np.frombuffer(text + b"\0", np.uint8)
 
 
 def _group(tensor: str) -> str:

@@ -127,11 +127,11 @@ class Draft:
         wish = job.tensor_split if isinstance(job.tensor_split, str) or size == len(job.tensor_split or ()) else None
         shares = shares_of(wish, [place.node for place in places], machine.bandwidth)
         for place in places:
-            cut = split(spec.sizes, place.rank, size, shares)
+            cut = split(spec.sizes, place.seat, size, shares)
             slices, weight_bytes = slices_of(model, job, cut)
             self.kinds += bytes_by_kind(slices)
             cache, read = CacheLayout(spec, cut, pools, job.max_sequences, kept), sum(_read_per_token(s, model) for s in slices)
-            own = (place.rank, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
+            own = (place.seat, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
             self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context, kept), read_bytes(spec, cut, 0, kept)))
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):

@@ -30,46 +30,46 @@ class Engine:
     """Must be made and used by one thread, which becomes thread 0 of the rank's team and is pinned."""
 
     def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
-        comm, own = started.comm, started.placement
-        self.job, self.comm, self.placement = job, comm, own
+        world, own = started.world, started.placement
+        self.job, self.world, self.placement = job, world, own
         started.bind()
         began = time.perf_counter()
         self.arenas = Arenas(own, job.allow_remote)
         self.loaded = self._place(started)
-        self.team = agree(comm, lambda: Team(comm, own.cpus, own.l3))
-        self.window = Window(comm, self.loaded, job, lanes=min(comm.gather(self.team.threads)))
-        self._audit = Audit(comm, own.node, self.loaded)
-        self._recorded = agree(comm, lambda: record(comm, self.loaded, self.window, self.team, job.check_ranks))
+        self.team = agree(world, lambda: Team(world.host, own.cpus, own.l3))
+        self.window = Window(world.host, self.loaded, job, lanes=min(world.gather(self.team.threads)))
+        self._audit = Audit(world, own.node, self.loaded)
+        self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         self.programs = [*(one.program for one in self._recorded), self._audit.program]  # by index
         self.team.set_programs(self.programs)
-        self.bytes_per_token: int = sum(comm.gather(self.programs[ONE_ROW].weight_bytes))  # of weights, of all ranks, to decode one
+        self.bytes_per_token: int = sum(world.gather(self.programs[ONE_ROW].weight_bytes))  # weights that all ranks read for one
         self.load_seconds = time.perf_counter() - began
-        self.pages_line = check_pages(comm, own, self.loaded, job.allow_remote)
-        if comm.rank == 0:
+        self.pages_line = check_pages(world, own, self.loaded, job.allow_remote)
+        if world.rank == 0:
             self.blocks = Blocks(self.loaded.layout.pools, self.loaded.layout.max_rows)
             self.sampler = Sampler(self.window.logits, self.window.step.num_logits, self.loaded.spec.sizes.vocab)
 
     def _place(self, started: StartedRank) -> Loaded:
         """Everything of the model has its address, and nothing was touched yet."""
-        comm, job = self.comm, self.job
-        nodes = comm.gather(self.placement.node)
-        bandwidth = dict(comm.share(list(read_bandwidth().items())))  # rank 0's
-        model = agree(comm, lambda: open_model(job))
-        layout = agree(comm, lambda: lay_out(model, job, comm.rank, nodes, bandwidth))
-        check_kernels(comm)
+        world, job = self.world, self.job
+        nodes = world.gather(self.placement.node)
+        bandwidth = dict(world.share(list(read_bandwidth().items())))  # rank 0's
+        model = agree(world, lambda: open_model(job))
+        layout = agree(world, lambda: lay_out(model, job, world.rank, nodes, bandwidth))
+        check_kernels(world)
         started.notes += model.file.notes + notes(layout.slices)
-        return agree(comm, lambda: place(model, layout, self.arenas))
+        return agree(world, lambda: place(model, layout, self.arenas))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         """Takes the memory, if there is room for it, and reads the weights."""
-        comm, loaded, team = self.comm, self.loaded, self.team
+        world, loaded, team = self.world, self.loaded, self.team
         # The window needs no room any more: its pages were reserved when it was mapped.
         needed = loaded.layout.weight_bytes + loaded.layout.cache.num_bytes + activation_bytes(self._recorded) + MARGIN
-        short = check_room(comm, self.placement, self.job.allow_remote, needed)
+        short = check_room(world.host, self.placement, self.job.allow_remote, needed)
         files = {info.path for info in loaded.model.file.tensors.values()} if short else ()
-        agree(comm, lambda: give_memory(self._recorded))
-        agree(comm, lambda: loaded.weights.load(team.threads, self.placement.mask, team.run_each, progress, files))
+        agree(world, lambda: give_memory(self._recorded))
+        agree(world, lambda: loaded.weights.load(team.threads, self.placement.mask, team.run_each, progress, files))
 
     def compiled_kernels(self) -> list[str]:
         """Kernels that this process had to compile because the cache did not hold them."""
@@ -111,7 +111,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the service on the other ranks (rank 0) and gives everything back. Safe after an error."""
-        if self.comm.rank == 0:
+        if self.world.rank == 0:
             self.team.stop()
         self.team.close()
         self.arenas.release()
@@ -126,6 +126,6 @@ def serve(job: Job, started: StartedRank, open_engine: Callable[[Job, StartedRan
     except NumatpError:
         raise
     except BaseException as error:
-        started.comm.abort(f"rank {started.comm.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
+        started.world.abort(f"rank {started.world.rank}: {limits.describe(error) or f'{type(error).__name__}: {error}'}")
         raise
     return 0

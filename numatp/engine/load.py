@@ -23,7 +23,7 @@ from numatp.kernels.layout import MAX_HEAD_SIZE
 from numatp.machine import pages, policy
 from numatp.machine.placement import Placement
 from numatp.models.spec import Spec
-from numatp.ranks.comm import Comm
+from numatp.ranks.world import World
 from numatp.weights.loader import Slice, Weights, plan
 from numatp.weights.splits import Split, shares_of, split
 
@@ -109,9 +109,9 @@ def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:
     return Loaded(model, layout, Weights(layout.slices, weights_at), weights_at, cache_at)
 
 
-def check_kernels(comm: Comm) -> None:
+def check_kernels(world: World) -> None:
     """What every rank computes for itself has the same bits on all only if they run the same kernels."""
-    kernels = comm.gather(kernel_cache().name)
+    kernels = world.gather(kernel_cache().name)
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
             raise MachineError(
@@ -120,12 +120,12 @@ def check_kernels(comm: Comm) -> None:
             )
 
 
-def check_pages(comm: Comm, own: Placement, loaded: Loaded, allow_remote: bool) -> str:
+def check_pages(world: World, own: Placement, loaded: Loaded, allow_remote: bool) -> str:
     """One line that says where the weights are; MachineError on every rank if they are not local."""
     found = pages.count_quickly(pages.Region("weights", loaded.weights_at, loaded.layout.weight_bytes))
     mine = [found[own.node], found.total()] if found else None
     parts = []
-    for rank, (node, counts, outside) in enumerate(comm.gather([own.node, mine, policy.from_outside(own.node)])):
+    for rank, (node, counts, outside) in enumerate(world.gather([own.node, mine, policy.from_outside(own.node)])):
         if counts is None:
             parts.append(f"rank {rank}: unknown (the kernel tells neither by move_pages nor in numa_maps)")
             continue

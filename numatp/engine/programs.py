@@ -11,7 +11,7 @@ from numatp.engine.window import Window
 from numatp.program.builder import Program, unset_memory
 from numatp.program.ops import Ops
 from numatp.program.recorder import Site
-from numatp.ranks.comm import Comm
+from numatp.ranks.world import World
 
 ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index; the last is engine/audit.py's
 
@@ -22,13 +22,14 @@ class Recorded:
     digests: list[str]  # of what the ranks compare their bits, in the order of Window.digests
 
 
-def record(comm: Comm, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
+def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
     """The programs ONE_ROW, MANY_ROWS and SCORES."""
-    model, layout = loaded.model, loaded.layout
+    model, layout, seat = loaded.model, loaded.layout, world.host.seat
     site = Site(
-        rank=comm.rank, size=comm.size, threads=team.threads, lanes=window.lanes, team=team.handle, width=model.spec.sizes.width,
-        step=window.step, partials=window.partials, logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
-        scores=window.scores[comm.rank].ctypes.data, digests=window.digests[comm.rank].ctypes.data if check_ranks else 0,
+        rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
+        width=model.spec.sizes.width, step=window.step, partials=window.partials,
+        logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
+        scores=window.scores[seat].ctypes.data, digests=window.digests[seat].ctypes.data if check_ranks else 0,
     )  # fmt: skip
     caches = layout.cache.at(loaded.cache_at)
     recorded = []

@@ -4,16 +4,16 @@ from numatp.errors import MachineError
 from numatp.machine import policy, topology
 from numatp.machine.placement import Placement
 from numatp.machine.topology import format_cpulist
-from numatp.ranks.comm import Comm
+from numatp.ranks.host import Host
 
 
-def check_room(comm: Comm, place: Placement, allow_remote: bool, needed: int) -> bool:
+def check_room(host: Host, place: Placement, allow_remote: bool, needed: int) -> bool:
     """MachineError on every rank if a node cannot hold what its ranks need. needed: bytes of this rank.
 
     True if the room is there only once the kernel drops files from its page cache. Collective.
     """
     mine = _possible_nodes(place, allow_remote)
-    asked = comm.gather([mine, needed, sum(map(topology.free_bytes, mine))])
+    asked = host.gather([mine, needed, sum(map(topology.free_bytes, mine))])
     wanted_of = {tuple(nodes): sum(size for own, size, _ in asked if set(own) <= set(nodes)) for nodes, _, _ in asked}
     for nodes, wanted in sorted(wanted_of.items()):
         ranks = [rank for rank, (own, _, _) in enumerate(asked) if set(own) <= set(nodes)]

@@ -56,12 +56,12 @@ class Service:
             self._thread.start()
         except RuntimeError as error:  # no more threads
             line = limits.describe(error) or str(error)
-            self.started.comm.abort(f"rank {self.rank}: {line}")
+            self.started.world.abort(f"rank {self.rank}: {line}")
             raise MachineError(line) from error
 
     @property
     def rank(self) -> int:
-        return self.started.comm.rank
+        return self.started.world.rank
 
     def engine(self) -> "Engine":
         """The engine, once the model is loaded; what is on it is read, never called, from other threads."""
@@ -77,7 +77,7 @@ class Service:
     def submit(self, request: "Request | ScoreRequest | Call") -> None:
         """Requests (engine/requests.py) or other work, rank 0. RankError in a forked child, which has no engine."""
         if os.getpid() != self._pid:
-            self.started.comm.check(native.FORKED)
+            self.started.world.host.check(native.FORKED)
         self._inbox.put(request)
         if self._ended:
             self._refuse_waiting()
@@ -103,7 +103,7 @@ class Service:
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank at once."""
-        self.started.comm.abort(text)
+        self.started.world.abort(text)
 
     # ------------------------------------------------------------ the engine's thread
 

@@ -1,4 +1,4 @@
-"""From a started process to a rank that knows its place, Numba's target and the Comm, in the order that matters.
+"""From a started process to a rank that knows its place, Numba's target and the others, in the order that matters.
 
 Nothing here may import numba before the target is set. Only the engine's thread is bound: the caller's own is left alone.
 """
@@ -16,15 +16,16 @@ from numatp.machine import isa, launch, limits, placement, topology
 from numatp.machine.parent import end_with
 
 if TYPE_CHECKING:
-    from numatp.ranks.comm import Comm
+    from numatp.ranks.host import Host
     from numatp.ranks.local import Workers
+    from numatp.ranks.world import World
 
 
 @dataclass
 class StartedRank:
     """This process as a rank at its place, which has met the others."""
 
-    comm: "Comm"
+    world: "World"
     placement: placement.Placement
     line: str  # the placement of all ranks, for people
     workers: "Workers | None" = None
@@ -39,7 +40,7 @@ class StartedRank:
             self.notes += placement.bind(self.placement, self.interleave)
         except NumatpError as error:
             failure = error
-        self.comm.agree(failure)
+        self.world.agree(failure)
 
 
 def find_places(job: Job, size: int) -> list[placement.Placement]:
@@ -50,15 +51,15 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
 
 
 def take_place(
-    job: Job, size: int, rank: int, join: "Callable[[bool], Comm]", target: list[str | None] | None = None
+    job: Job, seats: int, seat: int, join: "Callable[[bool], Host]", target: list[str | None] | None = None
 ) -> StartedRank:
-    """Finds this process its place as rank `rank` of this host, sets what Numba compiles for, and only then meets the other ranks.
+    """Finds this process its place at seat `seat` of `seats` of this host, sets Numba's target, and only then meets the others.
 
     join(crowded) is the meeting. target: what rank 0's Numba was loaded with, if it was. What failed on one rank is raised on all.
     """
     places, notes, failure = list[placement.Placement](), list[str](), None
     try:
-        places = find_places(job, size)
+        places = find_places(job, seats)
         notes += filter(None, [kernels_dir()[1]])
         if target:
             isa.take_target(target)
@@ -66,12 +67,13 @@ def take_place(
             notes.append("NUMATP_ISA has no effect: this process had loaded Numba before")
     except NumatpError as error:
         failure = error
-    comm = join(bool(places) and places[rank].crowded)
-    comm.agree(failure)
+    host = join(bool(places) and places[seat].crowded)
+    host.agree(failure)
     if job.keep_binding:
-        places = placement.compare(comm.gather(placement.told(places[rank])), places[rank])
-        comm.set_crowded(places[rank].crowded)
-    return StartedRank(comm, places[rank], placement.describe(places), notes=notes, interleave=job.interleave)
+        places = placement.compare(host.gather(placement.told(places[seat])), places[seat])
+        host.set_crowded(places[seat].crowded)
+    world = _ranks("world").World.of_one(host)
+    return StartedRank(world, places[seat], placement.describe(places), notes=notes, interleave=job.interleave)
 
 
 def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker") -> StartedRank:
@@ -103,7 +105,7 @@ def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker
     described = {"job": asdict(job), "target": isa.loaded_target()}
     workers = _ranks("local").Workers(worker, ranks, described)
     try:
-        started = take_place(job, ranks, 0, workers.comm)
+        started = take_place(job, ranks, 0, workers.host)
     except BaseException:
         workers.end()
         raise
@@ -115,7 +117,7 @@ def join_as_worker(described: dict[str, Any]) -> tuple[Job, StartedRank]:
     """A worker process, from the description it was started with."""
     job = Job(**described["job"])
     return job, take_place(
-        job, described["size"], described["rank"], lambda crowded: _ranks("local").join(described, crowded), described["target"]
+        job, described["seats"], described["seat"], lambda crowded: _ranks("local").join(described, crowded), described["target"]
     )
 
 

@@ -17,8 +17,8 @@ MAX_RANKS = 64  # of native/numatp.h
 class Placement:
     """Where one rank of this host runs and keeps its memory."""
 
-    rank: int  # among the ranks of this host
-    size: int  # ranks of this host
+    seat: int  # of this rank, among the ranks of this host
+    seats: int  # ranks of this host
     node: int  # where its memory belongs
     cpus: tuple[int, ...]  # one per team thread
     mask: frozenset[int]  # all allowed cpus of the rank's cores: where the threads that are not pinned may run
@@ -65,7 +65,7 @@ def place(
         shares = [_cores_within(machine, part) for part in _parse_cpus(machine, allowed, size, cpus)]
     else:
         shares = _spread(machine, allowed, size, _choose_nodes(machine, allowed, nodes))
-    placements = [_placement(machine, rank, size, share, threads, smt, idle) for rank, share in enumerate(shares)]
+    placements = [_placement(machine, seat, size, share, threads, smt, idle) for seat, share in enumerate(shares)]
     if keep:
         return [mark_crowded([placement])[0] for placement in placements]
     return mark_crowded(placements)
@@ -100,16 +100,16 @@ def told(mine: Placement) -> tuple[int, str, int]:
 def compare(everybody: Sequence[tuple[int, str, int]], mine: Placement) -> list[Placement]:
     """The places of all ranks where each knew only its own: of the others, what they told."""
     places = []
-    for rank, (node, text, threads) in enumerate(everybody):
+    for seat, (node, text, threads) in enumerate(everybody):
         cpus = parse_cpulist(text)
-        others = replace(mine, rank=rank, node=node, cpus=tuple(cpus[i * len(cpus) // threads] for i in range(threads)))
-        places.append(mine if rank == mine.rank else others)
+        others = replace(mine, seat=seat, node=node, cpus=tuple(cpus[i * len(cpus) // threads] for i in range(threads)))
+        places.append(mine if seat == mine.seat else others)
     return mark_crowded(places)
 
 
 def describe(placements: Sequence[Placement]) -> str:
     """One line for people."""
-    ranks = ", ".join(f"rank {p.rank} on node {p.node} (cpus {format_cpulist(p.cpus)})" for p in placements)
+    ranks = ", ".join(f"rank {p.seat} on node {p.node} (cpus {format_cpulist(p.cpus)})" for p in placements)
     counts = [len(p.cpus) for p in placements]
     if len(set(counts)) == 1:
         threads = f"{counts[0]} thread{'s' * (counts[0] > 1)}{' each' * (len(counts) > 1)}"
@@ -143,7 +143,7 @@ def bind(placement: Placement, interleave: Sequence[int] | None = None) -> list[
     return [note for note in notes if note]
 
 
-def _placement(machine: Machine, rank: int, size: int, share: list[Core], threads: int | None, smt: bool, idle: str) -> Placement:
+def _placement(machine: Machine, seat: int, seats: int, share: list[Core], threads: int | None, smt: bool, idle: str) -> Placement:
     slots = [(core.cpus[0], core.l3) for core in share]
     if smt or (threads or 0) > len(slots):
         slots = [(cpu, core.l3) for core in share for cpu in core.cpus]
@@ -153,11 +153,11 @@ def _placement(machine: Machine, rank: int, size: int, share: list[Core], thread
     owners = Counter(core.node for core in share)
     node, note = _memory_node(machine, owners)
     if len(owners) > 1:
-        note = f"rank {rank} has cpus of nodes {format_cpulist(owners)}: part of its memory traffic crosses between them"
+        note = f"rank {seat} has cpus of nodes {format_cpulist(owners)}: part of its memory traffic crosses between them"
     mask = frozenset(cpu for core in share for cpu in core.cpus)
     cpus, groups = tuple(cpu for cpu, _ in chosen), tuple(l3 for _, l3 in chosen)
     note = "; ".join(filter(None, [note, idle]))
-    return Placement(rank, size, node, cpus, mask, groups, len(owners) > 1, False, note)
+    return Placement(seat, seats, node, cpus, mask, groups, len(owners) > 1, False, note)
 
 
 def _memory_node(machine: Machine, owners: Counter[int]) -> tuple[int, str]:

@@ -30,7 +30,7 @@ from numatp.program.builder import Builder
 from numatp.program.values import Access, Buffer
 from numatp.quants.table import FORMATS, TILE_ROWS, UNIT
 from numatp.ranks.alone import alone
-from numatp.ranks.comm import Comm, make_window
+from numatp.ranks.host import Host, make_window
 
 T = TypeVar("T")
 SECONDS = 0.1  # of one timing
@@ -178,15 +178,15 @@ def _on(seats: Sequence[Seat], work: Callable[[Team], T], prefer: int | None = N
     def run() -> T:
         if prefer is not None:
             policy.prefer_node(prefer, {})
-        comm = alone(False)
+        host = alone(False)
         try:
-            team = Team(comm, [cpu for cpu, _ in seats], [l3 for _, l3 in seats])
+            team = Team(host, [cpu for cpu, _ in seats], [l3 for _, l3 in seats])
             try:
                 return work(team)
             finally:
                 team.close()
         finally:
-            comm.close()
+            host.close()
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(run).result()
@@ -288,13 +288,13 @@ def _exchange(seats: tuple[Seat, Seat], width: int) -> float:
     window = make_window()
 
     def rank(number: int) -> float:
-        with _member(number, window if number == 0 else os.dup(window)) as comm:
+        with _member(number, window if number == 0 else os.dup(window)) as host:
             cpu, l3 = seats[number]
-            team = Team(comm, [cpu], [l3])
+            team = Team(host, [cpu], [l3])
             try:
-                return _exchange_as(comm, team, width)
+                return _exchange_as(host, team, width)
             except BaseException as error:
-                comm.abort(f"rank {number}: {error}")
+                host.abort(f"rank {number}: {error}")
                 raise
             finally:
                 team.close()
@@ -305,33 +305,33 @@ def _exchange(seats: tuple[Seat, Seat], width: int) -> float:
 
 
 @contextmanager
-def _member(number: int, window: int) -> Iterator[Comm]:
-    comm = Comm(number, 2, window, [os.getpid()] * 2, False, lambda: None)
+def _member(number: int, window: int) -> Iterator[Host]:
+    host = Host(number, 2, window, [os.getpid()] * 2, False, lambda: None)
     try:
-        yield comm
+        yield host
     finally:
-        comm.close()
+        host.close()
 
 
-def _exchange_as(comm: Comm, team: Team, width: int) -> float:
+def _exchange_as(host: Host, team: Team, width: int) -> float:
     """One of the two ranks; rank 0 returns the time. Every exchange sends what the last one has summed."""
     library = native.library()
-    flags = comm.map_shared([library.numatp_flag_bytes(1, 1)] * 2)
-    library.numatp_ranks_lanes(comm.handle, flags[0].ctypes.data, 1)
-    buffers = comm.map_shared([2 * width * 4] * 2)  # two, by parity, on each rank
+    flags = host.map_shared([library.numatp_flag_bytes(1, 1)] * 2)
+    library.numatp_ranks_lanes(host.handle, flags[0].ctypes.data, 1)
+    buffers = host.map_shared([2 * width * 4] * 2)  # two, by parity, on each rank
     addresses = np.array([part.ctypes.data for part in buffers], np.uint64)
     partials, rows = (addresses, addresses + np.uint64(width * 4)), np.ones(1, np.int64)
-    buffers[comm.rank][:] = 0
+    buffers[host.seat][:] = 0
     builder, lane = Builder("exchanges"), Access(Buffer("lane"), "lane")
     for k in range(EXCHANGES):
         builder.sync(team.handle, lane)
         builder.add(
             exchange.sum_partials, [], [], partials=partials[k % 2].ctypes.data, ranks=2, lanes=1, rows=rows.ctypes.data,
-            width=width, out=int(partials[(k + 1) % 2][comm.rank]), add=0,
+            width=width, out=int(partials[(k + 1) % 2][host.seat]), add=0,
         )  # fmt: skip
     team.set_programs([builder.finish([partials, rows]).place()])
-    comm.meet()
-    if comm.rank:
+    host.meet()
+    if host.seat:
         team.serve()
         return 0.0
 

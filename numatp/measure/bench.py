@@ -222,7 +222,7 @@ class Bench:
 
     def _exchange_us(self, test: Workload) -> float | None:
         """Of Steps of one row: the meeting and the sum, mean over lanes and ranks."""
-        if self._engine.comm.size == 1:
+        if self._engine.world.size == 1:
             return None
         timed, spent, count = self.timed(1, EXCHANGE_STEPS, test)[0], 0.0, 0
         for ops, times in zip(timed.ops, timed.times, strict=True):

@@ -24,7 +24,8 @@ from numatp.machine import topology
 from numatp.machine.placement import Placement
 from numatp.measure.roofline import Area, Loops, Meter, area_bytes
 from numatp.program.builder import Op, Program
-from numatp.ranks.comm import Comm
+from numatp.ranks.host import Host
+from numatp.ranks.world import World
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,12 @@ class Timed:
 class Instruments:
     """Made by all ranks together, after the model's programs."""
 
-    def __init__(self, comm: Comm, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int):
+    def __init__(self, world: World, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int):
         """programs: of the model. most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there
         is room.
         """
-        described = _tell(comm, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
+        host = world.host
+        described = _tell(host, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
         threads = [count for count, _, _, _, _ in described]
         self.nodes = len({node for _, node, _, _, _ in described})
         self.cpus = [cpus for *_, cpus in described]
@@ -64,30 +66,30 @@ class Instruments:
         num_bytes = area_bytes(Counter(own.l3), everyone, topology.free_bytes(own.node) // neighbours)
         if most_bytes:
             num_bytes = most_bytes * team.threads // sum(threads)
-        peaks = comm.gather(_peak_bytes(os.getpid()))
-        area = agree(comm, lambda: Area.reserve(num_bytes, team.threads, team.run))
+        peaks = host.gather(_peak_bytes(os.getpid()))
+        area = agree(world, lambda: Area.reserve(num_bytes, team.threads, team.run))
         arenas.keep(area.address, area.num_bytes)
-        self.part_bytes = min(comm.gather(area.part_bytes))  # what every thread can read
-        self._before = [(peak, area) for peak, area in zip(peaks, comm.gather(area.num_bytes), strict=True)]
+        self.part_bytes = min(host.gather(area.part_bytes))  # what every thread can read
+        self._before = [(peak, area) for peak, area in zip(peaks, host.gather(area.num_bytes), strict=True)]
 
-        others = [0] * (comm.size - 1)
-        control = comm.map_shared([8 * CONTROL_WORDS, *others])[0].view(np.int64)
-        sums = [part.view(np.int32).reshape(-1, 32) for part in comm.map_shared([128 * count for count in threads])]
-        self._loops = Loops(area, comm.rank, control, sums[comm.rank])
+        others = [0] * (host.seats - 1)
+        control = host.map_shared([8 * CONTROL_WORDS, *others])[0].view(np.int64)
+        sums = [part.view(np.int32).reshape(-1, 32) for part in host.map_shared([128 * count for count in threads])]
+        self._loops = Loops(area, host.seat, control, sums[host.seat])
         first = len(programs)
         self.programs = self._loops.programs()
         self.meter = Meter(lambda index: team.step(first + index), control, sums)
 
         descriptions = [[_info(op) for op in program.ops] for program in programs]
-        told = _tell(comm, [[list(info) for info in infos] for infos in descriptions])
+        told = _tell(host, [[list(info) for info in infos] for infos in descriptions])
         self.timed = []
         for i, program in enumerate(programs):
             ops = [[OpInfo(*info) for info in infos[i]] for infos in told]
             shapes = [(count, len(infos) + 1, 2) for count, infos in zip(threads, ops, strict=True)]
-            parts = comm.map_shared([8 * int(np.prod(shape)) for shape in shapes])
+            parts = host.map_shared([8 * int(np.prod(shape)) for shape in shapes])
             times = [part.view(np.int64).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
             self.timed.append(Timed(first + len(self.programs), ops, times))
-            copy = Program(f"{program.name}, timed", program.ops, program.num_syncs, program.keep, times[comm.rank])
+            copy = Program(f"{program.name}, timed", program.ops, program.num_syncs, program.keep, times[host.seat])
             self.programs.append(copy)
 
     def peak_bytes(self) -> int:
@@ -99,7 +101,7 @@ class Instruments:
 class MeasuringEngine(Engine):
     def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
         super().__init__(job, started, progress)
-        self.instruments = Instruments(self.comm, self.placement, self.team, self.arenas, self.programs, job.measure)
+        self.instruments = Instruments(self.world, self.placement, self.team, self.arenas, self.programs, job.measure)
         self.team.set_programs([*self.programs, *self.instruments.programs])
 
 
@@ -116,10 +118,10 @@ def _info(op: Op) -> tuple[str, str, int, int]:
     return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1)
 
 
-def _tell(comm: Comm, value: object) -> list[Any]:
+def _tell(host: Host, value: object) -> list[Any]:
     """Every rank's value (JSON, of any size), in rank order, on every rank."""
     text = json.dumps(value).encode()
-    parts = comm.map_shared(comm.gather(len(text)))
-    parts[comm.rank][:] = np.frombuffer(text, np.uint8)
-    comm.meet()
+    parts = host.map_shared(host.gather(len(text)))
+    parts[host.seat][:] = np.frombuffer(text, np.uint8)
+    host.meet()
     return [json.loads(part.tobytes()) for part in parts]

@@ -34,7 +34,7 @@ def report(engine: MeasuringEngine, bench: Bench, test: Workload, result: Result
         "n_depth": test.depth, "test_time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "avg_ns": round(mean(result.samples_ns)), "stddev_ns": round(_deviation(result.samples_ns)),
         "avg_ts": mean(rates), "stddev_ts": _deviation(rates),
-        "ranks": engine.comm.size, "nodes": engine.instruments.nodes, "read_gbs": result.read_gbs,
+        "ranks": engine.world.size, "nodes": engine.instruments.nodes, "read_gbs": result.read_gbs,
         "roofline_percent": result.roofline_percent, "exchange_us": result.exchange_us,
         "peak_rss_mib": engine.instruments.peak_bytes() / MIB,
         "roofline_gbs": ceiling.read.per_second / 1e9 if ceiling else None,

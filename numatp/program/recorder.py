@@ -25,15 +25,16 @@ MOST_DIGESTS_PER_LAYER = 4
 class Site:
     """Where a program will run: this rank, its threads, and the memory that it shares with others."""
 
-    rank: int
-    size: int
+    rank: int  # 0 adds what is added once
+    seat: int  # among the ranks of this host, which share the memory below
+    seats: int
     threads: int
     lanes: int  # smallest thread count of any rank
     team: int  # address of the C runtime's team
     width: int  # of the residual stream
     step: StepWindow
-    partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (size,), each of (max_rows, width) float32
-    logits: int  # address of (max_sequences, logit_stride bytes)
+    partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (seats,), each of (max_rows, width) float32
+    logits: int  # address of (max_sequences, logit_stride bytes), in the part of seat 0
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
@@ -67,7 +68,7 @@ class Recorder:
         self._until_end: list[Buffer] = []
         self._num_exchanges = 0
         self._partials = [
-            Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.rank])) for parity in (0, 1)
+            Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.seat])) for parity in (0, 1)
         ]
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))

@@ -1,7 +1,7 @@
 """One rank: this process."""
 
-from numatp.ranks.comm import Comm, make_window
+from numatp.ranks.host import Host, make_window
 
 
-def alone(crowded: bool) -> Comm:
-    return Comm(0, 1, make_window(), [0], crowded, lambda: None)
+def alone(crowded: bool) -> Host:
+    return Host(0, 1, make_window(), [0], crowded, lambda: None)

@@ -8,23 +8,23 @@ from typing import Any
 
 from numatp.errors import MachineError, RankError
 from numatp.machine import limits
-from numatp.ranks.comm import Comm, make_window
+from numatp.ranks.host import Host, make_window
 
 
 class Workers:
     """The processes of ranks 1, 2, ...; started before anything slow, so that all ranks load at the same time."""
 
-    def __init__(self, module: str, size: int, job: dict[str, Any]):
-        """Runs `python -P -m module JOB` for each, JOB being the job with its rank, size, window and parent."""
-        self.size = size
+    def __init__(self, module: str, seats: int, job: dict[str, Any]):
+        """Runs `python -P -m module JOB` for each, JOB being the job with its seat, seats, window and parent."""
+        self.seats = seats
         self.window = make_window()
         os.set_inheritable(self.window, True)
         self.processes = []
         # Modules are found where this process finds them: `-m` alone would take the working folder's first.
         environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
         try:
-            for rank in range(1, size):
-                text = json.dumps({**job, "rank": rank, "size": size, "window": self.window, "parent": os.getpid()})
+            for seat in range(1, seats):
+                text = json.dumps({**job, "seat": seat, "seats": seats, "window": self.window, "parent": os.getpid()})
                 # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
                 process = subprocess.Popen(
                     [sys.executable, "-P", "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
@@ -35,8 +35,8 @@ class Workers:
             self.end()
             raise MachineError(f"cannot start a worker process: {limits.reason(error.errno or 0)}") from error
 
-    def comm(self, crowded: bool) -> Comm:
-        return Comm(0, self.size, self.window, [0] + [p.pid for p in self.processes], crowded, self._look)
+    def host(self, crowded: bool) -> Host:
+        return Host(0, self.seats, self.window, [0] + [p.pid for p in self.processes], crowded, self._look)
 
     def _look(self) -> None:
         for rank, process in enumerate(self.processes, start=1):
@@ -44,7 +44,7 @@ class Workers:
                 raise RankError(f"rank {rank} (process {process.pid}) ended with status {process.returncode}")
 
     def end(self) -> None:
-        """Before there is a Comm that could tell them."""
+        """Before there is a Host that could tell them."""
         for process in self.processes:
             process.kill()
             process.wait()
@@ -59,7 +59,7 @@ class Workers:
                 process.wait()
 
 
-def join(job: dict[str, Any], crowded: bool) -> Comm:
-    """The worker's side: its Comm from the JOB it was started with."""
-    pids = [job["parent"]] + [0] * (job["size"] - 1)
-    return Comm(job["rank"], job["size"], job["window"], pids, crowded, lambda: None)
+def join(job: dict[str, Any], crowded: bool) -> Host:
+    """The worker's side: its Host from the JOB it was started with."""
+    pids = [job["parent"]] + [0] * (job["seats"] - 1)
+    return Host(job["seat"], job["seats"], job["window"], pids, crowded, lambda: None)

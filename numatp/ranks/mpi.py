@@ -11,7 +11,7 @@ from typing import Any
 
 from numatp.errors import MachineError
 from numatp.machine.launch import Launch
-from numatp.ranks.comm import Comm, make_window
+from numatp.ranks.host import Host, make_window
 
 Gather = Callable[[Any], list[Any]]  # every rank's value, in rank order, on every rank
 
@@ -25,15 +25,15 @@ REMEDY = {
 }
 
 
-def join(launch: Launch, crowded: bool) -> Comm:
+def join(launch: Launch, crowded: bool) -> Host:
     """Collective over all ranks that the launcher started. MachineError on every rank if they cannot work together."""
-    meeting, pids = _meet(launch)
-    return Comm(meeting.rank, meeting.size, _share_window(meeting.rank, meeting.gather), pids, crowded, lambda: None)
+    met, pids = _meet(launch)
+    return Host(met.seat, met.seats, _share_window(met.seat, met.gather), pids, crowded, lambda: None)
 
 
 @cache
-def _meet(launch: Launch) -> tuple[Comm, list[int]]:
-    """(a Comm that lives as long as the process, process of each rank)."""
+def _meet(launch: Launch) -> tuple[Host, list[int]]:
+    """(a Host that lives as long as the process, process of each rank)."""
     if launch.local_size != launch.size:
         raise MachineError(
             f"{launch.starter} started {launch.local_size} of {launch.size} ranks on this host; numatp works on one host: "
@@ -53,8 +53,8 @@ def _meet(launch: Launch) -> tuple[Comm, list[int]]:
         host = Path("/proc/sys/kernel/random/boot_id").read_text()
         if len(set(world.allgather(host))) > 1:
             raise MachineError("the ranks are on several hosts; numatp works on one: start them all on one host")
-        rank, pids = world.Get_rank(), world.allgather(os.getpid())
-        met = Comm(rank, launch.size, _share_window(rank, world.allgather), pids, True, lambda: None), pids
+        seat, pids = world.Get_rank(), world.allgather(os.getpid())  # on one host a rank's seat is its rank
+        met = Host(seat, launch.size, _share_window(seat, world.allgather), pids, True, lambda: None), pids
     except MachineError:  # raised on every rank; after any other error this would wait for them
         if ours:
             MPI.Finalize()
@@ -78,10 +78,10 @@ def _make_room(vendor: str, launch: Launch) -> None:
         )
 
 
-def _share_window(rank: int, gather: Gather) -> int:
-    """Rank 0's new window, opened by every rank. MachineError on every rank if one of them has none."""
+def _share_window(seat: int, gather: Gather) -> int:
+    """Seat 0's new window, opened by every rank. MachineError on every rank if one of them has none."""
     window, failure = -1, ""
-    if rank == 0:
+    if seat == 0:
         try:
             window = make_window()
         except MachineError as error:
@@ -89,11 +89,11 @@ def _share_window(rank: int, gather: Gather) -> int:
     pid, number, failure = gather([os.getpid(), window, failure])[0]
     if failure:
         raise MachineError(failure)
-    if rank != 0:
+    if seat != 0:
         try:
             window = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            failure = f"rank {rank} cannot open the window of rank 0 (process {pid}): {error.strerror}"
+            failure = f"rank {seat} cannot open the window of rank 0 (process {pid}): {error.strerror}"
     for message in gather(failure):
         if message:
             raise MachineError(f"{message}; the ranks must share one /proc (one container) and one user")

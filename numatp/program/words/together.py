@@ -81,13 +81,13 @@ class Together(Dense):
         table = site.partials[self._num_exchanges % 2]
         mine, result = Access(partial, lane), Access(out, lane)
         common = {
-            "partials": table.ctypes.data, "ranks": site.size, "lanes": site.lanes, "rows": self._rows, "width": width,
+            "partials": table.ctypes.data, "ranks": site.seats, "lanes": site.lanes, "rows": self._rows, "width": width,
         }  # fmt: skip
-        if site.size > 1:
+        if site.seats > 1:
             self._builder.sync(site.team, mine)
         # With two ranks both ways read the same bytes from the peer.
-        if site.size > 2 and self.max_rows * width * 4 > LONG_EXCHANGE:
-            self._builder.add(exchange.reduce_scatter, [mine], [mine], rank=site.rank, **common)
+        if site.seats > 2 and self.max_rows * width * 4 > LONG_EXCHANGE:
+            self._builder.add(exchange.reduce_scatter, [mine], [mine], rank=site.seat, **common)
             self._builder.sync(site.team, mine)
             self._builder.add(exchange.gather, [mine, result], [result], **common, out=out.at(0), add=add)
         else:

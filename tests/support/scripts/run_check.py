@@ -38,12 +38,12 @@ def main(model, fault):
 
     engine = Engine(job, started)
     engine.many_rows, engine.floats_at = programs.MANY_ROWS, _floats_at
-    if started.comm.rank:
-        if started.comm.rank == 1:
+    if started.world.rank:
+        if started.world.rank == 1:
             globals()[fault](engine)
-        started.comm.meet()
+        started.world.host.meet()
         return engine.serve()
-    started.comm.meet()
+    started.world.host.meet()
     tables = engine.blocks.reserve(8)
     try:
         for position in (0, 4):

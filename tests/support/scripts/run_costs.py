@@ -93,7 +93,7 @@ def run(engine, tokens):
     from numatp.engine.requests import Request, Scheduler
     from numatp.engine.sampling import SamplingParams
 
-    if engine.comm.rank:
+    if engine.world.rank:
         engine.serve()
         return
     scheduler = Scheduler(engine)

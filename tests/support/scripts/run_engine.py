@@ -25,7 +25,7 @@ def main():
     from numatp.kernels.compile import Kernel
     from numatp.program.step import Span
 
-    if started.comm.rank:
+    if started.world.rank:
         status = serve(job, started)
         print("compiled", *Kernel.compiled, flush=True)
         return status

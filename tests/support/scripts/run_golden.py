@@ -38,7 +38,7 @@ def main():
 
     def record(spec=whole):
         loaded = replace(engine.loaded, model=replace(engine.loaded.model, spec=spec))
-        recorded = programs.record(engine.comm, loaded, engine.window, engine.team, check_ranks=False)
+        recorded = programs.record(engine.world, loaded, engine.window, engine.team, check_ranks=False)
         programs.give_memory(recorded)
         engine.programs = [one.program for one in recorded]
         engine.team.set_programs(engine.programs)

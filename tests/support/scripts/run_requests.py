@@ -20,7 +20,7 @@ def main():
     from numatp.engine.requests import Request, Scheduler
     from numatp.engine.sampling import SamplingParams
 
-    if started.comm.rank:
+    if started.world.rank:
         return serve(job, started)
     engine = Engine(job, started)
     scheduler, answers = Scheduler(engine), []

@@ -27,7 +27,7 @@ def main():
     from numatp.kernels.layout import CACHE_BLOCK
     from numatp.program.step import Span
 
-    if started.comm.rank:
+    if started.world.rank:
         return serve(job, started)
     engine = Engine(job, started)
     for free in engine.blocks._free:

@@ -1,4 +1,4 @@
-"""WHO else is there? One interface for ranks that are alone, local processes or started by MPI: all meet in the window.
+"""WHO else is on this host? One interface for ranks that are alone, local processes or started by MPI: all meet in the window.
 
 The window is one memfd: a control section that C knows (native/numatp.h), then sections that the ranks map together as they
 learn their sizes. A memfd has no name, so nothing can be left behind.
@@ -42,21 +42,22 @@ def make_window() -> int:
             ) from None
 
 
-class Comm:
-    """This process as rank `rank` of `size` ranks on this host."""
+class Host:
+    """This process at seat `seat` of the `seats` that ranks have on this host: ranks that share a window, and so memory."""
 
-    def __init__(self, rank: int, size: int, window: int, pids: list[int], crowded: bool, look: Callable[[], None]):
-        """pids: process of each rank, 0 where unknown. look(): raises if a rank is known to be gone; called while waiting."""
-        self.rank, self.size, self._window, self._look = rank, size, window, look
+    def __init__(self, seat: int, seats: int, window: int, pids: list[int], crowded: bool, look: Callable[[], None]):
+        """pids: process at each seat, 0 where unknown. look(): raises if a rank is known to be gone; called while waiting."""
+        self.seat, self.seats = seat, seats
+        self._window, self._look = window, look
         self._library = native.library()
         self._maps: list[mmap.mmap] = []
         self._own: list[tuple[int, int]] = []  # (start, bytes) of what this rank has reserved in the window
-        num_bytes = self._library.numatp_control_bytes(size)
+        num_bytes = self._library.numatp_control_bytes(seats)
         if os.fstat(window).st_size < num_bytes:
             os.ftruncate(window, num_bytes)
         self._num_bytes = num_bytes
-        array = (ctypes.c_int32 * size)(*pids)
-        self.handle = self._library.numatp_ranks_open(self._map(0, num_bytes).ctypes.data, rank, size, array, crowded)
+        array = (ctypes.c_int32 * seats)(*pids)
+        self.handle = self._library.numatp_ranks_open(self._map(0, num_bytes).ctypes.data, seat, seats, array, crowded)
         if not self.handle:
             raise MachineError(f"cannot join the other ranks: {os.strerror(ctypes.get_errno())}")
 
@@ -69,7 +70,7 @@ class Comm:
         """Raises what a status of the C runtime means, nothing for OK."""
         if status == native.ABORTED:
             text = self._library.numatp_abort_text(self.handle).decode(errors="replace")
-            first = self._library.numatp_abort_rank(self.handle) == self.rank
+            first = self._library.numatp_abort_rank(self.handle) == self.seat
             raise RankError(text, witness=first and text.startswith("rank 0 "))
         if status == native.FORKED:
             raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
@@ -87,20 +88,20 @@ class Comm:
         self.check(status)
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in rank order, on every rank; values are small and JSON."""
+        """The value of every rank of this host, by seat, on each of them; values are small and JSON."""
         note = json.dumps(value).encode()
         assert len(note) < native.NOTE_BYTES, len(note)
-        ctypes.memmove(self._library.numatp_note(self.handle, self.rank), note + b"\0", len(note) + 1)
+        ctypes.memmove(self._library.numatp_note(self.handle, self.seat), note + b"\0", len(note) + 1)
         self.meet()
-        notes = [ctypes.string_at(self._library.numatp_note(self.handle, rank)) for rank in range(self.size)]
+        notes = [ctypes.string_at(self._library.numatp_note(self.handle, seat)) for seat in range(self.seats)]
         self.meet()
         return [json.loads(note) for note in notes]
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value (JSON, of any size) on every rank."""
+        """The value of seat 0 (JSON, of any size) on every rank of this host."""
         text, pieces, more = json.dumps(value), [], True
         while more:
-            mine = [text[:PIECE], len(text) > PIECE] if self.rank == 0 else None
+            mine = [text[:PIECE], len(text) > PIECE] if self.seat == 0 else None
             piece, more = self.gather(mine)[0]
             pieces.append(piece)
             text = text[PIECE:]
@@ -109,24 +110,24 @@ class Comm:
     def agree(self, failure: NumatpError | None) -> None:
         """Every rank brings what went wrong on it, if anything; then all of them raise that of the first rank that has one."""
         described = [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
-        for rank, other in enumerate(self.gather(described)):
+        for seat, other in enumerate(self.gather(described)):
             if other:
                 kind = UserError if other[0] == "UserError" else MachineError
-                raise failure if failure and rank == self.rank else kind(other[1])
+                raise failure if failure and seat == self.seat else kind(other[1])
 
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
-        """A new section of the window with one part per rank, uint8; each rank reserves its own part, so on its own node."""
+        """A new section of the window with one part per seat, uint8; each rank reserves its own part, so on its own node."""
         starts, end = [], self._num_bytes
         for size in num_bytes:
             starts.append(end)
             end += -(-max(size, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._agree(lambda: os.ftruncate(self._window, end) if self.rank == 0 else None)
+        self._agree(lambda: os.ftruncate(self._window, end) if self.seat == 0 else None)
         self._num_bytes = end
         sections = list[np.ndarray]()
         self._agree(lambda: sections.append(self._map(starts[0], end - starts[0])))
-        mine = max(num_bytes[self.rank], 1)
-        self._agree(lambda: os.posix_fallocate(self._window, starts[self.rank], mine))
-        self._own.append((starts[self.rank], mine))
+        mine = max(num_bytes[self.seat], 1)
+        self._agree(lambda: os.posix_fallocate(self._window, starts[self.seat], mine))
+        self._own.append((starts[self.seat], mine))
         return [sections[0][start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
 
     def count_pages(self) -> Counter[int] | None:
@@ -149,7 +150,7 @@ class Comm:
         try:
             action()
         except OSError as error:
-            failure = MachineError(f"rank {self.rank} cannot share memory with the others: {limits.reason(error.errno or 0)}")
+            failure = MachineError(f"rank {self.seat} cannot share memory with the others: {limits.reason(error.errno or 0)}")
         self.agree(failure)
 
     def abort(self, text: str) -> None:
