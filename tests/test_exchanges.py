@@ -1,5 +1,6 @@
 """The C runtime under random exchanges, with sanitizers; and each condition of the protocol taken out once, which must be seen."""
 
+import re
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -202,3 +203,24 @@ def outcomes(request, build):
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(outcomes, fault):
     assert outcomes[fault].result().returncode != 0
+
+
+# ---------------------------------------------------------------- its README
+
+
+def test_the_readmes_commands(tmp_path):
+    """As they stand, with fewer Steps, in a folder that holds the same folders."""
+    for folder in (NATIVE, TESTS):
+        (tmp_path / folder.name).symlink_to(folder)
+    commands = re.findall(r"```sh elsewhere\n(.*?)```", (NATIVE / "README.md").read_text(), re.DOTALL)
+    assert len(commands) == 1
+    result = run("sh", "-ec", f"cd {tmp_path}\n{commands[0].replace('6000 1', '600 1')}")
+    if "cannot find" in result.stderr:
+        pytest.skip("gcc has no sanitizer runtime here")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "WARNING: ThreadSanitizer" not in result.stderr
+
+
+def test_the_readme_names_every_file():
+    rows = re.findall(r"^\| `(\w+\.c)` \|", (NATIVE / "README.md").read_text(), re.MULTILINE)
+    assert sorted(rows) == sorted(file.name for file in NATIVE.glob("*.c"))
