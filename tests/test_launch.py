@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from support.machines.sysfs import write, write_process
 
+from numatp.cli.main import COMMANDS, has_work
 from numatp.errors import MachineError
 from numatp.machine.launch import OWN_AFFINITY, Launch, allowed_cpus, find_launcher, read_launch
 from numatp.machine.topology import format_cpulist, read_machine
@@ -101,6 +102,24 @@ def test_ranks_that_cannot_be(tmp_path: Path) -> None:
     processes(tmp_path, "slurmstepd")
     with pytest.raises(MachineError, match="SLURM_CPUS_ON_NODE='x'"):
         allowed_cpus(tmp_path, 50, SRUN | {"SLURM_CPUS_ON_NODE": "x"})
+
+
+def test_one_process_does_what_needs_no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that quantize would write one file at the same time."""
+    alone = ("inspect", "quantize", "pull")
+    for name in [name for name in os.environ if name.startswith(("OMPI_COMM", "PMI", "SLURM"))]:
+        monkeypatch.delenv(name)
+    assert all(has_work(command) for command in COMMANDS)
+    monkeypatch.setenv("PMIX_RANK", "0")
+    assert has_work("generate")  # which asks by itself
+    for command in alone:
+        with pytest.raises(MachineError, match="PMIX_RANK=0"):
+            has_work(command)
+    for name, value in OPENMPI.items():
+        monkeypatch.setenv(name, value)
+    for rank in range(4):
+        monkeypatch.setenv("OMPI_COMM_WORLD_RANK", str(rank))
+        assert all(has_work(command) == (rank == 0 or command not in alone) for command in COMMANDS)
 
 
 def processes(root: Path, launcher: str, given: str = "0-63", own: str = "0") -> Path:

@@ -24,6 +24,7 @@ COMMANDS = {
     "quantize": "write a model in a smaller format",
     "inspect": "what is in a model, and what would compute it",
 }
+ALONE = {"pull", "quantize", "inspect"}  # work of one process: of those that a launcher started the first does it
 FAILURE, INTERRUPTED = 1, 130
 PATIENCE = 3  # seconds
 
@@ -51,6 +52,8 @@ def main() -> None:
                 command = commands.add_parser(name, help=text, description=text)
                 importlib.import_module(f"numatp.cli.{name}").add_arguments(command)
         arguments = parser.parse_args()
+        if not has_work(arguments.command):
+            sys.exit(0)
         status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
     except NumatpError as error:
         status = error.exit_status
@@ -90,15 +93,25 @@ def open_streams() -> None:
     sys.stdin.reconfigure(encoding="utf-8", errors="strict")
 
 
-def speaks() -> bool:
-    """Whether this process is the one of its job that talks to the user."""
+def has_work(command: str) -> bool:
+    """Whether this process is one that the command needs."""
+    return command not in ALONE or is_first()
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0 of those that a launcher started, or there is no launcher. NumatpError if nobody can tell."""
     from numatp.machine.launch import read_launch
 
+    launched = read_launch()
+    return launched is None or launched.rank == 0
+
+
+def speaks() -> bool:
+    """Whether this process is the one of its job that talks to the user."""
     try:
-        launched = read_launch()
+        return is_first()
     except NumatpError:
         return True
-    return launched is None or launched.rank == 0
 
 
 def say(line: str) -> None:
