@@ -71,6 +71,25 @@ def site():
     )  # fmt: skip
 
 
+def test_a_rank_and_its_seat_are_two_numbers():
+    """As rank 2 at seat 1 of 3 of a second host: it writes the partial of its seat, sums those of its host; and who adds the bias goes by the rank."""
+    partials = tuple(np.array([100, 200, 300], np.uint64) + parity for parity in (0, 50))
+
+    def ops_of(rank, seat):
+        ops = Ops("some words", replace(site(), rank=rank, seat=seat, seats=3, partials=partials), 16)
+        matrix = Matrix("blk.0.some.weight", quants.format_of("Q8_0", ""), 0, 64, 64)
+        x = ops.embed(replace(matrix, name="embedding"), 0)
+        ops.add_product(x, x, matrix, Vector("bias", 0, 64))
+        return {op.name: op for op in ops.finish().ops}
+
+    here = ops_of(rank=2, seat=1)
+    assert {access.buffer.address for access in here["matmul_q8_0.matmul"].writes} == {200}
+    assert {access.buffer.address for access in here["matmul_q8_0.embed"].writes} == {250}
+    assert here["exchange.sum_partials"].record["ranks"][0] == 3
+    assert "sync" in here
+    assert [(rank, seat) for rank in (0, 1) for seat in (0, 1) if "bias.add_bias" in ops_of(rank, seat)] == [(0, 0), (0, 1)]
+
+
 @pytest.mark.parametrize("rows", [1, 16])
 def test_two_values_made_alike_are_two(rows):
     def record(p, x, matrix, norm):
