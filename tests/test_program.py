@@ -72,7 +72,7 @@ def site():
 
 
 def test_a_rank_and_its_seat_are_two_numbers():
-    """As rank 2 at seat 1 of 3 of a second host: it writes the partial of its seat, sums those of its host; and who adds the bias goes by the rank."""
+    """Rank 2 at seat 1 of a second host writes the partial of its seat and sums those of its host; rank 0 alone adds a bias."""
     partials = tuple(np.array([100, 200, 300], np.uint64) + parity for parity in (0, 50))
 
     def ops_of(rank, seat):
