@@ -381,6 +381,4 @@ class HuggingFaceFile(ModelFile):
 def _changed(info: TensorInfo, change: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...]) -> Assembled:
     """A vector or small table whose numbers GGUF has otherwise. shape: of the folder's numbers, without dimensions of 1."""
     changed = change(np.zeros(shape, np.float32)).shape
-    return Assembled(
-        info.name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape))
-    )
+    return Assembled(info.name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape)))

@@ -24,8 +24,7 @@ HUGGING_FACE = HuggingFace(
     | ATTENTION
     | FFN
     | {f"blk.{{layer}}.attn_{name}_norm.weight": f"model.layers.{{layer}}.self_attn.{name}_norm.weight" for name in "qk"},
-    only=ONLY
-    | {"hidden_act": "silu", "attention_bias": False},
+    only=ONLY | {"hidden_act": "silu", "attention_bias": False},
     switched={f"blk.{{layer}}.attn_{name}_norm.weight": "use_qk_norm" for name in "qk"},
     tied=True,
 )

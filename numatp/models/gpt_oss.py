@@ -76,8 +76,7 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.ffn_down_exps.bias": f"{EXPERTS}.down_proj_bias",
     },
     unwritten={"rope.scaling.yarn_truncate": TRUNCATE},
-    only=ONLY
-    | {"hidden_act": "silu", "attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+    only=ONLY | {"hidden_act": "silu", "attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
 )
 
 

@@ -93,8 +93,7 @@ HUGGING_FACE = HuggingFace(
             ("ssm_out.weight", "out_proj.weight", None, None),
         )
     },
-    only=ONLY
-    | {"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    only=ONLY | {"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
     further=("mtp.*",),
 )
 
