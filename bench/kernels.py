@@ -33,7 +33,7 @@ def child(options):
     from numatp.program.values import Buffer, Value
     from numatp.quants.table import FORMATS
     from numatp.ranks.alone import alone
-    from numatp.weights.loader import Matrix, Vector
+    from numatp.weights.matrix import Matrix, Vector
 
     cpus = sorted(os.sched_getaffinity(0))
     machine = topology.read_machine()

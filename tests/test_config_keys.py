@@ -13,7 +13,7 @@ from support.models.golden import GOLDEN
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.weights.loader import plan
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 RECORDED = json.loads((TESTS / "data/config_keys.json").read_text())
@@ -36,7 +36,7 @@ def read(folder, config):
         spec = model.read_spec(file)
         if spec.context < PROMPT:
             return None, f"{folder}: the prompt is longer than what the model was trained for"
-        slices, _ = plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+        slices, _ = cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
         floats = [info.values().tolist() for name, info in file.tensors.items() if name == "rope_freqs.weight"]
         return repr((spec, spec.rope.frequencies.tolist(), [piece.target for piece in slices], floats)), ""
     except UserError as refusal:

@@ -15,7 +15,7 @@ from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.safetensors import read_bytes
 from numatp.text.tokenizer import Tokenizer
-from numatp.weights.loader import notes, plan
+from numatp.weights.rules import cut, notes
 from numatp.weights.splits import split
 
 
@@ -95,8 +95,8 @@ def test_what_is_quantized(tmp_path):
     ):  # fmt: skip
         file, model = models.open_model(path)
         spec = model.read_spec(file)
-        slices, _ = plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1), quantize)
-        found = {piece.target.name: piece.format.name for piece in slices}
+        slices, _ = cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1), quantize)
+        found = {piece.name: piece.format.name for piece in slices}
         assert set(found.values()) == kinds
         assert found["blk.0.ffn_gate_inp.weight"] == found["output_norm.weight"] == "F32"
         counts = [int(note.split()[0]) for note in notes(slices)]

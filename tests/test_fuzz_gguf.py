@@ -22,7 +22,7 @@ from numatp.files.gguf import TENSOR_TYPES, read_gguf
 from numatp.files.gguf_header import SCALARS
 from numatp.models import llama
 from numatp.text.tokenizer import Tokenizer
-from numatp.weights.loader import plan
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
@@ -358,7 +358,7 @@ def test_the_sizes_of_a_model(path, wrong, shapes, absent, ranks):
             spec = llama.read_spec(file)
             sizes = spec.sizes
             assert sizes.heads == sizes.kv_heads * sizes.group
-            slices = [plan(file, llama.rules(spec), sizes, split(sizes, rank, ranks))[0] for rank in range(ranks)]
+            slices = [cut(file, llama.rules(spec), sizes, split(sizes, rank, ranks))[0] for rank in range(ranks)]
         except UserError as error:
             one_line(error)
             return

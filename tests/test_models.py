@@ -11,8 +11,8 @@ from support.models.golden import FEATURES, GOLDEN
 
 from numatp import models
 from numatp.errors import UserError
-from numatp.models.spec import Attention, Recurrent
-from numatp.weights.loader import plan
+from numatp.models.layers import Attention, Recurrent
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
@@ -88,7 +88,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
     def refusal():
         spec = module.read_spec(file)
         with pytest.raises(UserError) as refused:
-            plan(file, module.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+            cut(file, module.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
         assert str(refused.value).startswith(str(file.path))
         assert "\n" not in str(refused.value)
         return str(refused.value)
@@ -107,11 +107,12 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
 
 
 def test_kinds_of_layers(tmp_path, monkeypatch):
-    window = Attention(tiny_cohere2.SIZES["window"])
+    size = tiny_cohere2.SIZES["head_size"]
+    window, everything = Attention(size, size, tiny_cohere2.SIZES["window"]), Attention(size, size)
     cohere2 = written(tmp_path, tiny_cohere2, monkeypatch)
-    assert spec_of(cohere2).layers == (window, window, window, Attention(), window)
+    assert spec_of(cohere2).layers == (window, window, window, everything, window)
     cohere2 = written(tmp_path, tiny_cohere2, monkeypatch, [("add_sliding_window_pattern", 2)])
-    assert spec_of(cohere2).layers == (window, Attention(), window, Attention(), window)
+    assert spec_of(cohere2).layers == (window, everything, window, everything, window)
     spec = spec_of(written(tmp_path, tiny_qwen3next, monkeypatch))
     assert [isinstance(layer, Recurrent) for layer in spec.layers] == [True, True, True, False, True]
     # Of 5 key heads of 32 values and twice as many value heads: 3 conv inputs of their channels, and their matrices, as float32.

@@ -19,7 +19,7 @@ from numatp.program.ops import Ops
 from numatp.program.recorder import Site
 from numatp.program.step import StepShape, StepWindow
 from numatp.program.values import PRIVATE, Access, Buffer, Overwritten, Pointer, Value
-from numatp.weights.loader import Matrix, Vector
+from numatp.weights.matrix import Matrix, Vector
 
 pytestmark = pytest.mark.beside
 
@@ -98,6 +98,14 @@ def test_two_values_made_alike_are_two(rows):
 
     buffers = [life.buffer for life in recorded(rows, record).place().layout.lives if life.buffer.name == "blk.0.norm"]
     assert len({buffer.address for buffer in buffers}) == 2
+
+
+@pytest.mark.parametrize("rows", [1, 16])
+def test_a_rank_may_have_nothing_of_a_value(rows):
+    def record(p, x, matrix, norm):
+        p.add_product(x, p.silu_gate(p.matmul(x, replace(matrix, rows=0))), replace(matrix, columns=0))
+
+    assert all(life.buffer.address for life in recorded(rows, record).place().layout.lives)
 
 
 @pytest.mark.parametrize("rows", [1, 16])

@@ -3,7 +3,9 @@
 import pytest
 
 from numatp.errors import UserError
-from numatp.weights.splits import Sizes, part, shares_of, split
+from numatp.models.qwen3next import linear_sizes
+from numatp.models.spec import decoder_sizes
+from numatp.weights.splits import Cut, Shared, Sizes, cut_columns, part, shares_of, split
 
 pytestmark = pytest.mark.beside
 
@@ -58,7 +60,7 @@ def test_shares_by_bandwidth():
 @pytest.mark.parametrize("size", range(1, 6))
 @pytest.mark.parametrize(("heads", "kv_heads", "head_size"), [(9, 3, 64), (8, 1, 128), (6, 6, 48), (64, 8, 80)])
 def test_a_rank_holds_the_kv_heads_that_its_heads_read(heads, kv_heads, head_size, size):
-    sizes = Sizes(width=64, heads=heads, kv_heads=kv_heads, head_size=head_size, ffn=96, vocab=100)
+    sizes = decoder_sizes(width=64, heads=heads, kv_heads=kv_heads, head_size=head_size, vocab=100, ffn=cut_columns(96))
     for rank in range(size):
         own = split(sizes, rank, size)
         assert set(own.kv_heads) == {head // sizes.group for head in own.heads}
@@ -68,10 +70,18 @@ def test_a_rank_holds_the_kv_heads_that_its_heads_read(heads, kv_heads, head_siz
 @pytest.mark.parametrize("size", range(1, 6))
 @pytest.mark.parametrize(("key_heads", "value_heads", "head_size"), [(16, 32, 128), (5, 10, 32), (7, 7, 16), (0, 0, 0)])
 def test_linear_heads_are_cut_where_whole_columns_begin(key_heads, value_heads, head_size, size):
-    sizes = Sizes(
-        width=64, heads=4, kv_heads=2, head_size=32, ffn=96, vocab=100, linear_key_heads=key_heads, linear_value_heads=value_heads,
-        linear_head_size=head_size,
-    )  # fmt: skip
+    sizes = Sizes(**linear_sizes(key_heads, value_heads, head_size))
     parts = [split(sizes, rank, size).linear_key_heads for rank in range(size)]
     assert [head for one in parts for head in one] == list(range(key_heads))
     assert all(one.start * sizes.linear_group * head_size % 32 == 0 or one.start == key_heads for one in parts)
+
+
+def test_a_word_that_no_other_model_has():
+    """Sizes, and how they are cut, are the architecture's: nothing here knows these words."""
+    sizes = Sizes(latent=96, pipes=Cut(10, 4), valves=Shared(5, "pipes", 2))
+    assert sizes.pipes == sizes["pipes"] == 10 and sizes.valves == 5 and "taps" not in sizes
+    with pytest.raises(AttributeError, match="taps"):
+        _ = sizes.taps
+    cuts = [split(sizes, rank, 2) for rank in (0, 1)]
+    assert [(one.pipes, one.valves) for one in cuts] == [(range(4), range(2)), (range(4, 10), range(2, 5))]
+    assert "latent" not in cuts[0] and cuts[0].get("latent", range(96)) == range(96)

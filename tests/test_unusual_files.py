@@ -9,7 +9,7 @@ from support.models.golden import GOLDEN
 from numatp import models
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-from numatp.weights.loader import plan
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
@@ -40,7 +40,7 @@ def opened(path):
     """(the file, its spec) after all that an engine does before it loads."""
     file, model = models.open_model(path)
     spec = model.read_spec(file)
-    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
     return file, spec
 
 

@@ -11,7 +11,7 @@ from numatp import models
 from numatp.errors import UserError
 from numatp.files.huggingface import Assembled
 from numatp.files.safetensors import read_floats
-from numatp.weights.loader import plan
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
@@ -23,7 +23,7 @@ def opened(path):
     """(the file, its spec) after all that an engine does before it loads."""
     file, model = models.open_model(path)
     spec = model.read_spec(file)
-    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
     return file, spec
 
 

@@ -12,7 +12,7 @@ from support.models.quantized_folders import LAYOUTS, awq_settings, compressed, 
 from numatp import models
 from numatp.errors import UserError
 from numatp.files.safetensors import read_header
-from numatp.weights.loader import plan
+from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
@@ -22,7 +22,7 @@ def check(path):
     """All that an engine does before it loads, as one of two ranks."""
     file, model = models.open_model(path)
     spec = model.read_spec(file)
-    return plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 2), "q8")
+    return cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 2), "q8")
 
 
 def refused(path, *words):

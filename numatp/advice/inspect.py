@@ -11,14 +11,15 @@ import numpy as np
 from numatp import models
 from numatp.engine.cache import num_blocks
 from numatp.engine.job import Job
-from numatp.engine.load import Model, lay_out, name_of, read_spec
+from numatp.engine.load import Model, lay_out, name_of
 from numatp.errors import UserError
 from numatp.models.spec import Spec
 from numatp.program.builder import Program
 from numatp.program.ops import Ops
 from numatp.program.recorder import Site
 from numatp.program.step import StepShape, StepWindow
-from numatp.weights.loader import Slice, Vector, Weights, notes
+from numatp.weights.load import Weights
+from numatp.weights.rules import Slice, notes
 
 ROWS = 16  # of the Step that stands for prompts
 
@@ -42,11 +43,11 @@ def support_of(path: Path) -> Support:
     try:
         file, architecture = models.open_model(path)
         support.architecture = name_of(architecture)
-        support.spec = spec = read_spec(file, architecture)
+        support.spec = spec = architecture.read_spec(file)
         model = Model(file, architecture, spec)
         layout = lay_out(model, Job(str(path), context=min(spec.context, 512), max_rows=ROWS), 0, [0], {})
         slices, support.num_bytes = layout.slices, layout.weight_bytes
-        support.types = {piece.info.name: "F32" if isinstance(piece.target, Vector) else type_name(piece) for piece in slices}
+        support.types = {piece.info.name: type_name(piece) if piece.rule.in_tiles else "F32" for piece in slices}
         support.notes = file.notes + notes(slices)
         # Addresses that nobody will use.
         shape = StepShape(layout.max_rows, 1, num_blocks(layout.context), len(layout.pools))

@@ -12,7 +12,6 @@ from numatp.engine.draft import (
     RankPlan,
     bytes_by_kind,
     counts_of,
-    exchanges,
     fastest,
     fits,
     shares_wanted,
@@ -67,7 +66,7 @@ def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = No
     held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
     return ModelPlan(
         model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
-        layers=len(model.spec.layers), exchanges=exchanges(model), ranks=tuple(chosen.ranks),
+        layers=len(model.spec.layers), exchanges=model.spec.exchanges, ranks=tuple(chosen.ranks),
         stored_twice={kind: size - one[kind] for kind, size in sorted(chosen.kinds.items()) if size > one[kind]},
         kv_heads_twice=tuple(sorted({head for head in held if held.count(head) > 1})), rooms=tuple(chosen.rooms),
         limit=chosen.limit, predictions=tuple(drafts[count].prediction for count in sorted(drafts)), snapshot=machine,

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-from dataclasses import asdict
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def describe(path: Path) -> dict[str, Any]:
         "path": str(path), "file_bytes": source.size,
         "architecture": support.architecture or declared(source), "name": name_of(source),
         "supported": not (support.reason or tokenizer["reason"]), "reason": support.reason or tokenizer["reason"],
-        "sizes": asdict(support.spec.sizes) | {"layers": len(support.spec.layers), "context": support.spec.context}
+        "sizes": dict(support.spec.sizes) | {"layers": len(support.spec.layers), "context": support.spec.context}
         if support.spec else None,
         "weights": weights, "weight_bytes": num_bytes, "bits_per_weight": 8 * num_bytes / max(weights, 1),
         "memory_bytes": support.num_bytes or None, "types": summary_of(source.tensors), "notes": support.notes,

@@ -13,7 +13,7 @@ from numatp.machine import snapshot
 from numatp.machine.launch import read_launch
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
-from numatp.weights.loader import QUANTIZED
+from numatp.weights.rules import QUANTIZED
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -53,10 +53,10 @@ def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
     from numatp import models
     from numatp.files.recommended import encoded_sampling
     from numatp.text.gguf_vocabulary import vocabulary
-    from numatp.weights.loader import plan
+    from numatp.weights.rules import cut
     from numatp.weights.splits import split
 
     file, model = models.open_model(path)
     spec = model.read_spec(file)
-    plan(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
+    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
     return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab)

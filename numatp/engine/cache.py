@@ -4,11 +4,13 @@ Keys and values lie in blocks of tokens. Layers that keep the same tokens (all, 
 pool holds all its layers side by side, so that memory is touched as it is needed. Recurrent layers have one slot per sequence.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes
-from numatp.models.spec import Attention, Recurrent, Spec
-from numatp.program.values import Buffer, LayerCache, LayerState
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
+from numatp.models.layers import InBlocks, InSlots
+from numatp.models.spec import Spec
+from numatp.program.values import LayerCache, LayerState
 from numatp.weights.splits import Split
 
 
@@ -21,16 +23,16 @@ class Pool:
     """Blocks of the layers that keep the same tokens."""
 
     window: int  # tokens that a row sees
-    layers: tuple[int, ...]
+    layers: Mapping[int, InBlocks]  # by their numbers
     blocks: int
 
 
 def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> list[Pool]:
     """context: tokens that all sequences together can have. The same on every rank."""
     pools = []
-    kept = [layer.window or NO_WINDOW for layer in spec.layers if isinstance(layer, Attention)]
-    for window in sorted(set(kept), reverse=True):
-        layers = tuple(i for i, x in enumerate(spec.layers) if isinstance(x, Attention) and (x.window or NO_WINDOW) == window)
+    kept = {i: layer for i, layer in enumerate(spec.layers) if isinstance(layer, InBlocks)}
+    for window in sorted({layer.seen for layer in kept.values()}, reverse=True):
+        layers = {i: layer for i, layer in kept.items() if layer.seen == window}
         # A sequence's last block is rarely full; a window moves on only when a whole Step is done.
         blocks = num_blocks(context) + max_sequences - 1
         if window != NO_WINDOW:
@@ -41,50 +43,42 @@ def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> lis
 
 def read_bytes(spec: Spec, split: Split, tokens: int, cache_type: str) -> int:
     """What one rank reads of its cache to decode one more token after `tokens` others."""
-    token, total = 2 * len(split.kv_heads) * cache_bytes(cache_type, spec.sizes.head_size) // CACHE_BLOCK, 0
-    for layer in spec.layers:
-        total += layer.state_bytes(split) if isinstance(layer, Recurrent) else token * min(tokens, layer.window or tokens)
-    return total
+    return sum(layer.read_bytes(split, cache_type, tokens) for layer in spec.layers)
 
 
 class CacheLayout:
-    """Where each layer's part of this rank's cache lies."""
+    """Where each layer's part of this rank's cache lies; the layers say how many bytes it has."""
 
     def __init__(self, spec: Spec, split: Split, pools: list[Pool], max_sequences: int, cache_type: str):
-        self._type = cache_type
-        self._part = len(split.kv_heads) * cache_bytes(cache_type, spec.sizes.head_size)  # keys of one layer in one block
-        self._pools, self._starts, end = pools, [], 0
-        for pool in pools:
-            self._starts.append(end)
-            end += pool.blocks * 2 * self._part * len(pool.layers)
-        self._layers = spec.layers
-        self._states = {}
+        self._layers, self._split, self._type = spec.layers, split, cache_type
+        self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
+        self._in_slots: dict[int, tuple[int, int]] = {}  # (its start, bytes from slot to slot)
+        end = 0
+        for table, pool in enumerate(pools):
+            start = end
+            sizes = {i: layer.block_bytes(split, cache_type) for i, layer in pool.layers.items()}
+            for i, size in sizes.items():
+                self._in_blocks[i] = start, sum(sizes.values()), table
+                start += size
+            end += pool.blocks * sum(sizes.values())
         for i, layer in enumerate(spec.layers):
-            if isinstance(layer, Recurrent):
-                slot = (layer.state_bytes(split) + 63) // 64 * 64
-                self._states[i] = end, slot
+            if isinstance(layer, InSlots):
+                slot = (layer.slot_bytes(split) + 63) // 64 * 64
+                self._in_slots[i] = end, slot
                 end += slot * max_sequences
         self.num_bytes = max(end, 1)
 
-    @property
-    def token_bytes(self) -> int:
-        """Of one token in one layer, keys and values, for this rank's KV heads."""
-        return 2 * self._part // CACHE_BLOCK
-
     def at(self, address: int) -> list[LayerCache | LayerState]:
         """Each layer's part of a cache at `address`."""
-        layers: dict[int, LayerCache | LayerState] = {}
-        for table, (pool, start) in enumerate(zip(self._pools, self._starts, strict=True)):
-            stride = 2 * self._part * len(pool.layers)
-            for place, i in enumerate(pool.layers):
-                keys = address + start + 2 * place * self._part
-                layers[i] = LayerCache(
-                    Buffer(f"keys{i}", stride, keys), Buffer(f"values{i}", stride, keys + self._part), table, self._type,
-                    pool.window,
-                )  # fmt: skip
-        for i, (start, slot) in self._states.items():
-            layers[i] = LayerState(Buffer(f"state{i}", slot, address + start))
-        return [layers[i] for i in range(len(self._layers))]
+        layers: list[LayerCache | LayerState] = []
+        for i, layer in enumerate(self._layers):
+            if isinstance(layer, InBlocks):
+                start, stride, table = self._in_blocks[i]
+                layers.append(layer.placed(str(i), address + start, stride, table, self._split, self._type))
+            else:
+                start, slot = self._in_slots[i]
+                layers.append(layer.placed(str(i), address + start, slot))
+        return layers
 
 
 class Blocks:

@@ -26,11 +26,9 @@ from numatp.machine import placement, snapshot
 from numatp.machine.snapshot import Snapshot
 from numatp.models import shapes
 from numatp.models.spec import Spec
-from numatp.weights.loader import Matrix, Rule, Slice
-from numatp.weights.loader import plan as plan_slices
+from numatp.weights.rules import Rule, Slice, cut
 from numatp.weights.splits import Split, shares_of, split
 
-SECOND_NORMS = ("ffn_norm", "post_attention_norm")  # a layer with one of them has an exchange after attention as well
 # Of one all-reduce between ranks: a flag and then data, each fetched from the other socket. One such fetch takes 0.41 to 0.45 us
 # on 2x Xeon 6980P (ik_llama.cpp discussion 201); what 32 lanes fetch at once overlaps, and ranks never arrive together.
 EXCHANGE_SECONDS = 2e-6
@@ -43,7 +41,6 @@ class Header:
     file: ModelFile
     spec: Spec
     rules: list[Rule]
-    experts_used: int  # by each token
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def read_header(model: str) -> Header:
             raise UserError(f"{error}; shapes that need no file: {shapes.names()}") from None
         file, architecture = models.open_model(path)
     spec = architecture.read_spec(file)
-    return Header(file, spec, architecture.rules(spec), getattr(spec, "experts_used", 0))
+    return Header(file, spec, architecture.rules(spec))
 
 
 def choose_ranks(job: Job) -> int:
@@ -119,7 +116,7 @@ class Draft:
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
         spec, context = model.spec, context_of(job, model.spec.context)
         pools = pools_of(spec, context, job.max_sequences, rows_of(job, context))
-        kept = cache_type_of(job, spec.sizes.head_size)
+        kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
         places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
@@ -127,12 +124,13 @@ class Draft:
         wish = job.tensor_split if isinstance(job.tensor_split, str) or size == len(job.tensor_split or ()) else None
         shares = shares_of(wish, [place.node for place in places], machine.bandwidth)
         for place in places:
-            cut = split(spec.sizes, place.seat, size, shares)
-            slices, weight_bytes = slices_of(model, job, cut)
+            mine = split(spec.sizes, place.seat, size, shares)
+            slices, weight_bytes = slices_of(model, job, mine)
             self.kinds += bytes_by_kind(slices)
-            cache, read = CacheLayout(spec, cut, pools, job.max_sequences, kept), sum(_read_per_token(s, model) for s in slices)
-            own = (place.seat, place.node, place.cpus, cut.heads, cut.kv_heads, weight_bytes, cache.num_bytes, read)
-            self.ranks.append(RankPlan(*own, read_bytes(spec, cut, context, kept), read_bytes(spec, cut, 0, kept)))
+            cache, read = CacheLayout(spec, mine, pools, job.max_sequences, kept), sum(_read_per_token(s, spec) for s in slices)
+            kv_heads = mine.get("kv_heads", range(0))
+            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, weight_bytes, cache.num_bytes, read)
+            self.ranks.append(RankPlan(*own, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept)))
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
@@ -140,7 +138,7 @@ class Draft:
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
         self.limit = None if machine.limit is None else max(0, machine.limit - size * PROCESS_BYTES)  # left for the rooms' bytes
         nodes = tuple(sorted({rank.node for rank in self.ranks}))
-        num_exchanges = exchanges(model) if size > 1 else 0
+        num_exchanges = spec.exchanges if size > 1 else 0
         empty, full = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
         for rank in self.ranks:
             empty[rank.node] += rank.read_bytes + rank.state_read_bytes
@@ -181,29 +179,22 @@ def seconds_per_token(read_bytes: Mapping[int, float], bandwidth: Mapping[int, f
     return max(size / bandwidth[node] for node, size in read_bytes.items()) + exchanges * EXCHANGE_SECONDS
 
 
-def _read_per_token(piece: Slice, model: Header) -> int:
+def _read_per_token(piece: Slice, spec: Spec) -> int:
     """As the ops count it (Op.num_bytes): matrices, of which the embedding is read only where it is the output matrix too."""
-    target = piece.target
-    if not isinstance(target, Matrix) or (piece.info.name == "token_embd.weight" and not model.spec.tied):
+    if not piece.rule.in_tiles or piece.rule.kind == "embedding":
         return 0
-    return target.num_bytes if target.experts == 1 else target.num_bytes // target.experts * model.experts_used
+    return piece.num_bytes // piece.stacked * spec.experts_used if piece.rule.stack == "experts" else piece.num_bytes
 
 
-def exchanges(model: Header) -> int:
-    """Per token: one for the embedding, one for each layer, and one more where its two halves follow each other."""
-    names = {rule.name.rpartition(".")[0] for rule in model.rules}
-    return 1 + sum(1 + any(f"blk.{layer}.{norm}" in names for norm in SECOND_NORMS) for layer in range(len(model.spec.layers)))
-
-
-def slices_of(model: Header, job: Job, cut: Split) -> tuple[list[Slice], int]:
-    return plan_slices(model.file, model.rules, model.spec.sizes, cut, quantize_of(job, model.file))
+def slices_of(model: Header, job: Job, mine: Split) -> tuple[list[Slice], int]:
+    return cut(model.file, model.rules, model.spec.sizes, mine, quantize_of(job, model.file))
 
 
 def bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:
     """In memory, by what a tensor is called in its layer: attn_k of blk.7.attn_k.weight."""
     kinds: Counter[str] = Counter()
     for piece in slices:
-        kinds[re.sub(r"^blk\.\d+\.|\.weight$", "", piece.info.name)] += piece.target.num_bytes
+        kinds[re.sub(r"^blk\.\d+\.|\.weight$", "", piece.info.name)] += piece.num_bytes
     return kinds
 
 

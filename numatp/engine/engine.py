@@ -23,7 +23,7 @@ from numatp.files.measured import read_bandwidth
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits
 from numatp.program.step import Span
-from numatp.weights.loader import notes
+from numatp.weights.rules import notes
 
 
 class Engine:

@@ -1,6 +1,6 @@
 """What one run of the engine is asked to do; the same on every rank, and small enough to hand to a worker process."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from numatp.kernels.layout import CACHE_TYPES
 
 if TYPE_CHECKING:
     from numatp.files.model_file import ModelFile
+    from numatp.models.layers import Layer
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
@@ -43,12 +44,13 @@ def context_of(job: Job, trained: int) -> int:
     return context
 
 
-def cache_type_of(job: Job, head_size: int) -> str:
-    """UserError where heads of this size cannot be kept so."""
+def cache_type_of(job: Job, layers: "Iterable[Layer]") -> str:
+    """UserError where a layer's keys and values cannot be kept so."""
     if job.cache_type not in CACHE_TYPES:
         raise UserError(f"the cache cannot be of type {job.cache_type!r}; choose from {', '.join(CACHE_TYPES)}")
-    if job.cache_type == "q8_0" and head_size % 32:
-        raise UserError(f"a q8_0 cache keeps heads in blocks of 32, and this model's have {head_size}: use f16")
+    for layer in layers:
+        if refusal := layer.refusal(job.cache_type):
+            raise UserError(refusal)
     return job.cache_type
 
 
@@ -60,7 +62,7 @@ def default_quantize(file: "ModelFile") -> str:
 
 
 def quantize_of(job: Job, file: "ModelFile") -> str:
-    from numatp.weights.loader import QUANTIZED  # loads numpy too
+    from numatp.weights.rules import QUANTIZED  # loads numpy too
 
     if job.quantize not in (None, *QUANTIZED):
         raise UserError(f"quantize is {job.quantize!r}; choose from {', '.join(QUANTIZED)}")

@@ -16,15 +16,15 @@ from numatp import models
 from numatp.engine.arenas import Arenas
 from numatp.engine.cache import CacheLayout, Pool, pools_of
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of
-from numatp.errors import MachineError, UserError
+from numatp.errors import MachineError
 from numatp.files.model_file import ModelFile
 from numatp.kernels.compile import kernel_cache
-from numatp.kernels.layout import MAX_HEAD_SIZE
 from numatp.machine import pages, policy
 from numatp.machine.placement import Placement
 from numatp.models.spec import Spec
 from numatp.ranks.world import World
-from numatp.weights.loader import Slice, Weights, plan
+from numatp.weights.load import Weights
+from numatp.weights.rules import Slice, cut
 from numatp.weights.splits import Split, shares_of, split
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
@@ -70,7 +70,7 @@ class Loaded:
 def open_model(job: Job) -> Model:
     """UserError for what cannot be read or computed."""
     file, architecture = models.open_model(job.model)
-    return Model(file, architecture, read_spec(file, architecture))
+    return Model(file, architecture, architecture.read_spec(file))
 
 
 def name_of(architecture: ModuleType) -> str:
@@ -78,28 +78,16 @@ def name_of(architecture: ModuleType) -> str:
     return architecture.__name__.rpartition(".")[2].replace("_", "-")
 
 
-def read_spec(file: ModelFile, architecture: ModuleType) -> Spec:
-    """UserError for what no kernel computes."""
-    spec: Spec = architecture.read_spec(file)
-    sizes = spec.sizes
-    if sizes.head_size % 16 or sizes.head_size > MAX_HEAD_SIZE or sizes.width % 32 or sizes.ffn % 32:
-        raise UserError(
-            f"{file.path}: head size {sizes.head_size}, width {sizes.width} and FFN size {sizes.ffn} must be "
-            f"multiples of 16 up to {MAX_HEAD_SIZE}, of 32 and of 32; this model cannot be computed yet"
-        )
-    return spec
-
-
 def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> Layout:
     """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places."""
     spec = model.spec
     context = context_of(job, spec.context)
     max_rows = rows_of(job, context)
-    cut = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
-    slices, weight_bytes = plan(model.file, model.architecture.rules(spec), spec.sizes, cut, quantize_of(job, model.file))
+    mine = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
+    slices, weight_bytes = cut(model.file, model.architecture.rules(spec), spec.sizes, mine, quantize_of(job, model.file))
     pools = pools_of(spec, context, job.max_sequences, max_rows)
-    cache = CacheLayout(spec, cut, pools, job.max_sequences, cache_type_of(job, spec.sizes.head_size))
-    return Layout(context, max_rows, cut, slices, weight_bytes, pools, cache)
+    cache = CacheLayout(spec, mine, pools, job.max_sequences, cache_type_of(job, spec.layers))
+    return Layout(context, max_rows, mine, slices, weight_bytes, pools, cache)
 
 
 def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:

@@ -18,6 +18,13 @@ def cache_bytes(cache_type: str, size: int) -> int:
     return CACHE_BLOCK // KEY_TILE * ((size // 32 * (KEY_TILE * 34) + 63) // 64 * 64)
 
 
+def cache_refusal(cache_type: str, size: int) -> str:
+    """Why heads of this size cannot be kept so, "" if they can."""
+    if cache_type == "q8_0" and size % 32:
+        return f"a q8_0 cache keeps heads in blocks of 32, and this model's have {size}: use f16"
+    return ""
+
+
 def conv_bytes(channels: int, width: int) -> int:
     """Bytes of the convolution's part of a gated delta layer's state."""
     return (width - 1) * channels * 4

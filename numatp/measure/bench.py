@@ -5,23 +5,24 @@ that have to be made, whichever is longer. A result above it has no share of it:
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import prod
 from random import Random
 
 from numatp.engine.cache import Tables
-from numatp.engine.load import name_of
 from numatp.engine.programs import MANY_ROWS, ONE_ROW
-from numatp.files.model_file import ModelFile
 from numatp.measure.instruments import MeasuringEngine, Timed
 from numatp.measure.roofline import Rate
 from numatp.measure.workload import Workload
-from numatp.models.spec import Attention
+from numatp.models.layers import InBlocks
+from numatp.models.spec import Spec
 from numatp.program.step import Span
+from numatp.weights.rules import Rule, whole_shape
+from numatp.weights.splits import split
 
 EXCHANGE_STEPS = 8
 MORE_CEILINGS = 3  # measured after a result that is above the first
-HEADS = ("token_embd.weight", "output.weight")  # matrices that a row needs only for its logits, or not at all
 
 
 @dataclass(frozen=True)
@@ -66,20 +67,15 @@ class Result:
         return percent is not None and percent > 100
 
 
-def products(file: ModelFile, architecture: str, tied: bool) -> tuple[int, int]:
+def products(spec: Spec, rules: Iterable[Rule]) -> tuple[int, int]:
     """(multiplications with weights that a row needs, those that its logits need in addition)."""
-    used = file.integer(f"{architecture}.expert_used_count", 0)
     body = head = 0
-    for name, tensor in file.tensors.items():
-        if len(tensor.shape) < 2:
-            continue
-        weights = 1
-        for size in tensor.shape[-2:]:
-            weights *= size
-        if name == HEADS[not tied]:
+    for rule in rules:
+        weights = prod(whole_shape(rule, spec.sizes)) // rule.part[1]
+        if rule.kind == "head":
             head = weights
-        elif name not in HEADS:
-            body += weights * (used if len(tensor.shape) == 3 else 1)
+        elif rule.in_tiles and rule.kind != "embedding":
+            body += weights // spec.sizes.experts * spec.experts_used if rule.stack == "experts" else weights
     return body, head
 
 
@@ -90,9 +86,9 @@ class Bench:
         self._engine, self._instruments, self._roofline = engine, engine.instruments, roofline
         self._random = Random(seed)
         model = engine.loaded.model
-        self._row_products, self._logit_products = products(model.file, name_of(model.architecture), model.spec.tied)
+        self._row_products, self._logit_products = products(model.spec, model.architecture.rules(model.spec))
         # A sequence can go back to an earlier token only if no layer has forgotten or mixed what came before it.
-        self._rewinds = all(isinstance(layer, Attention) and layer.window is None for layer in model.spec.layers)
+        self._rewinds = all(isinstance(layer, InBlocks) and layer.window is None for layer in model.spec.layers)
         self._tables: Tables | None = None
         self._depth = -1  # tokens in the cache; -1: unknown
         self._loop: str | None = None
@@ -178,10 +174,10 @@ class Bench:
 
     def cache_bytes(self, position: int) -> int:
         """Keys and values that the token at `position` reads, on all ranks, each KV head once."""
-        spec, layout = self._engine.loaded.spec, self._engine.loaded.layout
-        tokens = sum(min(position + 1, layer.window or position + 1) for layer in spec.layers if isinstance(layer, Attention))
-        here = len(layout.split.kv_heads)
-        return tokens * layout.cache.token_bytes * spec.sizes.kv_heads // here if here else 0
+        spec = self._engine.loaded.spec
+        everything = split(spec.sizes, 0, 1)
+        layers = (layer for layer in spec.layers if isinstance(layer, InBlocks))
+        return sum(layer.read_bytes(everything, self._engine.job.cache_type, position + 1) for layer in layers)
 
     def ceiling(self) -> Ceiling | None:
         """Read rate of as much memory as a token reads, at most the roofline's area; and the products' rate."""

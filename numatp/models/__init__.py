@@ -86,7 +86,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"names", "rope", "shapes", "spec"}
+NOT_ARCHITECTURES = {"layers", "names", "rope", "shapes", "spec"}
 
 
 def architectures() -> list[str]:

@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types
-from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_windows
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    DOWN_RULE,
+    GATE_UP_RULES,
+    QKV_RULES,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_ffn,
+    read_sizes,
+    read_windows,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -45,10 +57,11 @@ class Cohere2Spec(Spec):
 
 
 def read_spec(file: ModelFile) -> Cohere2Spec:
-    # Of four layers the last sees all tokens.
+    sizes = read_sizes(file, **read_ffn(file))
     return read_common(
-        file, Cohere2Spec, norm="layer_norm_epsilon", layers=read_windows(file, period=4),
-        logit_scale=file.number("cohere2.logit_scale"),
+        file, Cohere2Spec, norm="layer_norm_epsilon", sizes=sizes,
+        layers=read_windows(file, sizes, period=4),  # of four layers the last sees all tokens
+        layer_exchanges=1, logit_scale=file.number("cohere2.logit_scale"),
     )  # fmt: skip
 
 
@@ -56,14 +69,11 @@ def rules(spec: Cohere2Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("ffn_gate.weight", ("ffn", "width")),
-            ("ffn_up.weight", ("ffn", "width")),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_down.weight", ("width", "ffn")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *GATE_UP_RULES,
+            ATTENTION_OUTPUT_RULE,
+            DOWN_RULE,
         ),
     )
 
@@ -73,9 +83,9 @@ def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches:
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
+    for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
-        positions = angles if kept != Attention() else None
+        positions = None if cache.sees_all else angles
         h = p.layer_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
         gate_up = p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight"))

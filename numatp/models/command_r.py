@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY
-from numatp.models.spec import Spec, decoder_rules, read_common
+from numatp.models.spec import ATTENTION_OUTPUT_RULE, DOWN_RULE, GATE_UP_RULES, QKV_RULES, Spec, decoder_rules, read_common
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -38,28 +39,25 @@ class CommandRSpec(Spec):
 
 def read_spec(file: ModelFile) -> CommandRSpec:
     return read_common(
-        file, CommandRSpec, norm="layer_norm_epsilon", logit_scale=file.number("command-r.logit_scale"),
+        file, CommandRSpec, norm="layer_norm_epsilon", layer_exchanges=1, logit_scale=file.number("command-r.logit_scale"),
         heads_normalized="blk.0.attn_q_norm.weight" in file.tensors,
     )  # fmt: skip
 
 
 def rules(spec: CommandRSpec) -> list[Rule]:
     norms = (
-        Rule("attn_q_norm.weight", ("heads", "head_size"), table="rows"),
-        Rule("attn_k_norm.weight", ("kv_heads", "head_size"), table="rows"),
+        Rule.table("attn_q_norm.weight", "heads", "head_size"),
+        Rule.table("attn_k_norm.weight", "kv_heads", "head_size"),
     )
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("ffn_gate.weight", ("ffn", "width")),
-            ("ffn_up.weight", ("ffn", "width")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *GATE_UP_RULES,
             *(norms if spec.heads_normalized else ()),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_down.weight", ("width", "ffn")),
+            ATTENTION_OUTPUT_RULE,
+            DOWN_RULE,
         ),
     )
 

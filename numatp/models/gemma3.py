@@ -12,9 +12,22 @@ from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types, plus_one, rotation
 from numatp.models.rope import plain, read_base
-from numatp.models.spec import Attention, Spec, decoder_rules, read_common, read_sizes, read_windows
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    DOWN_RULE,
+    GATE_UP_RULES,
+    HEAD_NORM_RULES,
+    QKV_RULES,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_ffn,
+    read_sizes,
+    read_windows,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -89,7 +102,8 @@ class Gemma3Spec(Spec):
 def read_spec(file: ModelFile) -> Gemma3Spec:
     if file.number("gemma3.final_logit_softcapping", default=0.0):
         file.fail("bounds its logits (final_logit_softcapping), which numatp cannot compute; use another model")
-    sizes, layers = read_sizes(file), read_windows(file, period=6)  # of six layers the last sees all tokens
+    sizes = read_sizes(file, **read_ffn(file))
+    layers = read_windows(file, sizes, period=6)  # of six layers the last sees all tokens
     scale = file.positive(
         "gemma3.attention.scale", default=1 / sqrt(sizes.width // sizes.heads if len(layers) == LAYERS_OF_27B else sizes.head_size)
     )
@@ -103,19 +117,15 @@ def rules(spec: Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_q_norm.weight", ("head_size",)),
-            ("attn_k_norm.weight", ("head_size",)),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("post_attention_norm.weight", ("width",)),
-            ("ffn_norm.weight", ("width",)),
-            ("ffn_gate.weight", ("ffn", "width")),
-            ("ffn_up.weight", ("ffn", "width")),
-            ("ffn_down.weight", ("width", "ffn")),
-            ("post_ffw_norm.weight", ("width",)),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *HEAD_NORM_RULES,
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("post_attention_norm.weight", "width"),
+            Rule.vector("ffn_norm.weight", "width"),
+            *GATE_UP_RULES,
+            DOWN_RULE,
+            Rule.vector("post_ffw_norm.weight", "width"),
         ),
     )
 
@@ -126,8 +136,8 @@ def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: 
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)))
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
-    for layer, (kept, cache) in enumerate(zip(spec.layers, caches, strict=True)):
-        blk, angles = f"blk.{layer}", all_angles if kept == Attention() else window_angles
+    for layer, cache in enumerate(caches):
+        blk, angles = f"blk.{layer}", all_angles if cache.sees_all else window_angles
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")

@@ -3,7 +3,6 @@ token that takes a part of the softmax and gives nothing.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,23 @@ from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, ONLY, QKV_BIAS, layer_types
 from numatp.models.rope import read_rope
-from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes, read_windows
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    EXPERT_DOWN_RULE,
+    EXPERT_GATE_UP_RULES,
+    QKV_BIAS_RULES,
+    QKV_RULES,
+    ROUTER_RULE,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_experts,
+    read_sizes,
+    read_windows,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -80,15 +93,10 @@ HUGGING_FACE = HuggingFace(
 )
 
 
-@dataclass(frozen=True)
-class GptOssSpec(Spec):
-    experts_used: int  # by each token
-
-
-def read_spec(file: ModelFile) -> GptOssSpec:
+def read_spec(file: ModelFile) -> Spec:
     sizes = read_sizes(file, **read_experts(file))
     return read_common(
-        file, GptOssSpec, sizes=sizes, layers=read_windows(file, period=2),
+        file, Spec, sizes=sizes, layers=read_windows(file, sizes, period=2),
         rope=read_rope(file, sizes.head_size, truncate=TRUNCATE), experts_used=file.count("gpt-oss.expert_used_count"),
     )  # fmt: skip
 
@@ -97,30 +105,25 @@ def rules(spec: Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_q.bias", ("heads*head_size",)),
-            ("attn_k.bias", ("kv_heads*head_size",)),
-            ("attn_v.bias", ("kv_heads*head_size",)),
-            ("attn_sinks.weight", ("heads",)),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("attn_output.bias", ("width",)),
-            ("post_attention_norm.weight", ("width",)),
-            ("ffn_gate_inp.weight", ("experts", "width")),
-            ("ffn_gate_inp.bias", ("experts",)),
-            ("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
-            ("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
-            Rule("ffn_gate_exps.bias", ("experts", "expert_ffn"), table="rows"),
-            Rule("ffn_up_exps.bias", ("experts", "expert_ffn"), table="rows"),
-            ("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
-            Rule("ffn_down_exps.bias", ("experts", "width"), table="rows"),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *QKV_BIAS_RULES,
+            Rule.vector("attn_sinks.weight", "heads"),
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("attn_output.bias", "width"),
+            Rule.vector("post_attention_norm.weight", "width"),
+            ROUTER_RULE,
+            Rule.vector("ffn_gate_inp.bias", "experts"),
+            *EXPERT_GATE_UP_RULES,
+            Rule.table("ffn_gate_exps.bias", "experts", "expert_ffn"),
+            Rule.table("ffn_up_exps.bias", "experts", "expert_ffn"),
+            EXPERT_DOWN_RULE,
+            Rule.table("ffn_down_exps.bias", "experts", "width"),
         ),
     )
 
 
-def forward(p: "Ops", spec: GptOssSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

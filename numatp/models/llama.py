@@ -13,9 +13,19 @@ from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, rope_type
 from numatp.models.rope import check_factors, llama3_factors, plain, read_base
-from numatp.models.spec import Spec, decoder_rules, read_common, read_sizes
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    DOWN_RULE,
+    GATE_UP_RULES,
+    QKV_RULES,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_sizes,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -27,7 +37,7 @@ def _neighbours(heads: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
 
     def read(file: ModelFile) -> tuple[np.ndarray, int]:
         sizes = read_sizes(file)
-        rows = numbered_rows(file, getattr(sizes, heads), 2, sizes.head_size // 2)
+        rows = numbered_rows(file, sizes[heads], 2, sizes.head_size // 2)
         return rows.swapaxes(1, 2).ravel(), rows.size
 
     return read
@@ -101,18 +111,15 @@ def rules(spec: LlamaSpec) -> list[Rule]:
     listed = decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_norm.weight", ("width",)),
-            ("ffn_gate.weight", ("ffn", "width")),
-            ("ffn_up.weight", ("ffn", "width")),
-            ("ffn_down.weight", ("width", "ffn")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("ffn_norm.weight", "width"),
+            *GATE_UP_RULES,
+            DOWN_RULE,
         ),
     )
-    return [*listed, Rule("rope_freqs.weight", (str(len(spec.rope.frequencies)),))] if spec.divided else listed
+    return [*listed, Rule.vector("rope_freqs.weight", str(len(spec.rope.frequencies)))] if spec.divided else listed
 
 
 def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:

@@ -9,9 +9,24 @@ from typing import TYPE_CHECKING
 from numatp.files.huggingface import Each, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY, QKV_BIAS, SHARED_EXPERT
-from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_shared_expert, read_sizes
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    EXPERT_DOWN_RULE,
+    EXPERT_GATE_UP_RULES,
+    QKV_BIAS_RULES,
+    QKV_RULES,
+    ROUTER_RULE,
+    SHARED_EXPERT_RULES,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_experts,
+    read_shared_expert,
+    read_sizes,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -36,7 +51,6 @@ HUGGING_FACE = HuggingFace(
 
 @dataclass(frozen=True)
 class Qwen2MixtureSpec(Spec):
-    experts_used: int  # by each token
     normalize: bool  # whether their shares are made to add up to 1
 
 
@@ -51,23 +65,15 @@ def rules(spec: Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_q.bias", ("heads*head_size",)),
-            ("attn_k.bias", ("kv_heads*head_size",)),
-            ("attn_v.bias", ("kv_heads*head_size",)),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_norm.weight", ("width",)),
-            ("ffn_gate_inp.weight", ("experts", "width")),
-            ("ffn_gate_inp_shexp.weight", ("width",)),
-            ("ffn_gate_shexp.weight", ("shared_ffn", "width")),
-            ("ffn_up_shexp.weight", ("shared_ffn", "width")),
-            ("ffn_down_shexp.weight", ("width", "shared_ffn")),
-            ("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
-            ("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
-            ("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *QKV_BIAS_RULES,
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("ffn_norm.weight", "width"),
+            ROUTER_RULE,
+            *SHARED_EXPERT_RULES,
+            *EXPERT_GATE_UP_RULES,
+            EXPERT_DOWN_RULE,
         ),
     )
 

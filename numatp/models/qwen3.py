@@ -6,9 +6,19 @@ from typing import TYPE_CHECKING
 from numatp.files.huggingface import Each, HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY
-from numatp.models.spec import Spec, decoder_rules, read_common
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    DOWN_RULE,
+    GATE_UP_RULES,
+    HEAD_NORM_RULES,
+    QKV_RULES,
+    Spec,
+    decoder_rules,
+    read_common,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -44,17 +54,13 @@ def rules(spec: Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_q_norm.weight", ("head_size",)),
-            ("attn_k_norm.weight", ("head_size",)),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_norm.weight", ("width",)),
-            ("ffn_gate.weight", ("ffn", "width")),
-            ("ffn_up.weight", ("ffn", "width")),
-            ("ffn_down.weight", ("width", "ffn")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *HEAD_NORM_RULES,
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("ffn_norm.weight", "width"),
+            *GATE_UP_RULES,
+            DOWN_RULE,
         ),
     )
 

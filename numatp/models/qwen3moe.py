@@ -7,9 +7,22 @@ from typing import TYPE_CHECKING
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY
-from numatp.models.spec import Spec, decoder_rules, read_common, read_experts, read_sizes
+from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
+    EXPERT_DOWN_RULE,
+    EXPERT_GATE_UP_RULES,
+    HEAD_NORM_RULES,
+    QKV_RULES,
+    ROUTER_RULE,
+    Spec,
+    decoder_rules,
+    read_common,
+    read_experts,
+    read_sizes,
+)
 from numatp.program.values import Heads, LayerCache
-from numatp.weights.loader import Rule, Weights
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
@@ -36,7 +49,6 @@ HUGGING_FACE = HuggingFace(
 
 @dataclass(frozen=True)
 class MixtureSpec(Spec):
-    experts_used: int  # by each token
     normalize: bool  # whether their shares are made to add up to 1
 
 
@@ -51,18 +63,14 @@ def rules(spec: Spec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
-            ("attn_q.weight", ("heads*head_size", "width")),
-            ("attn_k.weight", ("kv_heads*head_size", "width")),
-            ("attn_v.weight", ("kv_heads*head_size", "width")),
-            ("attn_q_norm.weight", ("head_size",)),
-            ("attn_k_norm.weight", ("head_size",)),
-            ("attn_output.weight", ("width", "heads*head_size")),
-            ("ffn_norm.weight", ("width",)),
-            ("ffn_gate_inp.weight", ("experts", "width")),
-            ("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
-            ("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
-            ("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
+            Rule.vector("attn_norm.weight", "width"),
+            *QKV_RULES,
+            *HEAD_NORM_RULES,
+            ATTENTION_OUTPUT_RULE,
+            Rule.vector("ffn_norm.weight", "width"),
+            ROUTER_RULE,
+            *EXPERT_GATE_UP_RULES,
+            EXPERT_DOWN_RULE,
         ),
     )
 

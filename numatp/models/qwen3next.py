@@ -15,21 +15,31 @@ from numatp.files.huggingface import HuggingFace, Stored, numbered_rows
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import state_bytes
+from numatp.models.layers import Attention, Recurrent
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, MIXTURE, ONLY, SHARED_EXPERT, layer_types, plus_one
 from numatp.models.spec import (
-    Attention,
-    Recurrent,
+    ATTENTION_OUTPUT_RULE,
+    DOWN_RULE,
+    EXPERT_DOWN_RULE,
+    EXPERT_GATE_UP_RULES,
+    GATE_UP_RULES,
+    HEAD_NORM_RULES,
+    QKV_RULES,
+    ROUTER_RULE,
+    SHARED_EXPERT_RULES,
     Spec,
     decoder_rules,
     read_common,
     read_experts,
+    read_ffn,
     read_pattern,
     read_shared_expert,
     read_sizes,
 )
 from numatp.program.values import Heads, LayerCache, LayerState, LinearHeads, Value
-from numatp.weights.loader import Rule, Weights
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
+from numatp.weights.splits import Cut, Sizes, Split, cut_heads
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
@@ -100,8 +110,7 @@ HUGGING_FACE = HuggingFace(
 
 @dataclass(frozen=True)
 class Qwen3NextSpec(Spec):
-    experts_used: int  # by each token; 0: one feed-forward network for all
-    normalize: bool  # whether their shares are made to add up to 1
+    normalize: bool  # whether the experts' shares are made to add up to 1
 
 
 def read_spec(file: ModelFile) -> Qwen3NextSpec:
@@ -117,16 +126,24 @@ def read_spec(file: ModelFile) -> Qwen3NextSpec:
     if conv_width < 2:
         file.fail(f"claims a convolution over {conv_width}; convert the model again")
     sizes = read_sizes(
-        file, linear_key_heads=key_heads, linear_value_heads=value_heads, linear_head_size=linear_head_size, conv_width=conv_width,
-        **(read_experts(file) | read_shared_expert(file) if mixed else {}),
+        file, **linear_sizes(key_heads, value_heads, linear_head_size), conv_width=conv_width,
+        **(read_experts(file) | read_shared_expert(file) if mixed else read_ffn(file)),
     )  # fmt: skip
-    recurrent, period = Recurrent(partial(_state_bytes, sizes)), file.integer("qwen3next.full_attention_interval", default=4)
+    attention, recurrent = Attention(sizes.head_size, sizes.head_size), Recurrent(partial(_state_bytes, sizes))
+    period = file.integer("qwen3next.full_attention_interval", default=4)
     return read_common(
         file, Qwen3NextSpec, sizes=sizes,
-        layers=tuple(recurrent if linear else Attention() for linear in read_pattern(file, "attention.recurrent_layers", period)),
+        layers=tuple(recurrent if linear else attention for linear in read_pattern(file, "attention.recurrent_layers", period)),
         experts_used=count("expert_used_count") if mixed else 0,
         normalize=file.flag("qwen3next.expert_weights_norm", default=True),
     )  # fmt: skip
+
+
+def linear_sizes(key_heads: int, value_heads: int, head_size: int) -> dict[str, int | Cut]:
+    """Of linear attention: queries have as many heads as keys; a key head is cut with all its value heads."""
+    group = value_heads // max(key_heads, 1)
+    cut = cut_heads(key_heads, group * head_size)
+    return {"linear_key_heads": cut, "linear_group": group, "linear_head_size": head_size}
 
 
 def _state_bytes(sizes: Sizes, split: Split) -> int:
@@ -140,49 +157,34 @@ LINEAR_QKV = f"{LINEAR_KEYS} + {LINEAR_KEYS} + {LINEAR_VALUES}"
 
 
 FULL = (
-    Rule("attn_q.weight", ("heads*2*head_size", "width"), part=(0, 2)),  # a head's queries, then its gates
-    Rule("attn_k.weight", ("kv_heads*head_size", "width")),
-    Rule("attn_v.weight", ("kv_heads*head_size", "width")),
-    Rule("attn_q.weight", ("heads*2*head_size", "width"), part=(1, 2)),
-    Rule("attn_q_norm.weight", ("head_size",)),
-    Rule("attn_k_norm.weight", ("head_size",)),
-    Rule("attn_output.weight", ("width", "heads*head_size")),
+    Rule.matrix("attn_q.weight", "heads*2*head_size", "width", part=(0, 2)),  # a head's queries, then its gates
+    *QKV_RULES[1:],
+    Rule.matrix("attn_q.weight", "heads*2*head_size", "width", part=(1, 2)),
+    *HEAD_NORM_RULES,
+    ATTENTION_OUTPUT_RULE,
 )
 LINEAR = (
-    Rule("attn_qkv.weight", (LINEAR_QKV, "width")),
-    Rule("attn_gate.weight", (LINEAR_VALUES, "width")),
-    Rule("ssm_ba.weight", ("linear_key_heads*2*linear_group", "width")),
-    Rule("ssm_conv1d.weight", (LINEAR_QKV, "conv_width"), table="columns"),
-    Rule("ssm_a", ("linear_key_heads*linear_group",)),
-    Rule("ssm_dt.bias", ("linear_key_heads*linear_group",)),
-    Rule("ssm_norm.weight", ("linear_head_size",)),
-    Rule("ssm_out.weight", ("width", LINEAR_VALUES)),
+    Rule.matrix("attn_qkv.weight", LINEAR_QKV, "width"),
+    Rule.matrix("attn_gate.weight", LINEAR_VALUES, "width"),
+    Rule.matrix("ssm_ba.weight", "linear_key_heads*2*linear_group", "width"),
+    Rule.table("ssm_conv1d.weight", LINEAR_QKV, "conv_width", by="columns"),
+    Rule.vector("ssm_a", "linear_key_heads*linear_group"),
+    Rule.vector("ssm_dt.bias", "linear_key_heads*linear_group"),
+    Rule.vector("ssm_norm.weight", "linear_head_size"),
+    Rule.matrix("ssm_out.weight", "width", LINEAR_VALUES),
 )
-DENSE_RULES = (
-    Rule("ffn_gate.weight", ("ffn", "width")),
-    Rule("ffn_up.weight", ("ffn", "width")),
-    Rule("ffn_down.weight", ("width", "ffn")),
-)
-EXPERT_RULES = (
-    Rule("ffn_gate_inp.weight", ("experts", "width")),
-    Rule("ffn_gate_inp_shexp.weight", ("width",)),
-    Rule("ffn_gate_shexp.weight", ("shared_ffn", "width")),
-    Rule("ffn_up_shexp.weight", ("shared_ffn", "width")),
-    Rule("ffn_down_shexp.weight", ("width", "shared_ffn")),
-    Rule("ffn_gate_exps.weight", ("experts", "expert_ffn", "width")),
-    Rule("ffn_up_exps.weight", ("experts", "expert_ffn", "width")),
-    Rule("ffn_down_exps.weight", ("experts", "width", "expert_ffn")),
-)
+DENSE = (*GATE_UP_RULES, DOWN_RULE)
+MIXTURE_RULES = (ROUTER_RULE, *SHARED_EXPERT_RULES, *EXPERT_GATE_UP_RULES, EXPERT_DOWN_RULE)
 
 
 def rules(spec: Qwen3NextSpec) -> list[Rule]:
     return decoder_rules(
         spec,
         lambda layer: (
-            ("attn_norm.weight", ("width",)),
+            Rule.vector("attn_norm.weight", "width"),
             *(FULL if isinstance(spec.layers[layer], Attention) else LINEAR),
-            ("post_attention_norm.weight", ("width",)),
-            *(EXPERT_RULES if spec.experts_used else DENSE_RULES),
+            Rule.vector("post_attention_norm.weight", "width"),
+            *(MIXTURE_RULES if spec.experts_used else DENSE),
         ),
     )
 

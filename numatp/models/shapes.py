@@ -17,7 +17,7 @@ from numatp.files.model_file import TensorInfo
 from numatp.models.spec import Spec
 from numatp.quants.mixes import MIXES, base_of, fitting, gets_better, output_type
 from numatp.quants.table import FORMATS
-from numatp.weights.loader import Rule, whole_shape
+from numatp.weights.rules import Rule, whole_shape
 
 TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose files have been compared with a plan
 DEFAULT_TYPE = "q4_k_m"
@@ -98,16 +98,16 @@ def header(name: str) -> GGUFFile | None:
 
 def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, wanted: str) -> dict[str, TensorInfo]:
     most, better = base_of(wanted), MIXES[wanted].better if wanted in MIXES else None
-    shapes = {rule.name: whole_shape(rule, spec.sizes) for rule in rules}
+    shapes = {rule.name: (rule, whole_shape(rule, spec.sizes)) for rule in rules}
     counts = Counter(name.split(".")[2] for name in shapes if name.startswith("blk."))
     seen: Counter[str] = Counter()
     tensors = {}
-    for name, shape in shapes.items():
+    for name, (rule, shape) in shapes.items():
         part = name.split(".")[-2]
         kind = most
-        if part == "output" or (part == "token_embd" and spec.tied):
+        if rule.kind == "head":
             kind = output_type(most)
-        elif len(shape) == 1 or part in ("ffn_gate_inp", "ssm_conv1d"):
+        elif rule.kind in ("vector", "table", "router"):
             kind = "F32"
         elif better and part in ("attn_v", "ffn_down", "ffn_down_exps", "ffn_down_shexp"):
             if gets_better(seen[part], counts[part]):

@@ -5,40 +5,44 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from numatp.files.model_file import ModelFile
+from numatp.kernels.layout import MAX_HEAD_SIZE
+from numatp.models.layers import Attention, Layer
 from numatp.models.rope import Rope, read_rope
-from numatp.weights.loader import Rule
-from numatp.weights.splits import Sizes, Split
+from numatp.weights.rules import Rule
+from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Sizes, cut_columns, cut_heads, cut_rows
 
 
-@dataclass(frozen=True)
-class Attention:
-    """A layer that keeps keys and values: of all tokens, or of the last `window`."""
-
-    window: int | None = None
-
-
-@dataclass(frozen=True)
-class Recurrent:
-    """A layer that keeps a state of fixed size per sequence; state_bytes(split): its bytes on one rank."""
-
-    state_bytes: Callable[[Split], int]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     sizes: Sizes
-    layers: tuple[Attention | Recurrent, ...]  # what each layer keeps between tokens
+    layers: tuple[Layer, ...]  # what each layer keeps between tokens
     context: int  # tokens that the model was trained for
     epsilon: float  # of the norms
     rope: Rope
     tied: bool  # the embedding is also the output matrix
+    experts_used: int = 0  # by each token
+    layer_exchanges: int = 2  # in which ranks add up what they have, in each layer
+
+    @property
+    def exchanges(self) -> int:
+        """Per token: one hands out the embedding."""
+        return 1 + len(self.layers) * self.layer_exchanges
 
 
 SpecKind = TypeVar("SpecKind", bound=Spec)
 
 
-def read_sizes(file: ModelFile, **others: int) -> Sizes:
-    """Sizes that the metadata of every architecture has; `others` replace some or add to them."""
+def decoder_sizes(width: int, heads: int, kv_heads: int, head_size: int, vocab: int, **others: int | Cut | Shared) -> Sizes:
+    """Sizes of a decoder with grouped-query attention; `others` add to them. group: query heads that share one KV head."""
+    group = heads // kv_heads
+    return Sizes(
+        width=width, heads=cut_heads(heads, head_size), kv_heads=Shared(kv_heads, "heads", group), group=group,
+        head_size=head_size, vocab=cut_rows(vocab), **others,
+    )  # fmt: skip
+
+
+def read_sizes(file: ModelFile, **others: int | Cut | Shared) -> Sizes:
+    """Sizes that the metadata of every architecture has; `others`, as those of its feed-forward networks, add to them."""
     name = file.text("general.architecture")
     width, heads = file.count(f"{name}.embedding_length"), file.count_of_layers(f"{name}.attention.head_count")
     kv_heads = file.count_of_layers(f"{name}.attention.head_count_kv", default=heads)
@@ -48,27 +52,39 @@ def read_sizes(file: ModelFile, **others: int) -> Sizes:
         file.fail(f"{heads} heads cannot share {kv_heads} KV heads evenly: damaged; download it again")
     if value_size != head_size:
         file.fail(f"has keys of {head_size} values and values of {value_size}, which numatp cannot compute; use another model")
-    ffn = others.pop("ffn") if "ffn" in others else file.count_of_layers(f"{name}.feed_forward_length")
+    if head_size % 16 or head_size > MAX_HEAD_SIZE or width % COLUMN_UNIT:
+        file.fail(
+            f"head size {head_size} and width {width} must be multiples of 16 up to {MAX_HEAD_SIZE} and of {COLUMN_UNIT}; "
+            "this model cannot be computed yet"
+        )
     vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
-    return Sizes(width, heads, kv_heads, head_size, ffn, vocab, **others)
+    return decoder_sizes(width, heads, kv_heads, head_size, vocab, **others)
 
 
-def read_experts(file: ModelFile) -> dict[str, int]:
-    """Sizes of a model all of whose layers have experts, and none a feed-forward network for all tokens."""
+def read_ffn(file: ModelFile) -> dict[str, Cut]:
+    """Size of the feed-forward network that all tokens go through."""
+    ffn = file.count_of_layers(f"{file.text('general.architecture')}.feed_forward_length")
+    if ffn % COLUMN_UNIT:
+        file.fail(f"FFN size {ffn} must be a multiple of {COLUMN_UNIT}; this model cannot be computed yet")
+    return {"ffn": cut_columns(ffn)}
+
+
+def read_experts(file: ModelFile) -> dict[str, int | Cut]:
+    """Sizes of a model with experts."""
     name = file.text("general.architecture")
     experts, used = file.count(f"{name}.expert_count"), file.count(f"{name}.expert_used_count")
     expert_ffn = file.count(f"{name}.expert_feed_forward_length")
-    if used > experts or expert_ffn % 32:
+    if used > experts or expert_ffn % COLUMN_UNIT:
         file.fail(f"claims {used} of {experts} experts of {expert_ffn} for each token; convert the model again")
-    return {"ffn": 0, "experts": experts, "expert_ffn": expert_ffn}
+    return {"experts": experts, "expert_ffn": cut_columns(expert_ffn)}
 
 
-def read_shared_expert(file: ModelFile) -> dict[str, int]:
+def read_shared_expert(file: ModelFile) -> dict[str, Cut]:
     """Size of the expert that every token goes through."""
     shared_ffn = file.count(f"{file.text('general.architecture')}.expert_shared_feed_forward_length")
-    if shared_ffn % 32:
-        file.fail(f"claims a shared expert of {shared_ffn}, no multiple of 32; convert the model again")
-    return {"shared_ffn": shared_ffn}
+    if shared_ffn % COLUMN_UNIT:
+        file.fail(f"claims a shared expert of {shared_ffn}, no multiple of {COLUMN_UNIT}; convert the model again")
+    return {"shared_ffn": cut_columns(shared_ffn)}
 
 
 def read_pattern(file: ModelFile, key: str, period: int) -> list[bool]:
@@ -84,19 +100,21 @@ def read_pattern(file: ModelFile, key: str, period: int) -> list[bool]:
     return [period <= 0 or (layer + 1) % period != 0 for layer in range(layers)]
 
 
-def read_windows(file: ModelFile, period: int) -> tuple[Attention, ...]:
+def read_windows(file: ModelFile, sizes: Sizes, period: int) -> tuple[Attention, ...]:
     """Layers that see a window of tokens, but for one in each `period`, or as the metadata says."""
     window = file.count(f"{file.text('general.architecture')}.attention.sliding_window")
-    return tuple(Attention(window if slides else None) for slides in read_pattern(file, "attention.sliding_window_pattern", period))
+    pattern = read_pattern(file, "attention.sliding_window_pattern", period)
+    return tuple(Attention(sizes.head_size, sizes.head_size, window if slides else None) for slides in pattern)
 
 
 def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_rms_epsilon", **more: Any) -> SpecKind:
     """What the metadata of every architecture has; `more` replaces some or adds to it. norm: the key of the norms' epsilon."""
     name = file.text("general.architecture")
-    sizes = more.pop("sizes", None) or read_sizes(file)
+    sizes = more.pop("sizes", None) or read_sizes(file, **read_ffn(file))
     if "layers" not in more:
         window = file.integer(f"{name}.attention.sliding_window", default=0)
-        more["layers"] = (Attention(window if window > 0 else None),) * len(read_pattern(file, "block_count", 0))
+        layer = Attention(sizes.head_size, sizes.head_size, window if window > 0 else None)
+        more["layers"] = (layer,) * len(read_pattern(file, "block_count", 0))
     if "rope" not in more:
         more["rope"] = read_rope(file, sizes.head_size)
     return kind(
@@ -105,15 +123,42 @@ def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_r
     )  # fmt: skip
 
 
-def decoder_rules(spec: Spec, layer_tensors: Callable[[int], Sequence[tuple[str, tuple[str, ...]] | Rule]]) -> list[Rule]:
+# What the layers of several architectures have, in the order in which a forward pass reads it.
+QKV_RULES = (
+    Rule.matrix("attn_q.weight", "heads*head_size", "width"),
+    Rule.matrix("attn_k.weight", "kv_heads*head_size", "width"),
+    Rule.matrix("attn_v.weight", "kv_heads*head_size", "width"),
+)
+QKV_BIAS_RULES = (
+    Rule.vector("attn_q.bias", "heads*head_size"),
+    Rule.vector("attn_k.bias", "kv_heads*head_size"),
+    Rule.vector("attn_v.bias", "kv_heads*head_size"),
+)
+HEAD_NORM_RULES = (Rule.vector("attn_q_norm.weight", "head_size"), Rule.vector("attn_k_norm.weight", "head_size"))
+ATTENTION_OUTPUT_RULE = Rule.matrix("attn_output.weight", "width", "heads*head_size")
+GATE_UP_RULES = (Rule.matrix("ffn_gate.weight", "ffn", "width"), Rule.matrix("ffn_up.weight", "ffn", "width"))
+DOWN_RULE = Rule.matrix("ffn_down.weight", "width", "ffn")
+ROUTER_RULE = Rule.router("ffn_gate_inp.weight", "experts", "width")
+EXPERT_GATE_UP_RULES = (
+    Rule.stacked("ffn_gate_exps.weight", "experts", "expert_ffn", "width"),
+    Rule.stacked("ffn_up_exps.weight", "experts", "expert_ffn", "width"),
+)
+EXPERT_DOWN_RULE = Rule.stacked("ffn_down_exps.weight", "experts", "width", "expert_ffn")
+SHARED_EXPERT_RULES = (
+    Rule.vector("ffn_gate_inp_shexp.weight", "width"),
+    Rule.matrix("ffn_gate_shexp.weight", "shared_ffn", "width"),
+    Rule.matrix("ffn_up_shexp.weight", "shared_ffn", "width"),
+    Rule.matrix("ffn_down_shexp.weight", "width", "shared_ffn"),
+)
+
+
+def decoder_rules(spec: Spec, layer_rules: Callable[[int], Sequence[Rule]]) -> list[Rule]:
     """The tensors, in the order in which they lie in memory: what one op reads lies side by side.
 
-    layer_tensors(layer): (name, shape) or a Rule, without "blk.N." before the name.
+    layer_rules(layer): without "blk.N." before the names.
     """
-    listed = [Rule("token_embd.weight", ("vocab", "width"))]
+    listed = [Rule("token_embd.weight", "head" if spec.tied else "embedding", ("vocab", "width"))]
     for layer in range(len(spec.layers)):
-        for tensor in layer_tensors(layer):
-            rule = tensor if isinstance(tensor, Rule) else Rule(*tensor)
-            listed.append(replace(rule, name=f"blk.{layer}.{rule.name}"))
-    listed.append(Rule("output_norm.weight", ("width",)))
-    return listed if spec.tied else [*listed, Rule("output.weight", ("vocab", "width"))]
+        listed += [replace(rule, name=f"blk.{layer}.{rule.name}") for rule in layer_rules(layer)]
+    listed.append(Rule.vector("output_norm.weight", "width"))
+    return listed if spec.tied else [*listed, Rule("output.weight", "head", ("vocab", "width"))]

@@ -21,7 +21,7 @@ from numatp.program.layout import LINE, Layout, lay_out
 from numatp.program.values import Access, Buffer, Pointer, ThreadStride
 
 if TYPE_CHECKING:
-    from numatp.weights.loader import Matrix
+    from numatp.weights.matrix import Matrix
 
 
 @dataclass

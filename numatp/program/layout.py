@@ -73,7 +73,7 @@ def lay_out(ops: "list[Op]", threads: int, until_end: list[Buffer]) -> Layout:
     section = 0
     for number, op in enumerate(ops):
         section += op.barrier
-        for buffer in {access.buffer: None for access in op.accesses if access.buffer.num_bytes or access.buffer.address is None}:
+        for buffer in {access.buffer: None for access in op.accesses if access.buffer.address is None}:
             alone = buffer.per_thread and buffer not in crossing
             lives, now = (own, number) if alone else (shared, section)
             size = lined(buffer.num_bytes) * (threads if buffer.per_thread and not alone else 1)

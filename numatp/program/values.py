@@ -1,6 +1,6 @@
 """What the words of a forward pass hand to each other, and the memory that it lies in. Importing this loads no Numba."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 from numatp.kernels.layout import NO_WINDOW
@@ -15,8 +15,8 @@ class Buffer:
 
     name: str
     stride: int = 0  # bytes from row to row
-    address: int | None = None
-    num_bytes: int = 0  # of one copy, where the program is to find the place
+    address: int | None = None  # None: the program finds a place
+    num_bytes: int = 0  # of one copy, for that; 0 where a rank has nothing of a matrix
     per_thread: bool = False  # whether every thread has a copy
     indexes: bool = False  # whether it holds integers that kernels go by, which lie apart: no other value's bits become an index
     copy_stride: int = 0  # bytes from one thread's copy to the next, once it is placed
@@ -62,6 +62,11 @@ class Access:
     division: Hashable = ANYHOW
     columns: range | None = None  # bytes of each row
 
+    @property
+    def pointer(self) -> Pointer:
+        """Where it begins."""
+        return self.buffer.at(0 if self.columns is None else self.columns.start)
+
     def agrees(self, other: "Access") -> bool:
         """Whether each thread touches the same bytes in both, if they touch the same at all."""
         return self.division is not ANYHOW and (self.division, self.columns) == (other.division, other.columns)
@@ -106,11 +111,6 @@ class Value:
         self.check()
         division = self.division if division is None else division
         return [Access(self.buffer, division, part) for part in self.parts or (None,)]
-
-    def parted(self) -> Iterator[tuple[Pointer, Access]]:
-        """Where each part begins, and access to it."""
-        for access in self.accesses():
-            yield self.buffer.at(access.columns.start if access.columns else 0), access
 
     def columns(self, first: int, count: int) -> "Value":
         """Some of its columns, where they lie."""
@@ -176,6 +176,10 @@ class LayerCache:
     table: int  # which of the Step's tables lists its blocks
     type: str = "f16"  # one of kernels/caches
     window: int = NO_WINDOW  # tokens that a row sees, itself included
+
+    @property
+    def sees_all(self) -> bool:
+        return self.window == NO_WINDOW
 
 
 @dataclass(frozen=True)

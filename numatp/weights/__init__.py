@@ -1,1 +1,1 @@
-"""WHICH bytes are mine? Splits, and the loader."""
+"""WHICH bytes are mine? Splits, rules, and the threads that load."""

@@ -22,7 +22,7 @@ from numatp.files.safetensors import FLOATS
 from numatp.kernels.fit import MOST_F16
 from numatp.quants.mixes import MIXES, base_of, file_type_of, fitting, gets_better, output_type
 from numatp.quants.table import FORMATS
-from numatp.weights.loader import by_piece
+from numatp.weights.load import by_piece
 
 PIECE = 1 << 19  # weights that a thread converts at a time
 # Matrices that are small, and that kernels (here and in llama.cpp) read as floats or whose errors decide too much (routers).

@@ -1,56 +1,91 @@
 """Which part of the model is this rank's? Pure arithmetic on sizes; nothing here knows tensors or bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, gcd, isfinite
+from typing import TypeVar
 
 from numatp.errors import UserError
 
 COLUMN_UNIT = 32  # a matrix is cut along its columns in steps of this many
 ROW_UNIT = 16  # and along its rows in steps of this many
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sizes of a decoder, in the words of the tensor tables."""
-
-    width: int  # of the residual stream
-    heads: int
-    kv_heads: int
-    head_size: int
-    ffn: int
-    vocab: int
-    linear_key_heads: int = 0  # of linear attention; its queries have as many heads
-    linear_value_heads: int = 0
-    linear_head_size: int = 0
-    conv_width: int = 0  # inputs that a short convolution sees
-    experts: int = 0
-    expert_ffn: int = 0  # of each expert
-    shared_ffn: int = 0  # of the expert that all tokens go through
-
-    @property
-    def group(self) -> int:
-        """Query heads that share one KV head."""
-        return self.heads // self.kv_heads
-
-    @property
-    def linear_group(self) -> int:
-        """Value heads that share a key head in linear attention."""
-        return self.linear_value_heads // max(self.linear_key_heads, 1)
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Split:
-    """This rank's range of every size that is cut; what is not named here is whole on every rank."""
+class Cut:
+    """A size that is cut between ranks, into contiguous ranges of multiples of `unit`."""
 
-    heads: range
-    kv_heads: range  # all that its query heads read, so a KV head at a border is on both sides
-    ffn: range
-    vocab: range
-    linear_key_heads: range = range(0)  # each with all its value heads
-    expert_ffn: range = range(0)  # of every expert
-    shared_ffn: range = range(0)
+    count: int
+    unit: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A size of which each rank has what its range of another word reads: `group` of those read the same one.
+
+    What two ranks read at a border, both have.
+    """
+
+    count: int
+    by: str  # the other word
+    group: int
+
+
+def cut_columns(count: int) -> Cut:
+    """Where a matrix has so many columns."""
+    return Cut(count, COLUMN_UNIT)
+
+
+def cut_rows(count: int) -> Cut:
+    """Where a matrix has so many rows, and no other has them as columns."""
+    return Cut(count, ROW_UNIT)
+
+
+def cut_heads(count: int, columns: int) -> Cut:
+    """Heads of so many columns each, where whole units of columns begin."""
+    return Cut(count, COLUMN_UNIT // gcd(COLUMN_UNIT, columns))
+
+
+class Words(Mapping[str, Value]):
+    """Values by word, as attributes too."""
+
+    def __init__(self, values: Mapping[str, Value]):
+        self._values = dict(values)
+
+    def __getitem__(self, word: str) -> Value:
+        return self._values[word]
+
+    def __getattr__(self, word: str) -> Value:
+        if not word.startswith("_") and word in self._values:
+            return self._values[word]
+        raise AttributeError(f"no size is called {word!r}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._values})"
+
+
+class Sizes(Words[int]):
+    """Sizes of a model, in the words of its tensor tables; every architecture may say words of its own, and how each is cut.
+
+    What is a plain number is whole on every rank.
+    """
+
+    def __init__(self, **words: int | Cut | Shared):
+        super().__init__({word: size if isinstance(size, int) else size.count for word, size in words.items()})
+        self.cuts = {word: size for word, size in words.items() if not isinstance(size, int)}
+
+
+class Split(Words[range]):
+    """This rank's range of every word that is cut; what is not named here is whole on every rank."""
 
 
 def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> list[float] | None:
@@ -90,17 +125,9 @@ def part(count: int, unit: int, rank: int, size: int, shares: Sequence[float] | 
 
 def split(sizes: Sizes, rank: int, size: int, shares: Sequence[float] | None = None) -> Split:
     """Any number of ranks, with work as `shares` (see part); a rank may get nothing of a small size."""
-
-    def mine(count: int, unit: int) -> range:
-        return part(count, unit, rank, size, shares)
-
-    heads = mine(sizes.heads, _heads_per_unit(sizes.head_size))
-    kv_heads = range(heads.start // sizes.group, -(-heads.stop // sizes.group)) if heads else range(0)
-    linear = mine(sizes.linear_key_heads, _heads_per_unit(sizes.linear_group * sizes.linear_head_size))
-    ffn, expert_ffn, shared_ffn = (mine(count, COLUMN_UNIT) for count in (sizes.ffn, sizes.expert_ffn, sizes.shared_ffn))
-    return Split(heads, kv_heads, ffn, mine(sizes.vocab, ROW_UNIT), linear, expert_ffn, shared_ffn)
-
-
-def _heads_per_unit(columns: int) -> int:
-    """Heads of so many columns each that together fill whole units."""
-    return COLUMN_UNIT // gcd(COLUMN_UNIT, columns)
+    ranges = {word: part(cut.count, cut.unit, rank, size, shares) for word, cut in sizes.cuts.items() if isinstance(cut, Cut)}
+    for word, cut in sizes.cuts.items():
+        if isinstance(cut, Shared):
+            readers = ranges[cut.by]
+            ranges[word] = range(readers.start // cut.group, -(-readers.stop // cut.group)) if readers else range(0)
+    return Split(ranges)

@@ -9,7 +9,7 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import cache_bytes
 from numatp.program.recorder import Recorder
 from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
-from numatp.weights.loader import Vector
+from numatp.weights.matrix import Vector
 
 
 class Attention(Recorder):

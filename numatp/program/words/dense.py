@@ -7,7 +7,7 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.simd import LANES
 from numatp.program.recorder import Recorder
 from numatp.program.values import ANYHOW, Access, Buffer, Pointer, Value
-from numatp.weights.loader import Matrix, Vector, joined, neighbours, side_by_side
+from numatp.weights.matrix import Matrix, Vector, joined, neighbours, side_by_side
 
 
 class Dense(Recorder):
@@ -61,7 +61,7 @@ class Dense(Recorder):
             kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out], weights,
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
             rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
-            pitch=self.pitch, out=out.buffer.at(out.columns.start if out.columns else 0), out_stride=out.buffer.stride, add=add,
+            pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add,
         )  # fmt: skip
 
     def add_bias(self, x: Value, *biases: Vector) -> Value:

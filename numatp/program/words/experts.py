@@ -7,7 +7,7 @@ from numatp.kernels.simd import LANES
 from numatp.program.values import Access, Buffer, Pointer, Routes, Value
 from numatp.program.words.dense import kernel_of
 from numatp.program.words.together import Together
-from numatp.weights.loader import Matrix, Vector
+from numatp.weights.matrix import Matrix, Vector
 
 GATES = {"softmax": experts.choose}  # how shares are made of a router's scores
 
@@ -47,16 +47,16 @@ class Experts(Together):
 
     def expert_matmul(self, x: Value, routes: Routes, *weights: Matrix) -> Value:
         """(places, sum of an expert's rows): the products side by side; x has a row for each row of the Step, or for each place."""
-        width = sum(weight.rows // weight.experts for weight in weights)
+        width = sum(weight.rows // weight.stacked for weight in weights)
         out = self._product_buffer(width, weights, rows=routes.most)
         parts, first = [], 0
         for weight in weights:
-            rows = weight.rows // weight.experts
+            rows = weight.rows // weight.stacked
             parts.append(range(first, first + 4 * rows))
             activation = self._activation(x, weight.format, None if x.most else routes)
             self._builder.add(
                 kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)], [Access(out, columns=parts[-1])],
-                [weight], weight.num_bytes // weight.experts * routes.used,
+                [weight], weight.num_bytes // weight.stacked * routes.used,
                 weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
                 active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
                 x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride,
@@ -67,10 +67,9 @@ class Experts(Together):
     def add_expert_bias(self, x: Value, routes: Routes, *biases: Vector) -> Value:
         """x + the bias of each place's expert, in x's place; x is an expert_matmul of as many matrices; biases (experts, rows)."""
         for part, bias_ in zip(x.accesses(("places", x.width, self.site.threads)), biases, strict=True):
-            assert part.columns
             self._builder.add(
                 bias.add_selected_bias, [part, Access(routes.buffer)], [part],
-                x=x.buffer.at(part.columns.start), x_stride=x.stride, rows=x.rows, width=x.width // len(biases),
+                x=part.pointer, x_stride=x.stride, rows=x.rows, width=x.width // len(biases),
                 select=routes.experts_of_places, bias=bias_.address, private=self.private,
             )  # fmt: skip
         return self._changed(x, f"{x.name} + bias")

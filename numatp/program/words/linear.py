@@ -4,7 +4,7 @@ from numatp.kernels import delta, norm
 from numatp.kernels.layout import conv_bytes
 from numatp.program.recorder import Recorder
 from numatp.program.values import Access, LayerState, LinearHeads, Value
-from numatp.weights.loader import Vector
+from numatp.weights.matrix import Vector
 
 
 class Linear(Recorder):

@@ -9,7 +9,7 @@ from numatp.kernels import bias, exchange, norm
 from numatp.kernels.score import join_scores
 from numatp.program.values import PRIVATE, Access, Buffer, Value
 from numatp.program.words.dense import Dense, kernel_of
-from numatp.weights.loader import Matrix, Vector
+from numatp.weights.matrix import Matrix, Vector
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
 

@@ -34,7 +34,7 @@ def main(model, fault):
     from numatp.engine import programs
     from numatp.engine.engine import Engine
     from numatp.program.step import Span
-    from numatp.weights.loader import _floats_at
+    from numatp.weights.load import _floats_at
 
     engine = Engine(job, started)
     engine.many_rows, engine.floats_at = programs.MANY_ROWS, _floats_at

@@ -29,7 +29,8 @@ def main():
     from numatp.engine.engine import Engine
     from numatp.program.ops import Ops
     from numatp.program.step import Span
-    from numatp.weights.loader import Vector, _floats_at
+    from numatp.weights.load import _floats_at
+    from numatp.weights.matrix import Vector
 
     recorded = np.load(golden.GOLDEN / f"{name}.npz")
     tokens, wanted = recorded["tokens0"].tolist(), recorded["logits0"].astype(np.float64)

@@ -1,0 +1,96 @@
+"""What kinds of layers keep between tokens, and how many bytes of it are on one rank: the cache, plans and bench ask them."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, cache_refusal
+from numatp.program.values import Buffer, LayerCache, LayerState
+from numatp.weights.splits import Split
+
+
+class InBlocks:
+    """A layer that keeps something of every token, or of the last `window`, in blocks of CACHE_BLOCK tokens."""
+
+    window: int | None
+
+    @property
+    def seen(self) -> int:
+        """Tokens that a row sees at most."""
+        return self.window or NO_WINDOW
+
+    def block_bytes(self, split: Split, cache_type: str) -> int:
+        """Of one block."""
+        raise NotImplementedError
+
+    def refusal(self, cache_type: str) -> str:
+        """Why it cannot be kept so, "" if it can."""
+        raise NotImplementedError
+
+    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
+        """For ops: what begins at `address` in the first block, and `stride` bytes later in each other."""
+        raise NotImplementedError
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        """What decoding one more token after `tokens` others reads."""
+        return self.block_bytes(split, cache_type) // CACHE_BLOCK * min(tokens, self.seen)
+
+
+class InSlots:
+    """A layer that keeps a state of fixed size for each sequence."""
+
+    def slot_bytes(self, split: Split) -> int:
+        """Of one sequence."""
+        raise NotImplementedError
+
+    def refusal(self, cache_type: str) -> str:
+        """A state has one type."""
+        return ""
+
+    def placed(self, name: str, address: int, stride: int) -> LayerState:
+        """For ops: the first sequence's at `address`, and `stride` bytes later each other's."""
+        raise NotImplementedError
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        return self.slot_bytes(split)
+
+
+Layer = InBlocks | InSlots
+
+
+@dataclass(frozen=True)
+class Attention(InBlocks):
+    """Keys and values of the KV heads that a rank's query heads read."""
+
+    key_size: int
+    value_size: int
+    window: int | None = None
+    heads: str = "kv_heads"  # the word that counts them
+
+    def _parts(self, split: Split, cache_type: str) -> Iterator[int]:
+        """Bytes of the keys and of the values in a block."""
+        return (len(split[self.heads]) * cache_bytes(cache_type, size) for size in (self.key_size, self.value_size))
+
+    def block_bytes(self, split: Split, cache_type: str) -> int:
+        return sum(self._parts(split, cache_type))
+
+    def refusal(self, cache_type: str) -> str:
+        return cache_refusal(cache_type, self.key_size) or cache_refusal(cache_type, self.value_size)
+
+    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
+        keys, _ = self._parts(split, cache_type)
+        return LayerCache(
+            Buffer(f"keys{name}", stride, address), Buffer(f"values{name}", stride, address + keys), table, cache_type, self.seen
+        )
+
+
+@dataclass(frozen=True)
+class Recurrent(InSlots):
+    """A state that every token changes; state_bytes(split): its bytes on one rank."""
+
+    state_bytes: Callable[[Split], int]
+
+    def slot_bytes(self, split: Split) -> int:
+        return self.state_bytes(split)
+
+    def placed(self, name: str, address: int, stride: int) -> LayerState:
+        return LayerState(Buffer(f"state{name}", stride, address))

@@ -1,0 +1,199 @@
+"""Which rows and columns of a file's tensors are this rank's.
+
+A model lists its tensors as rules: what each is, and its shape in words of Sizes. A word that the Split cuts is cut in that
+dimension, all else is whole.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from numatp import quants
+from numatp.errors import UserError
+from numatp.files.gguf_header import quote
+from numatp.files.huggingface import Assembled
+from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.files.safetensors import FLOATS
+from numatp.quants.table import TILE_ROWS, UNIT, Format
+from numatp.weights.matrix import Matrix, Vector
+from numatp.weights.splits import Sizes, Split
+
+# What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
+QUANTIZED = {"none": None, "q8": ("Q8_0", "Q8_0"), "q4": ("Q4_K", "Q4_0")}
+
+Kind = Literal["matrix", "router", "embedding", "head", "vector", "table"]
+MATRICES = ("matrix", "router", "embedding", "head")  # in tiles, for products; the others are floats
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A tensor that a model needs, or a part of one.
+
+    A dimension is
+
+        width                  a word of Sizes, or a number
+        heads*head_size        a product: cut by its first word, which counts things, each of as many rows as the others say
+        a*b + c*d              parts below each other that are cut one by one
+
+    Kinds: a matrix; a router, a matrix that is never quantised on load, because it is small and nothing mends what it gets wrong;
+    an embedding, a matrix whose rows are looked up; a head, the matrix that makes logits (it may be the embedding too); a vector;
+    a table, which kernels read as floats, row after row or column after column.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)  # (i, n): of each thing that the first word counts the i-th of n equal parts
+    stack: str = ""  # "experts", "heads": the first word, where it counts whole matrices that lie below each other
+    by: Literal["rows", "columns"] = "rows"  # how a table lies in memory
+
+    @classmethod
+    def vector(cls, name: str, word: str) -> "Rule":
+        return cls(name, "vector", (word,))
+
+    @classmethod
+    def matrix(cls, name: str, rows: str, columns: str, part: tuple[int, int] = (0, 1)) -> "Rule":
+        return cls(name, "matrix", (rows, columns), part)
+
+    @classmethod
+    def router(cls, name: str, rows: str, columns: str) -> "Rule":
+        return cls(name, "router", (rows, columns))
+
+    @classmethod
+    def stacked(cls, name: str, stack: str, rows: str, columns: str) -> "Rule":
+        """Matrices (rows, columns), as many as the word `stack` counts."""
+        return cls(name, "matrix", (stack, rows, columns), stack=stack)
+
+    @classmethod
+    def table(cls, name: str, rows: str, columns: str, by: Literal["rows", "columns"] = "rows") -> "Rule":
+        return cls(name, "table", (rows, columns), by=by)
+
+    @property
+    def key(self) -> str:
+        """What the model calls the weight."""
+        return self.name if self.part[1] == 1 else f"{self.name}[{self.part[0]}]"
+
+    @property
+    def in_tiles(self) -> bool:
+        return self.kind in MATRICES
+
+
+@dataclass(frozen=True)
+class Slice:
+    """What of one tensor this rank loads, and where it goes."""
+
+    rule: Rule
+    info: TensorInfo | Assembled
+    format: Format  # in memory
+    rows: list[range]  # one below the other
+    columns: range
+    stacked: int  # matrices below each other
+    offset: int  # bytes before it in the rank's memory for weights
+
+    @property
+    def name(self) -> str:
+        return self.rule.key
+
+    def at(self, arena: int) -> Matrix | Vector:
+        """As it lies in memory for weights that begins at `arena`."""
+        rows = sum(map(len, self.rows))
+        if not self.rule.in_tiles:
+            return Vector(self.name, arena + self.offset, rows * len(self.columns))
+        return Matrix(self.name, self.format, arena + self.offset, rows, len(self.columns), self.stacked, self.columns.start)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.at(0).num_bytes
+
+    @property
+    def converted(self) -> bool:
+        """Whether the rows in the file are not yet in the blocks of the format."""
+        return isinstance(self.info, Assembled) or self.info.type != self.format.name
+
+
+def _extent(words: str, sizes: Sizes, split: Split | None, part: tuple[int, int] = (0, 1)) -> list[range]:
+    """The ranges of one dimension: its cut parts, or all of it without a cut."""
+    ranges, start = [], 0
+    for term in words.split(" + "):
+        first, *others = term.split("*")
+        length, *inners = (int(word) if word.isdigit() else sizes[word] for word in (first, *others))
+        inner, whole = prod(inners), range(length)
+        own = split.get(first, whole) if split is not None else whole
+        i, parts = part
+        if parts == 1:
+            ranges.append(range(start + own.start * inner, start + own.stop * inner))
+        else:
+            size = inner // parts
+            ranges += [range(begin, begin + size) for begin in (start + (thing * parts + i) * size for thing in own)]
+        start += len(whole) * inner
+    return ranges
+
+
+def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
+    """What the tensor has in the file."""
+    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+
+
+def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str:
+    """The GGUF type that a tensor becomes in memory."""
+    if not rule.in_tiles or rule.kind == "router" or info.type not in FLOATS:
+        return info.type
+    note = info.note if isinstance(info, Assembled) else ""
+    if (note and quantize == "none") or (rule.kind in ("embedding", "head") and quantize == "q4"):
+        quantize = "q8"
+    types = QUANTIZED[quantize]
+    return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
+
+
+def cut(file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize: str = "none") -> tuple[list[Slice], int]:
+    """Every tensor's slice, and the bytes of all of them. quantize: one of QUANTIZED.
+
+    UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
+    does not use.
+    """
+    unused = file.tensors.keys() - {rule.name for rule in rules}
+    if unused:
+        called = file.called(min(unused))
+        file.fail(f"tensor {quote(called)} is not part of this architecture as numatp knows it; use another model")
+    slices, offset = [], 0
+    for rule in rules:
+        info = file.tensors.get(rule.name)
+        if info is None:
+            file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
+        slices.append(_slice(info, rule, sizes, split, quantize, offset))
+        offset += slices[-1].num_bytes
+    return slices, offset
+
+
+def _slice(info: TensorInfo | Assembled, rule: Rule, sizes: Sizes, split: Split, quantize: str, offset: int) -> Slice:
+    expected = whole_shape(rule, sizes)
+    # Writers may drop leading dimensions of 1.
+    if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
+        raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
+    format = quants.format_of(_computed_in(info, rule, quantize), info.name)
+    (columns,) = _extent(rule.shape[-1], sizes, split)
+    rows = _extent(rule.shape[-2], sizes, split, rule.part) if len(rule.shape) > 1 else [range(1)]
+    stacked = 1
+    if rule.stack:
+        (things,), (own,), height = _extent(rule.shape[0], sizes, split), rows, expected[1]
+        stacked = len(things)
+        rows = [range(i * height + own.start, i * height + own.stop) for i in things]
+        if len(own) == height:
+            rows = [range(things.start * height, things.stop * height)]
+    if rule.in_tiles:
+        if any(edge % UNIT for edge in (expected[-1], columns.start, columns.stop)):
+            raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
+        if any(len(some) % TILE_ROWS for some in rows[:-1]) or (stacked > 1 and sum(map(len, rows)) // stacked % TILE_ROWS):
+            raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
+    return Slice(rule, info, format, rows, columns, stacked, offset)
+
+
+def notes(slices: list[Slice]) -> list[str]:
+    """What is quantised on the way, in sentences worth showing."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for piece in slices:
+        if piece.rule.in_tiles and piece.info.type != piece.format.name:
+            note = piece.info.note if isinstance(piece.info, Assembled) else ""
+            counts[note or piece.info.type, piece.format.name] += 1
+    return [f"{count} matrices of {source} are quantized to {kept} on load" for (source, kept), count in counts.items()]
