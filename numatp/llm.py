@@ -200,7 +200,7 @@ class LLM:
         except BaseException:
             self.close()
             raise
-        for note in service.started.notes:
+        for note in (*service.started.notes, *self.tokenizer.notes):
             log.warning(note)
         log.info(engine.pages_line)
         self.rank, self.default_params = service.rank, recommended_params(job.model)
@@ -230,11 +230,17 @@ class LLM:
             return self._answers("generate", lambda: [self._submit(cast("Prompt", item), params) for item in items])
         return self._answers("generate", lambda: [self._submit(cast("Prompt", prompt), params)])[0]
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
-        """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template."""
+    def chat(
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *, template_kwargs: Mapping[str, Any] | None = None
+    ) -> Output:
+        """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template.
+
+        template_kwargs: what else the template reads, like {"enable_thinking": False}. The name of a special token in a message is
+        text.
+        """
         if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in _items(messages)):
             raise UserError('chat takes messages like [{"role": "user", "content": "Hello"}]; generate and stream take a text')
-        return self._answers("chat", lambda: [self._submit(messages, params)])[0]
+        return self._answers("chat", lambda: [self._submit(messages, params, template_kwargs)])[0]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text piece by piece, for a text, token ids or chat messages. Closing the iterator cancels the rest.
@@ -293,17 +299,19 @@ class LLM:
 
     # ------------------------------------------------------------ inside
 
-    def answer(self, prompt: Prompt, params: SamplingParams | None = None) -> "Answer":
+    def answer(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, template_kwargs: Mapping[str, Any] | None = None
+    ) -> "Answer":
         """The same as stream, as an Answer, which also tells how it ended."""
-        return self._submit(prompt, params)
+        return self._submit(prompt, params, template_kwargs)
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
+    def _tokens(self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """Of a text, of a chat, or the ids that were given."""
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         items = _items(prompt)
         if items and isinstance(items[0], Mapping):
-            return self.tokenizer.encode(self.tokenizer.render_chat(items))
+            return self.tokenizer.encode_chat(items, template_kwargs)
         for item in items:
             if not isinstance(item, Integral) or isinstance(item, bool):  # a float would lose its fraction in silence
                 held = f"{str(item)[:60]!r} ({type(item).__name__})"
@@ -320,10 +328,14 @@ class LLM:
             if not 0 <= token < vocab:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
-    def _submit(self, prompt: Prompt, params: SamplingParams | None) -> "Answer":
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams | None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> "Answer":
         if not isinstance(params, SamplingParams | None):
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
-        tokens = self._tokens(prompt)
+        if not isinstance(template_kwargs, Mapping | None):
+            raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
+        tokens = self._tokens(prompt, template_kwargs)
         self._check_length(tokens, room=1)
         return Answer(self, tokens, params or self.default_params)
 

@@ -5,7 +5,7 @@ import sys
 
 from numatp.cli import signals
 from numatp.cli.generate import show_answer
-from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
+from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import RankError, UserError
@@ -17,6 +17,7 @@ HELP = "Ctrl-C ends an answer, Ctrl-D the conversation, /clear forgets it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_sampling(parser)
+    add_template_arguments(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
 
 
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
                 continue
             messages.append({"role": "user", "content": text})
             try:
-                messages.append({"role": "assistant", "content": show_answer(llm, messages, params)})
+                messages.append({"role": "assistant", "content": show_answer(llm, messages, params, arguments.template)})
             except KeyboardInterrupt:
                 print(flush=True)
                 messages.pop()

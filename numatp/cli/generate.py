@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from numatp.cli.audit import add_option, audited
-from numatp.cli.options import add_model, add_sampling, job_of, note, params_of
+from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-p", "--prompt", help="text to continue")
     source.add_argument("-f", "--file", metavar="FILE", help="file of the text to continue; - is standard input")
     parser.add_argument("--chat", action="store_true", help="the text is a message: answer it by the model's chat template")
+    add_template_arguments(parser)
     add_option(parser)
 
 
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
         params = params_of(arguments, llm.default_params)
 
         def work() -> str:
-            return show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params)
+            return show_answer(llm, [{"role": "user", "content": prompt}] if arguments.chat else prompt, params, arguments.template)
 
         if arguments.audit:
             return audited(llm.audit, arguments.min_local, work)[2]
@@ -52,9 +53,9 @@ def read_text(path: str) -> str:
         raise UserError(f"cannot read {path}: {reason}") from error
 
 
-def show_answer(llm: LLM, prompt, params) -> str:
+def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
     """Streams an answer to stdout, and what the model says to itself before it and its speed to stderr; returns the answer."""
-    answer, text, reasoned = llm.answer(prompt, params), "", False
+    answer, text, reasoned = llm.answer(prompt, params, template_kwargs=template_kwargs), "", False
     for piece in answer.pieces():
         reasoning = piece.part == "reasoning"
         if reasoning and not reasoned:

@@ -1,11 +1,13 @@
 """Options that several commands share, with llama.cpp's names."""
 
 import argparse
+import json
 import logging
 import os
 import random
 import sys
 from dataclasses import replace
+from typing import Any
 
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams
@@ -113,6 +115,23 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     add("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
+
+
+def add_template_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template-kwargs", dest="template", type=json_object, default={}, metavar="JSON",
+        help="""what else the chat template reads, e.g. '{"enable_thinking": false}'""",
+    )  # fmt: skip
+
+
+def json_object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a JSON object like {{\"enable_thinking\": false}}")
+    return found
 
 
 def params_of(arguments: argparse.Namespace, usual: SamplingParams) -> SamplingParams:

@@ -1,12 +1,13 @@
 """The tokenizer of a Hugging Face folder as GGUF's metadata describes one (`tokenizer.*`)."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from numatp.errors import listed
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
-from numatp.text.tokenizer import END_NAMES, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED, byte_level_steps
+from numatp.text.tokenizer import END_NAMES, NORMAL, SPACE, TEMPLATE, UNKNOWN, UNUSED, USER_DEFINED, byte_level_steps
 from numatp.text.tokenizer_json import FolderTokenizer
 from numatp.text.words import WORDS
 
@@ -53,7 +54,16 @@ def vocabulary(folder: Path, size: int) -> dict[str, bytes]:
         tokens = [token.replace(SPACE, " ") if kinds[id] == USER_DEFINED else token for id, token in enumerate(tokens)]
     found |= {"tokens": tokens, "token_type": kinds}
     named = {f"tokenizer.ggml.{key}": encoded(value) for key, value in found.items() if value != []}
-    return named | ({"tokenizer.chat_template": encoded(tokenizer.chat_template)} if tokenizer.chat_template else {})
+    return named | _templates(tokenizer)
+
+
+def _templates(tokenizer: FolderTokenizer) -> dict[str, bytes]:
+    """The chat template for ordinary uses, and those for others by name."""
+    others = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in tokenizer.other_templates.items()}
+    found: dict[str, Any] = {"tokenizer.chat_template": tokenizer.chat_template} if tokenizer.chat_template else {}
+    if others:
+        found |= {"tokenizer.chat_templates": list(others)} | {TEMPLATE + name: text for name, text in others.items()}
+    return {key: encoded(value) for key, value in found.items()}
 
 
 def _special(tokenizer: FolderTokenizer) -> dict[str, int]:

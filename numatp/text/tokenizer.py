@@ -15,6 +15,7 @@ from numatp.files.gguf import GGUFFile, read_gguf
 from numatp.files.gguf_header import quote
 from numatp.text import words
 from numatp.text.chat_template import render_chat
+from numatp.text.shield import Names, Shield
 
 if TYPE_CHECKING:
     import tokenizers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 # Values of `tokenizer.ggml.token_type`; UNUSED stands for no text.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
+TEMPLATE = "tokenizer.chat_template."  # and the name of one for a special use
 # Metadata names only one or two of the tokens that end a text; these names are the others, in models of today.
 END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 END_NAMES = {
@@ -43,6 +45,7 @@ def _byte_of_char() -> dict[str, int]:
 
 
 BYTE_OF_CHAR = _byte_of_char()
+HOLE = "\ufdd0\ufdd1\ufdd0"  # Unicode's noncharacters, which no text should hold
 
 
 class Tokenizer:
@@ -61,14 +64,16 @@ class Tokenizer:
         chat_template: str | None,
         bos_name: str = "",
         eos_name: str = "",
+        other_templates: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
     ) -> None:
         """bpe: knows the names of special and of user-defined tokens. spell(token, kind): the bytes that a token stands for. `bos`
-        and `eos`: the ids that `encode` puts around a text, None for none; the names are for the chat template. notes: what the
-        user should know of this vocabulary, a line each."""
+        and `eos`: the ids that `encode` puts around a text, None for none; the names are for the chat template. other_templates:
+        by name those for special uses. notes: what the user should know of this vocabulary, a line each."""
         self.vocab_size = len(tokens)
         self.eos_ids = eos_ids
         self.chat_template = chat_template
+        self.other_templates = dict(other_templates or {})
         self.tokens = tokens
         self.kinds = kinds
         self._bpe = bpe
@@ -112,6 +117,9 @@ class Tokenizer:
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
             bos_name=name("tokenizer.ggml.bos_token_id"),
             eos_name=name("tokenizer.ggml.eos_token_id"),
+            other_templates={
+                key.removeprefix(TEMPLATE): gguf.text(key) for key in gguf.metadata if key.startswith(TEMPLATE)
+            },
             notes=KINDS[kind].notes(gguf),
         )
 
@@ -125,7 +133,9 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the text has half a character (a lone surrogate) at position {error.start}; remove it") from None
-        ids = self._ids(text, special)
+        return self._around(self._ids(text, special))
+
+    def _around(self, ids: list[int]) -> list[int]:
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         if self.eos is not None and ids[-1:] != [self.eos]:
@@ -138,6 +148,9 @@ class Tokenizer:
 
     @cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
+        return self._make_plain()
+
+    def _make_plain(self) -> "tokenizers.Tokenizer":
         """The same words and merges, to which the names of special tokens are text."""
         import tokenizers
 
@@ -149,12 +162,59 @@ class Tokenizer:
         plain.add_tokens([token for token in self._bpe.get_added_tokens_decoder().values() if not token.special])
         return plain
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def render_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
         """The prompt for an answer to `messages` (see chat_template.py). UserError if the model has no chat template."""
-        if self.chat_template is None:
-            raise UserError("this model has no chat template: use generate without --chat, or a model made for chats")
+        return self._render(self._template(arguments), messages, arguments)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> list[int]:
+        """The ids of that prompt. Special tokens are those of the template alone: a name of one in a message is text."""
+        template = self._template(arguments)
+        shield = Shield(self._special_names, template, messages)
+        text = self._render(template, shield.messages, arguments)
+        if not shield.needed:
+            return self.encode(text)
+        # The template's special tokens are cut out, each leaves a hole, and between the holes is text as it was said.
+        found = self._bpe.encode(text, add_special_tokens=False)
+        pieces, holes, end = [], [], 0
+        for id, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            if self.kinds[id] in (UNKNOWN, CONTROL) and text[start:stop].strip() == self.tokens[id].strip():
+                pieces.append(text[end:start])
+                holes.append(id)
+                end = stop
+        pieces.append(text[end:])
+        filled = iter(holes)
+        said = HOLE.join(piece.replace(HOLE, "").translate(shield.letters) for piece in pieces)
+        ids = self._with_holes.encode(said, add_special_tokens=False).ids
+        hole = self._with_holes.token_to_id(HOLE)
+        return self._around([next(filled) if id == hole else id for id in ids])
+
+    def _template(self, arguments: Mapping[str, Any] | None) -> str:
+        """The one for tools if there are tools and it is there, as transformers chooses."""
+        if arguments and arguments.get("tools") and "tool_use" in self.other_templates:
+            return self.other_templates["tool_use"]
+        if self.chat_template is not None:
+            return self.chat_template
+        if self.other_templates:
+            names = listed(self.other_templates)
+            raise UserError(f"this model has chat templates for special uses alone ({names}): use generate without --chat")
+        raise UserError("this model has no chat template: use generate without --chat, or a model made for chats")
+
+    def _render(self, template: str, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None) -> str:
         names = {"bos_token": self.bos_name, "eos_token": self.eos_name, "unk_token": "", "pad_token": ""}
-        return render_chat(self.chat_template, messages, names)
+        return render_chat(template, messages, names, arguments)
+
+    @cached_property
+    def _special_names(self) -> Names:
+        return Names(token for id, token in enumerate(self.tokens) if self.kinds[id] in (UNKNOWN, CONTROL))
+
+    @cached_property
+    def _with_holes(self) -> "tokenizers.Tokenizer":
+        """Like _plain, with one token more, which stands for a special one."""
+        import tokenizers
+
+        holed = self._make_plain()
+        holed.add_tokens([tokenizers.AddedToken(HOLE, special=False, normalized=False)])
+        return holed
 
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens give nothing, and bytes that form no character U+FFFD."""
@@ -166,7 +226,7 @@ class Tokenizer:
 
     @cached_property
     def _special_ids(self) -> dict[str, int]:
-        return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL}
+        return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL and token}
 
     def token_bytes(self, id: int) -> bytes:
         """None for special tokens, and for ids above the vocabulary: a model's matrices may have more rows than it has tokens."""

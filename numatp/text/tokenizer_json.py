@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,18 +60,18 @@ class FolderTokenizer(Tokenizer):
         names = {key: _name(config.get(f"{key}_token")) for key in ("bos", "eos", "unk", "pad")}
         said = {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token and token == names["eos"]}
         ends = end_ids(tokens, kinds, said.union(_end_ids(folder, size)))
+        templates = _chat_templates(folder, config)
         # What encode puts around a text: a start token, an end token, or both.
         bos = around[0] if around and around[0] not in ends else None
         eos = around[-1] if around and around[-1] in ends else None
         super().__init__(
             tokens, kinds, bpe, spell_byte_level if byte_level else spell_sentencepiece, bos=bos, eos=eos, eos_ids=ends,
-            chat_template=_chat_template(folder, config), bos_name=names["bos"], eos_name=names["eos"],
+            chat_template=templates.pop("default", None), other_templates=templates, bos_name=names["bos"], eos_name=names["eos"],
         )  # fmt: skip
         self.byte_level, self.described = byte_level, described
         self._source = raw.decode()
 
-    @cached_property
-    def _plain(self) -> "tokenizers.Tokenizer":
+    def _make_plain(self) -> "tokenizers.Tokenizer":
         import tokenizers
 
         plain = _without_training(tokenizers.Tokenizer.from_str(self._source))
@@ -133,21 +132,27 @@ def _end_ids(folder: Path, size: int) -> Iterator[int]:
                 yield id
 
 
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        try:
-            return read_bytes_of(path).decode()
-        except UnicodeDecodeError:
-            fail(path, "is not UTF-8 text; download it again")
+def _chat_templates(folder: Path, config: dict[str, Any]) -> dict[str, str]:
+    """By name, where that for all ordinary uses is "default"."""
     found = config.get("chat_template")
     if found is None and (folder / "chat_template.json").exists():
         found = read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(found, list):  # several by name
-        found = next((one.get("template") for one in found if isinstance(one, dict) and one.get("name") == "default"), None)
-    if found is not None and not isinstance(found, str):
+    if isinstance(found, list) and all(isinstance(one, dict) for one in found):  # several by name
+        found = {one.get("name"): one.get("template") for one in found}
+    templates = {"default": found} if isinstance(found, str) else found or {}
+    if not isinstance(templates, dict) or not all(isinstance(text, str) for pair in templates.items() for text in pair):
         fail(
             folder / "tokenizer_config.json",
             f"chat_template is {quote(json.dumps(found))}, and should be a text; download it again",
         )
-    return found
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        templates[path.stem] = _text(path)
+    path = folder / "chat_template.jinja"
+    return templates | ({"default": _text(path)} if path.exists() else {})
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes_of(path).decode()
+    except UnicodeDecodeError:
+        fail(path, "is not UTF-8 text; download it again")
