@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.models import folders, tiny, tiny_qwen3moe, tiny_qwen3next
+from support.models import folders, golden_folders, tiny, tiny_qwen3moe, tiny_qwen3next
 from support.models.quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
 
 from numatp import models
@@ -114,6 +114,33 @@ def test_configs(write, config, words):
 )
 def test_tensors(write, tensors, words):
     refused(write(tensors=tensors), *words)
+
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+ODD = (None, 7, -1, "x", [], {}, [1], {"a": 1}, True, 1e308, 10**400, float("nan"), ["full_attention"], {"full_attention": 7}, [[]])
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "qwen3next", "gpt-oss"])
+def test_odd_values_end_in_one_line(tmp_path, name):
+    """Each key of config.json, and of the rotation: it loads, or is refused."""
+    folder = golden_folders.write(tmp_path / "folder", name, floats=True)
+    config, refusals = json.loads((folder / "config.json").read_text()), 0
+    others = ("rope_scaling", "quantization_config", "text_config", "partial_rotary_factor", "tie_word_embeddings", "rope_theta")
+    changes = [{key: value} for key in (*config, *others) for value in ODD]
+    for key in (*YARN, "type", "rope_theta", "truncate", "attention_factor", "full_attention", "original_max_position_embeddings"):
+        for value in ODD:
+            layered = {"full_attention": YARN | {key: value}, "sliding_attention": {}}
+            changes += [{"rope_parameters": YARN | {key: value}}, {"rope_parameters": layered, "rope_scaling": YARN}]
+            changes.append({"rope_parameters": None, "rope_scaling": YARN | {key: value}})
+    for change in changes:
+        (folder / "config.json").write_text(json.dumps(config | change))
+        try:
+            check(folder)
+            models.open_model(folder)[0].encoded_metadata()
+        except UserError as error:
+            refusals += 1
+            assert str(error).startswith(str(folder)) and str(error).isprintable() and len(str(error)) < 400, change
+    assert refusals > len(changes) / 3
 
 
 def test_shards(write, tmp_path):

@@ -23,7 +23,8 @@ class Folder:
         self.config = read_json(self.config_path)
         self.notes: list[str] = []
         text = self.config.get("text_config")
-        self.text_type = text.get("model_type") if isinstance(text, dict) else None
+        kind = text.get("model_type") if isinstance(text, dict) else None
+        self.text_type = kind if isinstance(kind, str) else ""
         if isinstance(text, dict):  # the text model's part of a multimodal config
             self.config = {**self.config, **text, "architectures": self.config.get("architectures")}
         for key in ("rope_parameters", "rope_scaling"):
@@ -161,6 +162,8 @@ def _check_rope(path: Path, config: Config) -> None:
             fail(path, f"{quote(key)} is {quote(config[key])}, and should be an object or null; download it again")
     newer, older = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     if rope_differs(config):
+        if not all(one is None or isinstance(one, dict) for one in newer.values()):
+            fail(path, f"'rope_parameters' is {quote(newer)}, partly for each kind of layers; download it again")
         newer = newer.get("full_attention") or {}
     if newer and older:
         one, other = _completed(newer, config), _completed(older, config)

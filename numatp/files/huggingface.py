@@ -193,7 +193,7 @@ class HuggingFaceFile(ModelFile):
                 continue
             try:
                 found[f"{name}.{key}"] = encoded(float(value) if FLOATING.search(key) else value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 self._wrong(f"{name}.{key}", "a value that GGUF can hold")
         return found
 

@@ -1,6 +1,6 @@
 """What every kind of model file offers to the architecture files: metadata by GGUF's keys and tensors by GGUF's names."""
 
-import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +60,7 @@ class ModelFile(ABC):
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default, "a finite number")
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= sys.float_info.max:  # which no NaN is
             return float(value)
         self._wrong(key, "a finite number")
 

@@ -62,10 +62,10 @@ Where all words of forward exist, this file is all that numatp/ needs; the steps
      golden_folders.py that `write` there calls by NAME: a second time, so that a slip in the table is seen;
    - tensors that a file may lack, in `optional` of tests/test_models.py.
        pytest tests/test_golden.py tests/test_models.py tests/test_plan.py tests/test_quantize.py tests/test_program.py -k NAME
-   Then `python tests/data/make_config_keys.py NAME` records what transformers computes when keys of config.json are changed, one
-   at a time; tests/test_config_keys.py demands these numbers or a refusal, so that no key is forgotten in silence.
    This tests logits on 1, 2, 3 and 5 ranks, and from the folder, every feature, refusals of tensors, that plans count the bytes and
    exchanges that are there, and that `numatp quantize` makes of the folder what llama.cpp's converter made.
+   Then `python tests/data/make_config_keys.py NAME` records what transformers computes when keys of config.json are changed, one
+   at a time; tests/test_config_keys.py demands these numbers or a refusal, so that no key is forgotten in silence.
 7. The tiny model has no vocabulary. If released ones cut words by a rule that text/words.py lacks, add it there and to RULES in
    tests/data/make_words_tokens.py; names of tokens that end a text to END_NAMES in text/tokenizer.py. SHAPES in models/shapes.py is
    for models that `numatp plan` should know without a file.

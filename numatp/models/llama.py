@@ -52,13 +52,16 @@ def _window(config: Config) -> Any:
     return config.get("sliding_window") if config["architectures"] == ["MistralForCausalLM"] else None
 
 
+MAX_FACTOR = 1e6  # of a scaling; released ones have 8 and 32
+
+
 def _rope_factors(file: HuggingFaceFile) -> np.ndarray | None:
     """Llama 3.1's scaling, which GGUF has as a vector and folders as parameters."""
     if not _is_llama3(file.config):
         return None
     factor, low, high = (file.positive(f"llama.rope.scaling.{key}") for key in ("factor", "low_freq_factor", "high_freq_factor"))
     trained = file.count("llama.rope.scaling.original_context_length")
-    if factor < 1 or low >= high:
+    if not 1 <= factor <= MAX_FACTOR or low >= high:
         file.fail(f"scales its rotary embedding by {factor:g} between factors {low:g} and {high:g}; download the folder again")
     frequencies = plain(read_base(file, "llama.rope.freq_base"), read_sizes(file).head_size)
     return llama3_factors(frequencies, factor, low, high, trained).astype(np.float32)
