@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
 from numatp.models.layers import InBlocks, InSlots
 from numatp.models.spec import Spec
-from numatp.program.values import LayerCache, LayerState
+from numatp.program.values import Kept
 from numatp.weights.splits import Split
 
 
@@ -50,7 +50,8 @@ class CacheLayout:
     """Where each layer's part of this rank's cache lies; the layers say how many bytes it has."""
 
     def __init__(self, spec: Spec, split: Split, pools: list[Pool], max_sequences: int, cache_type: str):
-        self._layers, self._split, self._type = spec.layers, split, cache_type
+        self._layers = spec.layers
+        self._split, self._type = split, cache_type
         self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
         self._in_slots: dict[int, tuple[int, int]] = {}  # (its start, bytes from slot to slot)
         end = 0
@@ -68,9 +69,9 @@ class CacheLayout:
                 end += slot * max_sequences
         self.num_bytes = max(end, 1)
 
-    def at(self, address: int) -> list[LayerCache | LayerState]:
+    def at(self, address: int) -> list[Kept]:
         """Each layer's part of a cache at `address`."""
-        layers: list[LayerCache | LayerState] = []
+        layers: list[Kept] = []
         for i, layer in enumerate(self._layers):
             if isinstance(layer, InBlocks):
                 start, stride, table = self._in_blocks[i]

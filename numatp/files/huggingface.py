@@ -1,6 +1,6 @@
 """A model in a Hugging Face folder, seen by the names that GGUF gives to its metadata and tensors.
 
-An architecture file says in a table, HUGGING_FACE, what the folder calls them (see numatp/models/__init__.py).
+An architecture file says in a table, HUGGING_FACE, what the folder calls them (see numatp/models/README.md).
 """
 
 import re

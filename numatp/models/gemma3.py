@@ -131,7 +131,8 @@ def rules(spec: Spec) -> list[Rule]:
 
 
 def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
+    sizes, epsilon = spec.sizes, spec.epsilon
+    matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)))

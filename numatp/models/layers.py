@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, cache_refusal
-from numatp.program.values import Buffer, LayerCache, LayerState
+from numatp.program.values import Buffer, Kept, LayerCache, LayerState
 from numatp.weights.splits import Split
 
 
@@ -26,7 +26,7 @@ class InBlocks:
         """Why it cannot be kept so, "" if it can."""
         raise NotImplementedError
 
-    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
+    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> Kept:
         """For ops: what begins at `address` in the first block, and `stride` bytes later in each other."""
         raise NotImplementedError
 
@@ -46,7 +46,7 @@ class InSlots:
         """A state has one type."""
         return ""
 
-    def placed(self, name: str, address: int, stride: int) -> LayerState:
+    def placed(self, name: str, address: int, stride: int) -> Kept:
         """For ops: the first sequence's at `address`, and `stride` bytes later each other's."""
         raise NotImplementedError
 

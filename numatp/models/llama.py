@@ -126,7 +126,8 @@ def rules(spec: LlamaSpec) -> list[Rule]:
 
 
 def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
+    sizes = spec.sizes
+    matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     frequencies = spec.rope.frequencies / (weights.floats("rope_freqs.weight") if spec.divided else 1)
     angles = p.rotation(frequencies, spec.rope.scale)

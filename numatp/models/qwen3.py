@@ -66,7 +66,8 @@ def rules(spec: Spec) -> list[Rule]:
 
 
 def forward(p: "Ops", spec: Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes, matrix, vector = spec.sizes, weights.matrix, weights.vector
+    sizes = spec.sizes
+    matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)

@@ -117,7 +117,8 @@ def read_spec(file: ModelFile) -> Qwen3NextSpec:
     def count(key: str) -> int:
         return file.count(f"qwen3next.{key}")
 
-    linear_head_size, value_heads, key_heads = count("ssm.state_size"), count("ssm.time_step_rank"), count("ssm.group_count")
+    key_heads, value_heads = count("ssm.group_count"), count("ssm.time_step_rank")
+    linear_head_size = count("ssm.state_size")
     if value_heads % key_heads or linear_head_size % 16:
         file.fail(f"claims {key_heads} key and {value_heads} value heads of {linear_head_size}; convert the model again")
     if count("ssm.inner_size") != value_heads * linear_head_size:
@@ -190,7 +191,8 @@ def rules(spec: Qwen3NextSpec) -> list[Rule]:
 
 
 def forward(p: "Ops", spec: Qwen3NextSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
-    sizes, epsilon, matrix, vector = spec.sizes, spec.epsilon, weights.matrix, weights.vector
+    sizes, epsilon = spec.sizes, spec.epsilon
+    matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     linear_heads = LinearHeads(len(split.linear_key_heads), sizes.linear_group, sizes.linear_head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)

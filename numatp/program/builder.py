@@ -84,7 +84,8 @@ class Program:
         make_all_ready(op.code for op in self.ops if isinstance(op.code, Kernel))
         table = (native.Op * max(len(self.ops), 1))()
         for entry, op in zip(table, self.ops, strict=False):
-            entry.run, entry.args, entry.barrier = op.address, op.record.ctypes.data, op.barrier
+            entry.run, entry.args = op.address, op.record.ctypes.data
+            entry.barrier = op.barrier
         self.keep.append(table)
         return native.ProgramRecord(
             ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,

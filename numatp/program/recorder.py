@@ -54,7 +54,9 @@ class Recorder:
     """Records one program; `max_rows` is the most rows a Step of it may have, a multiple of GROUP or 1."""
 
     def __init__(self, name: str, site: Site, max_rows: int, scored: bool = False):
-        self.site, self.max_rows, self.scored = site, max_rows, scored
+        self.site = site
+        self.max_rows = max_rows
+        self.scored = scored
         self.private = max_rows == 1
         self.pitch = 1 if self.private else GROUP
         assert max_rows % self.pitch == 0
@@ -148,11 +150,13 @@ class Recorder:
             access = Access(x.buffer, PRIVATE if x.division == PRIVATE else ANYHOW)
             return Activation(x.pointer, x.stride, x.thread_stride, access)
         group = activation.group_bytes(form, x.width, self.pitch)
-        most, rows, select = x.most or self.max_rows, x.rows, self._every_row(x.most or self.max_rows)
         reads, name = x.accesses(), f"{x.name}.{form}"
+        most, rows = x.most or self.max_rows, x.rows
+        select = self._every_row(most)
         if routes:
-            most, rows, select = routes.most, routes.counts, routes.rows_of_places
             reads, name = [*reads, Access(routes.buffer)], f"{name}.routed"
+            most, rows = routes.most, routes.counts
+            select = routes.rows_of_places
         out = self._buffer(name, group, self.private, rows=most // self.pitch)
         # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
         division = self._share_of_rows(rows)

@@ -167,8 +167,12 @@ class LinearHeads:
         return self.keys * self.group * self.size
 
 
+class Kept:
+    """What a layer keeps between tokens, for the words that go with it."""
+
+
 @dataclass(frozen=True)
-class LayerCache:
+class LayerCache(Kept):
     """Keys and values of one layer for this rank's KV heads (kernels/attention.py); strides go from block to block."""
 
     keys: Buffer
@@ -183,7 +187,7 @@ class LayerCache:
 
 
 @dataclass(frozen=True)
-class LayerState:
+class LayerState(Kept):
     """The state of a recurrent layer; its stride goes from sequence to sequence."""
 
     state: Buffer

@@ -102,7 +102,8 @@ class Weights:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
         from numatp.kernels.compile import specialize
 
-        calls, failed, files = [], np.zeros(len(batch), np.int64), dict[Path, BinaryIO]()
+        calls, failed = [], np.zeros(len(batch), np.int64)
+        files: dict[Path, BinaryIO] = {}
         with ExitStack() as stack:
             for i, (info, piece) in enumerate(batch):
                 if info.path not in files:

@@ -3,20 +3,22 @@
 import numpy as np
 
 from numatp.kernels import bias, experts
+from numatp.kernels.compile import Kernel
 from numatp.kernels.simd import LANES
 from numatp.program.values import Access, Buffer, Pointer, Routes, Value
 from numatp.program.words.dense import kernel_of
 from numatp.program.words.together import Together
 from numatp.weights.matrix import Matrix, Vector
 
-GATES = {"softmax": experts.choose}  # how shares are made of a router's scores
+GATES: dict[str, Kernel] = {"softmax": experts.choose}  # how shares are made of a router's scores
 
 
 class Experts(Together):
-    def route(self, scores: Value, used: int, normalize: bool, gate: str = "softmax") -> Routes:
+    def route(self, scores: Value, used: int, normalize: bool, gate: str = "softmax", **more: float) -> Routes:
         """The `used` best experts of each row.
 
-        scores (rows, experts), which all ranks have made from the same bits, are used up. gate: how shares are made of them.
+        scores (rows, experts), which all ranks have made from the same bits, are used up. gate: how shares are made of them, one of
+        GATES; more: what its kernel takes besides.
         """
         count = scores.width
         pairs = self.max_rows * used
@@ -33,7 +35,7 @@ class Experts(Together):
         self._builder.add(
             GATES[gate], scores.accesses(), [Access(buffer), *scores.accesses()],
             logits=scores.pointer, logits_stride=scores.stride, rows=scores.rows, experts=count, used=used, normalize=normalize,
-            chosen=routes.chosen, shares=routes.shares,
+            chosen=routes.chosen, shares=routes.shares, **more,
         )  # fmt: skip
         self._changed(scores, f"{scores.name}, used up")
         self._digest("the choice of experts", Access(buffer), routes.chosen, used * 8, used, scores.rows)
