@@ -10,14 +10,13 @@ import os
 import subprocess
 import sys
 
-LEVELS = ("avx512vnni", "avx512bw", "avx2")
+from numatp.machine import isa, topology
+
 ROWS, COLUMNS, WIDTH = 512, 4096, 4096
 REPEATS = 5
 
 
 def child(options):
-    from numatp.machine import isa, topology
-
     isa.set_numba_target(isa.choose())
     import numpy as np
 
@@ -107,8 +106,9 @@ def child(options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--formats", type=lambda text: text.split(","), help="a list (default: all)")
+    levels = [level.name for level in isa.LEVELS]
     parser.add_argument(
-        "--isa", type=lambda text: text.split(","), default=LEVELS, help="a list (default: all that this machine has)"
+        "--isa", type=lambda text: text.split(","), default=levels, help="a list (default: all that this machine has)"
     )
     parser.add_argument("--mib", type=int, default=512, help="of weights that a product with one row reads (default 512)")
     parser.add_argument("--level", help=argparse.SUPPRESS)

@@ -5,13 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from pkgutil import iter_modules
 from types import SimpleNamespace
 
 import pytest
 from support.machines.sysfs import AVX2, AVX512, write
 
 from numatp.errors import MachineError, UserError
-from numatp.machine.isa import LEVELS, Level, choose, set_numba_target
+from numatp.kernels import isa as kernels
+from numatp.machine.isa import LEVELS, Level, choose, level_of, set_numba_target
 
 pytestmark = pytest.mark.beside
 
@@ -63,6 +65,13 @@ def test_too_old_a_machine(tmp_path: Path) -> None:
         choose({}, with_flags(tmp_path, AVX2.replace("avx2 fma", "")))
     with pytest.raises(MachineError, match="AVX2"):
         choose({}, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
+def test_a_level_is_a_row_and_a_file_of_kernels(level: Level) -> None:
+    assert level_of(level.numba_features) is level
+    assert level_of(f"{level.numba_features},+another,-avx512vnni") is level
+    assert {module.name for module in iter_modules(kernels.__path__)} == {level.name for level in LEVELS}
 
 
 def test_numba_already_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

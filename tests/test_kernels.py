@@ -20,6 +20,7 @@ from numatp.kernels.compile import OPTIONS, Kernel, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
+from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.kernels.simd import fetch_add
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
@@ -51,21 +52,27 @@ def weights(format_name, rows, columns, seed=0):
 
 
 def packed_matrix(tmp_path, format_name, raw, first_unit, units):
-    """The tiles of columns [first_unit, first_unit + units) * 32, loaded from a file."""
+    """(the tiles of columns [first_unit, first_unit + units) * 32, loaded from a file, bytes of a tile)."""
+    tiles, tile_bytes, failed = load_matrix(tmp_path, format_name, raw, first_unit, units)
+    assert not failed.any()
+    return tiles, tile_bytes
+
+
+def load_matrix(tmp_path, format_name, raw, first_unit, units):
+    """As packed_matrix, and what failed: [reading, weights that are no finite numbers]."""
     format = FORMATS[format_name]
     (tmp_path / "weights").write_bytes(b"head" + raw.tobytes())
     rows, row_bytes = raw.shape
     tile_bytes = format.bytes_of_tile(units * 32, first_unit * 32)
     tiles = aligned(-(-rows // 16) * tile_bytes)
-    staging, failed = aligned(3 * 16 * row_bytes), np.zeros(1, np.int64)
+    staging, failed = aligned(3 * 16 * row_bytes), np.zeros(2, np.int64)
     with open(tmp_path / "weights", "rb") as file:
         call(
             specialize("matmul", "quant", format.module).load,
             file=file.fileno(), position=4, row_bytes=row_bytes, rows=rows, first_unit=first_unit, units=units,
             weights=tiles, tile_bytes=tile_bytes, staging=staging, staging_bytes=16 * row_bytes, failed=failed,
         )  # fmt: skip
-    assert not failed[0]
-    return tiles, tile_bytes
+    return tiles, tile_bytes, failed
 
 
 def grouped(x, form, pitch, zero=0):
@@ -134,6 +141,32 @@ def test_quantize_rounds_to_nearest_and_sums(pitch):
 def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
     raw, values = weights(format_name, 33, 512)
     assert (quants.kernels_of(format_name).unpack(raw).view(np.uint32) == values.view(np.uint32)).all()
+
+
+def not_finite(format_name):
+    """(place in a block of the file, bytes) that make weights of it no finite numbers."""
+    if format_name == "MXFP4":
+        return [(0, bytes([scale, *[0x77] * 16])) for scale in (253, 255)]
+    numbers = {"F32": "<f4", "F16": "<f2"}
+    if format_name == "BF16":
+        return [(0, np.float32(value).tobytes()[2:]) for value in (np.nan, np.inf, -np.inf)]
+    kind, places = np.dtype(numbers.get(format_name, "<f2")), FORMATS[format_name].scales or [0]
+    return [(place, kind.type(value).tobytes()) for place in places for value in (np.nan, np.inf, -np.inf)]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_weights_that_are_no_finite_numbers_are_seen(tmp_path, format_name):
+    """In the first and last block of the last of 37 rows, and not in the columns of another rank."""
+    sound, _ = weights(format_name, 37, 768)
+    row_bytes, block_bytes = sound.shape[1], FORMATS[format_name].block_bytes
+    for start in (0, row_bytes - block_bytes):
+        for place, number in not_finite(format_name):
+            raw = sound.copy()
+            raw[36, start + place : start + place + len(number)] = np.frombuffer(number, np.uint8)
+            assert not np.isfinite(quants.unpack(format_name, raw)).all()
+            for first_unit, units in ((0, 8), (8, 8), (16, 8)):
+                failed = load_matrix(tmp_path, format_name, raw, first_unit, units)[2]
+                assert failed.tolist() == [0, first_unit == (16 if start else 0)], (start, place, first_unit)
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -343,7 +376,7 @@ class Attention:
         offset = kv_heads.start * self.head_bytes
         out = np.full(q.shape, np.nan, np.float32)
         attention = self.kernels
-        scratch = np.full((threads, attention.SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
+        scratch = np.full((threads, SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
         parts = np.full((len(self.q), len(heads), attention.SPLITS, attention.part_bytes(self.size) // 4), np.nan, np.float32)
         finished = np.zeros((len(self.q), len(kv_heads)), np.int64)
         call(
@@ -660,9 +693,6 @@ def test_a_kernel_that_raises_or_allocates_would_be_seen(function):
     assert may_raise_or_allocate(numba.cfunc(declare(n="int", out="pointer")(function).signature, **OPTIONS)(function))
 
 
-DOT_INSTRUCTIONS = {"avx512vnni": ["vpdpbusd"], "avx512bw": ["vpmaddubsw", "vpmaddwd"], "avx2": ["vpmaddubsw", "vpmaddwd"]}
-
-
 def innermost_loops(kernel):
     """The instructions of each loop of a kernel's machine code that has no loop inside."""
     code = str(kernel.cfunc._library._codegen._tm.emit_assembly(module_of(kernel.cfunc)))
@@ -677,7 +707,7 @@ def innermost_loops(kernel):
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
     format = quants.kernels_of(format_name)
-    wanted = DOT_INSTRUCTIONS[dot.isa.__name__.rpartition(".")[2]] if format.ACTIVATION == "q8" else ["vfmadd"]
+    wanted = dot.isa.DOT if format.ACTIVATION == "q8" else ["vfmadd"]
     loops = innermost_loops(specialize("matmul", "quant", FORMATS[format_name].module).matmul)
     products = [loop for loop in loops if any(name.startswith("vfmadd") for name in loop)]
     assert len(products) >= len({1, FEW, GROUP})

@@ -29,7 +29,7 @@ def test_sequences_in_one_step_agree_with_naive(tmp_path, model, ranks, threads)
 
 
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("level", ["avx2", "avx512bw"])
+@pytest.mark.parametrize("level", [level.name for level in isa.LEVELS[1:]])
 def test_other_instruction_sets_agree_with_naive(tmp_path, model, level):
     try:
         isa.choose({"NUMATP_ISA": level})

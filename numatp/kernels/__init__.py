@@ -1,1 +1,1 @@
-"""WHAT is computed? Numba kernels on SIMD vector types."""
+"""WHAT is computed? Numba kernels on SIMD vector types; see README.md."""

@@ -11,7 +11,7 @@ integer dot product with weights that are stored + zero begins with: -zero * the
 
 from numba import float32
 
-from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.compile import device, kernel, rows_of
 from numatp.kernels.simd import (
     abs_f32,
     largest_of_two,
@@ -122,10 +122,7 @@ def quantize(args, thread, threads):
 
     private: every thread makes all rows for itself, at its own place; else the threads share the rows.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     pitch = args.pitch
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
@@ -139,10 +136,7 @@ def quantize(args, thread, threads):
 )  # fmt: skip
 def interleave(args, thread, threads):
     """Row i of "f32" groups at out = row select[i] of x; otherwise as quantize."""
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
         out = offset(args.out, row // args.pitch * args.out_group + thread * args.out_thread_stride)

@@ -13,11 +13,11 @@ from types import ModuleType
 
 from numba import float32
 
-from numatp.kernels.activation import group_bytes
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import LOG2_E, exp2
-from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import FEW, GROUP, zero_few_rows, zero_group, zero_row
+from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.rows import GROUP, room_for, with_rows
+from numatp.kernels.scratch import HIGHEST, STATE_ROWS, TOTAL, corrections_of, state_of, sums_of
 from numatp.kernels.simd import (
     fetch_add,
     fma,
@@ -39,44 +39,12 @@ from numatp.kernels.simd import (
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
 LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
-
-# Scratch of one thread. First what belongs to the block at hand: the scores of each query, room for the cache to bring these into
-# its form, and what the block changed the earlier sums by.
-FACTORS = GROUP * SCORES_PITCH
-CORRECTION = 2 * GROUP * SCORES_PITCH
-WORK_BYTES = CORRECTION + (GROUP * 4 + 63) // 64 * 64
-# Then states: groups of queries that are under way at once. A row of a state, QUERY_PITCH bytes, is a query, its sum of values, the
-# sum of the softmax's weights in 16 lanes and the highest score; behind its rows are the queries as the cache wants them.
-ACCUMULATED = MAX_HEAD_SIZE * 4
-TOTAL = 2 * ACCUMULATED
-HIGHEST = TOTAL + 64
-ROW_BYTES = QUERY_PITCH + (group_bytes("q8", MAX_HEAD_SIZE, 1) + 63) // 64 * 64
-STATE_ROWS = 32  # of all states together
-SCRATCH_BYTES = WORK_BYTES + STATE_ROWS * ROW_BYTES
-assert HIGHEST + 4 <= QUERY_PITCH and GROUP <= STATE_ROWS
 PART_HEAD = 16  # floats before the values of a part: its highest score, its total and, while parts are joined, its weight
 
 
 def part_bytes(head_size: int) -> int:
     """Bytes of one part of one query head."""
     return (PART_HEAD + head_size) * 4
-
-
-@device
-def room_for(count):
-    """Queries that the operations on `count` of them touch."""
-    return 1 if count == 1 else (GROUP if count > FEW else FEW)
-
-
-@device
-def state_of(scratch, index, room):
-    """The index-th state of `room` rows."""
-    return offset(scratch, WORK_BYTES + index * room * ROW_BYTES)
-
-
-@device
-def prepared_of(state, count):
-    return offset(state, room_for(count) * QUERY_PITCH)
 
 
 @device
@@ -87,10 +55,10 @@ def load_queries(state, q, stride, count, size, scale):
         row = offset(state, m * QUERY_PITCH)
         for d in range(0, size, 16):
             store_f32x16(row, d, load_f32x16(offset(q, m * stride), d) * factor if m < count else splat_f32(0))
-            store_f32x16(offset(row, ACCUMULATED), d, splat_f32(0))
+            store_f32x16(sums_of(row), d, splat_f32(0))
         store_f32x16(offset(row, TOTAL), 0, splat_f32(0))
         store_f32(offset(row, HIGHEST), 0, float32(LOWEST))
-    cache.prepare(state, prepared_of(state, count), size, room)
+    cache.prepare(state, size, room)
 
 
 @device
@@ -129,7 +97,7 @@ def softmax(scratch, state, m):
         correction = exp2(splat_f32(highest) - top)
         store_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0, new_highest)
     store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
-    store_f32(offset(scratch, CORRECTION), m, lane(correction, 0))
+    store_f32(corrections_of(scratch), m, lane(correction, 0))
 
 
 @device
@@ -143,32 +111,20 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
     """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_place: of what is
     wanted from memory next.
     """
-    size, queries, prepared, sums = args.head_size, state, prepared_of(state, count), offset(state, ACCUMULATED)
-    scores, factors, corrections = scratch, offset(scratch, FACTORS), offset(scratch, CORRECTION)
-    keys, values = offset(args.keys, place), offset(args.values, place)
-    next_keys, next_values = offset(args.keys, next_place), offset(args.values, next_place)
+    keys, next_keys = offset(args.keys, place), offset(args.keys, next_place)
+    values, next_values = offset(args.values, place), offset(args.values, next_place)
     tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
-    if count == 1:
-        cache.score_few(queries, prepared, keys, size, scores, zero_row(), next_keys)
-    elif count > FEW:
-        cache.score(queries, prepared, keys, size, scores, zero_group(), next_keys)
-    else:
-        cache.score_few(queries, prepared, keys, size, scores, zero_few_rows(), next_keys)
+    with_rows(count, cache.score, scratch, state, keys, args.head_size, next_keys)
     for m in range(count):
         seen = position + m * step + 1 - block * CACHE_BLOCK
-        unseen, row_scores = seen - args.window, offset(scores, m * SCORES_PITCH)
+        unseen, row_scores = seen - args.window, offset(scratch, m * SCORES_PITCH)
         whole = unseen <= 0 and seen >= CACHE_BLOCK
         if not whole:
             replace_unseen(row_scores, unseen, seen, LOWEST)
         softmax(scratch, state, m)
         if not whole:
             replace_unseen(row_scores, unseen, seen, 0.0)
-    if count == 1:
-        cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_row(), next_values)
-    elif count > FEW:
-        cache.add_values(scores, factors, corrections, sums, values, size, count, tokens, zero_group(), next_values)
-    else:
-        cache.add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero_few_rows(), next_values)
+    with_rows(count, cache.add_values, scratch, state, values, args.head_size, count, tokens, next_values)
 
 
 @device
@@ -180,7 +136,7 @@ def total_of(state, m):
 def store_result(state, m, size, out):
     inverse = splat_f32(float32(1) / total_of(state, m))
     for d in range(0, size, 16):
-        store_f32x16(out, d, load_f32x16(offset(state, ACCUMULATED + m * QUERY_PITCH), d) * inverse)
+        store_f32x16(out, d, load_f32x16(sums_of(offset(state, m * QUERY_PITCH)), d) * inverse)
 
 
 @device
@@ -188,7 +144,7 @@ def store_part(state, m, size, part):
     store_f32(part, 0, load_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0))
     store_f32(part, 1, total_of(state, m))
     for d in range(0, size, 16):
-        store_f32x16(part, PART_HEAD + d, load_f32x16(offset(state, ACCUMULATED + m * QUERY_PITCH), d))
+        store_f32x16(part, PART_HEAD + d, load_f32x16(sums_of(offset(state, m * QUERY_PITCH)), d))
 
 
 @device

@@ -1,6 +1,6 @@
 """Biases of matrix products."""
 
-from numatp.kernels.compile import kernel, share
+from numatp.kernels.compile import kernel, rows_of, share
 from numatp.kernels.simd import load_f32x16, load_i64, offset, store_f32x16
 
 
@@ -20,11 +20,9 @@ def add_selected_bias(args, thread, threads):
 
     Threads share the rows. private: all rows are few, and threads share the columns instead.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
+    first, last = rows_of(args, thread, threads)
     start, stop = 0, args.width // 16
     if args.private:
-        first, last = 0, rows
         start, stop = share(args.width // 16, thread, threads)
     for row in range(first, last):
         x, bias = offset(args.x, row * args.x_stride), offset(args.bias, load_i64(args.select, row) * args.width * 4)

@@ -34,7 +34,7 @@ from numba.extending import infer_getattr, lower_getattr_generic, models, regist
 
 from numatp.errors import UserError
 from numatp.files.cache import kernels_dir, make_folder
-from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
+from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, load_i64, pointer
 
 FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
 FIELD_DTYPES = {"pointer": np.uint64, "int": np.int64, "float": np.float64}  # each field fills 8 bytes
@@ -90,14 +90,20 @@ def share(count, thread, threads):
     return count * thread // threads, count * (thread + 1) // threads
 
 
+@device
+def rows_of(args, thread, threads):
+    """The rows [first, last) that a thread makes, of as many as args.rows says: its share, or all for itself (args.private)."""
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    if args.private:
+        first, last = 0, rows
+    return first, last
+
+
 @cache
 def target() -> tuple[str, str, str]:
     """(triple, cpu name, features) that Numba compiles for, which may be less than this machine has."""
     return cpu_target.target_context.codegen().magic_tuple()
-
-
-def has_feature(name: str) -> bool:
-    return f"+{name}" in target()[2].split(",")
 
 
 @cache

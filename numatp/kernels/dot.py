@@ -1,9 +1,8 @@
-"""The file of kernels/isa/ for the ISA that Numba compiles for."""
+"""The file of kernels/isa/ for the level that Numba compiles for."""
 
 import importlib
 
-from numatp.kernels.compile import has_feature
+from numatp.kernels.compile import target
+from numatp.machine.isa import level_of
 
-LEVELS = ("avx512vnni", "avx512bw", "avx2")  # strongest first
-
-isa = importlib.import_module(f"numatp.kernels.isa.{next(level for level in LEVELS if has_feature(level))}")
+isa = importlib.import_module(f"numatp.kernels.isa.{level_of(target()[2]).name}")

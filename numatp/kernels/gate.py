@@ -1,8 +1,8 @@
 """Products of two activations, one of which opens and closes the other."""
 
-from numatp.kernels.compile import kernel, share
+from numatp.kernels.compile import kernel, rows_of
 from numatp.kernels.exp import gelu, sigmoid, silu
-from numatp.kernels.simd import fma, load_f32x16, load_i64, max_f32x16, min_f32x16, offset, splat_f32, store_f32x16, sum_f32x16
+from numatp.kernels.simd import fma, load_f32x16, max_f32x16, min_f32x16, offset, splat_f32, store_f32x16, sum_f32x16
 
 
 @kernel(
@@ -13,10 +13,7 @@ def silu_gate(args, thread, threads):
 
     private: every thread makes all rows for itself; else the threads share the rows.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
@@ -30,10 +27,7 @@ def silu_gate(args, thread, threads):
 )  # fmt: skip
 def sigmoid_gate(args, thread, threads):
     """out (rows, width) = x * sigmoid(gate); otherwise as silu_gate."""
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x, gate = offset(args.x, row * args.x_stride), offset(args.gate, row * args.gate_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
@@ -46,10 +40,7 @@ def sigmoid_gate(args, thread, threads):
 )  # fmt: skip
 def gelu_gate(args, thread, threads):
     """out (rows, width) = gelu(gate) * up; otherwise as silu_gate."""
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
@@ -65,10 +56,7 @@ def clamped_gate(args, thread, threads):
     """out (rows, width) = g * sigmoid(alpha * g) * (up + 1), where g is the gate up to `limit` and up is within it on both sides;
     otherwise as silu_gate.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     limit, alpha, one = splat_f32(args.limit), splat_f32(args.alpha), splat_f32(1)
     for row in range(first, last):
         gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
@@ -88,10 +76,7 @@ def dot_gate(args, thread, threads):
 
     private: every thread has its own x; else the threads share the rows.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x = offset(args.x, row * args.width * 4 + thread * args.x_thread_stride)
         h = offset(args.h, row * args.h_width * 4 + thread * args.h_thread_stride)

@@ -12,7 +12,7 @@ from numba import float32
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, zero_few_rows, zero_group, zero_row
+from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, with_rows
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import (
     keep_lanes,
@@ -33,25 +33,43 @@ L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
 
 
 @device
-def sums_before(out, out_stride, add, zero):
-    """What a product is added to: the rows of out, or zero."""
-    return load_rows(out, out_stride, 0, zero) if add else zero
+def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
+    """As many rows as `zero` has, from the first-th of the group at x on."""
+    out = offset(out, first * out_stride)
+    before = load_rows(out, out_stride, 0, zero) if add else zero
+    store_rows(out, out_stride, 0, quant.dot_tile(weights, x, first, pitch, units, before))
 
 
 @device
 def multiply(weights, units, rows, x, pitch, out, out_stride, add):
     """out (rows, 16) = [out +] the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may change."""
+    at_once = FEW
     if rows == 1:
-        before = sums_before(out, out_stride, add, zero_row())
-        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, before))
+        at_once = 1
     elif rows > GROUP - FEW:
-        before = sums_before(out, out_stride, add, zero_group())
-        store_rows(out, out_stride, 0, quant.dot_tile(weights, x, 0, pitch, units, before))
-    else:
-        for few in range((rows + FEW - 1) // FEW):
-            place = offset(out, few * FEW * out_stride)
-            before = sums_before(place, out_stride, add, zero_few_rows())
-            store_rows(place, out_stride, 0, quant.dot_tile(weights, x, few * FEW, pitch, units, before))
+        at_once = GROUP
+    first = 0
+    while first < rows:
+        with_rows(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
+        first += at_once
+
+
+@device
+def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add):
+    """out (rows, 16 columns of each tile) = [out +] `rows` rows, in groups at x, times the tiles [first, last) of a matrix.
+
+    Every product but that of a score goes through here: the place for another algorithm where rows are many (README.md).
+    """
+    # As many tiles as stay in the L2 cache while all groups of rows pass by.
+    batch = max(L2_BYTES // max(tile_bytes, 1), 1)
+    for nth in range((last - first + batch - 1) // batch):
+        start = first + nth * batch
+        for group in range((rows + pitch - 1) // pitch):
+            for tile in range(start, min(start + batch, last)):
+                multiply(
+                    offset(weights, tile * tile_bytes), units, min(rows - group * pitch, pitch), offset(x, group * x_group), pitch,
+                    offset(out, group * pitch * out_stride + tile * 64), out_stride, add,
+                )  # fmt: skip
 
 
 @kernel(
@@ -63,21 +81,12 @@ def matmul(args, thread, threads):
 
     x: groups of `pitch` rows, x_group bytes apart. out_stride: bytes from row to row; the last group's spare rows are written too.
     """
-    rows, pitch = load_i64(args.rows, 0), args.pitch
     x = offset(args.x, thread * args.x_thread_stride)
     first, last = share(args.tiles, thread, threads)
-    # As many tiles as stay in the L2 cache while all groups of rows pass by.
-    batch = max(L2_BYTES // max(args.tile_bytes, 1), 1)
-    for start in range((last - first + batch - 1) // batch):
-        start = first + start * batch
-        for group in range((rows + pitch - 1) // pitch):
-            out = offset(args.out, group * pitch * args.out_stride)
-            for tile in range(start, min(start + batch, last)):
-                multiply(
-                    offset(args.weights, tile * args.tile_bytes), args.units, min(rows - group * pitch, pitch),
-                    offset(x, group * args.x_group), pitch, offset(out, tile * 64), args.out_stride,
-                    args.add,
-                )  # fmt: skip
+    multiply_tiles(
+        args.weights, args.tile_bytes, first, last, args.units, load_i64(args.rows, 0), x, args.x_group, args.pitch,
+        args.out, args.out_stride, args.add,
+    )  # fmt: skip
 
 
 @kernel(
@@ -90,19 +99,18 @@ def experts(args, thread, threads):
     weights: the experts' matrices of `tiles` tiles one after another. Threads share the tiles of all active experts.
     """
     x = offset(args.x, thread * args.x_thread_stride)
-    first, last = share(load_i64(args.counts, 1) * args.tiles, thread, threads)
-    for item in range(first, last):
+    item, last = share(load_i64(args.counts, 1) * args.tiles, thread, threads)
+    while item < last:
         found, tile = item // args.tiles, item % args.tiles
-        expert, group, rows = (
-            load_i64(args.active, found * 3), load_i64(args.active, found * 3 + 1), load_i64(args.active, found * 3 + 2)
+        stop = min(tile + last - item, args.tiles)
+        active = offset(args.active, found * 24)
+        expert, group, rows = load_i64(active, 0), load_i64(active, 1), load_i64(active, 2)
+        multiply_tiles(
+            offset(args.weights, expert * args.tiles * args.tile_bytes), args.tile_bytes, tile, stop, args.units, rows,
+            offset(x, group * args.x_group), args.x_group, args.pitch,
+            offset(args.out, group * args.pitch * args.out_stride), args.out_stride, False,
         )  # fmt: skip
-        weights = offset(args.weights, (expert * args.tiles + tile) * args.tile_bytes)
-        for nth in range((rows + args.pitch - 1) // args.pitch):
-            place = group + nth
-            multiply(
-                weights, args.units, min(rows - nth * args.pitch, args.pitch), offset(x, place * args.x_group), args.pitch,
-                offset(args.out, place * args.pitch * args.out_stride + tile * 64), args.out_stride, False,
-            )  # fmt: skip
+        item += stop - tile
 
 
 @kernel(
@@ -182,7 +190,8 @@ def read_fully(file, destination, num_bytes, position):
 def load(args, thread, threads):
     """Reads `rows` rows from the file and packs this rank's columns of them; staging_bytes is each thread's buffer.
 
-    Rows that the last tile lacks are zeros.
+    Rows that the last tile lacks are zeros. failed: int64 (2,), zeros before; the first becomes 1 if the rows cannot be read, the
+    second if weights are no finite numbers.
     """
     tiles = (args.rows + 15) // 16
     first, last = share(tiles, thread, threads)
@@ -198,5 +207,7 @@ def load(args, thread, threads):
         for spare in range(rows * args.row_bytes, (stop - start) * 16 * args.row_bytes):
             store_u8(staging, spare, 0)
         for tile in range(start, stop):
-            source = offset(staging, (tile - start) * 16 * args.row_bytes)
-            quant.pack(source, args.row_bytes, args.first_unit, args.units, offset(args.weights, tile * args.tile_bytes))
+            source, weights = offset(staging, (tile - start) * 16 * args.row_bytes), offset(args.weights, tile * args.tile_bytes)
+            quant.pack(source, args.row_bytes, args.first_unit, args.units, weights)
+            if not quant.finite(weights, args.units):
+                store_i64(args.failed, 1, 1)

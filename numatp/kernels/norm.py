@@ -4,7 +4,7 @@ from math import sqrt
 
 from numba import float32
 
-from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.compile import device, kernel, rows_of, share
 from numatp.kernels.exp import silu
 from numatp.kernels.simd import (
     fma,
@@ -50,10 +50,7 @@ def rms_norm(args, thread, threads):
     select: int64 per output row. private: every thread makes all rows for itself; else the threads share the rows. One row is
     always summed by one thread in one order, so that all threads and ranks get the same bits.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.width * 4)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
@@ -68,10 +65,7 @@ def rms_norm(args, thread, threads):
 )  # fmt: skip
 def layer_norm(args, thread, threads):
     """out[i] = (x - mean(x)) / sqrt(variance(x) + epsilon) * weight * scale of x[select[i]]; otherwise as rms_norm."""
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.width * 4)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
@@ -106,10 +100,8 @@ def rms_norm_heads(args, thread, threads):
 )  # fmt: skip
 def gated_rms_norm(args, thread, threads):
     """out = rms_norm of each head of x (rows, heads, size) * silu(gate), gate of the same shape; private as in rms_norm."""
-    rows, width = load_i64(args.rows, 0), args.heads * args.size
-    first, last = share(rows, thread, threads)
-    if args.private:
-        first, last = 0, rows
+    first, last = rows_of(args, thread, threads)
+    width = args.heads * args.size
     for row in range(first, last):
         out = offset(args.out, row * width * 4 + thread * args.out_thread_stride)
         for head in range(args.heads):
@@ -129,11 +121,9 @@ def add_rms_norm(args, thread, threads):
 
     A row is always summed as a whole, so that all threads and ranks get the same bits.
     """
-    rows = load_i64(args.rows, 0)
-    first, last = share(rows, thread, threads)
+    first, last = rows_of(args, thread, threads)
     start, stop = 0, args.width // 16
     if args.private:
-        first, last = 0, rows
         start, stop = share(args.width // 16, thread, threads)
     for row in range(first, last):
         x, out = offset(args.x, row * args.width * 4), offset(args.out, row * args.width * 4)

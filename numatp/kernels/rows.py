@@ -9,6 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, register_model
 
+from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
 from numatp.kernels.simd import (
     FLOAT,
@@ -27,7 +28,7 @@ from numatp.kernels.simd import (
 )
 
 GROUP = isa.GROUP  # rows that one pass over a tile multiplies
-FEW = 4  # what is left is multiplied this many at a time; divides GROUP
+FEW = 4  # fewer are multiplied this many at a time; divides GROUP
 
 
 class Vectors(types.Type):
@@ -58,6 +59,23 @@ def zeros(count):
 
 
 zero_row, zero_few_rows, zero_group = zeros(1), zeros(FEW), zeros(GROUP)
+
+
+@device
+def room_for(count):
+    """Rows that work on `count` of them touches, up to a GROUP: one, FEW or a GROUP."""
+    return 1 if count == 1 else (GROUP if count > FEW else FEW)
+
+
+@device
+def with_rows(count, work, *args):
+    """work(zero, *args), `zero` being room_for(count) rows of zeros. Their number is part of a type: each has code of its own."""
+    if count == 1:
+        work(zero_row(), *args)
+    elif count > FEW:
+        work(zero_group(), *args)
+    else:
+        work(zero_few_rows(), *args)
 
 
 @intrinsic

@@ -24,12 +24,6 @@ UNEVEN = 0.10  # difference of the nodes' memory that matters
 SHARED_MEMORY = 64 << 20  # bytes in /dev/shm that an MPI may want
 THREADS_PER_CPU = 4  # processes and threads that a job may need
 LIBRARIES = ("lib", "lib64", "usr/lib", "usr/lib64", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "usr/local/lib")
-LOST = {
-    "avx512bw": "needs three instructions for the 8-bit dot product, which long prompts feel",
-    "avx2": "needs three instructions for the 8-bit dot product and has half the vector width: prompts are slower, and it takes "
-    "more cores to read at the memory's speed",
-}
-
 State = Literal["fine", "note", "mend"]
 
 
@@ -365,9 +359,9 @@ def isa_level(host: Host) -> Finding:
         what = f"NUMATP_ISA={wish}, which this machine lacks"
         return Finding("instruction set", "mend", what, "nothing can start", "unset NUMATP_ISA")
     if level is not best:
-        return Finding("instruction set", "mend", f"NUMATP_ISA={wish}, of {best.name}", f"{wish} {LOST[wish]}", "unset NUMATP_ISA")
-    if level.name in LOST:
-        return Finding("instruction set", "note", level.name, f"below avx512vnni: it {LOST[level.name]}")
+        return Finding("instruction set", "mend", f"NUMATP_ISA={wish}, of {best.name}", f"{wish} {level.lacks}", "unset NUMATP_ISA")
+    if level.lacks:
+        return Finding("instruction set", "note", level.name, f"below {isa.LEVELS[0].name}: it {level.lacks}")
     return Finding("instruction set", "fine", level.name)
 
 

@@ -1,4 +1,7 @@
-"""Which instructions kernels may use: a few fixed levels, so that compiled kernels can be shared between hosts."""
+"""Which instructions kernels may use: a few fixed levels, so that compiled kernels can be shared between hosts.
+
+A level is a row of LEVELS and the file of kernels/isa of its name.
+"""
 
 import os
 import sys
@@ -17,6 +20,12 @@ class Level:
     flags: frozenset[str]  # as /proc/cpuinfo spells them
     numba_cpu: str  # NUMBA_CPU_NAME
     numba_features: str  # NUMBA_CPU_FEATURES
+    lacks: str = ""  # what is slower than on the strongest level, for people
+
+    @property
+    def needs(self) -> set[str]:
+        """What of numba_features adds instructions."""
+        return {feature for feature in self.numba_features.split(",") if feature.startswith("+")}
 
 
 # The LLVM cpu name x86-64-v3 lets the compiler use all of these; it implies them and avx2, fma, f16c.
@@ -31,9 +40,16 @@ V4_FEATURES = f"{V3_FEATURES},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,-
 
 LEVELS = (  # strongest first
     Level("avx512vnni", V4_FLAGS | {"avx512_vnni"}, "x86-64-v4", f"{V4_FEATURES},+avx512vnni"),
-    Level("avx512bw", V4_FLAGS, "x86-64-v4", V4_FEATURES),
-    Level("avx2", V3_FLAGS, "x86-64-v3", V3_FEATURES),
-)
+    Level(
+        "avx512bw", V4_FLAGS, "x86-64-v4", V4_FEATURES,
+        lacks="needs three instructions for the 8-bit dot product, which long prompts feel",
+    ),
+    Level(
+        "avx2", V3_FLAGS, "x86-64-v3", V3_FEATURES,
+        lacks="needs three instructions for the 8-bit dot product and has half the vector width: prompts are slower, and it takes "
+        "more cores to read at the memory's speed",
+    ),
+)  # fmt: skip
 
 
 def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> Level:
@@ -55,6 +71,12 @@ def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> L
     reason = "this machine lacks it" if any(level.name == wish for level in LEVELS) else "there is no such level"
     names = ", ".join(level.name for level in possible)
     raise UserError(f"NUMATP_ISA={wish}: {reason}; possible here: {names}")
+
+
+def level_of(features: str) -> Level:
+    """The strongest level whose instructions are among those that Numba compiles for, spelt as NUMBA_CPU_FEATURES is."""
+    there = set(features.split(","))
+    return next(level for level in LEVELS if level.needs <= there)
 
 
 def set_numba_target(level: Level, environ: MutableMapping[str, str] = os.environ) -> bool:

@@ -2,11 +2,13 @@
 
 import importlib
 from types import ModuleType
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from numatp.errors import UserError
 from numatp.quants.table import FORMATS, Format
+
+if TYPE_CHECKING:
+    import numpy as np  # loaded only where it is used: the table is read before the process is bound
 
 
 def format_of(gguf_type: str, tensor: str) -> Format:
@@ -32,8 +34,19 @@ def writable() -> list[str]:
     return sorted(name for name, row in FORMATS.items() if row.file_type is not None)
 
 
-def quantize(name: str, x: np.ndarray) -> np.ndarray:
+def unpack(name: str, raw: "np.ndarray") -> "np.ndarray":
+    """float32 (rows, columns) of bytes as in a file, (rows, row_bytes); numbers that are not finite come without a warning."""
+    import numpy as np
+
+    with np.errstate(all="ignore"):
+        values: np.ndarray = kernels_of(name).unpack(raw)
+    return values
+
+
+def quantize(name: str, x: "np.ndarray") -> "np.ndarray":
     """Bytes as in a file, (rows, row_bytes), of float32 (rows, columns), columns being whole blocks. Runs without the GIL."""
+    import numpy as np
+
     from numatp.kernels.compile import specialize
 
     format, x = FORMATS[name], np.ascontiguousarray(x, np.float32)

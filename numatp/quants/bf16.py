@@ -3,6 +3,7 @@
 import numpy as np
 
 from numatp.kernels.compile import device
+from numatp.kernels.finite import values_finite
 from numatp.kernels.rows import add_outer
 from numatp.kernels.simd import float_of_upper_half, load_i16, load_i16x16, load_i32, offset, store_i16, widen_upper_halves
 from numatp.quants.table import FORMATS, UNIT
@@ -25,10 +26,19 @@ def pack(source, row_bytes, first_unit, units, tile):
 
 
 @device
+def values_at(tile, k):
+    """Those of 16 rows in the k-th column, as float32."""
+    return widen_upper_halves(load_i16x16(tile, k * 16))
+
+
+finite = values_finite(values_at)
+
+
+@device
 def dot_tile(tile, x, first, pitch, units, total):
     x = offset(x, first * 4)
     for k in range(units * 32):
-        total = add_outer(total, widen_upper_halves(load_i16x16(tile, k * 16)), offset(x, k * pitch * 4))
+        total = add_outer(total, values_at(tile, k), offset(x, k * pitch * 4))
     return total
 
 

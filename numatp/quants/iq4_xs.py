@@ -11,6 +11,7 @@ import numpy as np
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
 from numatp.kernels.planes import plane_element, store_words
 from numatp.kernels.rows import add_dot_biased
@@ -68,6 +69,7 @@ def store_unit(weights, block, row_bytes, place):
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0,))
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

@@ -12,6 +12,7 @@ import numpy as np
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import add_zeros, are_zeros
 from numatp.kernels.fit import SMALLEST, reciprocal, scale_error, store_nibbles
 from numatp.kernels.planes import plane_element, plane_loader, store_words
 from numatp.kernels.rows import add_dot_from
@@ -56,6 +57,15 @@ def pack(source, row_bytes, first_unit, units, tile):
         store_words(weights, offset(block, 1), row_bytes, 0)
         for row in range(16):
             store_u8(weights, 256 + row, load_u8(block, row * row_bytes))
+
+
+@device
+def finite(tile, units):
+    """e of 255 is the format's NaN, and of 253 and 254 no float32 holds the largest weight."""
+    total = splat_f32(0)
+    for unit in range(units):
+        total = add_zeros(total, half_powers(load_i8x16(tile, unit * TILE_BYTES + 256)) * splat_f32(12))
+    return are_zeros(total)
 
 
 @device

@@ -11,6 +11,7 @@ import numpy as np
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_pair_plane
 from numatp.kernels.rows import add_dot, add_outer
@@ -62,6 +63,7 @@ def store_unit(weights, block, row_bytes, place):
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (40, 41))
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

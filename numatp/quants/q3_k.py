@@ -13,6 +13,7 @@ import numpy as np
 from numatp.kernels.activation import half_starts, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.planes import (
     first_half,
@@ -94,6 +95,9 @@ pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (54,))
 @device
 def whole_scale(low, high):
     return widen_u8(low) + splat_f32(16) * widen_u8(high) - splat_f32(32)
+
+
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

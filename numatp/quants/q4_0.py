@@ -9,6 +9,7 @@ import numpy as np
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot_from
@@ -44,6 +45,9 @@ def pack(source, row_bytes, first_unit, units, tile):
         weights, block = offset(tile, unit * TILE_BYTES), offset(source, (first_unit + unit) * BLOCK_BYTES)
         store_words(weights, offset(block, 2), row_bytes, 0)
         store_halves(offset(weights, 256), block, row_bytes)
+
+
+finite = units_finite(TILE_BYTES, 256, 1)
 
 
 @device

@@ -9,6 +9,7 @@ import numpy as np
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_line, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot, add_outer
@@ -37,6 +38,9 @@ def pack(source, row_bytes, first_unit, units, tile):
         store_words(weights, offset(block, 4), row_bytes, 0)
         store_halves(offset(weights, 256), block, row_bytes)
         store_halves(offset(weights, 288), offset(block, 2), row_bytes)
+
+
+finite = units_finite(TILE_BYTES, 256, 2)
 
 
 @device

@@ -11,6 +11,7 @@ import numpy as np
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_nibbles
 from numatp.kernels.planes import load_nibbles, load_words, plane_element, store_nibble_plane
 from numatp.kernels.rows import add_dot, add_outer
@@ -80,6 +81,7 @@ def store_unit(weights, block, row_bytes, place):
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0, 1))
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

@@ -10,6 +10,7 @@ import numpy as np
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
 from numatp.kernels.planes import (
     load_fifth_bits,
@@ -59,6 +60,9 @@ def pack(source, row_bytes, first_unit, units, tile):
         store_words(weights, offset(block, 6), row_bytes, 0)
         store_bits(offset(weights, 256), load_words(offset(block, 2), row_bytes)[0])
         store_halves(offset(weights, 320), block, row_bytes)
+
+
+finite = units_finite(TILE_BYTES, 320, 1)
 
 
 @device

@@ -10,6 +10,7 @@ import numpy as np
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_line, keep_f16, line_codes
 from numatp.kernels.planes import (
     load_fifth_bits,
@@ -50,6 +51,9 @@ def pack(source, row_bytes, first_unit, units, tile):
         store_bits(offset(weights, 256), load_words(offset(block, 4), row_bytes)[0])
         store_halves(offset(weights, 320), block, row_bytes)
         store_halves(offset(weights, 352), offset(block, 2), row_bytes)
+
+
+finite = units_finite(TILE_BYTES, 320, 2)
 
 
 @device

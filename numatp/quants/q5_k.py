@@ -11,6 +11,7 @@ import numpy as np
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import bits_above, fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_bit_plane, store_nibble_plane
 from numatp.kernels.rows import add_dot, add_outer
@@ -58,6 +59,7 @@ def store_unit(weights, block, row_bytes, place):
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (0, 1))
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

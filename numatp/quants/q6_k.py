@@ -11,6 +11,7 @@ import numpy as np
 from numatp.kernels.activation import half_starts, scales
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes, store_nibbles
 from numatp.kernels.planes import (
     first_half,
@@ -71,6 +72,7 @@ def store_unit(weights, block, row_bytes, place):
 
 
 pack = packer(store_unit, BLOCK_BYTES, TILE_BYTES, (104,))
+finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device

@@ -10,6 +10,7 @@ import numpy as np
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
 from numatp.kernels.compile import device
+from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_bytes
 from numatp.kernels.planes import store_halves, store_words
 from numatp.kernels.rows import add_dot_biased, block
@@ -48,6 +49,9 @@ def pack(source, row_bytes, first_unit, units, tile):
         store_words(weights, offset(block, 2), row_bytes, SIGNS)
         store_words(offset(weights, 256), offset(block, 18), row_bytes, SIGNS)
         store_halves(offset(weights, 512), block, row_bytes)
+
+
+finite = units_finite(TILE_BYTES, 512, 1)
 
 
 @device

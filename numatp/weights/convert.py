@@ -153,7 +153,7 @@ def _sources(info: TensorInfo | Assembled) -> Iterator[tuple[Rows, int]]:
 def _piece(change: Change, read: Rows, rows: slice, writer: GGUFWriter, position: int) -> int:
     raw = read(rows)
     if change.type != change.info.type:
-        x = quants.kernels_of(change.info.type).unpack(raw)
+        x = quants.unpack(change.info.type, raw)
         _check(x, change)
         # A vector need not be whole blocks, which even F32 has here.
         raw = x if change.type == "F32" else quants.quantize(change.type, x)

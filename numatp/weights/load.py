@@ -85,6 +85,8 @@ class Weights:
                     whole = floats_of(info, piece.format)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
+                    if not np.isfinite(own).all():
+                        raise _not_finite(info)
                     _floats_at(target)[:] = (own.T if piece.rule.by == "columns" else own).ravel()
                 elif target.num_bytes and isinstance(info, TensorInfo) and not piece.converted:
                     as_they_are.append((info, piece))
@@ -102,7 +104,7 @@ class Weights:
         """The team reads rows as they are into its parts of `staging` (threads, bytes), and packs them."""
         from numatp.kernels.compile import specialize
 
-        calls, failed = [], np.zeros(len(batch), np.int64)
+        calls, failed = [], np.zeros((len(batch), 2), np.int64)
         files: dict[Path, BinaryIO] = {}
         with ExitStack() as stack:
             for i, (info, piece) in enumerate(batch):
@@ -120,8 +122,10 @@ class Weights:
                     calls.append((load, record))
                     address += -(-len(rows) // TILE_ROWS) * target.tile_bytes
             run(calls)
-        for info, _ in compress(batch, failed):
+        for info, _ in compress(batch, failed[:, 0]):
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
+        for info, _ in compress(batch, failed[:, 1]):
+            raise _not_finite(info)
 
     def _convert(self, piece: Slice, target: Matrix, run: "RunEach", pool: ThreadPoolExecutor, threads: int) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
@@ -134,7 +138,7 @@ class Weights:
         # Super-blocks are quantised whole, whatever of them this rank keeps.
         columns = piece.columns if format.columns == UNIT else range(info.shape[-1])
         step = max(CONVERTED // len(columns) // TILE_ROWS, 1) * TILE_ROWS
-        address, parts = target.address, _parts(piece, columns, step)
+        address, parts, failed = target.address, _parts(piece, columns, step), np.zeros(1, np.int64)
         while batch := list(islice(parts, threads)):
             parts_done = list(pool.map(lambda part: _blocks(part[0], part[1], info, format), batch))
             spare = -sum(map(len, parts_done)) % TILE_ROWS
@@ -143,10 +147,16 @@ class Weights:
             record = pack.record(
                 source=raw.ctypes.data, row_bytes=raw.shape[1], tiles=tiles,
                 first_unit=(piece.columns.start - columns.start) // UNIT, units=target.units,
-                weights=address, tile_bytes=target.tile_bytes,
+                weights=address, tile_bytes=target.tile_bytes, failed=failed.ctypes.data,
             )  # fmt: skip
             run([(pack, record)])
+            if failed[0]:
+                raise _not_finite(info)
             address += tiles * target.tile_bytes
+
+
+def _not_finite(info: TensorInfo | Assembled) -> UserError:
+    return UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
 
 
 def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: Format) -> np.ndarray:
@@ -156,7 +166,7 @@ def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: Forma
         return raw
     values = floats(raw.view(DTYPES[info.type]), info.type)
     if not np.isfinite(values).all():
-        raise UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
+        raise _not_finite(info)
     return quants.quantize(format.name, values)
 
 
@@ -185,12 +195,12 @@ def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
     if isinstance(info, TensorInfo):
-        return quants.kernels_of(format.name).unpack(read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
+        return quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
     if info.values:
         return info.values().reshape(rows, -1)
     (piece,) = info.pieces
     raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
-    return quants.kernels_of(format.name).unpack(raw)
+    return quants.unpack(format.name, raw)
 
 
 def _batches(pieces: list[tuple[TensorInfo, Slice]]) -> Iterator[list[tuple[TensorInfo, Slice]]]:

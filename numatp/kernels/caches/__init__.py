@@ -4,13 +4,14 @@ Each holds device functions, with `size` values per head and CACHE_BLOCK tokens 
 layout.cache_bytes. Pitches are those of kernels/layout.py.
 
     store_key(keys, token, size, x), store_value(values, token, size, x)   float32 x (size,) to its place
-    prepare(queries, prepared, size, room)          queries float32 (room, size), QUERY_PITCH apart, as `score` wants them
-    score(queries, prepared, keys, size, scores, zero, next_keys), score_few(...)
-                                                    scores (rows of `zero`, CACHE_BLOCK) = queries . keys; few: of at most FEW rows
-    add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values), add_values_few(...)
+    prepare(state, size, room)                      the state's `room` queries, float32, as `score` wants them
+    score(zero, scratch, state, keys, size, next_keys)
+                                                    scores (rows of `zero`, CACHE_BLOCK) = queries . keys
+    add_values(zero, scratch, state, values, size, count, tokens, next_values)
                                                     sums (rows of `zero`, size) = sums * corrections + the softmax's weights at
-                                                    scores . values, of the first `tokens` tokens; later places may hold anything.
-                                                    factors: room for the weights of `count` rows in another form
+                                                    scores . values, for `count` queries and the first `tokens` tokens; later places
+                                                    may hold anything
 
-Both ask for what is wanted next from memory, next_keys and next_values, a few lines at a time: a core can wait for some 20 only.
+scratch and state are those of kernels/scratch.py. The last two ask for what is wanted next from memory, next_keys and next_values,
+a few lines at a time: a core can wait for some 20 only.
 """

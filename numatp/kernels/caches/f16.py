@@ -4,7 +4,8 @@
 
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import add_outer_apart, load_rows, scale_rows, store_rows
+from numatp.kernels.rows import FEW, add_outer_apart, load_rows, num_rows, scale_rows, store_rows
+from numatp.kernels.scratch import corrections_of, sums_of
 from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, store_f16, widen
 
 
@@ -21,8 +22,8 @@ def store_value(values, token, size, x):
 
 
 @device
-def prepare(queries, prepared, size, room):
-    pass
+def prepare(state, size, room):
+    """Queries are taken as they are."""
 
 
 @device
@@ -33,7 +34,15 @@ def prefetch_next(there, d):
 
 
 @device
-def score(queries, prepared, keys, size, scores, zero, next_keys):
+def score(zero, scratch, state, keys, size, next_keys):
+    if num_rows(zero) > FEW:
+        score_group(zero, scratch, state, keys, size, next_keys)
+    else:
+        score_few(zero, scratch, state, keys, size, next_keys)
+
+
+@device
+def score_group(zero, scores, queries, keys, size, next_keys):
     """As many accumulators as registers hold."""
     for part in range(0, CACHE_BLOCK, 16):
         s = zero
@@ -45,7 +54,7 @@ def score(queries, prepared, keys, size, scores, zero, next_keys):
 
 
 @device
-def score_few(queries, prepared, keys, size, scores, zero, next_keys):
+def score_few(zero, scores, queries, keys, size, next_keys):
     """Four vectors of tokens at once, so that sums do not wait for each other."""
     s0, s1, s2, s3 = zero, zero, zero, zero
     for d in range(size):
@@ -62,7 +71,16 @@ def score_few(queries, prepared, keys, size, scores, zero, next_keys):
 
 
 @device
-def add_columns(first, scores, corrections, sums, values, size, tokens, zero, next_values):
+def add_values(zero, scratch, state, values, size, count, tokens, next_values):
+    sums, corrections, first = sums_of(state), corrections_of(scratch), 0
+    if num_rows(zero) <= FEW:
+        add_columns_by_four(zero, scratch, corrections, sums, values, size, tokens, next_values)
+        first = size // 64 * 64
+    add_columns(zero, first, scratch, corrections, sums, values, size, tokens, next_values)
+
+
+@device
+def add_columns(zero, first, scores, corrections, sums, values, size, tokens, next_values):
     """add_values for the values of a head from the first-th on, 16 at once."""
     for d in range(first, size, 16):
         for i in range(16):
@@ -74,13 +92,8 @@ def add_columns(first, scores, corrections, sums, values, size, tokens, zero, ne
 
 
 @device
-def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
-    add_columns(0, scores, corrections, sums, values, size, tokens, zero, next_values)
-
-
-@device
-def add_values_few(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
-    """Four vectors of values at once, which share the weight of a token, and whose sums do not wait for each other."""
+def add_columns_by_four(zero, scores, corrections, sums, values, size, tokens, next_values):
+    """add_values for whole 64s of values: four vectors at once, which share a token's weight and do not wait for each other."""
     for d in range(0, size // 64 * 64, 64):
         a0 = scale_rows(load_rows(sums, QUERY_PITCH, d, zero), corrections)
         a1 = scale_rows(load_rows(sums, QUERY_PITCH, d + 16, zero), corrections)
@@ -97,7 +110,6 @@ def add_values_few(scores, factors, corrections, sums, values, size, count, toke
         store_rows(sums, QUERY_PITCH, d + 16, a1)
         store_rows(sums, QUERY_PITCH, d + 32, a2)
         store_rows(sums, QUERY_PITCH, d + 48, a3)
-    add_columns(size // 64 * 64, scores, corrections, sums, values, size, tokens, zero, next_values)
 
 
 @device

@@ -13,6 +13,7 @@ from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale
 from numatp.kernels.compile import device
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
+from numatp.kernels.scratch import corrections_of, factors_of, prepared_of, sums_of
 from numatp.kernels.simd import (
     abs_f32,
     keep_lanes,
@@ -76,9 +77,9 @@ def quantize_in_place(x, unit):
 
 
 @device
-def prepare(queries, prepared, size, room):
+def prepare(state, size, room):
     for m in range(room):
-        quantize_row(offset(queries, m * QUERY_PITCH), size // BLOCK, prepared, room, m, ZERO)
+        quantize_row(offset(state, m * QUERY_PITCH), size // BLOCK, prepared_of(state, room), room, m, ZERO)
 
 
 @device
@@ -96,8 +97,9 @@ def prefetch_unit_of(next_block, unit):
 
 
 @device
-def score(queries, prepared, keys, size, scores, zero, next_keys):
+def score(zero, scratch, state, keys, size, next_keys):
     units, pitch = size // BLOCK, num_rows(zero)
+    prepared = prepared_of(state, pitch)
     for tile in range(CACHE_BLOCK // KEY_TILE):
         weights, s = offset(keys, tile * tile_bytes(size)), zero
         for unit in range(units):
@@ -109,20 +111,17 @@ def score(queries, prepared, keys, size, scores, zero, next_keys):
                 s, vectors, d, offset(prepared, place * 32), offset(scales(prepared, units * pitch), place * 4),
                 offset(starts(prepared, units * pitch), place * 4),
             )  # fmt: skip
-        store_rows(scores, SCORES_PITCH, tile * KEY_TILE, s)
-
-
-score_few = score
+        store_rows(scratch, SCORES_PITCH, tile * KEY_TILE, s)
 
 
 @device
-def weigh(scores, factors, unit_scales, count, tokens, pitch):
+def weigh(scratch, factors, unit_scales, count, tokens, pitch):
     """The softmax's weights of `count` rows times values' scales as int8 (2, pitch, 32) and float32 scales (2, pitch)."""
     scales = offset(factors, 2 * pitch * BLOCK)
     d0, d1 = load_scales(unit_scales, 0, tokens), load_scales(unit_scales, 16, tokens)
     d2, d3 = load_scales(unit_scales, 32, tokens), load_scales(unit_scales, 48, tokens)
     for m in range(count):
-        w = offset(scores, m * SCORES_PITCH)
+        w = offset(scratch, m * SCORES_PITCH)
         a, b = load_f32x16(w, 0) * d0, load_f32x16(w, 16) * d1
         c, d = load_f32x16(w, 32) * d2, load_f32x16(w, 48) * d3
         most = largest_of_two(max_f32x16(a, b), max_f32x16(c, d))
@@ -141,17 +140,14 @@ def load_scales(unit_scales, part, tokens):
 
 
 @device
-def add_values(scores, factors, corrections, sums, values, size, count, tokens, zero, next_values):
-    pitch = num_rows(zero)
+def add_values(zero, scratch, state, values, size, count, tokens, next_values):
+    pitch, factors, sums = num_rows(zero), factors_of(scratch), sums_of(state)
     for tile in range(size // 16):
         if tile % 2 == 0:
-            weigh(scores, factors, offset(values, CACHE_BLOCK * (size + tile // 2 * 2)), count, tokens, pitch)
-        s = scale_rows(load_rows(sums, QUERY_PITCH, tile * 16, zero), corrections)
+            weigh(scratch, factors, offset(values, CACHE_BLOCK * (size + tile // 2 * 2)), count, tokens, pitch)
+        s = scale_rows(load_rows(sums, QUERY_PITCH, tile * 16, zero), corrections_of(scratch))
         for part in range(2):
             place = offset(values, tile * TILE_BYTES + part * 512)
             prefetch_unit_of(next_values, tile * 2 + part)
             s = add_weighted(s, load_block(place), offset(factors, part * pitch * BLOCK), offset(factors, (16 + part) * pitch * 4))
         store_rows(sums, QUERY_PITCH, tile * 16, s)
-
-
-add_values_few = add_values

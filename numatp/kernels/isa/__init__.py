@@ -1,7 +1,8 @@
 """One file per instruction set: the dot product of bytes, which LLVM does not find by itself, and how many rows fit the registers.
 
-Each holds GROUP, the activation rows that a matrix tile is multiplied with at once, and functions that emit LLVM IR; the dot
-products are exact in int32 (i: 16 lanes, j: 4 bytes of a lane):
+Each is called as a level of machine/isa.py. It holds GROUP, the activation rows that a matrix tile is multiplied with at once,
+DOT, the instructions of a dot product (a test looks for them), and functions that emit LLVM IR; the dot products are exact in int32
+(i: 16 lanes, j: 4 bytes of a lane):
 
     dot(builder, total, weights, x)          total[i] + sum of weights[i, j] * x[i, j]; weights in 0..128, x in -127..127
     dot_biased(builder, total, weights, x)   the same for weights + 128 in 0..255, counted from start(builder, -128 * sum of x)

@@ -9,6 +9,7 @@ from llvmlite import ir
 from numatp.kernels.simd import BYTE, INT16, INT32, call_llvm, constant, i8x64, i32x16
 
 GROUP = 16
+DOT = ("vpmaddubsw", "vpmaddwd")
 
 
 def dot(builder, total, weights, x):

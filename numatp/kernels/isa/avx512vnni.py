@@ -3,9 +3,10 @@
 from numatp.kernels.isa.avx512bw import lookup, times_power
 from numatp.kernels.simd import call_llvm
 
-__all__ = ["GROUP", "dot", "dot_biased", "lookup", "start", "times_power"]
+__all__ = ["DOT", "GROUP", "dot", "dot_biased", "lookup", "start", "times_power"]
 
 GROUP = 16
+DOT = ("vpdpbusd",)
 
 
 def dot(builder, total, weights, x):

@@ -7,6 +7,7 @@ import numpy as np
 from numatp.kernels import norm, rope
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import cache_bytes
+from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.program.recorder import Recorder
 from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
 from numatp.weights.matrix import Vector
@@ -64,7 +65,7 @@ class Attention(Recorder):
         """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero."""
         kernels, sequences = _by_cache("attention", cache), self.site.step.shape.max_sequences
         width = len(heads.queries) * heads.size
-        scratch = self._buffer("attention scratch", kernels.SCRATCH_BYTES, per_thread=True, rows=1)
+        scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
         parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(heads.size), rows=sequences)
         out = self._buffer("attention", width * 4)
         self._builder.add(
