@@ -38,7 +38,8 @@ def read(folder, config):
             return None, f"{folder}: the prompt is longer than what the model was trained for"
         slices, _ = cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
         floats = [info.values().tolist() for name, info in file.tensors.items() if name == "rope_freqs.weight"]
-        return repr((spec, spec.rope.frequencies.tolist(), [(piece.name, piece.rows, piece.columns) for piece in slices], floats)), ""
+        cuts = [(piece.name, piece.rows, piece.columns) for piece in slices]
+        return repr((spec, spec.rope.frequencies.tolist(), cuts, floats)), ""
     except UserError as refusal:
         return None, str(refusal)
 
