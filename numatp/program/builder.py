@@ -131,7 +131,8 @@ class Builder:
         matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all.
         """
         pointers = {name: value for name, value in args.items() if isinstance(value, (Pointer, ThreadStride))}
-        record = kernel.record(**{name: 0 if isinstance(value, (Pointer, ThreadStride)) else value for name, value in args.items()})
+        numbers = {name: value for name, value in args.items() if not isinstance(value, (Pointer, ThreadStride))}
+        record = kernel.record(**numbers, **dict.fromkeys(pointers, 0))
         if num_bytes is None:
             num_bytes = sum(matrix.num_bytes for matrix in matrices)
         self._append(Op(kernel.name, kernel, record, reads, writes, matrices, num_bytes, pointers=pointers))

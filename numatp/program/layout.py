@@ -60,9 +60,10 @@ class Layout:
         for life in self.shared:
             life.buffer.address = address + life.start
             life.buffer.copy_stride = lined(life.buffer.num_bytes)
+        begin, own_bytes = address + self.shared_bytes, self.own_bytes
         for life in self.own:
-            life.buffer.address = address + self.shared_bytes + life.start
-            life.buffer.copy_stride = self.own_bytes
+            life.buffer.address = begin + life.start
+            life.buffer.copy_stride = own_bytes
 
 
 def lay_out(ops: "list[Op]", threads: int, until_end: list[Buffer]) -> Layout:

@@ -54,7 +54,7 @@ def main():
         """Fills what no sequence holds with not-a-number, on rank 0: a block given back too early is seen."""
         layers = engine.loaded.layout.cache.at(engine.loaded.cache_at)
         for pool, free in zip(engine.loaded.layout.pools, engine.blocks._free, strict=True):
-            keys = layers[pool.layers[0]].keys  # the first of a block's layers, which lie side by side
+            keys = layers[min(pool.layers)].keys  # the first of a block's layers, which lie side by side
             for block in free:
                 ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
 
