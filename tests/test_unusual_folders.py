@@ -210,3 +210,30 @@ def test_the_text_part_of_a_multimodal_folder(tmp_path, prefixes):
     refused(folders.write(tmp_path / "folder", whole | {"architectures": ["Gemma3Model"]}, tensors), "is not supported")
     strange = whole | {"text_config": config | {"model_type": "mllama_text_model"}}
     refused(folders.write(tmp_path / "folder", strange, tensors), "is not supported")
+
+
+@pytest.mark.parametrize(("golden", "kind", "name"), [
+    ("qwen2", "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"),
+    ("qwen2", "qwen2_5_vl_text", "Qwen2_5_VLForConditionalGeneration"),
+    ("qwen3", "qwen3_vl_text", "Qwen3VLForConditionalGeneration"),
+])  # fmt: skip
+def test_texts_of_qwen_vl(tmp_path, golden, kind, name):
+    """As released, with the text model's keys beside the others and names without a prefix; and as transformers 5 writes them. A
+    text turns alike in all three dimensions of their rotation."""
+    alone = golden_folders.write(tmp_path / "alone", golden)
+    wanted, _ = opened(alone)
+    config = json.loads((alone / "config.json").read_text())
+    del config["rope_parameters"]
+    rope = {"rope_theta": 1000.0, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    whole = config | rope | {"architectures": [name], "model_type": kind, "vision_config": {"depth": 1}}
+    prefix = "model."
+    if kind.endswith("_text"):
+        whole = {"architectures": [name], "text_config": config | rope | {"model_type": kind}, "vision_config": {"depth": 1}}
+        prefix = "model.language_model."
+    tensors = {"visual.x.weight": np.ones((2, 2), np.float32)}
+    for ours, info in wanted.tensors.items():
+        values = info.values() if isinstance(info, Assembled) else read_floats(info)
+        tensors[wanted.called(ours).replace("model.", prefix)] = values
+    file, spec = opened(folders.write(tmp_path / "folder", whole, tensors))
+    assert file.tensors.keys() == wanted.tensors.keys() and "visual left out" in file.notes[0]
+    assert spec.rope.scale == 1 and spec.rope.frequencies[1] == pytest.approx(1000 ** (-2 / 16))

@@ -23,7 +23,8 @@ class Folder:
         self.config = read_json(self.config_path)
         self.notes: list[str] = []
         text = self.config.get("text_config")
-        kind = text.get("model_type") if isinstance(text, dict) else None
+        # Qwen2-VL has its text model's keys beside those of other parts.
+        kind = text.get("model_type") if isinstance(text, dict) else self.config.get("model_type")
         self.text_type = kind if isinstance(kind, str) else ""
         if isinstance(text, dict):  # the text model's part of a multimodal config
             self.config = {**self.config, **text, "architectures": self.config.get("architectures")}
@@ -86,6 +87,7 @@ class Folder:
         self.notes.append(f"{self.architecture}: the text model alone is loaded{left_out}; images and sounds are not understood")
 
 
+TEXT_PARTS = ("model.embed_tokens.", "model.layers.", "model.norm.")
 TEXT_PREFIXES = ("language_model.model.", "model.language_model.", "model.text_model.", "language_model.")
 
 
@@ -93,6 +95,8 @@ def text_name(name: str) -> str:
     """What a folder of the text model alone calls that tensor of a multimodal one; "" for tensors of other parts."""
     if name.endswith("lm_head.weight"):
         return "lm_head.weight"
+    if name.startswith(TEXT_PARTS):
+        return name
     prefix = next(filter(name.startswith, TEXT_PREFIXES), None)
     return f"model.{name.removeprefix(prefix)}" if prefix else ""
 

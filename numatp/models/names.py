@@ -44,14 +44,14 @@ def _whole_heads(rope: Config) -> None:
 
 
 def rope_type(rope: Config) -> Any:
-    """As GGUF's rope.scaling.type."""
-    return "none" if rope["rope_type"] == "default" else rope["rope_type"]
+    """As GGUF's rope.scaling.type. A rotation in three dimensions ("mrope") turns texts like any other, as all three are alike."""
+    return "none" if rope["rope_type"] in ("default", "mrope") else rope["rope_type"]
 
 
 def _factor(config: Config, rope: Config) -> Any:
     if rope["rope_type"] == "yarn" and "factor" in rope and rope["factor"] is None:
         return config["max_position_embeddings"] / rope["original_max_position_embeddings"]
-    return None if rope["rope_type"] == "default" else rope["factor"]
+    return None if rope_type(rope) == "none" else rope["factor"]
 
 
 def _truncate(rope: Config, layers: str | None) -> Any:

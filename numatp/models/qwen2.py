@@ -39,7 +39,10 @@ HUGGING_FACE = HuggingFace(
             "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,
             "num_key_value_heads": 32, "max_position_embeddings": 32768,
         }),
-    },
+    } | dict.fromkeys(
+        ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
+        ("Qwen2ForCausalLM", {"rms_norm_eps": 1e-5, "rope_theta": 1000000.0}),
+    ),
 )  # fmt: skip
 
 

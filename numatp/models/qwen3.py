@@ -42,6 +42,7 @@ HUGGING_FACE = HuggingFace(
             "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,
             "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768,
         }),
+        "qwen3_vl_text": ("Qwen3ForCausalLM", {"head_dim": 128, "rope_theta": 500000.0}),
     },
 )  # fmt: skip
 
