@@ -14,6 +14,8 @@ from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
 
+pytestmark = pytest.mark.beside
+
 U32 = gguf.GGUFValueType.UINT32
 
 
@@ -90,3 +92,14 @@ def test_factors_of_the_rotation(tmp_path):
     path = rewritten(tmp_path / "short.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs - 1, np.float32)})
     refused(path, "'rope_freqs.weight' has shape")
     assert opened(rewritten(tmp_path / "ones.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs, np.float32)}))[1].divided
+
+
+@pytest.mark.parametrize("kind", ["none", "linear", "yarn"])
+def test_the_scale_of_the_rotation(tmp_path, kind):
+    """llama.cpp multiplies the turned values by it, whatever the scaling."""
+    metadata = {"qwen3.rope.scaling.type": (kind, gguf.GGUFValueType.STRING)}
+    scales = []
+    for factor in (1.0, 1.5):
+        more = {"qwen3.rope.scaling.attn_factor": (factor, gguf.GGUFValueType.FLOAT32)}
+        scales.append(opened(rewritten(tmp_path / "scale.gguf", "qwen3", metadata | more))[1].rope.scale)
+    assert scales[1] == 1.5 * scales[0]

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from support.models import folders, golden_folders, tiny
 
 from numatp import models
@@ -13,6 +14,8 @@ from numatp.files.huggingface import Assembled
 from numatp.files.safetensors import read_floats
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
+
+pytestmark = pytest.mark.beside
 
 pytestmark = pytest.mark.beside
 
@@ -100,6 +103,16 @@ def test_an_index_of_more_files_than_there_are_is_stale(write):
     folder = write(shards=2)
     change_index(folder, lambda places: places.update({HEAD: "model-00003-of-00004.safetensors"}))
     refused(folder, "model-00003-of-00004.safetensors", "is missing", "index.json")
+
+
+@pytest.mark.parametrize("golden", ["qwen2", "cohere2"])
+def test_stored_frequencies_are_no_weights(tmp_path, golden):
+    """Older versions of transformers wrote them beside the weights."""
+    folder = golden_folders.write(tmp_path / "folder", golden)
+    names = opened(folder)[0].tensors.keys()
+    tensors = {name: np.array(values) for name, values in load_file(folder / "model.safetensors").items()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    assert opened(folders.write(folder, json.loads((folder / "config.json").read_text()), tensors))[0].tensors.keys() == names
 
 
 # ---------------------------------------------------------------- keys of config.json

@@ -68,7 +68,7 @@ class HuggingFace:
     tensors: Mapping[str, str | Stored]
     computed: Mapping[str, "Callable[[HuggingFaceFile], np.ndarray | None]"] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)  # which older versions of transformers stored
     further: tuple[str, ...] = ()
     switched: Mapping[str, str] = field(default_factory=dict)
     tied: bool = False

@@ -88,7 +88,6 @@ HUGGING_FACE = HuggingFace(
     computed={"rope_freqs.weight": _rope_factors},
     only=ONLY
     | {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
-    ignored=("*.rotary_emb.inv_freq",),
     texts={
         "llama": ("LlamaForCausalLM", SIZES | {"intermediate_size": 11008, "max_position_embeddings": 2048}),
         "mistral": ("MistralForCausalLM", SIZES | {

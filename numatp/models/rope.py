@@ -38,14 +38,15 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     kind, frequencies = file.text(f"{prefix}.type", default="linear"), plain(base, rotated)
     if kind not in KINDS:
         file.fail(f"metadata '{prefix}.type' is {quote(kind)}; numatp knows {', '.join(KINDS)}: use another model")
+    scale = file.positive(f"{prefix}.attn_factor", default=1.0)
     if kind == "none":
-        return Rope(frequencies)
+        return Rope(frequencies, scale)
     # Early files have the older key.
     factor = file.positive(f"{prefix}.factor", default=file.positive(f"{name}.rope.scale_linear", default=1.0))
     if factor < 1:
         file.fail(f"scales its rotary embedding by {factor:g}, which should be 1 or more; convert the model again")
     if kind == "linear":
-        return Rope(frequencies / factor)
+        return Rope(frequencies / factor, scale)
     trained = file.count(f"{prefix}.original_context_length", default=file.count(f"{name}.context_length"))
     for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
         if file.number(f"{prefix}.{key}", default=expected) != expected:
@@ -53,10 +54,10 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     fast, slow = (file.positive(f"{prefix}.yarn_beta_{key}", default) for key, default in (("fast", 32.0), ("slow", 1.0)))
     if not 1e-6 <= slow < fast <= 1e6:
         file.fail(f"claims bounds of YaRN of {fast:g} and {slow:g} turns; convert the model again")
-    scale = file.positive(f"{prefix}.yarn_attn_factor", default=0.1 * log(factor) + 1)
+    scale *= file.positive(f"{prefix}.yarn_attn_factor", default=0.1 * log(factor) + 1)
     truncate = file.flag(f"{prefix}.yarn_truncate", default=truncate)
     frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
-    return Rope(frequencies, scale * file.positive(f"{prefix}.attn_factor", default=1.0))
+    return Rope(frequencies, scale)
 
 
 def read_base(file: ModelFile, key: str) -> float:
