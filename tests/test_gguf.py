@@ -14,10 +14,12 @@ import pytest
 from support.engines import engine_logits
 from support.models import tiny
 
+from numatp import quants
 from numatp.errors import UserError
 from numatp.files import gguf as ours
 from numatp.files import gguf_header
 from numatp.files.gguf import read_gguf
+from numatp.quants.mixes import MIXES, file_type_of
 
 pytestmark = pytest.mark.beside
 
@@ -126,6 +128,15 @@ def test_the_table_of_types_is_that_of_the_gguf_package():
     for kind, (per_block, num_bytes) in gguf.GGML_QUANT_SIZES.items():
         row = ours.TENSOR_TYPES[kind.value]
         assert (row.name, row.block, row.block_bytes) == (kind.name, per_block, num_bytes)
+
+
+def test_file_types_are_those_of_the_gguf_package():
+    """It names them after llama.cpp's mixes, of which numatp writes the smallest of a format by that format's name."""
+    theirs = gguf.LlamaFileType.__members__
+    special = {"F32": "ALL_F32", "MXFP4": "MOSTLY_MXFP4_MOE"}
+    for name in (*quants.writable(), *MIXES):
+        called = [special.get(name, f"MOSTLY_{name}"), f"MOSTLY_{name}_S"]
+        assert file_type_of(name) == next(theirs[one] for one in called if one in theirs), name
 
 
 def test_version_2_and_files_without_tensors(tmp_path):
@@ -389,8 +400,10 @@ def test_a_file_that_shrinks_or_fails_while_read(tmp_path, monkeypatch):
 
 CHILD = """
 import resource, sys
+from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
+from numatp.quants.mixes import MIXES, file_type_of
 resource.setrlimit(resource.RLIMIT_AS, (150 << 20, 150 << 20))
 for path in sys.argv[1:]:
     try:
