@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
+from numatp.engine.token import Finish, Token
 from numatp.errors import NumatpError, RankError, UserError
 from numatp.files.models import resolve_model
 
 if TYPE_CHECKING:
-    from numatp.engine.requests import Finish
     from numatp.text.stream import Piece
 
 log = logging.getLogger("numatp")
@@ -254,7 +254,7 @@ class LLM:
 
     def score(self, text: str | list[int], count: int | None = None) -> Scores:
         """Log-probabilities of the last `count` tokens, by default of all but the first."""
-        from numatp.engine.requests import ScoreRequest
+        from numatp.engine.sequence import Scoring
 
         def work() -> Scores:
             tokens = self._tokens(text)
@@ -265,7 +265,7 @@ class LLM:
                 raise UserError(f"a text of {len(tokens)} tokens has no {wanted} scores: give at least two tokens")
             self._check_length(tokens)
             done: SimpleQueue[list[float] | BaseException] = SimpleQueue()
-            self._service.submit(ScoreRequest(tokens, int(wanted), done.put))
+            self._service.submit(Scoring(tokens, done.put, int(wanted)))
             scores = done.get()
             if isinstance(scores, BaseException):
                 raise scores
@@ -376,15 +376,17 @@ class Answer:
     """A text under way: iterate over its pieces, or take the whole as an Output."""
 
     def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
-        from numatp.engine.requests import Request
+        from numatp.engine.sequence import Continuation
         from numatp.text.stream import TextStream
 
-        self._queue: SimpleQueue[int | Finish | BaseException] = SimpleQueue()
+        self._queue: SimpleQueue[Token | Finish | BaseException] = SimpleQueue()
         self._text = TextStream(llm.tokenizer, params.stops, tokens)
-        self._request = Request(tokens, params, llm.tokenizer.eos_ids, self._queue.put)
+        self._sequence = Continuation(
+            list(tokens), self._queue.put, params, llm.tokenizer.eos_ids, llm.tokenizer.vocab_size
+        )
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
-        llm._service.submit(self._request)
+        llm._service.submit(self._sequence)
 
     def __iter__(self) -> Iterator[str]:
         """The answer, without the model's reasoning."""
@@ -398,20 +400,20 @@ class Answer:
                 item = self._queue.get()
                 if isinstance(item, BaseException):
                     raise item
-                if isinstance(item, int):
+                if isinstance(item, Token):
                     if self._text.stopped:
                         continue  # tokens that were under way when the stop text was seen
-                    self.token_ids.append(item)
-                    piece = self._text.push(item)
+                    self.token_ids.append(item.id)
+                    piece = self._text.push(item.id)
                     if self._text.stopped:
-                        self._request.cancelled.set()
+                        self._sequence.cancelled.set()
                 else:
                     self.finish = replace(item, reason="stop") if self._text.stopped else item
                     piece = self._text.finish()
                 if piece.text:
                     yield piece
         finally:
-            self._request.cancelled.set()
+            self._sequence.cancelled.set()
 
     def output(self) -> Output:
         texts = {"answer": "", "reasoning": ""}

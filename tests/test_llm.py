@@ -16,6 +16,7 @@ from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
 
 import numatp as package
 from numatp import LLM, MachineError, NumatpError, RankError, SamplingParams, UserError
+from numatp.engine.token import Token
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 PROMPT = "The capital of France is"
@@ -70,7 +71,7 @@ def test_a_closed_stream_ends_its_work(llm):
     pieces = iter(answer)
     next(pieces)
     pieces.close()
-    while isinstance(item := answer._queue.get(timeout=60), int):
+    while isinstance(item := answer._queue.get(timeout=60), Token):
         pass
     assert item.reason == "cancelled" and item.decoded_tokens < 500
 

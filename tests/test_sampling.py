@@ -13,6 +13,7 @@ from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.errors import UserError
 from numatp.files.gguf_writer import GGUFWriter, new_file
 from numatp.files.recommended import encoded_sampling
+from numatp.kernels.sampling import NO_NUMBERS
 
 pytestmark = pytest.mark.beside
 
@@ -85,12 +86,32 @@ def test_a_penalty_counts_once_and_only_for_the_last_64():
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
-def test_logits_that_are_no_numbers_give_a_token(bad):
+def test_logits_that_are_no_numbers_give_no_token(bad):
     logits = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
     for logits[::2] in (bad, bad):
         for params in (SamplingParams(), SamplingParams(0), SamplingParams(1, 0, 0.5, 0)):
-            assert 0 <= sampler(logits[None]).choose([Choice(params, 0.999, [])])[0] < VOCAB
+            assert sampler(logits[None]).choose([Choice(params, 0.999, [])]) == [NO_NUMBERS]
         logits[:] = bad
+
+
+@pytest.mark.parametrize("place", [0, 15, 16, VOCAB - 1])
+def test_one_logit_that_is_no_number_hurts_its_own_row_alone(place):
+    logits = np.random.default_rng(0).standard_normal((3, VOCAB)).astype(np.float32)
+    wanted = sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3)
+    logits[1, place] = np.inf
+    assert sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3) == [wanted[0], NO_NUMBERS, wanted[2]]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(0), SamplingParams(5.0, 0, 1.0, 0.0), SamplingParams(5.0, VOCAB, 0.9, 0.0)])
+def test_tokens_of_a_vocabulary_that_is_padded_are_never_drawn(params):
+    """Of a matrix with more rows than the tokenizer has tokens, and beside a request that may have them all."""
+    logits = np.zeros((2, VOCAB), np.float32)
+    logits[:, 200:] = 90
+    logits[:, 250] = np.nan  # whatever it says there
+    logits[1, 250] = 90
+    for u in (0.01, 0.3, 0.6, 0.99):
+        few, all_ = sampler(logits).choose([Choice(params, u, [], vocab=200), Choice(params, u, [], vocab=VOCAB + 7)])
+        assert few < 200 <= all_
 
 
 @pytest.mark.parametrize(

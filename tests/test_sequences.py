@@ -10,7 +10,9 @@ from support.engines import ALONE, MODELS, SEQUENCES, check, run_plan
 from support.logits import F16_ROUNDING, error
 from support.models import tiny_cohere2
 
+from numatp.engine.cache import Blocks, Pool
 from numatp.errors import NumatpError
+from numatp.kernels.layout import NO_WINDOW
 from numatp.machine import isa
 
 # Steps of [sequence, number of tokens], at most 48 tokens in all.
@@ -91,3 +93,14 @@ def test_requests_that_wait_for_room_get_the_answers_that_they_would_get_alone(t
     for number, prompt in enumerate(prompts):
         wanted = greedy(model, tensors, prompt, 12 if number != 1 else len(answers[1]))
         assert answers[number] == wanted
+
+
+def test_a_block_is_free_when_nobody_holds_it_any_more():
+    blocks = Blocks([Pool(NO_WINDOW, (0,), 3)], max_rows=16)
+    taken = [blocks.take(0) for _ in range(4)]
+    assert sorted(taken[:3]) == [0, 1, 2] and taken[3] is None
+    blocks.hold(0, taken[1])
+    blocks.release(0, taken[:2])
+    assert (blocks.take(0), blocks.take(0)) == (taken[0], None)
+    blocks.release(0, [taken[1]])
+    assert blocks.take(0) == taken[1]

@@ -89,6 +89,7 @@ class Blocks:
         """max_rows: of one Step."""
         self._pools, self._max_rows = pools, max_rows
         self._free = [list(range(pool.blocks))[::-1] for pool in pools]
+        self._holders = [[0] * pool.blocks for pool in pools]  # sequences that read each block
         self._promised = [0] * len(pools)
 
     def _most(self, pool: Pool, tokens: int) -> int:
@@ -103,11 +104,25 @@ class Blocks:
         self._promised = [promised + wanted for promised, wanted in zip(self._promised, most, strict=True)]
         return Tables(self, most)
 
-    def take(self, pool: int) -> int:
-        return self._free[pool].pop()
+    def take(self, pool: int) -> int | None:
+        """A free block, held once; None if there is none."""
+        if not self._free[pool]:
+            return None
+        block = self._free[pool].pop()
+        self._holders[pool][block] = 1
+        return block
 
-    def give(self, pool: int, blocks: list[int]) -> None:
-        self._free[pool] += blocks
+    def hold(self, pool: int, block: int) -> None:
+        """One sequence more reads the block."""
+        self._holders[pool][block] += 1
+
+    def release(self, pool: int, blocks: list[int]) -> None:
+        """One sequence less reads each of them; who is read by none is free."""
+        holders = self._holders[pool]
+        for block in blocks:
+            holders[block] -= 1
+            if not holders[block]:
+                self._free[pool].append(block)
 
     def end(self, promised: list[int]) -> None:
         self._promised = [old - wanted for old, wanted in zip(self._promised, promised, strict=True)]
@@ -130,14 +145,16 @@ class Tables:
         for pool, window in enumerate(self._blocks.windows):
             numbers, first = self.numbers[pool], max(position + 1 - window, 0) // CACHE_BLOCK
             if first > self._first[pool]:
-                self._blocks.give(pool, numbers[self._first[pool] : first])
+                self._blocks.release(pool, numbers[self._first[pool] : first])
                 self._first[pool] = first
             while len(numbers) * CACHE_BLOCK < position + count:
-                numbers.append(self._blocks.take(pool))
+                block = self._blocks.take(pool)
+                assert block is not None, "reserved"
+                numbers.append(block)
         return self.numbers
 
     def release(self) -> None:
         for pool, numbers in enumerate(self.numbers):
-            self._blocks.give(pool, numbers[self._first[pool] :])
+            self._blocks.release(pool, numbers[self._first[pool] :])
             numbers.clear()
         self._blocks.end(self._promised)

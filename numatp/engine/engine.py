@@ -83,13 +83,17 @@ class Engine:
         self._run_step(ONE_ROW if self.window.step.num_rows[0] == 1 else MANY_ROWS)
 
     def score(self, spans: list[Span]) -> np.ndarray:
-        """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans."""
+        """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans.
+
+        Not-a-number where some logit of its row is infinite or no number.
+        """
         self.window.step.write(spans)
         self._run_step(SCORES)
         parts = np.array(self.window.scores)[:, : self.window.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
         highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
-        top = highest.max(0)
-        return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+        with np.errstate(invalid="ignore"):
+            top = highest.max(0)
+            return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
 
     def _run_step(self, program: int) -> None:
         self.team.step(program)

@@ -15,7 +15,8 @@ from numatp.machine import limits, native
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
-    from numatp.engine.requests import Request, Scheduler, ScoreRequest
+    from numatp.engine.scheduler import Scheduler
+    from numatp.engine.sequence import Sequence
 
 T = TypeVar("T")
 PATIENCE = 3  # seconds for the Step that is under way when the model is closed; nobody wants what it computes
@@ -47,7 +48,7 @@ class Service:
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.started: StartedRank = start_ranks(job, ranks, self.WORKER)
         self._pid = os.getpid()
-        self._inbox: SimpleQueue[Request | ScoreRequest | Call | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Sequence | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
@@ -74,8 +75,8 @@ class Service:
         result: T = call.result.result()
         return result
 
-    def submit(self, request: "Request | ScoreRequest | Call") -> None:
-        """Requests (engine/requests.py) or other work, rank 0. RankError in a forked child, which has no engine."""
+    def submit(self, request: "Sequence | Call") -> None:
+        """Sequences (engine/sequence.py) or other work, rank 0. RankError in a forked child, which has no engine."""
         if os.getpid() != self._pid:
             self.started.world.host.check(native.FORKED)
         self._inbox.put(request)
@@ -114,7 +115,7 @@ class Service:
 
     def _run(self, job: Job, progress: Callable[[int, int], None]) -> None:
         try:
-            from numatp.engine.requests import Scheduler  # now, because a fork once we are ready must not meet a half-done import
+            from numatp.engine.scheduler import Scheduler  # now, because a fork once we are ready must not meet a half-done import
 
             engine = self._open_engine(job, progress)
             self._ready.set_result(engine)

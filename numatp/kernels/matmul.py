@@ -121,8 +121,9 @@ def experts(args, thread, threads):
 def score(args, thread, threads):
     """What each row's log-softmax over the tokens [first_token, first_token + vocab) needs of this thread's tiles.
 
-    out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), and the logit of the row's target if it is here,
-    else LOWEST. The logits themselves are never stored; scratch: (pitch, 16) floats per thread.
+    out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), which is not-a-number if a logit is infinite or no
+    number, and the logit of the row's target if it is here, else LOWEST. The logits themselves are never stored; scratch:
+    (pitch, 16) floats per thread.
     """
     rows, pitch = load_i64(args.rows, 0), args.pitch
     logits, out = offset(args.scratch, thread * args.scratch_stride), offset(args.out, thread * args.out_thread_stride)
@@ -148,7 +149,9 @@ def score(args, thread, threads):
                     total *= float32(scalar_exp(highest - top))
                     highest = top
                 store_f32(out, row * 4, highest)
-                store_f32(out, row * 4 + 1, total + sum_f32x16(keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))))
+                powers = keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))
+                # Of what is infinite or not a number, the difference to itself is not a number: the sum then is none either.
+                store_f32(out, row * 4 + 1, total + sum_f32x16(powers + (values - values)))
                 target = load_i64(args.targets, row) - args.first_token - tile * 16
                 if target >= 0 and target < min(here, 16):
                     store_f32(out, row * 4 + 2, load_f32(logits, m * 16 + target))

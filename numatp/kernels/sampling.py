@@ -3,11 +3,22 @@
 import math
 
 from numatp.kernels.compile import device, kernel
-from numatp.kernels.simd import load_f32, load_f64, load_i64, offset, store_f32, store_i64
+from numatp.kernels.simd import (
+    load_f32,
+    load_f32x16,
+    load_f64,
+    load_i64,
+    offset,
+    splat_f32,
+    store_f32,
+    store_i64,
+    sum_f32x16,
+)
 
+NO_NUMBERS = -1  # instead of a token, where a logit is infinite or not a number
 RECENT = 64  # tokens that the repeat penalty looks back on
 # One choice is a row of 8-byte fields.
-TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, UNIFORM, NUM_RECENT, FIELDS = range(8)
+TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, UNIFORM, NUM_RECENT, VOCAB, FIELDS = range(9)
 
 
 @device
@@ -20,6 +31,19 @@ def penalize(logits, recent, count, penalty):
         if not seen:
             logit = load_f32(logits, token)
             store_f32(logits, token, logit / penalty if logit > 0 else logit * penalty)
+
+
+@device
+def are_numbers(logits, vocab):
+    """Whether all of them are finite: of what is not, the difference to itself is not 0."""
+    odd, whole = splat_f32(0), vocab // 16 * 16
+    for i in range(0, whole, 16):
+        values = load_f32x16(logits, i)
+        odd = odd + (values - values)
+    rest = sum_f32x16(odd)
+    for i in range(whole, vocab):
+        rest += load_f32(logits, i) - load_f32(logits, i)
+    return rest == 0
 
 
 @device
@@ -116,21 +140,24 @@ def draw(logits, vocab, choice, kept):
 
 
 @kernel(
-    logits="pointer", stride="int", rows="pointer", vocab="int", choices="pointer", recent="pointer", kept="pointer", out="pointer"
+    logits="pointer", stride="int", rows="pointer", choices="pointer", recent="pointer", kept="pointer", out="pointer"
 )  # fmt: skip
 def sample(args, thread, threads):
-    """out[i], int64 = the token chosen from logits[i, :vocab] by choices[i]; `kept` holds vocab int64. One thread does it all.
+    """out[i], int64 = the token chosen from logits[i, :vocab] by choices[i], or NO_NUMBERS. One thread does it all.
 
     choices (rows, FIELDS): temperature (0: the most probable token), top-k (0: all), top-p, min-p, repeat penalty, a number from
-    [0, 1) that decides, and how many of recent[i, :RECENT], int64, count.
+    [0, 1) that decides, how many of recent[i, :RECENT], int64, count, and vocab; `kept` holds vocab int64.
     """
     if thread == 0:
         for row in range(load_i64(args.rows, 0)):
             logits, choice = offset(args.logits, row * args.stride), offset(args.choices, row * FIELDS * 8)
-            penalty = load_f64(choice, PENALTY)
+            penalty, vocab = load_f64(choice, PENALTY), load_i64(choice, VOCAB)
+            if not are_numbers(logits, vocab):
+                store_i64(args.out, row, NO_NUMBERS)
+                continue
             if penalty != 1:
                 penalize(logits, offset(args.recent, row * RECENT * 8), load_i64(choice, NUM_RECENT), penalty)
             if load_f64(choice, TEMPERATURE) > 0:
-                store_i64(args.out, row, draw(logits, args.vocab, choice, args.kept))
+                store_i64(args.out, row, draw(logits, vocab, choice, args.kept))
             else:
-                store_i64(args.out, row, most_probable(logits, args.vocab))
+                store_i64(args.out, row, most_probable(logits, vocab))

@@ -87,8 +87,6 @@ class Bench:
         self._random = Random(seed)
         model = engine.loaded.model
         self._row_products, self._logit_products = products(model.spec, model.architecture.rules(model.spec))
-        # A sequence can go back to an earlier token only if no layer has forgotten or mixed what came before it.
-        self._rewinds = all(isinstance(layer, InBlocks) and layer.window is None for layer in model.spec.layers)
         self._tables: Tables | None = None
         self._depth = -1  # tokens in the cache; -1: unknown
         self._loop: str | None = None
@@ -123,7 +121,7 @@ class Bench:
 
     def _go_to(self, test: Workload) -> None:
         """Makes the cache hold `depth` tokens: what lies behind them is written anew."""
-        if self._depth != test.depth or not self._rewinds:
+        if self._depth != test.depth or not self._engine.loaded.spec.rewinds:
             if self._tables:
                 self._tables.release()
             layout = self._engine.loaded.layout

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import MAX_HEAD_SIZE
-from numatp.models.layers import Attention, Layer
+from numatp.models.layers import Attention, InBlocks, Layer
 from numatp.models.rope import Rope, read_rope
 from numatp.weights.rules import Rule
 from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Sizes, cut_columns, cut_heads, cut_rows
@@ -27,6 +27,14 @@ class Spec:
     def exchanges(self) -> int:
         """Per token: one hands out the embedding."""
         return 1 + len(self.layers) * self.layer_exchanges
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether a sequence can go back to an earlier token, or share its beginning with another.
+
+        Only if no layer has forgotten or mixed what came before.
+        """
+        return all(isinstance(layer, InBlocks) and layer.window is None for layer in self.layers)
 
 
 SpecKind = TypeVar("SpecKind", bound=Spec)

@@ -90,14 +90,16 @@ def calls(model):
 
 
 def run(engine, tokens):
-    from numatp.engine.requests import Request, Scheduler
     from numatp.engine.sampling import SamplingParams
+    from numatp.engine.scheduler import Scheduler
+    from numatp.engine.sequence import Continuation
 
     if engine.world.rank:
         engine.serve()
         return
     scheduler = Scheduler(engine)
-    scheduler.submit(Request([1, 2, 3], SamplingParams(max_tokens=tokens, ignore_eos=True), frozenset(), lambda item: None))
+    params = SamplingParams(max_tokens=tokens, ignore_eos=True)
+    scheduler.submit(Continuation([1, 2, 3], lambda item: None, params, frozenset()))
     while scheduler.busy:
         scheduler.step()
     if os.environ.get("OMPI_COMM_WORLD_SIZE"):

@@ -17,8 +17,10 @@ def main():
     job = Job(model=model, threads=1, max_rows=48, max_sequences=plan["at_once"], context=plan["context"])
     started = start_ranks(job, int(ranks))
     from numatp.engine.engine import Engine, serve
-    from numatp.engine.requests import Request, Scheduler
     from numatp.engine.sampling import SamplingParams
+    from numatp.engine.scheduler import Scheduler
+    from numatp.engine.sequence import Continuation
+    from numatp.engine.token import Token
 
     if started.world.rank:
         return serve(job, started)
@@ -26,7 +28,8 @@ def main():
     scheduler, answers = Scheduler(engine), []
     for number, prompt in enumerate(plan["prompts"]):
         answer = []
-        request = Request(prompt, SamplingParams(temperature=0, max_tokens=plan["max_tokens"]), frozenset(), answer.append)
+        params = SamplingParams(temperature=0, max_tokens=plan["max_tokens"])
+        request = Continuation(list(prompt), answer.append, params, frozenset())
         answers.append((number, request, answer))
         scheduler.submit(request)
     while scheduler.busy:
@@ -37,7 +40,7 @@ def main():
     failed = [item for _, _, answer in answers for item in answer if isinstance(item, BaseException)]
     if failed:
         raise failed[0]
-    print(json.dumps([[item for item in answer if isinstance(item, int)] for _, _, answer in answers]))
+    print(json.dumps([[item.id for item in answer if isinstance(item, Token)] for _, _, answer in answers]))
     engine.close()
     if started.workers:
         started.workers.close()

@@ -1,0 +1,112 @@
+"""What callers ask of the engine: sequences of tokens that are continued or scored, each one object from submit to end."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from threading import Event
+
+from numatp.engine.cache import Tables
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.token import Finish, Reason, Token
+from numatp.program.step import Span
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Waits for a place in the caches, has one while it runs, and may give it back with its tokens kept."""
+
+    tokens: list[int]  # all so far
+    put: Callable[..., None]  # called on the engine's thread, with what came of it or an exception
+    cancelled: Event = field(default_factory=Event, init=False)
+    place: int = field(default=-1, init=False)  # among those that run at the same time
+    tables: Tables | None = field(default=None, init=False)
+    done: int = field(default=0, init=False)  # tokens whose keys and values are in the cache
+
+    def most_tokens(self, context: int) -> int:
+        """That it can have in the end, in a cache of so many."""
+        raise NotImplementedError
+
+    def start(self, place: int, tables: Tables) -> None:
+        self.place, self.tables = place, tables
+
+    def release(self) -> int:
+        """Gives its blocks and its place back; the place."""
+        assert self.tables
+        self.tables.release()
+        place, self.tables, self.place, self.done = self.place, None, -1, 0
+        return place
+
+    def next_span(self, room: int) -> Span:
+        """At most `room` of the tokens that are not done; by then they will be."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False)
+class Continuation(Sequence):
+    """Continues a prompt: put() gets each Token and then the Finish."""
+
+    params: SamplingParams
+    stop_ids: frozenset[int]
+    vocab: int | None = None  # tokens that may be drawn: those below it; None is all that the model has
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.tokens)
+        self.random = Random(self.params.seed)
+        self.limit = 0  # tokens at most, the prompt included, once it has started
+        self._began = self._first_token = 0.0
+
+    def most_tokens(self, context: int) -> int:
+        return min(self.prompt_tokens + (self.params.max_tokens or context), context)
+
+    def start(self, place: int, tables: Tables) -> None:
+        super().start(place, tables)
+        self._began = self._began or time.perf_counter()
+
+    def next_span(self, room: int) -> Span:
+        assert self.tables
+        first = self.done
+        tokens = self.tokens[first : first + room]
+        self.done = first + len(tokens)
+        tables = self.tables.prepare(first, len(tokens))
+        return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
+
+    def take(self, token: Token) -> Reason | None:
+        """The token that follows; why it is the last, if it is."""
+        self._first_token = self._first_token or time.perf_counter()
+        if token.id in self.stop_ids and not self.params.ignore_eos:
+            return "stop"
+        self.tokens.append(token.id)
+        self.put(token)
+        return "length" if len(self.tokens) >= self.limit else None
+
+    def finish(self, reason: Reason) -> Finish:
+        now = time.perf_counter()
+        first = self._first_token or now
+        return Finish(reason, self.prompt_tokens, first - self._began, max(self.done - self.prompt_tokens, 0), now - first)
+
+
+@dataclass(eq=False)
+class Scoring(Sequence):
+    """The log-probabilities of the last `count` tokens, each after all before it: put() gets them as a list of float."""
+
+    count: int
+
+    def __post_init__(self) -> None:
+        self.scores: list[float] = []
+
+    def most_tokens(self, context: int) -> int:
+        return len(self.tokens)
+
+    @property
+    def last(self) -> int:
+        """The position of the last token, which nothing follows: it is scored and never fed."""
+        return len(self.tokens) - 1
+
+    def next_span(self, room: int) -> Span:
+        assert self.tables
+        first, end = self.done, min(self.done + room, self.last)
+        self.done = end
+        targets = self.tokens[max(first, self.last - self.count) + 1 : end + 1]
+        tables = self.tables.prepare(first, end - first)
+        return Span(self.place, self.tokens[first:end], first, tables, want_logits=False, targets=targets)

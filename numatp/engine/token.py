@@ -1,0 +1,25 @@
+"""What comes of a continuation: its tokens, and how it ended. Importing this loads no numpy."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Reason = Literal["stop", "length", "cancelled"]
+
+
+class Token(NamedTuple):
+    """A token that was chosen."""
+
+    id: int
+    logprob: float | None = None  # natural logarithm of its probability, where somebody asked for it
+    top: tuple[tuple[int, float], ...] = ()  # the most probable tokens and their logarithms, likewise
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of a continuation. decoded_tokens: Steps that were fed a generated token, one less than the tokens."""
+
+    reason: Reason
+    prompt_tokens: int
+    prompt_seconds: float  # from its first Step to its first token
+    decoded_tokens: int
+    decode_seconds: float
