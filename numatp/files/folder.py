@@ -76,6 +76,8 @@ class Folder:
             kept: dict[str, Any] = {}
             for name, value in names.items():
                 own = text_name(name)
+                if own in kept:
+                    fail(self.path, f"has tensor {quote(own)} twice, also as {quote(name)}; download it again")
                 if own:
                     kept[own] = value
                 else:

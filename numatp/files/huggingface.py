@@ -51,29 +51,31 @@ class Stored:
 
 @dataclass(frozen=True)
 class HuggingFace:
-    """What folders call the things of one architecture.
+    """What folders call the things of one architecture. GGUF's keys stand without their first word."""
 
-    classes: of `architectures` in config.json, and for each what transformers takes where config.json is silent. config: GGUF's key
-    without its first word -> the folder's key, or a function of config.json that gives the value, None where there is none. only:
-    keys that must have this value where they are there (an Each: a list of it). tensors: GGUF's name -> the folder's. computed:
-    GGUF's name -> what gives the float32 vector that config.json means, or None. ignored: patterns of tensors that nobody needs.
-    further: patterns of those of layers that predict further tokens. switched: GGUF's tensors that are there only where this key
-    of config.json is true. tied: whether the embedding is the output matrix when config.json does not say. ropes: whether each
-    kind of layers has a rotation of its own. unwritten: keys of config that no GGUF file has, and what a file without them means.
-    texts: model_type of the text_config of multimodal folders -> (its class, sizes that transformers takes where it is silent).
-    """
-
+    # Class in `architectures` of config.json -> what transformers takes where config.json is silent.
     classes: Mapping[str, Config]
+    # GGUF's key -> the folder's key, or a function of config.json that gives the value; None: not there.
     config: Mapping[str, str | Callable[[Config], Any]]
+    # GGUF's name of a tensor -> the folder's.
     tensors: Mapping[str, str | Stored]
+    # GGUF's name -> what gives the float32 vector that config.json means, or None.
     computed: Mapping[str, "Callable[[HuggingFaceFile], np.ndarray | None]"] = field(default_factory=dict)
+    # Keys of config.json that must have this value where they are there (an Each: a list of it).
     only: Mapping[str, Any] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)  # which older versions of transformers stored
+    # Patterns of tensors that nobody needs; these ones older versions of transformers stored.
+    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
+    # Patterns of tensors of layers that predict further tokens.
     further: tuple[str, ...] = ()
+    # GGUF's tensors that are there only where this key of config.json is true.
     switched: Mapping[str, str] = field(default_factory=dict)
+    # Whether the embedding is the output matrix when config.json does not say.
     tied: bool = False
+    # Whether each kind of layers has a rotation of its own.
     ropes: bool = False
+    # Keys of `config` that no GGUF file has, and what a file without them means.
     unwritten: Mapping[str, Any] = field(default_factory=lambda: {"rope.scaling.yarn_truncate": True})
+    # model_type of the text model in multimodal folders -> (its class, sizes that transformers takes where they are not said).
     texts: Mapping[str, tuple[str, Config]] = field(default_factory=dict)
 
 
