@@ -140,6 +140,8 @@ def test_columns_of_a_value_meet_the_ops_that_wrote_them():
     assert [mine.columns for mine in middle.accesses()] == [range(128, 256), range(256, 384)]
     assert not middle.accesses()[0].agrees(written[0])
     assert middle.columns(32, 32).pointer == Pointer(whole, 256)
+    mine = Access(whole, PRIVATE, range(256))
+    assert mine.agrees(Access(whole, PRIVATE)) and not mine.agrees(Access(whole, "columns", range(256)))
     whole.holds = None
     with pytest.raises(Overwritten, match=r"'product\[32:96\]' is read after 'nothing'"):
         middle.accesses()

@@ -69,6 +69,8 @@ class Access:
 
     def agrees(self, other: "Access") -> bool:
         """Whether each thread touches the same bytes in both, if they touch the same at all."""
+        if self.division == other.division == PRIVATE:
+            return True
         return self.division is not ANYHOW and (self.division, self.columns) == (other.division, other.columns)
 
     def meets(self, other: "Access") -> bool:
