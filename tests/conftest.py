@@ -3,6 +3,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from support import warm
 from support.commands import numatp
 from support.machines import emulated_machine
 
@@ -39,3 +40,7 @@ def model_path():
 def pytest_terminal_summary(terminalreporter):
     for line in emulated_machine.said:
         terminalreporter.write_line(f"emulated machine: {line}")
+
+
+def pytest_unconfigure():
+    warm.end()

@@ -53,7 +53,9 @@ def test_sentencepiece(tmp_path, kind):
         assert got.encode(text) == [1, *ids]
 
 
-@pytest.mark.parametrize("rule", set(words.WORDS.values()), ids=lambda rule: next(n for n in words.WORDS if words.WORDS[n] is rule))
+@pytest.mark.parametrize(
+    "rule", dict.fromkeys(words.WORDS.values()), ids=lambda rule: next(n for n in words.WORDS if words.WORDS[n] is rule)
+)
 def test_every_rule_is_recognised(tmp_path, rule):
     name = next(name for name in words.WORDS if words.WORDS[name] == rule)
     vocabularies.write(tmp_path / "x.gguf", WORDS, name)

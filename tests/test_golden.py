@@ -4,16 +4,15 @@ Taking any feature out turns it red.
 """
 
 import json
-import sys
 
 import gguf
 import numpy as np
 import pytest
-from support.commands import SCRIPTS, run
 from support.engines import run_plan
 from support.logits import F16_ROUNDING, TOLERANCE, error, log_probabilities
 from support.models import golden_folders
 from support.models.golden import FEATURES, GOLDEN
+from support.warm import run_script
 
 # Steps of [sequence, number of tokens]: prompts alone and side by side, beside a row that decodes, and decoding together.
 STEPS = [[[0, 30]], [[0, 1], [1, 20]], *[[[0, 1], [1, 1]]] * 4, [[0, 40], [1, 5]], *[[[1, 1], [0, 1]]] * 12, [[0, 3]]]
@@ -90,7 +89,7 @@ def write_experts(path, kind):
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_every_feature_counts(name):
-    result = run(sys.executable, SCRIPTS / "run_golden.py", name)
+    result = run_script("run_golden", name)
     assert result.returncode == 0, result.stderr
     errors = json.loads(result.stdout)
     assert errors.pop("") < ALLOWED

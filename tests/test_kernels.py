@@ -10,15 +10,15 @@ import numba
 import numpy as np
 import pytest
 from support.commands import run
-from support.kernels import KERNEL
+from support.kernels import KERNEL, all_kernels
 from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, sampling
-from numatp.kernels.compile import OPTIONS, Kernel, specialize
+from numatp.kernels import activation, bias, delta, dot, exchange, gate, norm, rope
+from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
-from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES, NO_WINDOW, cache_bytes, conv_bytes
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP
 from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.kernels.simd import fetch_add
@@ -650,14 +650,6 @@ def test_gated_delta():
             wanted = np.einsum("hkv,hk->hv", s, q[sequence, t]) / np.sqrt(size)
             # Each token adds the rounding of sums over `size` terms as large as a value.
             assert np.abs(out[sequence, t] - wanted).max() <= EPSILON * np.sqrt(size) * (t + 1) * np.abs(v).max()
-
-
-def all_kernels():
-    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling]
-    modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
-    modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
-    modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
 
 
 def module_of(callback):

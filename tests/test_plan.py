@@ -7,10 +7,11 @@ from dataclasses import replace
 from pkgutil import iter_modules
 
 import pytest
-from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
+from support.commands import BIN, TESTS, mpirun, numatp, run
 from support.machines.sysfs import xeon
 from support.models import tiny
 from support.models.golden import GOLDEN
+from support.warm import run_script
 
 from numatp import quants
 from numatp.advice import plan
@@ -44,7 +45,7 @@ def test_the_engine_takes_what_was_planned(tmp_path, name):
     if isinstance(model, dict):
         tiny.write(tmp_path / "model.gguf", **model)
         model = tmp_path / "model.gguf"
-    result = run(sys.executable, SCRIPTS / "run_plan.py", model, ranks, 32)
+    result = run_script("run_plan", model, ranks, 32)
     assert result.returncode == 0, result.stderr
     engine, made = json.loads(result.stdout), planned(str(model), ranks=ranks, context=32)
     first = made.ranks[0]

@@ -2,14 +2,13 @@
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.commands import SCRIPTS, run
 from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
 from support.models.golden import GOLDEN
+from support.warm import run_script
 
 from numatp import quants
 from numatp.advice.inspect import support_of
@@ -31,7 +30,7 @@ MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3moe": tiny_qwen3moe, "qw
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5), ("scores", 5)])
 def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, program, model):
     MODELS[model].write(tmp_path / "tiny.gguf", matrix_type)
-    result = run(sys.executable, SCRIPTS / "interleave.py", tmp_path / "tiny.gguf", rows, program)
+    result = run_script("interleave", tmp_path / "tiny.gguf", rows, program)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["any_order"]
@@ -45,7 +44,7 @@ def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, 
 @pytest.mark.parametrize("model", ["command-r-plus", "gemma3", "gpt-oss", "qwen2", "qwen2moe"])
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5)])
 def test_barriers_are_enough_for_other_words(rows, program, model):
-    result = run(sys.executable, SCRIPTS / "interleave.py", GOLDEN / f"{model}.gguf", rows, program)
+    result = run_script("interleave", GOLDEN / f"{model}.gguf", rows, program)
     assert result.returncode == 0, result.stderr
     seen = json.loads(result.stdout)
     assert seen["any_order"]

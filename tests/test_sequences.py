@@ -1,14 +1,13 @@
 """Layers that forget, and several sequences in one Step, against naive passes over one whole sequence after another."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from support.commands import SCRIPTS, run
 from support.engines import ALONE, MODELS, SEQUENCES, check, run_plan
 from support.logits import F16_ROUNDING, error
 from support.models import tiny_cohere2
+from support.warm import run_script
 
 from numatp.engine.cache import Blocks, Pool
 from numatp.errors import NumatpError
@@ -86,7 +85,7 @@ def test_requests_that_wait_for_room_get_the_answers_that_they_would_get_alone(t
     rng = np.random.default_rng(3)
     prompts = [rng.integers(0, 200, length).tolist() for length in (130, 20, 75, 100, 1)]
     plan = {"prompts": prompts, "max_tokens": 12, "context": 260, "at_once": 2, "cancelled": 1}
-    result = run(sys.executable, SCRIPTS / "run_requests.py", tmp_path / "tiny.gguf", 2, json.dumps(plan))
+    result = run_script("run_requests", tmp_path / "tiny.gguf", 2, json.dumps(plan))
     assert result.returncode == 0, result.stderr
     answers = json.loads(result.stdout)
     assert 0 < len(answers[1]) < 12

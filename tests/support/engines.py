@@ -4,10 +4,11 @@ import json
 import sys
 
 import numpy as np
-from support.commands import SCRIPTS, mpirun, run
+from support.commands import SCRIPTS, mpirun
 from support.logits import F16_ROUNDING, eight_bits, error, log_probabilities
 from support.models import tiny, tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
 from support.reference import naive, naive_cohere2, naive_qwen3, naive_qwen3moe, naive_qwen3next
+from support.warm import run_script
 
 TOKENS = [int(t) for t in np.random.default_rng(1).integers(0, tiny.SIZES["vocab"], 70)]
 CHUNKS = (64, 1, 4, 1)  # across a cache block of 64; both programs
@@ -27,8 +28,10 @@ def engine_logits(path, tmp_path, ranks, threads=0, chunks=CHUNKS, launcher=(), 
     out = tmp_path / "logits.npy"
     arguments = [path, out, 0 if launcher else ranks, threads, ",".join(map(str, TOKENS)), ",".join(map(str, chunks))]
     arguments += [",".join(map(str, shares))] if shares else []
-    command = [sys.executable, SCRIPTS / "run_engine.py", *arguments]
-    result = mpirun(ranks, *command) if launcher else run(*command)
+    if launcher:
+        result = mpirun(ranks, sys.executable, SCRIPTS / "run_engine.py", *arguments)
+    else:
+        result = run_script("run_engine", *arguments)
     assert result.returncode == 0, result.stderr
     return np.load(out)
 
@@ -40,7 +43,7 @@ def expected(tensors, chunks=CHUNKS, sizes=tiny.SIZES):
 def run_plan(path, tmp_path, ranks, steps, sequences, threads=0, **environ):
     plan = json.dumps({"sequences": sequences, "steps": steps})
     out = tmp_path / "rows.npz"
-    result = run(sys.executable, SCRIPTS / "run_sequences.py", path, out, ranks, threads, plan, env=environ)
+    result = run_script("run_sequences", path, out, ranks, threads, plan, env=environ)
     assert result.returncode == 0, result.stderr
     return dict(np.load(out)), json.loads(result.stdout)
 

@@ -1,6 +1,20 @@
-"""Kernels called from Python."""
+"""Kernels called from Python, and all that there are."""
 
 import ctypes
 
+from numatp import quants
+from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling
+from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.layout import CACHE_TYPES
+from numatp.quants.table import FORMATS
+
 # A kernel's threads: address of its record, thread, number of threads.
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def all_kernels():
+    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling]
+    modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
+    modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
+    modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]

@@ -1,0 +1,109 @@
+"""Runs other scripts of this folder in forks of itself: Python, numpy, Numba and kernels are loaded once for all of them.
+
+python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", and "out" and "err",
+files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is as it is in
+a fresh process.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+from numatp.machine import isa
+
+isa.set_numba_target(isa.choose())
+sys.path.append(str(Path(__file__).parents[2]))
+
+from numba.core.registry import cpu_target  # noqa: E402
+from support.kernels import all_kernels  # noqa: E402
+
+from numatp import models  # noqa: E402
+from numatp.engine import worker  # noqa: E402
+from numatp.kernels.compile import kernel_cache  # noqa: E402
+from numatp.ranks import local  # noqa: E402
+
+LOADED = ["numatp.engine.engine", "numatp.engine.requests", "numatp.ranks.alone"]
+LOADED += [f"numatp.models.{name.replace('-', '_')}" for name in models.architectures()]
+
+
+def fork(life):
+    """The process that lives by life(), which returns an exit status."""
+    sys.stdout.flush()
+    if pid := os.fork():
+        return pid
+    status = 1
+    try:
+        status = life() or 0
+    except SystemExit as end:
+        status = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+class ForkedRank:
+    """What ranks/local.py uses of subprocess.Popen, for `python -m numatp.engine.worker JOB`."""
+
+    def __init__(self, command, **_):
+        def life():
+            os.setsid()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.argv = [worker.__file__, command[-1]]
+            return worker.main("numatp.engine.engine", "Engine")
+
+        assert command[-2] == "numatp.engine.worker", command
+        self.pid, self.returncode = fork(life), None
+
+    def poll(self):
+        return self._wait(os.WNOHANG)
+
+    def wait(self, timeout=None):
+        return self._wait(0)
+
+    def kill(self):
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _wait(self, options):
+        if self.returncode is None and os.waitpid(self.pid, options)[0]:
+            self.returncode = 0
+        return self.returncode
+
+
+def run(case):
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(case["folder"])
+    os.environ.clear()
+    os.environ.update(case["environ"])
+    local.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
+    sys.argv = [case["script"], *case["arguments"]]
+    return import_module(case["script"]).main()
+
+
+def main():
+    for module in LOADED:
+        import_module(module)
+    cpu_target.target_context.refresh()
+    kernels = all_kernels()
+    for line in sys.stdin:
+        for kernel in [kernel for kernel in kernels if (kernel_cache() / f"{kernel.name}.kernel").exists()]:
+            kernel.make_ready()  # somebody has compiled it
+            kernels.remove(kernel)
+        case = json.loads(line)
+        pid = fork(lambda case=case: run(case))
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
