@@ -118,7 +118,11 @@ def ended(process, members):
 def one_line(result, status=1):
     assert result.returncode == status, result.stderr
     assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("numatp: ") and not re.match(r"numatp: \d+ rank", line)]
+    lines = [
+        line
+        for line in result.stderr.splitlines()
+        if line.startswith("numatp: ") and not re.match(r"numatp: (\d+ ranks?:|weights rank)", line)
+    ]
     assert len(lines) == 1, result.stderr
     return lines[0]
 
