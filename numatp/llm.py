@@ -328,9 +328,7 @@ class LLM:
             if not 0 <= token < vocab:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
-    def _submit(
-        self, prompt: Prompt, params: SamplingParams | None, template_kwargs: Mapping[str, Any] | None = None
-    ) -> "Answer":
+    def _submit(self, prompt: Prompt, params: SamplingParams | None, template_kwargs: Mapping[str, Any] | None = None) -> "Answer":
         if not isinstance(params, SamplingParams | None):
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
         if not isinstance(template_kwargs, Mapping | None):

@@ -15,8 +15,6 @@ from numatp.files.gguf_writer import GGUFWriter, new_file
 from numatp.files.recommended import encoded_sampling
 from numatp.kernels.sampling import NO_NUMBERS
 
-pytestmark = pytest.mark.beside
-
 VOCAB, DRAWS = 300, 4000
 
 

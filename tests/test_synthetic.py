@@ -14,8 +14,6 @@ import synthetic
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.beside
-
 SMALL = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_size": 64, "ffn": 512, "vocab": 800}
 
 

@@ -117,9 +117,7 @@ class Tokenizer:
             chat_template=gguf.text("tokenizer.chat_template") if "tokenizer.chat_template" in gguf.metadata else None,
             bos_name=name("tokenizer.ggml.bos_token_id"),
             eos_name=name("tokenizer.ggml.eos_token_id"),
-            other_templates={
-                key.removeprefix(TEMPLATE): gguf.text(key) for key in gguf.metadata if key.startswith(TEMPLATE)
-            },
+            other_templates={key.removeprefix(TEMPLATE): gguf.text(key) for key in gguf.metadata if key.startswith(TEMPLATE)},
             notes=KINDS[kind].notes(gguf),
         )
 
