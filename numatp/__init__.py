@@ -12,11 +12,11 @@ from numatp.errors import MachineError, NumatpError, RankError, UserError
 
 if TYPE_CHECKING:
     from numatp.engine.sampling import SamplingParams
-    from numatp.llm import LLM, Output, Plan, RankPages, Scores, Stats
+    from numatp.llm import LLM, Output, Place, RankPages, Scores, Stats
 
 __version__ = "0.1.0"
 __all__ = [
-    "LLM", "MachineError", "NumatpError", "Output", "Plan", "RankError", "RankPages", "SamplingParams", "Scores", "Stats",
+    "LLM", "MachineError", "NumatpError", "Output", "Place", "RankError", "RankPages", "SamplingParams", "Scores", "Stats",
     "UserError",
 ]  # fmt: skip
 

@@ -9,18 +9,19 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral, Real
 from queue import SimpleQueue
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
+from numatp.engine.collective import Collective
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
 from numatp.engine.token import Finish, Token
-from numatp.errors import NumatpError, RankError, UserError
+from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
 
 if TYPE_CHECKING:
     from numatp.text.stream import Piece
+    from numatp.text.tokenizer import Tokenizer
 
 log = logging.getLogger("numatp")
 log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
@@ -87,7 +88,7 @@ class RankPages:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Place:
     """Where the model is."""
 
     model: str  # path
@@ -138,7 +139,8 @@ class LLM:
     like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
-    progress(done, total): bytes, while loading.
+    others: what the other ranks do that a launcher started: "call" as below, or "serve". progress(done, total): bytes, while
+    loading. A Job in place of `model` says all but ranks, others and progress.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
 
@@ -148,7 +150,7 @@ class LLM:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | Job,
         ranks: Literal["auto"] | int = "auto",
         threads: int | None = None,
         ctx: int | None = None,
@@ -161,55 +163,64 @@ class LLM:
         allow_remote: bool = False,
         quantize: Literal["q8", "q4", "none"] | None = None,
         cache_type: Literal["f16", "q8_0"] = "f16",
+        others: Literal["call", "serve"] = "call",
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         count = None if ranks == "auto" else _whole(ranks, "ranks")
-        for name, text in (("nodes", nodes), ("cpus", cpus)):
-            if not isinstance(text, str | None):
-                raise UserError(f"{name} is {text!r} and must be a text like '0,1'")
-        shares = () if tensor_split in (None, "auto") else tensor_split
-        if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
-            raise UserError(f"tensor_split is {tensor_split!r} and must be a list of numbers or 'auto'")
-        job = Job(
-            model=os.fspath(resolve_model(os.fspath(model))), context=_whole(ctx, "ctx"),
-            threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
-            max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
-            quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
-        )  # fmt: skip
-        self._open(job, Service(job, count, progress))
-        self._collective = self._service.started.mpi
+        if isinstance(model, Job):
+            job = model
+        else:
+            for name, text in (("nodes", nodes), ("cpus", cpus)):
+                if not isinstance(text, str | None):
+                    raise UserError(f"{name} is {text!r} and must be a text like '0,1'")
+            shares = () if tensor_split in (None, "auto") else tensor_split
+            if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
+                raise UserError(f"tensor_split is {tensor_split!r} and must be a list of numbers or 'auto'")
+            job = Job(
+                model=os.fspath(resolve_model(os.fspath(model))), context=_whole(ctx, "ctx"),
+                threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
+                max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
+                quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
+            )  # fmt: skip
+        self._service = Service(job, count, progress)
+        self.rank = self._service.rank
+        launched = self._service.started.mpi and others == "call"
+        self._collectively = Collective(self._service.started.world if launched else None)
+        atexit.register(self.close)
+        if self.rank and others == "serve":
+            return
+        try:
+            self._open(job)
+        except BaseException as error:
+            self.close()
+            if others == "serve":
+                self.abort(str(error) if isinstance(error, NumatpError) else type(error).__name__)
+            raise
 
-    @classmethod
-    def over(cls, job: Job, service: Service) -> "LLM":
-        """On rank 0 of a service whose other ranks only serve."""
-        llm = cls.__new__(cls)
-        llm._open(job, service)
-        return llm
-
-    def _open(self, job: Job, service: Service) -> None:
+    def _open(self, job: Job) -> None:
         from numatp.text.tokenizer import open_tokenizer
 
-        self._service, self._collective, self._turn = service, False, Lock()
-        atexit.register(self.close)
+        service = self._service
+        log.info(service.started.line)
         try:
-            log.info(service.started.line)
-            try:
-                self.tokenizer = open_tokenizer(job.model)
-            finally:
-                engine = service.engine()
-        except BaseException:
-            self.close()
-            raise
+            self.tokenizer = open_tokenizer(job.model)
+        finally:
+            engine = service.engine()
         for note in (*service.started.notes, *self.tokenizer.notes):
             log.warning(note)
         log.info(engine.pages_line)
-        self.rank, self.default_params = service.rank, recommended_params(job.model)
+        self.default_params = recommended_params(job.model)
         layout = engine.loaded.layout
-        self.plan = Plan(
+        self.place = Place(
             job.model, service.started.world.size, engine.team.threads, layout.context, service.started.line,
             layout.weight_bytes, layout.cache.num_bytes,
         )  # fmt: skip
         self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
+
+    def serve(self) -> int:
+        """On a rank whose `others` are to "serve": its part of the work until rank 0 closes. An exit status: 0."""
+        self._service.wait()
+        return 0
 
     # ------------------------------------------------------------ what it does
 
@@ -227,8 +238,8 @@ class LLM:
         """
         items = [prompt] if isinstance(prompt, str) else _items(prompt)
         if not isinstance(prompt, str) and all(isinstance(item, str) or hasattr(item, "__len__") for item in items):
-            return self._answers("generate", lambda: [self._submit(cast("Prompt", item), params) for item in items])
-        return self._answers("generate", lambda: [self._submit(cast("Prompt", prompt), params)])[0]
+            return self._answers("generate", lambda: [self.submit(cast("Prompt", item), params) for item in items])
+        return self._answers("generate", lambda: [self.submit(cast("Prompt", prompt), params)])[0]
 
     def chat(
         self, messages: Sequence[Message], params: SamplingParams | None = None, *, template_kwargs: Mapping[str, Any] | None = None
@@ -240,17 +251,33 @@ class LLM:
         """
         if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in _items(messages)):
             raise UserError('chat takes messages like [{"role": "user", "content": "Hello"}]; generate and stream take a text')
-        return self._answers("chat", lambda: [self._submit(messages, params, template_kwargs)])[0]
+        return self._answers("chat", lambda: [self.submit(messages, params, template_kwargs)])[0]
+
+    def submit(
+        self, prompt: Prompt, params: SamplingParams | None = None, template_kwargs: Mapping[str, Any] | None = None
+    ) -> "Answer":
+        """Asks for the continuation of a text, token ids or chat messages, and returns at once: the Answer is then under way.
+
+        On rank 0 alone.
+        """
+        if not isinstance(params, SamplingParams | None):
+            raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
+        if not isinstance(template_kwargs, Mapping | None):
+            raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
+        tokens = self._tokens(prompt, template_kwargs)
+        self._check_length(tokens, room=1)
+        answer = Answer(self.tokenizer, tokens, params or self.default_params)
+        self._service.submit(answer.sequence)
+        return answer
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text piece by piece, for a text, token ids or chat messages. Closing the iterator cancels the rest.
 
         Under mpirun the pieces reach other ranks than 0 when the answer is complete.
         """
-        if self._collective:
-            pieces = self._together("stream", lambda: list(self._submit(prompt, params)))
-            return iter(pieces)
-        return iter(self._submit(prompt, params))
+        if self._collectively:
+            return iter(self._collectively("stream", lambda: list(self.submit(prompt, params))))
+        return iter(self.submit(prompt, params))
 
     def score(self, text: str | list[int], count: int | None = None) -> Scores:
         """Log-probabilities of the last `count` tokens, by default of all but the first."""
@@ -271,18 +298,21 @@ class LLM:
                 raise scores
             return Scores(tokens, scores)
 
-        return Scores(**self._together("score", lambda: asdict(work()))) if self._collective else work()
+        return self._collectively("score", work, asdict, lambda told: Scores(**told))
 
     def audit(self) -> list[RankPages]:
         """Where the pages of every rank are now: weights, cache as far as it was used, and its part of the shared window.
 
         Between two Steps of what is under way. MachineError where the kernel does not tell.
         """
+        return self._collectively(
+            "audit", lambda: count_pages(self._service), lambda ranks: [asdict(rank) for rank in ranks],
+            lambda told: [RankPages.from_json(rank) for rank in told],
+        )  # fmt: skip
 
-        if not self._collective:
-            return count_pages(self._service)
-        counts = self._together("audit", lambda: [asdict(rank) for rank in count_pages(self._service)])
-        return [RankPages.from_json(rank) for rank in counts]
+    def abort(self, text: str) -> None:
+        """Ends the job on every rank at once."""
+        self._service.abort(text)
 
     def close(self) -> None:
         """Gives the memory back and ends the other ranks. The LLM cannot be used any more."""
@@ -293,17 +323,11 @@ class LLM:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if error[0] is not None and self._collective:
+        if error[0] is not None and self._collectively:
             self._service.abort(f"rank {self.rank}: {error[1]}")  # the others may be waiting for our next call
         self.close()
 
     # ------------------------------------------------------------ inside
-
-    def answer(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, template_kwargs: Mapping[str, Any] | None = None
-    ) -> "Answer":
-        """The same as stream, as an Answer, which also tells how it ended."""
-        return self._submit(prompt, params, template_kwargs)
 
     def _tokens(self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """Of a text, of a chat, or the ids that were given."""
@@ -319,7 +343,7 @@ class LLM:
         return list(map(int, items))
 
     def _check_length(self, tokens: list[int], room: int = 0) -> None:
-        limit, vocab = self.plan.context, self.tokenizer.vocab_size
+        limit, vocab = self.place.context, self.tokenizer.vocab_size
         if not tokens:
             raise UserError("the prompt is empty: give some text")
         if len(tokens) + room > limit:
@@ -328,63 +352,27 @@ class LLM:
             if not 0 <= token < vocab:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
-    def _submit(self, prompt: Prompt, params: SamplingParams | None, template_kwargs: Mapping[str, Any] | None = None) -> "Answer":
-        if not isinstance(params, SamplingParams | None):
-            raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
-        if not isinstance(template_kwargs, Mapping | None):
-            raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
-        tokens = self._tokens(prompt, template_kwargs)
-        self._check_length(tokens, room=1)
-        return Answer(self, tokens, params or self.default_params)
-
     def _answers(self, call: str, submit: Callable[[], list["Answer"]]) -> list[Output]:
         def work() -> list[Output]:
             return [answer.output() for answer in submit()]
 
-        if self._collective:
-            return [Output(**described) for described in self._together(call, lambda: [asdict(output) for output in work()])]
-        return work()
-
-    def _together(self, call: str, work: Callable[[], T]) -> T:
-        """Under mpirun: rank 0 does the work, all ranks get its result or its error."""
-        world = self._service.started.world
-        with self._turn:
-            calls = world.gather(call)
-            if len(set(calls)) > 1:
-                said = ", ".join(f"rank {rank}: {other}" for rank, other in enumerate(calls))
-                raise RankError(f"under mpirun every rank must make the same calls, but they called {said}")
-            error: NumatpError | None = None
-            result: Any = None
-            if world.rank == 0:
-                try:
-                    result = work()
-                except RankError:
-                    raise
-                except NumatpError as failure:
-                    error = failure
-            failed, result = world.share([[type(error).__name__, str(error)] if error else None, result])
-            if error:
-                raise error
-            if failed:
-                raise (UserError if failed[0] == "UserError" else NumatpError)(failed[1])
-            return result
+        return self._collectively(
+            call, work, lambda outputs: [asdict(output) for output in outputs], lambda told: [Output(**one) for one in told]
+        )
 
 
 class Answer:
     """A text under way: iterate over its pieces, or take the whole as an Output."""
 
-    def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
+    def __init__(self, tokenizer: "Tokenizer", tokens: list[int], params: SamplingParams):
         from numatp.engine.sequence import Continuation
         from numatp.text.stream import TextStream
 
         self._queue: SimpleQueue[Token | Finish | BaseException] = SimpleQueue()
-        self._text = TextStream(llm.tokenizer, params.stops, tokens)
-        self._sequence = Continuation(
-            list(tokens), self._queue.put, params, llm.tokenizer.eos_ids, llm.tokenizer.vocab_size
-        )
+        self._text = TextStream(tokenizer, params.stops, tokens)
+        self.sequence = Continuation(list(tokens), self._queue.put, params, tokenizer.eos_ids, tokenizer.vocab_size)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
-        llm._service.submit(self._sequence)
 
     def __iter__(self) -> Iterator[str]:
         """The answer, without the model's reasoning."""
@@ -404,14 +392,14 @@ class Answer:
                     self.token_ids.append(item.id)
                     piece = self._text.push(item.id)
                     if self._text.stopped:
-                        self._sequence.cancelled.set()
+                        self.sequence.cancelled.set()
                 else:
                     self.finish = replace(item, reason="stop") if self._text.stopped else item
                     piece = self._text.finish()
                 if piece.text:
                     yield piece
         finally:
-            self._sequence.cancelled.set()
+            self.sequence.cancelled.set()
 
     def output(self) -> Output:
         texts = {"answer": "", "reasoning": ""}

@@ -74,7 +74,7 @@ def test_others_go_on_beside_an_answer_without_numbers(llm):
 
     llm._service.call(spoil)
     try:
-        answers = [llm.answer(prompt, params) for prompt in prompts]
+        answers = [llm.submit(prompt, params) for prompt in prompts]
         with pytest.raises(UserError, match=DAMAGED):
             answers[1].output()
         assert [answers[i].output().token_ids for i in (0, 2)] == [wanted[0], wanted[2]]

@@ -67,7 +67,7 @@ def test_stream_and_stop(llm):
 
 
 def test_a_closed_stream_ends_its_work(llm):
-    answer = llm.answer(PROMPT, SamplingParams(max_tokens=None, ignore_eos=True))  # reserves the whole context
+    answer = llm.submit(PROMPT, SamplingParams(max_tokens=None, ignore_eos=True))  # reserves the whole context
     pieces = iter(answer)
     next(pieces)
     pieces.close()
@@ -116,8 +116,8 @@ def test_chat(llm):
 
 
 def test_plan_and_stats(llm, model_path):
-    assert (llm.plan.ranks, llm.plan.threads, llm.plan.context) == (2, 1, 1024)
-    assert llm.plan.model == str(model_path) and 0.4 < llm.plan.weight_bytes / model_path.stat().st_size < 0.6
+    assert (llm.place.ranks, llm.place.threads, llm.place.context) == (2, 1, 1024)
+    assert llm.place.model == str(model_path) and 0.4 < llm.place.weight_bytes / model_path.stat().st_size < 0.6
     assert llm.stats.load_seconds > 0 and "rank 1: 100.0 %" in llm.stats.pages
 
 

@@ -49,19 +49,19 @@ def run(arguments: argparse.Namespace) -> int:
     count = arguments.predict
 
     def work(llm: LLM) -> int:
-        if count >= llm.plan.context:
+        if count >= llm.place.context:
             raise UserError(
-                f"-n {count}: the cache has room for {llm.plan.context} tokens, with the prompt: use a smaller -n or larger -c"
+                f"-n {count}: the cache has room for {llm.place.context} tokens, with the prompt: use a smaller -n or larger -c"
             )
 
         def generate() -> None:
             if count:
                 params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
-                llm.generate(PROMPT[: llm.plan.context - count], params)
+                llm.generate(PROMPT[: llm.place.context - count], params)
 
         before, after, status = audited(llm.audit, arguments.min_local, generate)
         if arguments.output == "json":
-            print(json.dumps({"model": llm.plan.model, "tokens": count} | report(before, after, arguments.min_local)))
+            print(json.dumps({"model": llm.place.model, "tokens": count} | report(before, after, arguments.min_local)))
         else:
             print(table(after))
         return status

@@ -146,7 +146,7 @@ def run(arguments: argparse.Namespace) -> int:
             if service.rank:
                 service.wait()
                 return 0
-        with ended(service):
+        with ended(service.abort):
             service.engine()
             printer = printer or PRINTERS[arguments.output](_swept(arguments))
             results = _results(service, load, tests, arguments)

@@ -80,7 +80,7 @@ def run(
             way = ways[name]
             with Progress(f"round {number + 1}, {name}: load") as progress:
                 service = MeasuringService(job(**way.changes), way.ranks, progress.update)
-            with ended(service):
+            with ended(service.abort):
                 engine = service.engine()
                 note(f"round {number + 1} of {ROUNDS}, {name}: {service.started.line}")
                 note(engine.pages_line)

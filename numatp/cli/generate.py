@@ -55,7 +55,7 @@ def read_text(path: str) -> str:
 
 def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
     """Streams an answer to stdout, and what the model says to itself before it and its speed to stderr; returns the answer."""
-    answer, text, reasoned = llm.answer(prompt, params, template_kwargs=template_kwargs), "", False
+    answer, text, reasoned = llm.submit(prompt, params, template_kwargs=template_kwargs), "", False
     for piece in answer.pieces():
         reasoning = piece.part == "reasoning"
         if reasoning and not reasoned:
@@ -74,8 +74,8 @@ def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
     assert end
     rate = end.decoded_tokens / end.decode_seconds if end.decoded_tokens else 0.0
     read = llm.stats.weight_bytes_per_token * rate / 1e9
-    if end.reason == "length" and end.prompt_tokens + len(answer.token_ids) >= llm.plan.context:
-        note(f"the context of {llm.plan.context} tokens is full: -c makes it larger")
+    if end.reason == "length" and end.prompt_tokens + len(answer.token_ids) >= llm.place.context:
+        note(f"the context of {llm.place.context} tokens is full: -c makes it larger")
     note(
         f"load {llm.stats.load_seconds:.2f} s, prompt {end.prompt_tokens} tokens at "
         f"{end.prompt_tokens / end.prompt_seconds:.1f} tok/s, decode {end.decoded_tokens} tokens at {rate:.1f} tok/s, "

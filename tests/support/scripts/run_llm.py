@@ -33,7 +33,7 @@ def everything(llm):
         "streamed": "".join(llm.stream("The capital of France is", GREEDY)),
         "chat": llm.chat([{"role": "user", "content": "Hello"}], GREEDY).text,
         "logprobs": llm.score("The capital of France is Paris.").logprobs,
-        "ranks": llm.plan.ranks,
+        "ranks": llm.place.ranks,
     }
     try:
         llm.generate("")
