@@ -92,7 +92,7 @@ def test_logits_that_are_no_numbers_give_no_token(bad):
         logits[:] = bad
 
 
-@pytest.mark.parametrize("place", [0, 15, 16, VOCAB - 1])
+@pytest.mark.parametrize("place", [0, 17, 33, 63, 64, VOCAB - 1])
 def test_one_logit_that_is_no_number_hurts_its_own_row_alone(place):
     logits = np.random.default_rng(0).standard_normal((3, VOCAB)).astype(np.float32)
     wanted = sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3)
