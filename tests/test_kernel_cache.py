@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import pytest
@@ -104,3 +106,22 @@ def test_settings_of_numba_that_change_machine_code_have_a_folder_of_their_own(m
     usual = compiling.kernel_cache.__wrapped__()
     monkeypatch.setattr(numba.config, name, value)
     assert compiling.kernel_cache.__wrapped__() != usual
+
+
+def test_threads_of_a_process_load_kernels_one_after_another(folder, monkeypatch):
+    """Numba's tables are not for several threads: `numatp quantize` asks for kernels of two formats at once."""
+    inside, most = [], []
+
+    def read(file):
+        inside.append(file)
+        time.sleep(0.02)
+        most.append(len(inside))
+        inside.remove(file)
+        return True
+
+    monkeypatch.setattr(compiling.KernelFile, "read", read)
+    monkeypatch.setattr(Kernel, "_take", lambda kernel, file: setattr(kernel, "_cfunc", file))
+    kernels = [fresh(kernel) for kernel in (gate.silu_gate, gate.gelu_gate, norm.rms_norm, norm.layer_norm)]
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(Kernel.make_ready, kernels * 2))
+    assert most == [1] * 4

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import pickle
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -123,6 +124,9 @@ def kernel_cache() -> Path:
     return make_folder(kernels_dir()[0] / digest.hexdigest()[:24])
 
 
+ONE_AT_A_TIME = threading.RLock()  # of a process's threads: Numba's tables are not for several
+
+
 class KernelFile(NullCache):
     """Where Numba keeps what it made of one kernel: one file, the SHA-256 of the rest and then Numba's own record.
 
@@ -182,6 +186,10 @@ class Kernel:
         """Loads the machine code, or compiles it. While another process compiles it: waits, or does nothing and returns False."""
         if self._cfunc is not None:
             return True
+        with ONE_AT_A_TIME:
+            return self._cfunc is not None or self._make_ready(wait)
+
+    def _make_ready(self, wait: bool) -> bool:
         assert any(Path(self.function.__code__.co_filename).is_relative_to(folder) for folder in SOURCES), self.name
         file = KernelFile(kernel_cache() / f"{self.name}.kernel")
         if file.read():
