@@ -111,50 +111,71 @@ class Load:
     threads: int | None
 
 
-def run(arguments: argparse.Namespace) -> int:
-    for name, default in DEFAULTS.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, default)
-    loads = _loads(arguments)
-    tests = _tests(arguments)
-    for file in [read_gguf(load.model) for load in loads if not os.path.isdir(load.model)]:
-        trained = file.count(f"{file.text('general.architecture')}.context_length")
-        longest = max(tests, key=lambda test: test.length)
-        if longest.length > trained:
-            raise UserError(
-                f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
-            )
+def run(given: argparse.Namespace) -> int:
+    arguments = _with_defaults(given)
+    loads, tests = _loads(arguments), _tests(arguments)
+    _check_lengths(loads, tests)
     plot = None
     if arguments.plot is not None:
         from numatp.cli import bench_plot
 
         plot = bench_plot.check(arguments.plot)
     if arguments.compare:
-        if len(loads) > 1:
-            raise UserError("--compare takes one model, one -t and one cache type")
-        ways = bench_compare.ways_of(arguments.compare, arguments.ranks, loads[0].threads)
-        one = partial(_job, arguments, loads[0], tests, measure=MIB)
-        min_local = arguments.min_local if arguments.audit else 0
-        return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output, min_local)
+        return _compare(arguments, loads, tests)
+    status, profiles = _measure(arguments, loads, tests)
+    if arguments.output == "md":
+        for title, profile in profiles:
+            print_profile(title, profile)
+    if plot and profiles:
+        plot(profiles)
+    return status
+
+
+def _with_defaults(given: argparse.Namespace) -> argparse.Namespace:
+    """What was given, and the default of each list that was not."""
+    return argparse.Namespace(**vars(given) | {name: getattr(given, name) or default for name, default in DEFAULTS.items()})
+
+
+def _check_lengths(loads: list[Load], tests: list[Workload]) -> None:
+    """UserError for a test that a model is too short for. A folder says so when it is loaded."""
+    longest = max(tests, key=lambda test: test.length)
+    for file in [read_gguf(load.model) for load in loads if not os.path.isdir(load.model)]:
+        trained = file.count(f"{file.text('general.architecture')}.context_length")
+        if longest.length > trained:
+            raise UserError(
+                f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
+            )
+
+
+def _compare(arguments: argparse.Namespace, loads: list[Load], tests: list[Workload]) -> int:
+    if len(loads) > 1:
+        raise UserError("--compare takes one model, one -t and one cache type")
+    ways = bench_compare.ways_of(arguments.compare, arguments.ranks, loads[0].threads)
+    one = partial(_job, arguments, loads[0], tests, measure=MIB)
+    min_local = arguments.min_local if arguments.audit else 0
+    return bench_compare.run(ways, one, tests, arguments.repetitions, arguments.output, min_local)
+
+
+def _measure(
+    arguments: argparse.Namespace, loads: list[Load], tests: list[Workload]
+) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    """Prints the result of every test of every load: (exit status, (title, profile) of each where that was asked for)."""
     printer: Printer | None = None
     profiles: list[tuple[str, dict[str, Any]]] = []
     status = 0
     for load in loads:
-        job = _job(arguments, load, tests)
         with Progress("load") as progress:
-            service = MeasuringService(job, arguments.ranks, progress.update)
+            service = MeasuringService(_job(arguments, load, tests), arguments.ranks, progress.update)
             if service.rank:
                 service.wait()
-                return 0
+                return 0, []
         with ended(service.abort):
             service.engine()
             printer = printer or PRINTERS[arguments.output](_swept(arguments))
-            results = _results(service, load, tests, arguments)
-            if arguments.audit:  # which is complete only after the last test
-                found = list[dict[str, Any]]()
-                counts = audited(partial(count_pages, service), arguments.min_local, partial(found.extend, results))
-                status = max(status, counts[2])
-                results = iter([result | {"audit": report(*counts[:2], arguments.min_local)} for result in found])
+            results = _results(service, tests, arguments)
+            if arguments.audit:
+                results, finding = _with_audit(service, results, arguments.min_local)
+                status = max(status, finding)
             for result in results:
                 printer.add(result)
                 if "profile" in result:
@@ -162,12 +183,16 @@ def run(arguments: argparse.Namespace) -> int:
             service.close()
     assert printer
     printer.finish()
-    if arguments.output == "md":
-        for title, profile in profiles:
-            print_profile(title, profile)
-    if plot:
-        plot(profiles)
-    return status
+    return status, profiles
+
+
+def _with_audit(
+    service: MeasuringService, results: Iterator[dict[str, Any]], min_local: float
+) -> tuple[Iterator[dict[str, Any]], int]:
+    """The results with where the pages were, and the exit status. The audit is complete only after the last test."""
+    found = list[dict[str, Any]]()
+    before, after, status = audited(partial(count_pages, service), min_local, partial(found.extend, results))
+    return iter([result | {"audit": report(before, after, min_local)} for result in found]), status
 
 
 def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **changes: Any) -> Job:
@@ -181,12 +206,10 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
     return Job(**(described | changes))
 
 
-def _results(
-    service: MeasuringService, load: Load, tests: list[Workload], arguments: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
+def _results(service: MeasuringService, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
     from numatp.measure.bench import Bench  # these load Numba
-    from numatp.measure.report import profile, report
+    from numatp.measure.report import describe, profile
 
     engine, repetitions = service.engine(), arguments.repetitions
     note(service.started.line)
@@ -197,7 +220,7 @@ def _results(
     for test in tests:
         with Progress(test.name) as progress:
             result = service.call(partial(bench.run, test, repetitions, progress.update))
-        described = report(engine, bench, test, result)
+        described = describe(engine, bench, test, result)
         if arguments.profile or arguments.plot:
             described["profile"] = service.call(partial(profile, bench=bench, test=test, result=result))
         _say_result(test, result)

@@ -11,14 +11,14 @@ from numatp import __version__
 from numatp.engine.load import name_of
 from numatp.measure.bench import Bench, Result
 from numatp.measure.instruments import MeasuringEngine
-from numatp.measure.profile import describe
+from numatp.measure.profile import describe as describe_profile
 from numatp.measure.workload import Workload
 
 PROMPT_STEPS, GENERATION_STEPS = 3, 32  # that are profiled
 MIB = 1 << 20
 
 
-def report(engine: MeasuringEngine, bench: Bench, test: Workload, result: Result) -> dict[str, Any]:
+def describe(engine: MeasuringEngine, bench: Bench, test: Workload, result: Result) -> dict[str, Any]:
     """llama-bench's fields and ours."""
     tokens = test.prompt + test.generated
     rates = [1e9 * tokens / ns for ns in result.samples_ns]
@@ -71,4 +71,4 @@ def profile(engine: MeasuringEngine, bench: Bench, test: Workload, result: Resul
     steps = PROMPT_STEPS if rows > 1 else GENERATION_STEPS
     timed, taken = bench.timed(rows, steps, test)
     cache = bench.cache_bytes(test.depth + steps // 2) if rows == 1 else 0
-    return describe(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
+    return describe_profile(timed, taken, rows, result.ceiling, cache, engine.instruments.cpus)
