@@ -28,7 +28,7 @@ from numatp.engine import worker  # noqa: E402
 from numatp.kernels.compile import kernel_cache  # noqa: E402
 from numatp.ranks import local  # noqa: E402
 
-LOADED = ["numatp.engine.engine", "numatp.engine.requests", "numatp.ranks.alone"]
+LOADED = ["numatp.engine.engine", "numatp.engine.scheduler", "numatp.ranks.alone"]
 LOADED += [f"numatp.models.{name.replace('-', '_')}" for name in models.architectures()]
 
 
