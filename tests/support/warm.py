@@ -3,6 +3,7 @@
 What is started is an engine with its ranks. The start itself is tested where numatp is started as a command.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -24,6 +25,8 @@ def run_script(name, *arguments, env=None, timeout=240):
         out, err = Path(folder) / "out", Path(folder) / "err"
         words = [str(argument) for argument in arguments]
         case = {"script": name, "arguments": words, "environ": environ, "folder": os.getcwd(), "out": str(out), "err": str(err)}
+        out.touch()
+        err.touch()
         server = _server(level)
         server.stdin.write(json.dumps(case).encode() + b"\n")
         server.stdin.flush()
@@ -50,7 +53,8 @@ def _server(level):
 def _end(level):
     """The exit status of the server, killed with all that it started."""
     server = _servers.pop(level)
-    os.killpg(server.pid, 9)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, 9)
     server.stdin.close()
     server.stdout.close()
     return server.wait()

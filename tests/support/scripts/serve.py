@@ -13,6 +13,7 @@ import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from types import SimpleNamespace
 
 from numatp.machine import isa
@@ -23,13 +24,12 @@ sys.path.append(str(Path(__file__).parents[2]))
 from numba.core.registry import cpu_target  # noqa: E402
 from support.kernels import all_kernels  # noqa: E402
 
-from numatp import models  # noqa: E402
+from numatp import engine, models  # noqa: E402
 from numatp.engine import worker  # noqa: E402
 from numatp.kernels.compile import kernel_cache  # noqa: E402
-from numatp.ranks import local  # noqa: E402
+from numatp.ranks import alone, local  # noqa: E402, F401
 
-LOADED = ["numatp.engine.engine", "numatp.engine.scheduler", "numatp.ranks.alone"]
-LOADED += [f"numatp.models.{name.replace('-', '_')}" for name in models.architectures()]
+LOADED = [f"{package.__name__}.{module.name}" for package in (engine, models) for module in iter_modules(package.__path__)]
 
 
 def fork(life):
