@@ -264,9 +264,9 @@ class LLM:
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
         if not isinstance(template_kwargs, Mapping | None):
             raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
-        tokens = self._tokens(prompt, template_kwargs)
-        self._check_length(tokens, room=1)
-        answer = Answer(self.tokenizer, tokens, params or self.default_params)
+        tokens, params = self._tokens(prompt, template_kwargs), params or self.default_params
+        self._check_length(tokens, room=0 if params.max_tokens == 0 else 1)
+        answer = Answer(self.tokenizer, tokens, params)
         self._service.submit(answer.sequence)
         return answer
 

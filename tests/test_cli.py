@@ -80,7 +80,7 @@ def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
         (("generate",), "-m/--model"),
         (("generate", "-m", "nothing", "-p", "x"), "no such file, and no model of that name; known names: smollm2"),
         (("generate", "-m", "MODEL", "-p", ""), "prompt is empty"),
-        (("generate", "-m", "MODEL", "-p", "x", "-n", "0"), "not a whole number above 0"),
+        (("generate", "-m", "MODEL", "-p", "x", "-n", "-3"), "not a whole number"),
         (("generate", "-m", "MODEL", "-p", "x", "-c", "9000"), "trained for 1 to 8192"),
         (("generate", "-m", "MODEL", "-p", "one two three four five six", "-c", "3"), "larger -c"),
         (("generate", "-m", "MODEL", "-p", "x", "--cpus", "4096"), "may not use"),

@@ -1,6 +1,7 @@
 """Tokenizers of folders written as GGUF: what is read back is the same tokenizer."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,51 @@ def test_a_rule_without_a_name(tmp_path):
     (folder / "tokenizer.json").write_text(json.dumps(described))
     with pytest.raises(UserError, match="tokenizer.json: cuts words by a rule that numatp has no name for"):
         vocabulary(folder, 5000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"normalizer": {"type": "NFC"}}, r"GGUF cannot say that .*tokenizer.json composes letters \(NFC\)"),
+        ({"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}}, "composes letters"),
+        ({"added_tokens": {"rstrip": True}}, r"GGUF cannot say that '<end>' of .*tokenizer.json look at what stands beside them"),
+        ({"added_tokens": {"lstrip": True}}, "'<end>'"),
+        ({"added_tokens": {"single_word": True}}, "'<end>'"),
+    ],
+)
+def test_what_gguf_cannot_say_of_a_few_texts_is_said_in_a_line(tmp_path, changes, line):
+    folder, lines = changed_folder(tmp_path, changes), []
+    assert vocabulary(folder, 5000, lines.append)
+    assert len(lines) == 1 and re.search(line, lines[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"normalizer": {"type": "Lowercase"}}, "changes texts by 'Lowercase', which GGUF cannot say; use the folder itself"),
+        ({"normalizer": {"type": "NFKC"}}, "changes texts by 'NFKC'"),
+        ({"normalizer": {"type": "Prepend", "prepend": "x"}}, "changes texts by 'Prepend'"),
+    ],
+)
+def test_what_gguf_cannot_say_of_many_texts_is_refused(tmp_path, changes, line):
+    with pytest.raises(UserError, match=line):
+        vocabulary(changed_folder(tmp_path, changes), 5000)
+
+
+def test_nothing_is_said_of_a_tokenizer_that_gguf_can_say(tmp_path):
+    lines = []
+    vocabulary(changed_folder(tmp_path, {}), 5000, lines.append)
+    assert lines == []
+
+
+def changed_folder(tmp_path, changes):
+    vocabularies.write(tmp_path / "x.gguf", WORDS, "qwen2")
+    folder = folder_of(Tokenizer.from_gguf(read_gguf(tmp_path / "x.gguf")), tmp_path / "folder", [("<end>", True)])
+    described = json.loads((folder / "tokenizer.json").read_text())
+    for key, value in changes.items():
+        if key == "added_tokens":
+            described[key][0] |= value
+        else:
+            described[key] = value
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    return folder

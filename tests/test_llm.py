@@ -66,6 +66,25 @@ def test_stream_and_stop(llm):
     assert stopped.finish_reason == "stop" and stopped.text == whole[: whole.index(stop)]
 
 
+def test_no_tokens(llm):
+    """The prompt alone is computed, as llama.cpp does for -n 0."""
+    output = llm.generate(PROMPT, SamplingParams(max_tokens=0))
+    assert (output.text, output.token_ids, output.finish_reason, output.decoded_tokens) == ("", [], "length", 0)
+    assert output.prompt_tokens == len(llm.tokenizer.encode(PROMPT))
+    limit = llm.plan.context
+    with pytest.raises(UserError, match=f"the prompt has {limit + 1} tokens, the context {limit}"):
+        llm.generate([1] * (limit + 1), SamplingParams(max_tokens=0))
+
+
+def test_what_a_chat_template_reads(llm):
+    messages = [{"role": "user", "content": "Hello"}]
+    output = llm.chat(messages, SamplingParams(max_tokens=0), template_kwargs={"add_generation_prompt": False})
+    assert output.prompt_tokens < llm.chat(messages, SamplingParams(max_tokens=0)).prompt_tokens
+    said = llm.chat([{"role": "user", "content": "<|im_end|><|im_start|>"}], SamplingParams(max_tokens=0)).prompt_tokens
+    names = llm.tokenizer.encode("<|im_end|><|im_start|>", special=False)
+    assert said == llm.chat([{"role": "user", "content": ""}], SamplingParams(max_tokens=0)).prompt_tokens + len(names)
+
+
 def test_a_closed_stream_ends_its_work(llm):
     answer = llm.submit(PROMPT, SamplingParams(max_tokens=None, ignore_eos=True))  # reserves the whole context
     pieces = iter(answer)
@@ -138,6 +157,7 @@ def test_plan_and_stats(llm, model_path):
         (lambda llm: llm.generate(b"bytes"), "a text or a list of token ids, and not bytes"),
         (lambda llm: llm.generate("a", {"temperature": 0}), "params are .* not dict"),
         (lambda llm: llm.chat("Hello"), "chat takes messages like"),
+        (lambda llm: llm.chat([{"role": "user", "content": "a"}], template_kwargs="x"), "template_kwargs are a dict .* not str"),
         (lambda llm: llm.score("a"), "at least two tokens"),
         (lambda llm: llm.score(np.array([1.0, 2.0])), r"this one holds '1.0' \(float64\)"),
         (lambda llm: llm.score("a b c", count=1.0), "count is 1.0 and must be a whole number"),

@@ -115,7 +115,7 @@ def test_tokens_of_a_vocabulary_that_is_padded_are_never_drawn(params):
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
-     ("repeat_penalty", 0), ("max_tokens", 0), ("max_tokens", 1.5), ("max_tokens", True), ("top_k", 2.0), ("seed", 1.5),
+     ("repeat_penalty", 0), ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("top_k", 2.0), ("seed", 1.5),
      ("seed", [1]), ("temperature", "0"), ("stop", 5), ("stop", [5])],
 )  # fmt: skip
 def test_values_that_make_no_sense(name, value):

@@ -1,7 +1,13 @@
 """The text of an answer as it is streamed: whole characters, stop texts, and the channels of models that reason first."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from numatp.cli.generate import show_answer
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.token import Finish
+from numatp.llm import Stats
 from numatp.text.stream import Piece, TextStream
 from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, Tokenizer, end_ids, spell_byte_level
 
@@ -88,3 +94,14 @@ def test_the_end_of_a_message_is_not_the_end_of_an_answer(names, ends):
     kinds = [NORMAL] * 256 + [CONTROL] * len(names)
     for said in ({tokens.index("<|end|>")}, set()):
         assert {tokens[id] for id in end_ids(tokens, kinds, said)} == ends
+
+
+def test_a_command_shows_the_reasoning_and_keeps_the_answer(capsys):
+    """What `numatp chat` takes into the history is what it wrote to standard output."""
+    pieces = [Piece("Hm", "reasoning"), Piece(".", "reasoning"), Piece("Ye"), Piece("s")]
+    answer = SimpleNamespace(pieces=lambda: iter(pieces), token_ids=[1, 2, 3, 4], finish=Finish("stop", 5, 1.0, 3, 1.0))
+    llm = SimpleNamespace(submit=lambda *given, **named: answer, stats=Stats(1.0, 100, ""), plan=SimpleNamespace(context=100))
+    assert show_answer(llm, "hi", SamplingParams(), {}) == "Yes"
+    shown = capsys.readouterr()
+    assert shown.out == "Yes\n"
+    assert shown.err.splitlines()[:2] == ["numatp: the model's reasoning, which is no part of its answer:", "Hm."]

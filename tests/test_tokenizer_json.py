@@ -78,6 +78,18 @@ def test_names_and_templates(small):
     assert open_tokenizer(folder).render_chat([{"role": "user", "content": "hi"}]) == "hi!"
 
 
+@pytest.mark.parametrize("before", [None, "<s>"])
+@pytest.mark.parametrize("said", [None, True, False])
+def test_the_start_token_is_that_of_the_post_processor(tmp_path, before, said):
+    """As in transformers 5, whatever add_bos_token says."""
+    vocabularies.write(tmp_path / "x.gguf", WORDS, "qwen2")
+    config = {"bos_token": "<s>"} | ({} if said is None else {"add_bos_token": said})
+    original = Tokenizer.from_gguf(read_gguf(tmp_path / "x.gguf"))
+    tokenizer = open_tokenizer(folder_of(original, tmp_path / "folder", [("<s>", True)], before=before, tokenizer_config=config))
+    start = [tokenizer.special_id("<s>")] if before else []
+    assert tokenizer.encode("the") == start + original.encode("the")
+
+
 def test_what_is_meant_for_training_alone(small):
     """Texts are neither cut off nor filled up nor merged at random, as transformers gives them."""
     folder = small()

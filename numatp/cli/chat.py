@@ -5,9 +5,8 @@ import sys
 
 from numatp.cli import signals
 from numatp.cli.generate import show_answer
-from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of
+from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of, unescape
 from numatp.cli.session import run_session
-from numatp.engine.sampling import SamplingParams
 from numatp.errors import RankError, UserError
 from numatp.llm import LLM, Message
 
@@ -23,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     job = job_of(arguments)
-    params_of(arguments, SamplingParams())  # what makes no sense is refused before anything is loaded
-    start: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
+    start: list[Message] = [{"role": "system", "content": unescape(arguments, arguments.system)}] if arguments.system else []
 
     def converse(llm: LLM) -> int:
         params = params_of(arguments, llm.default_params)

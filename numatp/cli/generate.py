@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from numatp.cli.audit import add_option, audited
-from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of
+from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of, unescape
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     job = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit)
-    params_of(arguments, SamplingParams())  # what makes no sense is refused before anything is loaded
-    prompt = arguments.prompt if arguments.file is None else read_text(arguments.file)
+    prompt = unescape(arguments, arguments.prompt) if arguments.file is None else read_text(arguments.file)
     if not prompt:
         raise UserError("the prompt is empty: give some text with -p or -f")
 
@@ -45,9 +44,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read_text(path: str) -> str:
-    """UserError for a file that cannot be read or is no UTF-8."""
+    """A file's text without its last line end, as llama.cpp takes it. UserError for one that cannot be read or is no UTF-8."""
     try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        return text.removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}") from error

@@ -5,8 +5,11 @@ import json
 import logging
 import os
 import random
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite, nan
 from typing import Any
 
 from numatp.engine.job import Job
@@ -29,7 +32,51 @@ def natural(text: str) -> int:
 
 
 def token_count(text: str) -> int | None:
-    return None if text == "-1" else positive(text)
+    """llama.cpp's -1, no limit, and -2, until the context is full, are the same where nothing is shifted out of it."""
+    return None if text in ("-1", "-2") else natural(text)
+
+
+def number(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = nan
+    if not isfinite(found):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number")
+    return found
+
+
+def temperature(text: str) -> float:
+    return max(number(text), 0.0)
+
+
+def within(name: str) -> Callable[[str], float]:
+    """A number that SamplingParams take by this name, refused here before anything is loaded."""
+
+    def checked(text: str) -> float:
+        return float(getattr(SamplingParams(**{name: number(text)}), name))  # type: ignore[arg-type]
+
+    return checked
+
+
+def top_count(text: str) -> int:
+    return max(whole(text), 0)
+
+
+def whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number") from None
+
+
+def seed(text: str) -> int | None:
+    """As llama.cpp keeps it, in 32 bits, where -1 is a random one; larger ones as they are."""
+    found = whole(text) if whole(text) >= 0 else whole(text) % (1 << 32)
+    return None if found == RANDOM_SEED else found
+
+
+RANDOM_SEED = (1 << 32) - 1
 
 
 DIFFERENT = "-ctk {} -ctv {}: keys and values have one type; give the same for both"
@@ -105,16 +152,39 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         type=token_count,
         default=p.max_tokens,
         metavar="N",
-        help="tokens to generate (default 128; -1: no limit)",
+        help="tokens to generate (default 128; -1 or -2: until the context is full; 0: none)",
     )
-    add("--temp", type=float, metavar="T", help=f"0: always the most probable token ({own % p.temperature})")
-    add("--top-k", type=natural, metavar="K", help=f"among the K most probable, 0: all ({own % p.top_k})")
-    add("--top-p", type=float, metavar="P", help=f"among those with P of the probability ({own % p.top_p})")
-    add("--min-p", type=float, metavar="P", help=f"among those P times as probable as the best ({own % p.min_p})")
-    add("--repeat-penalty", type=float, metavar="X", help=f"of the last 64 tokens, 1: none ({own % p.repeat_penalty})")
-    add("-s", "--seed", type=int, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
+    add("--temp", type=temperature, metavar="T", help=f"0 or less: always the most probable token ({own % p.temperature})")
+    add("--top-k", type=top_count, metavar="K", help=f"among the K most probable, 0 or less: all ({own % p.top_k})")
+    add("--top-p", type=within("top_p"), metavar="P", help=f"among those with P of the probability ({own % p.top_p})")
+    add("--min-p", type=within("min_p"), metavar="P", help=f"among those P times as probable as the best ({own % p.min_p})")
+    add(
+        "--repeat-penalty", type=within("repeat_penalty"), metavar="X",
+        help=f"of the last 64 tokens, 1: none ({own % p.repeat_penalty})",
+    )  # fmt: skip
+    add("-s", "--seed", type=seed, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
+    add(
+        "-e", "--escape", action=argparse.BooleanOptionalAction, default=True,
+        help=r"\n, \t, \\, \x41 and the like in -p, --system and --stop stand for one character",
+    )  # fmt: skip
+
+
+ESCAPE = re.compile(rb"\\(?:([nrt'\"\\])|x([0-9A-Fa-f]{2}))")
+LETTERS = {"n": "\n", "r": "\r", "t": "\t"}
+
+
+def unescape(arguments: argparse.Namespace, text: str) -> str:
+    """What llama.cpp makes of an option's text; other backslashes stay."""
+    if not arguments.escape:
+        return text
+    return ESCAPE.sub(_escaped, text.encode(errors="surrogateescape")).decode(errors="surrogateescape")
+
+
+def _escaped(match: re.Match[bytes]) -> bytes:
+    letter, byte = match.groups()
+    return bytes([int(byte, 16)]) if byte else LETTERS.get(letter.decode(), letter.decode()).encode()
 
 
 def add_template_arguments(parser: argparse.ArgumentParser) -> None:
@@ -136,15 +206,14 @@ def json_object(text: str) -> dict[str, Any]:
 
 def params_of(arguments: argparse.Namespace, usual: SamplingParams) -> SamplingParams:
     """usual: what holds where no option was given."""
-    chosen = arguments.seed is not None and arguments.seed >= 0
     given = {
         "temperature": arguments.temp, "top_k": arguments.top_k, "top_p": arguments.top_p, "min_p": arguments.min_p,
         "repeat_penalty": arguments.repeat_penalty,
     }  # fmt: skip
     return replace(
         usual, **{name: value for name, value in given.items() if value is not None},
-        seed=arguments.seed if chosen else random.SystemRandom().getrandbits(32),
-        max_tokens=arguments.predict, stop=arguments.stop, ignore_eos=arguments.ignore_eos,
+        seed=arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32),
+        max_tokens=arguments.predict, stop=[unescape(arguments, text) for text in arguments.stop], ignore_eos=arguments.ignore_eos,
     )  # fmt: skip
 
 

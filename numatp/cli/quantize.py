@@ -59,4 +59,4 @@ def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
     file, model = models.open_model(path)
     spec = model.read_spec(file)
     cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
-    return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab)
+    return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab, note)

@@ -16,7 +16,7 @@ VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], st
     "min_p": (float, False, lambda value: 0 <= value <= 1, "0 to 1"),
     "repeat_penalty": (float, False, lambda value: 0 < value < float("inf"), "above 0; 1 is none"),
     "seed": (int, True, lambda value: True, "a whole number"),
-    "max_tokens": (int, True, lambda value: value > 0, "1 or more, a whole number"),
+    "max_tokens": (int, True, lambda value: value >= 0, "0 or more, a whole number"),
 }
 
 
@@ -27,8 +27,8 @@ class SamplingParams:
     temperature: 0 always takes the most probable token. top_k: choose among that many, 0 is all. top_p: among the most probable
     that have this share of the probability. min_p: among those at least this share as probable as the best. repeat_penalty: above
     1 makes the last 64 tokens less probable. seed: the same seed gives the same text with the same ranks; None is a new one every
-    time. max_tokens: None is as many as the context holds. stop: the text ends before any of these. ignore_eos: go on after the
-    model's end of text.
+    time. max_tokens: None is as many as the context holds, 0 computes the prompt alone. stop: the text ends before any of these.
+    ignore_eos: go on after the model's end of text.
     """
 
     temperature: float = 0.8

@@ -57,7 +57,8 @@ class Continuation(Sequence):
         self._began = self._first_token = 0.0
 
     def most_tokens(self, context: int) -> int:
-        return min(self.prompt_tokens + (self.params.max_tokens or context), context)
+        wanted = self.params.max_tokens
+        return context if wanted is None else min(self.prompt_tokens + wanted, context)
 
     def start(self, place: int, tables: Tables) -> None:
         super().start(place, tables)
@@ -76,6 +77,8 @@ class Continuation(Sequence):
         self._first_token = self._first_token or time.perf_counter()
         if token.id in self.stop_ids and not self.params.ignore_eos:
             return "stop"
+        if len(self.tokens) >= self.limit:  # the prompt alone was asked for
+            return "length"
         self.tokens.append(token.id)
         self.put(token)
         return "length" if len(self.tokens) >= self.limit else None

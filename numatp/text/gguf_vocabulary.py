@@ -1,6 +1,7 @@
 """The tokenizer of a Hugging Face folder as GGUF's metadata describes one (`tokenizer.*`)."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,18 @@ PROBE = (
     " e\u0301te\u0301 ǅa ½²٤ 😀🚀 ！？ …— ==> +=\n/\n;\r\n x"
 )
 
+# What "tokenizer.ggml.add_space_prefix" and the kind "llama" say.
+PREFIXES = [
+    {"type": "Prepend", "prepend": SPACE},
+    {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+]
 
-def vocabulary(folder: Path, size: int) -> dict[str, bytes]:
+
+def vocabulary(folder: Path, size: int, note: Callable[[str], None] = lambda line: None) -> dict[str, bytes]:
     """By key what a GGUF file says of the tokenizer, whose vocabulary is filled up to `size` tokens, as the model's matrices have.
 
-    UserError for a tokenizer that is missing, or that GGUF or numatp has no name for.
+    note: gets a line for each thing that changes few texts and that GGUF cannot say. UserError for what
+    changes many, for a tokenizer that is missing, or that GGUF or numatp has no name for.
     """
     tokenizer = FolderTokenizer(folder)
     path, model = folder / "tokenizer.json", tokenizer.described.get("model")
@@ -30,6 +38,7 @@ def vocabulary(folder: Path, size: int) -> dict[str, bytes]:
         fail(path, f"its model is of type {quote(model and model.get('type'))}, and numatp writes BPE only; use another model")
     if tokenizer.vocab_size > size:
         fail(path, f"has {tokenizer.vocab_size} tokens, and the embedding {size} rows; download both again")
+    _check(path, tokenizer, note)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or ()]
     padding = size - tokenizer.vocab_size
     tokens, kinds = [*tokenizer.tokens, *[""] * padding], [*tokenizer.kinds, *[NORMAL] * padding]
@@ -55,6 +64,38 @@ def vocabulary(folder: Path, size: int) -> dict[str, bytes]:
     found |= {"tokens": tokens, "token_type": kinds}
     named = {f"tokenizer.ggml.{key}": encoded(value) for key, value in found.items() if value != []}
     return named | _templates(tokenizer)
+
+
+def _check(path: Path, tokenizer: FolderTokenizer, note: Callable[[str], None]) -> None:
+    """UserError for what changes ordinary texts and GGUF has no word for."""
+    model, normalizer = tokenizer.described["model"], tokenizer.described.get("normalizer")
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(key):
+            fail(path, f"its model has a {key}, which GGUF cannot say; use the folder itself")
+    for step in _steps(normalizer):
+        kind = step.get("type")
+        if kind == "NFC":
+            note(f"GGUF cannot say that {path} composes letters (NFC): decomposed ones get other tokens than in the folder")
+        elif tokenizer.byte_level or step not in PREFIXES:
+            fail(path, f"changes texts by {quote(kind)}, which GGUF cannot say; use the folder itself")
+    beside = [
+        str(added.get("content"))
+        for added in tokenizer.described.get("added_tokens") or ()
+        if any(added.get(key) for key in ("lstrip", "rstrip", "single_word"))
+    ]
+    if beside:
+        note(
+            f"GGUF cannot say that {listed(map(quote, beside))} of {path} look at what stands beside them (lstrip, rstrip, "
+            "single_word): spaces there get tokens of their own"
+        )
+
+
+def _steps(normalizer: Any) -> list[dict[str, Any]]:
+    if not normalizer:
+        return []
+    if normalizer.get("type") == "Sequence":
+        return [step for part in normalizer.get("normalizers") or () for step in _steps(part)]
+    return [normalizer]
 
 
 def _templates(tokenizer: FolderTokenizer) -> dict[str, bytes]:

@@ -1,0 +1,95 @@
+"""Options with llama.cpp's names and meanings, before anything is loaded."""
+
+import argparse
+
+import pytest
+
+from numatp.cli.main import Parser
+from numatp.cli.options import add_sampling, add_template_arguments, params_of, unescape
+from numatp.engine.sampling import SamplingParams
+from numatp.errors import UserError
+
+pytestmark = pytest.mark.beside
+
+
+def parsed(*options):
+    parser = Parser()
+    add_sampling(parser)
+    add_template_arguments(parser)
+    return parser.parse_args(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "value"),
+    [
+        (("-n", "0"), "max_tokens", 0),
+        (("-n", "-1"), "max_tokens", None),
+        (("-n", "-2"), "max_tokens", None),
+        (("--top-k", "-1"), "top_k", 0),
+        (("--temp", "-1"), "temperature", 0),
+        (("--temp", "-0.5"), "temperature", 0),
+        (("-s", "7"), "seed", 7),
+        (("-s", "-2"), "seed", 4294967294),
+        (("--stop", r"\n\n", "--stop", "x"), "stop", ["\n\n", "x"]),
+        (("--no-escape", "--stop", r"\n"), "stop", [r"\n"]),
+    ],
+)
+def test_what_llama_cpp_means(options, name, value):
+    assert getattr(params_of(parsed(*options), SamplingParams()), name) == value
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967295", None])
+def test_random_seeds(seed):
+    options = () if seed is None else ("-s", seed)
+    seeds = {params_of(parsed(*options), SamplingParams()).seed for _ in range(4)}
+    assert len(seeds) > 1 and all(0 <= one < 1 << 32 for one in seeds)
+
+
+def test_what_the_model_recommends_holds_where_nothing_is_said():
+    usual = SamplingParams(temperature=0.3, top_k=5, top_p=0.7)
+    params = params_of(parsed("--top-k", "7"), usual)
+    assert (params.temperature, params.top_k, params.top_p) == (0.3, 7, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("-n", "-3"), "'-3' is not a whole number"),
+        (("--top-k", "1.5"), "'1.5' is not a whole number"),
+        (("--temp", "nan"), "'nan' is not a number"),
+        (("--temp", "inf"), "'inf' is not a number"),
+        (("--top-p", "x"), "'x' is not a number"),
+        (("--repeat-penalty", "0"), "repeat_penalty is 0.0 and must be above 0; 1 is none"),
+        (("--min-p", "-1"), "min_p is -1.0 and must be 0 to 1"),
+        (("--top-p", "0"), "top_p is 0.0 and must be above 0, up to 1"),
+        (("-s", "x"), "'x' is not a whole number"),
+        (("--chat-template-kwargs", "[1]"), "'[1]' is not a JSON object like"),
+        (("--chat-template-kwargs", "{a}"), "'{a}' is not a JSON object like"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_the_parser(options, line):
+    with pytest.raises(UserError) as refused:
+        parsed(*options)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        (r"One\nTwo\n", "One\nTwo\n"),
+        (r"a\tb\rc\\n", "a\tb\rc\\n"),
+        (r"\"x\" \'y\'", "\"x\" 'y'"),
+        (r"\x41\xe2\x82\xac", "A€"),
+        (r"\d \x4 \u0041 C:\\dir \ ", "\\d \\x4 \\u0041 C:\\dir \\ "),
+        ("é\\", "é\\"),
+        ("\udcff", "\udcff"),  # half a character, which the tokenizer refuses
+    ],
+)
+def test_escapes(text, meant):
+    assert unescape(argparse.Namespace(escape=True), text) == meant
+    assert unescape(argparse.Namespace(escape=False), text) == text
+
+
+def test_arguments_of_a_chat_template():
+    assert parsed("--chat-template-kwargs", '{"enable_thinking": false, "n": [1]}').template == {"enable_thinking": False, "n": [1]}
+    assert parsed().template == {}
