@@ -197,7 +197,7 @@ def test_a_step_has_no_more_rows_than_the_context(model_path):
     """Or memory for rows that can never come would be taken until the kernel kills."""
     with LLM(model_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
         assert llm.generate(PROMPT, GREEDY).token_ids
-        assert llm._service.engine().max_rows == 64
+        assert llm._service.engine().loaded.layout.max_rows == 64
 
 
 def test_bad_models_and_machines(tmp_path):
