@@ -132,6 +132,7 @@ def mpich_launcher(root):
 
 
 REFUSED = (0, "EPERM")
+RANK_0_OF_1 = {"RANK": "0", "SIZE": "1", "LOCAL_RANK": "0", "LOCAL_SIZE": "1"}
 FAULTS = [
     fault(
         "numa_balancing", "kernel.numa_balancing is 1", "sysctl -w kernel.numa_balancing=0", lambda root: write_settings(root, 1)
@@ -230,7 +231,7 @@ FAULTS = [
         "mpirun of openmpi started this process, mpi4py uses MPICH 4.2",
         "pip install",
         mpich_launcher,
-        environ={"PATH": "BIN", **{f"OMPI_COMM_WORLD_{name}": "1" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")}},
+        environ={"PATH": "BIN", **{f"OMPI_COMM_WORLD_{name}": number for name, number in RANK_0_OF_1.items()}},
         version=(0, "HYDRA build details:"),
         library=(0, "MPICH 4.2"),
     ),

@@ -71,7 +71,7 @@ def test_no_tokens(llm):
     output = llm.generate(PROMPT, SamplingParams(max_tokens=0))
     assert (output.text, output.token_ids, output.finish_reason, output.decoded_tokens) == ("", [], "length", 0)
     assert output.prompt_tokens == len(llm.tokenizer.encode(PROMPT))
-    limit = llm.plan.context
+    limit = llm.place.context
     with pytest.raises(UserError, match=f"the prompt has {limit + 1} tokens, the context {limit}"):
         llm.generate([1] * (limit + 1), SamplingParams(max_tokens=0))
 
