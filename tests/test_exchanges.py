@@ -11,6 +11,7 @@ from support.commands import TESTS, run
 NATIVE = TESTS.parent / "native"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
 HANG = 3  # seconds in which a broken build makes no Step until that counts as a hang
+TRIES = 4  # runs of a broken build: most faults are races, which are not lost in every run
 
 pytestmark = pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 
@@ -189,12 +190,13 @@ FAULTS |= {name: ((*HANGS, "-DNUMATP_AWAKE_NS=0"), ("wait.c", *change), "gates",
 
 @pytest.fixture(scope="module")
 def outcomes(request, build):
-    """{fault: its run}, of those that are asked for: side by side, because most of them hang."""
+    """{fault: whether a run saw it}, of those that are asked for: side by side, because most of them hang."""
     asked = {item.callspec.params["fault"] for item in request.session.items if "outcomes" in getattr(item, "fixturenames", ())}
 
     def outcome(fault):
         options, change, name, arguments = FAULTS[fault]
-        return run(build(*options, change=change, name=name), *arguments, timeout=120)
+        program = build(*options, change=change, name=name)
+        return any(run(program, *arguments, timeout=120).returncode != 0 for _ in range(TRIES))
 
     with ThreadPoolExecutor(4) as beside:
         yield {fault: beside.submit(outcome, fault) for fault in FAULTS if fault in asked}
@@ -202,7 +204,7 @@ def outcomes(request, build):
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_seen(outcomes, fault):
-    assert outcomes[fault].result().returncode != 0
+    assert outcomes[fault].result(), f"{TRIES} runs of the broken runtime ended well"
 
 
 # ---------------------------------------------------------------- its README
