@@ -42,7 +42,9 @@ def build(tmp_path_factory):
             return made[options]
 
     def build(*options, change=None, name="exchanges"):
-        folder, objects = tmp_path_factory.mktemp("build"), unchanged(options)
+        objects = unchanged(options)
+        with lock:  # pytest's folders are not made for several threads
+            folder = tmp_path_factory.mktemp("build")
         native = {source.stem: objects[source.stem] for source in NATIVE.glob("*.c")}
         if change:
             sources = shutil.copytree(NATIVE, folder / "native")
