@@ -5,12 +5,9 @@ import gguf
 import numpy as np
 import pytest
 from support.models.golden import GOLDEN
+from support.models.opening import opened, refused
 
-from numatp import models
-from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-from numatp.weights.rules import cut
-from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
 
@@ -36,21 +33,6 @@ def rewritten(path, name, metadata=None, tensors=None):
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def opened(path):
-    """(the file, its spec) after all that an engine does before it loads."""
-    file, model = models.open_model(path)
-    spec = model.read_spec(file)
-    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
-    return file, spec
-
-
-def refused(path, *words):
-    with pytest.raises(UserError) as caught:
-        opened(path)
-    line = str(caught.value)
-    assert all(word in line for word in (path.name, *words)) and line.isprintable() and len(line) < 400, line
 
 
 @pytest.mark.parametrize("key", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"])

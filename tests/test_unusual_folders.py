@@ -7,34 +7,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.models import folders, golden_folders, tiny
+from support.models.opening import opened, refused
 
 from numatp import models
 from numatp.errors import UserError
 from numatp.files.huggingface import Assembled
 from numatp.files.safetensors import read_floats
-from numatp.weights.rules import cut
-from numatp.weights.splits import split
 
 pytestmark = pytest.mark.beside
 
 pytestmark = pytest.mark.beside
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-def opened(path):
-    """(the file, its spec) after all that an engine does before it loads."""
-    file, model = models.open_model(path)
-    spec = model.read_spec(file)
-    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
-    return file, spec
-
-
-def refused(path, *words):
-    with pytest.raises(UserError) as caught:
-        opened(path)
-    line = str(caught.value)
-    assert all(word in line for word in words) and line.isprintable() and len(line) < 400, line
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 import json
 import struct
+from functools import partial
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.models import folders, golden_folders, tiny, tiny_qwen3moe, tiny_qwen3next
+from support.models import folders, golden_folders, opening, tiny, tiny_qwen3moe, tiny_qwen3next
 from support.models.quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
 
 from numatp import models
@@ -25,11 +26,7 @@ def check(path):
     return cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 2), "q8")
 
 
-def refused(path, *words):
-    with pytest.raises(UserError) as caught:
-        check(path)
-    line = str(caught.value)
-    assert all(word in line for word in words) and line.isprintable() and len(line) < 400, line
+refused = partial(opening.refused, by=check)
 
 
 @pytest.fixture(scope="module")
