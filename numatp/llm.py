@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -20,8 +21,8 @@ from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
 
 if TYPE_CHECKING:
+    from numatp.engine.sequence import Continuation
     from numatp.text.stream import Piece
-    from numatp.text.tokenizer import Tokenizer
 
 log = logging.getLogger("numatp")
 log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
@@ -139,8 +140,9 @@ class LLM:
     like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
-    others: what the other ranks do that a launcher started: "call" as below, or "serve". progress(done, total): bytes, while
-    loading. A Job in place of `model` says all but ranks, others and progress.
+    others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks
+    are started; the model is there when open() returns. progress(done, total): bytes, while loading. A Job in place of `model`
+    says all but ranks, others, wait and progress.
 
     Raises UserError for bad input, MachineError where this machine cannot do it, RankError when another rank ended.
 
@@ -164,6 +166,7 @@ class LLM:
         quantize: Literal["q8", "q4", "none"] | None = None,
         cache_type: Literal["f16", "q8_0"] = "f16",
         others: Literal["call", "serve"] = "call",
+        wait: bool = True,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ):
         count = None if ranks == "auto" else _whole(ranks, "ranks")
@@ -182,25 +185,30 @@ class LLM:
                 max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
                 quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
             )  # fmt: skip
+        self._others = others
         self._service = Service(job, count, progress)
         self.rank = self._service.rank
         launched = self._service.started.mpi and others == "call"
         self._collectively = Collective(self._service.started.world if launched else None)
+        self._job = job
         atexit.register(self.close)
-        if self.rank and others == "serve":
-            return
+        if wait and not (self.rank and others == "serve"):
+            self.open()
+
+    def open(self) -> None:
+        """Returns when the model is loaded; raises what kept it from that. For an LLM that was made with wait=False."""
         try:
-            self._open(job)
+            self._open()
         except BaseException as error:
             self.close()
-            if others == "serve":
+            if self._others == "serve":
                 self.abort(str(error) if isinstance(error, NumatpError) else type(error).__name__)
             raise
 
-    def _open(self, job: Job) -> None:
+    def _open(self) -> None:
         from numatp.text.tokenizer import open_tokenizer
 
-        service = self._service
+        service, job = self._service, self._job
         log.info(service.started.line)
         try:
             self.tokenizer = open_tokenizer(job.model)
@@ -264,11 +272,46 @@ class LLM:
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
         if not isinstance(template_kwargs, Mapping | None):
             raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
-        tokens, params = self._tokens(prompt, template_kwargs), params or self.default_params
-        self._check_length(tokens, room=0 if params.max_tokens == 0 else 1)
-        answer = Answer(self.tokenizer, tokens, params)
-        self._service.submit(answer.sequence)
-        return answer
+        return Answer(self, self.encode(prompt, template_kwargs), params or self.default_params)
+
+    def start(
+        self, tokens: list[int], params: SamplingParams, put: Callable[[Token | Finish | BaseException], None]
+    ) -> "Continuation":
+        """Asks for the continuation of token ids, for callers that wait in their own way, and returns at once. On rank 0 alone.
+
+        put is called on the engine's thread, which waits for it, with each Token and then the Finish, or with an exception: it
+        hands them over and does nothing else. Setting `cancelled` of what is returned ends it, with a Finish too.
+        """
+        from numatp.engine.sequence import Continuation
+
+        self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
+        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size)
+        self._service.submit(sequence)
+        return sequence
+
+    def encode(self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+        """The ids of a text, of chat messages, or those that were given."""
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        items = _items(prompt)
+        if items and isinstance(items[0], Mapping):
+            return self.tokenizer.encode_chat(items, template_kwargs)
+        for item in items:
+            if not isinstance(item, Integral) or isinstance(item, bool):  # a float would lose its fraction in silence
+                held = f"{str(item)[:60]!r} ({type(item).__name__})"
+                raise UserError(f"a prompt is a text or a list of token ids, which are whole numbers; this one holds {held}")
+        return list(map(int, items))
+
+    def check_length(self, tokens: list[int], room: int = 0) -> None:
+        """UserError for tokens that are none of the model's, or that leave no `room` in the context."""
+        limit, vocab = self.place.context, self.tokenizer.vocab_size
+        if not tokens:
+            raise UserError("the prompt is empty: give some text")
+        if len(tokens) + room > limit:
+            raise UserError(f"the prompt has {len(tokens)} tokens, the context {limit}: a shorter prompt or a larger -c (ctx)")
+        for token in tokens:
+            if not 0 <= token < vocab:
+                raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[str]:
         """The text piece by piece, for a text, token ids or chat messages. Closing the iterator cancels the rest.
@@ -284,13 +327,13 @@ class LLM:
         from numatp.engine.sequence import Scoring
 
         def work() -> Scores:
-            tokens = self._tokens(text)
+            tokens = self.encode(text)
             wanted = len(tokens) - 1 if count is None else count
             if not isinstance(wanted, Integral):
                 raise UserError(f"count is {wanted!r} and must be a whole number")
             if len(tokens) < 2 or not 0 < wanted < len(tokens):
                 raise UserError(f"a text of {len(tokens)} tokens has no {wanted} scores: give at least two tokens")
-            self._check_length(tokens)
+            self.check_length(tokens)
             done: SimpleQueue[list[float] | BaseException] = SimpleQueue()
             self._service.submit(Scoring(tokens, done.put, int(wanted)))
             scores = done.get()
@@ -309,6 +352,26 @@ class LLM:
             "audit", lambda: count_pages(self._service), lambda ranks: [asdict(rank) for rank in ranks],
             lambda told: [RankPages.from_json(rank) for rank in told],
         )  # fmt: skip
+
+    def wait(self) -> None:
+        """Returns when the model was closed; raises what ended it before. For a thread of its own, which gets no signals."""
+        self._service.wait(look=None)
+
+    @property
+    def steps(self) -> int:
+        """That the engine has done."""
+        return self._service.steps
+
+    @property
+    def step_seconds(self) -> float:
+        """That the Step under way has taken until now, 0 if there is none. The engine is not asked."""
+        began = self._service.step_began
+        return time.monotonic() - began if began else 0.0
+
+    @property
+    def pids(self) -> list[int]:
+        """The process of every rank."""
+        return self._service.started.pids
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank at once."""
@@ -329,29 +392,6 @@ class LLM:
 
     # ------------------------------------------------------------ inside
 
-    def _tokens(self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
-        """Of a text, of a chat, or the ids that were given."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        items = _items(prompt)
-        if items and isinstance(items[0], Mapping):
-            return self.tokenizer.encode_chat(items, template_kwargs)
-        for item in items:
-            if not isinstance(item, Integral) or isinstance(item, bool):  # a float would lose its fraction in silence
-                held = f"{str(item)[:60]!r} ({type(item).__name__})"
-                raise UserError(f"a prompt is a text or a list of token ids, which are whole numbers; this one holds {held}")
-        return list(map(int, items))
-
-    def _check_length(self, tokens: list[int], room: int = 0) -> None:
-        limit, vocab = self.place.context, self.tokenizer.vocab_size
-        if not tokens:
-            raise UserError("the prompt is empty: give some text")
-        if len(tokens) + room > limit:
-            raise UserError(f"the prompt has {len(tokens)} tokens, the context {limit}: a shorter prompt or a larger -c (ctx)")
-        for token in tokens:
-            if not 0 <= token < vocab:
-                raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")
-
     def _answers(self, call: str, submit: Callable[[], list["Answer"]]) -> list[Output]:
         def work() -> list[Output]:
             return [answer.output() for answer in submit()]
@@ -364,13 +404,12 @@ class LLM:
 class Answer:
     """A text under way: iterate over its pieces, or take the whole as an Output."""
 
-    def __init__(self, tokenizer: "Tokenizer", tokens: list[int], params: SamplingParams):
-        from numatp.engine.sequence import Continuation
+    def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
         from numatp.text.stream import TextStream
 
         self._queue: SimpleQueue[Token | Finish | BaseException] = SimpleQueue()
-        self._text = TextStream(tokenizer, params.stops, tokens)
-        self.sequence = Continuation(list(tokens), self._queue.put, params, tokenizer.eos_ids, tokenizer.vocab_size)
+        self._text = TextStream(llm.tokenizer, params.stops, tokens)
+        self.sequence = llm.start(tokens, params, self._queue.put)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
 

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import psutil
@@ -198,6 +199,37 @@ def test_a_step_has_no_more_rows_than_the_context(model_path):
     with LLM(model_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
         assert llm.generate(PROMPT, GREEDY).token_ids
         assert llm._service.engine().loaded.layout.max_rows == 64
+
+
+def test_start_for_who_waits_in_another_way(llm):
+    events = SimpleQueue()
+    llm.start(llm.encode(PROMPT), GREEDY, events.put)
+    tokens = [events.get().id for _ in range(GREEDY.max_tokens)]
+    assert llm.tokenizer.decode(tokens) == llm.generate(PROMPT, GREEDY).text
+    assert events.get().reason == "length"
+    endless = llm.start(llm.encode(PROMPT), SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), events.put)
+    assert isinstance(events.get(), Token) and llm.steps
+    endless.cancelled.set()
+    while isinstance(last := events.get(), Token):
+        pass
+    assert last.reason == "cancelled"
+    with pytest.raises(UserError, match="outside the model's vocabulary"):
+        llm.start([1 << 40], GREEDY, events.put)
+
+
+def test_loading_while_something_else_is_done(model_path):
+    llm = LLM(model_path, ranks=2, ctx=256, wait=False)
+    try:
+        assert len(llm.pids) == 2 and llm.pids[0] == os.getpid() and llm.step_seconds == 0
+        llm.open()
+        assert llm.generate(PROMPT, GREEDY).token_ids
+        os.kill(llm.pids[1], signal.SIGKILL)
+        with pytest.raises(RankError, match="rank 1"):
+            llm.generate(PROMPT, GREEDY)
+        with pytest.raises(RankError, match="rank 1"):
+            llm.wait()
+    finally:
+        llm.close()
 
 
 def test_bad_models_and_machines(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -52,6 +53,7 @@ class Service:
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
+        self.steps, self.step_began = 0, 0.0  # Steps that are done; when the one under way began (time.monotonic), 0 for none
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
         try:
             self._thread.start()
@@ -83,10 +85,13 @@ class Service:
         if self._ended:
             self._refuse_waiting()
 
-    def wait(self) -> None:
-        """Returns when the engine's thread has ended: on other ranks when rank 0 closes. Raises what ended it."""
+    def wait(self, look: float | None = 0.2) -> None:
+        """Returns when the engine's thread has ended: on other ranks when rank 0 closes. Raises what ended it.
+
+        look: seconds after which a signal is seen at the latest; None for a thread that gets none.
+        """
         while self._thread.is_alive():
-            self._thread.join(0.2)
+            self._thread.join(look)
         if self._failed:
             raise self._failed
 
@@ -154,7 +159,10 @@ class Service:
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:
+                    self.step_began = time.monotonic()
                     scheduler.step()
+                    self.steps += 1
+                    self.step_began = 0.0
         except BaseException as error:
             scheduler.fail(error)
             raise

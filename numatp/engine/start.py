@@ -29,6 +29,7 @@ class StartedRank:
     placement: placement.Placement
     line: str  # the placement of all ranks, for people
     workers: "Workers | None" = None
+    pids: list[int] = field(default_factory=list)  # the process of every rank
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
     notes: list[str] = field(default_factory=list)  # sentences worth showing
     interleave: Sequence[int] | None = None  # nodes
@@ -73,7 +74,8 @@ def take_place(
         places = placement.compare(host.gather(placement.told(places[seat])), places[seat])
         host.set_crowded(places[seat].crowded)
     world = _ranks("world").World.of_one(host)
-    return StartedRank(world, places[seat], placement.describe(places), notes=notes, interleave=job.interleave)
+    pids = world.gather(os.getpid())
+    return StartedRank(world, places[seat], placement.describe(places), pids=pids, notes=notes, interleave=job.interleave)
 
 
 def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker") -> StartedRank:
