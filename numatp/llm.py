@@ -13,10 +13,11 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, overload
 
 from numatp.engine.collective import Collective
+from numatp.engine.counts import Counts
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
-from numatp.engine.token import Finish, Token
+from numatp.engine.token import Finish, Progress, Token
 from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
 
@@ -43,6 +44,7 @@ class Output:
     decoded_tokens: int
     decode_seconds: float
     reasoning: str = ""  # what a model with channels (gpt-oss) says before its answer
+    cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
 
 
 @dataclass(frozen=True)
@@ -275,17 +277,22 @@ class LLM:
         return Answer(self, self.encode(prompt, template_kwargs), params or self.default_params)
 
     def start(
-        self, tokens: list[int], params: SamplingParams, put: Callable[[Token | Finish | BaseException], None]
+        self,
+        tokens: list[int],
+        params: SamplingParams,
+        put: Callable[[Token | Progress | Finish | BaseException], None],
+        progress: bool = False,
     ) -> "Continuation":
         """Asks for the continuation of token ids, for callers that wait in their own way, and returns at once. On rank 0 alone.
 
         put is called on the engine's thread, which waits for it, with each Token and then the Finish, or with an exception: it
-        hands them over and does nothing else. Setting `cancelled` of what is returned ends it, with a Finish too.
+        hands them over and does nothing else. Setting `cancelled` of what is returned ends it, with a Finish too. progress: put
+        gets the prompt's Progress as well, after each Step that had some of it.
         """
         from numatp.engine.sequence import Continuation
 
         self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
-        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size)
+        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress)
         self._service.submit(sequence)
         return sequence
 
@@ -360,18 +367,23 @@ class LLM:
     @property
     def steps(self) -> int:
         """That the engine has done."""
-        return self._service.steps
+        return self.counts.steps
 
     @property
     def step_seconds(self) -> float:
         """That the Step under way has taken until now, 0 if there is none. The engine is not asked."""
-        began = self._service.step_began
+        began = self.counts.step_began
         return time.monotonic() - began if began else 0.0
 
     @property
     def pids(self) -> list[int]:
         """The process of every rank."""
         return self._service.started.pids
+
+    @property
+    def counts(self) -> Counts:
+        """What runs, waits and was done, as of the last Step; on rank 0, from any thread, without asking the engine."""
+        return self._service.counts
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank at once."""
@@ -407,7 +419,7 @@ class Answer:
     def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
         from numatp.text.stream import TextStream
 
-        self._queue: SimpleQueue[Token | Finish | BaseException] = SimpleQueue()
+        self._queue: SimpleQueue[Token | Progress | Finish | BaseException] = SimpleQueue()
         self._text = TextStream(llm.tokenizer, params.stops, tokens)
         self.sequence = llm.start(tokens, params, self._queue.put)
         self.token_ids: list[int] = []
@@ -433,6 +445,7 @@ class Answer:
                     if self._text.stopped:
                         self.sequence.cancelled.set()
                 else:
+                    assert isinstance(item, Finish)  # Progress was not asked for
                     self.finish = replace(item, reason="stop") if self._text.stopped else item
                     piece = self._text.finish()
                 if piece.text:
@@ -448,5 +461,5 @@ class Answer:
         f = self.finish
         return Output(
             texts["answer"], self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds,
-            texts["reasoning"],
+            texts["reasoning"], f.cached_tokens,
         )  # fmt: skip

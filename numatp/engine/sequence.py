@@ -8,7 +8,7 @@ from threading import Event
 
 from numatp.engine.cache import Tables
 from numatp.engine.sampling import SamplingParams
-from numatp.engine.token import Finish, Reason, Token
+from numatp.engine.token import Finish, Progress, Reason, Token
 from numatp.program.step import Span
 
 
@@ -41,18 +41,24 @@ class Sequence:
         """At most `room` of the tokens that are not done; by then they will be."""
         raise NotImplementedError
 
+    def finish(self, reason: Reason) -> Finish:
+        """How it ended, if not with all that was asked for."""
+        return Finish(reason, len(self.tokens), 0.0, 0, 0.0)
+
 
 @dataclass(eq=False)
 class Continuation(Sequence):
-    """Continues a prompt: put() gets each Token and then the Finish."""
+    """Continues a prompt: put() gets each Token and then the Finish; before them Progress, where it was asked for."""
 
     params: SamplingParams
     stop_ids: frozenset[int]
     vocab: int | None = None  # tokens that may be drawn: those below it; None is all that the model has
+    progress: bool = False  # whether put() gets the prompt's Progress
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
         self.random = Random(self.params.seed)
+        self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
         self._began = self._first_token = 0.0
 
@@ -72,6 +78,16 @@ class Continuation(Sequence):
         tables = self.tables.prepare(first, len(tokens))
         return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
 
+    @property
+    def in_prompt(self) -> bool:
+        """Whether its next Step has some of the prompt."""
+        return self.done < self.prompt_tokens
+
+    def tell_progress(self) -> None:
+        """After a Step that had some of its prompt."""
+        if self.progress:
+            self.put(Progress(min(self.done, self.prompt_tokens), self.cached_tokens, self.prompt_tokens))
+
     def take(self, token: Token) -> Reason | None:
         """The token that follows; why it is the last, if it is."""
         self._first_token = self._first_token or time.perf_counter()
@@ -85,13 +101,15 @@ class Continuation(Sequence):
 
     def finish(self, reason: Reason) -> Finish:
         now = time.perf_counter()
-        first = self._first_token or now
-        return Finish(reason, self.prompt_tokens, first - self._began, max(self.done - self.prompt_tokens, 0), now - first)
+        began, first = self._began or now, self._first_token or now
+        decoded = max(self.done - self.prompt_tokens, 0)
+        return Finish(reason, self.prompt_tokens, first - began, decoded, now - first, self.cached_tokens)
 
 
 @dataclass(eq=False)
 class Scoring(Sequence):
-    """The log-probabilities of the last `count` tokens, each after all before it: put() gets them as a list of float."""
+    """The log-probabilities of the last `count` tokens, each after all before it: put() gets them as a list of float, or a Finish
+    if that was cancelled."""
 
     count: int
 

@@ -9,6 +9,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from numatp.engine.counts import Counts
 from numatp.engine.job import Job
 from numatp.engine.start import StartedRank, start_ranks
 from numatp.errors import MachineError, NumatpError, RankError, UserError
@@ -48,12 +49,12 @@ class Service:
 
     def __init__(self, job: Job, ranks: int | None, progress: Callable[[int, int], None] = lambda done, total: None):
         self.started: StartedRank = start_ranks(job, ranks, self.WORKER)
+        self.counts = Counts()  # written by the engine's thread, read by any
         self._pid = os.getpid()
         self._inbox: SimpleQueue[Sequence | Call | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
-        self.steps, self.step_began = 0, 0.0  # Steps that are done; when the one under way began (time.monotonic), 0 for none
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
         try:
             self._thread.start()
@@ -128,7 +129,7 @@ class Service:
                 if self.rank:
                     engine.serve()
                 else:
-                    self._serve_requests(engine, Scheduler(engine))
+                    self._serve_requests(engine, Scheduler(engine, self.counts))
             finally:
                 engine.close()
         except BaseException as error:
@@ -159,10 +160,10 @@ class Service:
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:
-                    self.step_began = time.monotonic()
+                    self.counts.step_began = time.monotonic()
                     scheduler.step()
-                    self.steps += 1
-                    self.step_began = 0.0
+                    self.counts.steps += 1
+                    self.counts.step_began = 0.0
         except BaseException as error:
             scheduler.fail(error)
             raise

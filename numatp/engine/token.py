@@ -15,6 +15,15 @@ class Token(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Of a prompt that takes several Steps, where somebody asked for it: after each of them, before the first token."""
+
+    done: int  # tokens of the prompt, those in the cache included
+    cached: int  # tokens that were found in the cache
+    total: int
+
+
+@dataclass(frozen=True)
 class Finish:
     """The end of a continuation. decoded_tokens: Steps that were fed a generated token, one less than the tokens."""
 
@@ -23,3 +32,4 @@ class Finish:
     prompt_seconds: float  # from its first Step to its first token
     decoded_tokens: int
     decode_seconds: float
+    cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
