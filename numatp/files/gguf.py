@@ -18,6 +18,7 @@ from numatp.files.gguf_header import (
     BOOL,
     KINDS,
     SCALARS,
+    SMALLEST,
     STRING,
     U32,
     U64,
@@ -57,6 +58,7 @@ class Metadata(Mapping[str, Value]):
         self._places = places
         self._decoded: dict[str, Sequence[Value]] = {}
         self._replaced: dict[str, int] = {}
+        self._shortened: dict[str, LazyArray] = {}
 
     def __getitem__(self, key: str) -> Value:
         entry = self.entries[key]
@@ -70,12 +72,22 @@ class Metadata(Mapping[str, Value]):
         """The kind and the value as they are in the file."""
         if key in self._replaced:
             return U32.pack(INT) + SCALARS[INT].pack(self._replaced[key])
+        if key in self._shortened:
+            array = self._shortened[key]
+            items = self._header[array.start : array.start + array.count * SMALLEST[array.kind]]
+            return U32.pack(ARRAY) + U32.pack(array.kind) + U64.pack(array.count) + items
         start, end = self._places[key]
         return self._header[start:end]
 
     def replace(self, key: str, value: int) -> None:
         """From now on the key has this value."""
         self.entries[key] = self._replaced[key] = value
+
+    def shorten(self, key: str, count: int) -> None:
+        """From now on the array of numbers has its first `count` only."""
+        entry = self.entries[key]
+        assert isinstance(entry, LazyArray) and entry.kind in SCALARS and count <= entry.count
+        self.entries[key] = self._shortened[key] = replace(entry, count=count)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -162,6 +174,10 @@ def leave_out_further_layers(file: GGUFFile) -> None:
     file.tensors = kept
     file.metadata.replace(f"{name}.block_count", own)
     file.metadata.replace(f"{name}.nextn_predict_layers", 0)
+    for key, entry in file.metadata.entries.items():
+        of_layers = key.startswith(f"{name}.") and not key.startswith(f"{name}.rope.")
+        if of_layers and isinstance(entry, LazyArray) and entry.kind in SCALARS and entry.count == layers:
+            file.metadata.shorten(key, own)
 
 
 def part_name(name: str, part: int, parts: int) -> str:

@@ -81,7 +81,7 @@ def read_experts(file: ModelFile) -> dict[str, int | Cut]:
     """Sizes of a model with experts."""
     name = file.text("general.architecture")
     experts, used = file.count(f"{name}.expert_count"), file.count(f"{name}.expert_used_count")
-    expert_ffn = file.count(f"{name}.expert_feed_forward_length")
+    expert_ffn = file.count_of_layers(f"{name}.expert_feed_forward_length")
     if used > experts or expert_ffn % COLUMN_UNIT:
         file.fail(f"claims {used} of {experts} experts of {expert_ffn} for each token; convert the model again")
     return {"experts": experts, "expert_ffn": cut_columns(expert_ffn)}

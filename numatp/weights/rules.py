@@ -5,7 +5,9 @@ dimension, all else is whole.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import Literal
 
@@ -21,6 +23,9 @@ from numatp.weights.splits import Sizes, Split
 
 # What --quantize makes of matrices of floats: the type for rows of whole super-blocks of 256, and for others.
 QUANTIZED = {"none": None, "q8": ("Q8_0", "Q8_0"), "q4": ("Q4_K", "Q4_0")}
+
+# What converters may store as one tensor, the parts below each other; of stacked matrices, the parts of each.
+FUSED = {"attn_qkv": ("attn_q", "attn_k", "attn_v"), "ffn_gate_up_exps": ("ffn_gate_exps", "ffn_up_exps")}
 
 Kind = Literal["matrix", "router", "embedding", "head", "vector", "table"]
 MATRICES = ("matrix", "router", "embedding", "head")  # in tiles, for products; the others are floats
@@ -135,6 +140,29 @@ def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
     return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the file has a tensor: alone, or in one with others above and below it."""
+
+    stored: str  # the tensor that the file has, by GGUF's name
+    before: int = 0  # rows (of each stacked matrix), or values of a vector
+    whole: int | None = None  # rows of all together
+
+
+def _places(file: ModelFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+    """By name, for what rules want and the file has. shapes: by name, of all that they want."""
+    places = {name: Place(name) for name in shapes if name in file.tensors}
+    for stored in file.tensors.keys() - shapes.keys():
+        prefix, _, last = stored.rpartition(".")  # "blk.0.attn_qkv" and "weight"
+        block, _, fused = prefix.rpartition(".")
+        parts = [f"{block}.{part}.{last}" for part in FUSED.get(fused, ())]
+        if parts and all(part in shapes and part not in places for part in parts):
+            heights = [shapes[part][-2:][0] for part in parts]
+            for part, before in zip(parts, accumulate(heights, initial=0), strict=False):
+                places[part] = Place(stored, before, sum(heights))
+    return places
+
+
 def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str:
     """The GGUF type that a tensor becomes in memory."""
     if not rule.in_tiles or rule.kind == "router" or info.type not in FLOATS:
@@ -152,41 +180,52 @@ def cut(file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
     """
-    unused = file.tensors.keys() - {rule.name for rule in rules}
+    places = _places(file, {rule.name: whole_shape(rule, sizes) for rule in rules})
+    unused = file.tensors.keys() - {place.stored for place in places.values()}
     if unused:
         called = file.called(min(unused))
         file.fail(f"tensor {quote(called)} is not part of this architecture as numatp knows it; use another model")
     slices, offset = [], 0
     for rule in rules:
-        info = file.tensors.get(rule.name)
-        if info is None:
+        place = places.get(rule.name)
+        if place is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
-        slices.append(_slice(info, rule, sizes, split, quantize, offset))
+        slices.append(_slice(file.tensors[place.stored], place, rule, sizes, split, quantize, offset))
         offset += slices[-1].num_bytes
     return slices, offset
 
 
-def _slice(info: TensorInfo | Assembled, rule: Rule, sizes: Sizes, split: Split, quantize: str, offset: int) -> Slice:
-    expected = whole_shape(rule, sizes)
+def _slice(info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes, split: Split, quantize: str, offset: int) -> Slice:
+    expected = list(whole_shape(rule, sizes))
+    axis = max(len(expected) - 2, 0)  # of the rows, or of a vector's values
+    expected[axis] = place.whole or expected[axis]
     # Writers may drop leading dimensions of 1.
     if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
-        raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {expected}")
+        raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {tuple(expected)}")
     format = quants.format_of(_computed_in(info, rule, quantize), info.name)
     (columns,) = _extent(rule.shape[-1], sizes, split)
     rows = _extent(rule.shape[-2], sizes, split, rule.part) if len(rule.shape) > 1 else [range(1)]
     stacked = 1
-    if rule.stack:
+    if len(rule.shape) == 1:
+        columns = _moved(columns, place.before)
+    elif rule.stack:
         (things,), (own,), height = _extent(rule.shape[0], sizes, split), rows, expected[1]
         stacked = len(things)
-        rows = [range(i * height + own.start, i * height + own.stop) for i in things]
+        rows = [_moved(own, i * height + place.before) for i in things]
         if len(own) == height:
             rows = [range(things.start * height, things.stop * height)]
+    else:
+        rows = [_moved(own, place.before) for own in rows]
     if rule.in_tiles:
         if any(edge % UNIT for edge in (expected[-1], columns.start, columns.stop)):
             raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
         if any(len(some) % TILE_ROWS for some in rows[:-1]) or (stacked > 1 and sum(map(len, rows)) // stacked % TILE_ROWS):
             raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
     return Slice(rule, info, format, rows, columns, stacked, offset)
+
+
+def _moved(some: range, by: int) -> range:
+    return range(some.start + by, some.stop + by)
 
 
 def notes(slices: list[Slice]) -> list[str]:
