@@ -20,10 +20,11 @@ from numatp.engine.service import Service
 from numatp.engine.token import Finish, Progress, Token
 from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
+from numatp.text.parts.piece import Piece, ToolCall
 
 if TYPE_CHECKING:
     from numatp.engine.sequence import Continuation
-    from numatp.text.stream import Piece
+    from numatp.text.parts.formats import Parts
 
 log = logging.getLogger("numatp")
 log.addHandler(logging.NullHandler())  # or Python would print warnings that nobody asked to see
@@ -43,8 +44,14 @@ class Output:
     prompt_seconds: float  # until the first token
     decoded_tokens: int
     decode_seconds: float
-    reasoning: str = ""  # what a model with channels (gpt-oss) says before its answer
+    reasoning: str = ""  # what the model says to itself before its answer
     cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "Output":
+        """From what asdict gave, after a way through JSON."""
+        return cls(**{**told, "tool_calls": tuple(ToolCall(*call) for call in told["tool_calls"])})
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,11 @@ def _items(given: Any) -> list[Any]:
     if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
         raise UserError(f"a prompt is a text or a list of token ids, and not {type(given).__name__}")
     return list(given)
+
+
+def _is_chat(prompt: Prompt) -> bool:
+    """Whether a text, or a list, is one of messages."""
+    return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
 def count_pages(service: Service) -> list[RankPages]:
@@ -274,7 +286,10 @@ class LLM:
             raise UserError(f"params are SamplingParams(...), and not {type(params).__name__}")
         if not isinstance(template_kwargs, Mapping | None):
             raise UserError(f"template_kwargs are a dict of what the chat template reads, and not {type(template_kwargs).__name__}")
-        return Answer(self, self.encode(prompt, template_kwargs), params or self.default_params)
+        prompt = prompt if isinstance(prompt, str) else _items(prompt)
+        tokens = self.encode(prompt, template_kwargs)
+        parts = self.tokenizer.parts(template_kwargs) if _is_chat(prompt) else None
+        return Answer(self, tokens, params or self.default_params, parts)
 
     def start(
         self,
@@ -301,7 +316,7 @@ class LLM:
         if isinstance(prompt, str):
             return self.tokenizer.encode(prompt)
         items = _items(prompt)
-        if items and isinstance(items[0], Mapping):
+        if _is_chat(items):
             return self.tokenizer.encode_chat(items, template_kwargs)
         for item in items:
             if not isinstance(item, Integral) or isinstance(item, bool):  # a float would lose its fraction in silence
@@ -409,18 +424,19 @@ class LLM:
             return [answer.output() for answer in submit()]
 
         return self._collectively(
-            call, work, lambda outputs: [asdict(output) for output in outputs], lambda told: [Output(**one) for one in told]
-        )
+            call, work, lambda outputs: [asdict(output) for output in outputs],
+            lambda told: [Output.from_json(one) for one in told],
+        )  # fmt: skip
 
 
 class Answer:
     """A text under way: iterate over its pieces, or take the whole as an Output."""
 
-    def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams):
+    def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams, parts: "Parts | None" = None):
         from numatp.text.stream import TextStream
 
         self._queue: SimpleQueue[Token | Progress | Finish | BaseException] = SimpleQueue()
-        self._text = TextStream(llm.tokenizer, params.stops, tokens)
+        self._text = TextStream(llm.tokenizer, params.stops, tokens, parts)
         self.sequence = llm.start(tokens, params, self._queue.put)
         self.token_ids: list[int] = []
         self.finish: Finish | None = None
@@ -428,10 +444,10 @@ class Answer:
     def __iter__(self) -> Iterator[str]:
         """The answer, without the model's reasoning."""
         with closing(self.pieces()) as pieces:
-            yield from (piece.text for piece in pieces if piece.part == "answer")
+            yield from (piece.text for piece in pieces if piece.text and piece.part == "answer")
 
-    def pieces(self) -> "Generator[Piece]":
-        """The answer and the model's reasoning, in the order in which they are said."""
+    def pieces(self) -> Generator[Piece]:
+        """The answer, the model's reasoning and its calls of tools, in the order in which they are said."""
         try:
             while self.finish is None:
                 item = self._queue.get()
@@ -441,25 +457,26 @@ class Answer:
                     if self._text.stopped:
                         continue  # tokens that were under way when the stop text was seen
                     self.token_ids.append(item.id)
-                    piece = self._text.push(item.id)
+                    pieces = self._text.push(item.id)
                     if self._text.stopped:
                         self.sequence.cancelled.set()
                 else:
                     assert isinstance(item, Finish)  # Progress was not asked for
                     self.finish = replace(item, reason="stop") if self._text.stopped else item
-                    piece = self._text.finish()
-                if piece.text:
-                    yield piece
+                    pieces = self._text.finish()
+                yield from pieces
         finally:
             self.sequence.cancelled.set()
 
     def output(self) -> Output:
         texts = {"answer": "", "reasoning": ""}
+        calls: tuple[ToolCall, ...] = ()
         for piece in self.pieces():
             texts[piece.part] += piece.text
+            calls += piece.calls
         assert self.finish
         f = self.finish
         return Output(
             texts["answer"], self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds,
-            texts["reasoning"], f.cached_tokens,
+            texts["reasoning"], f.cached_tokens, calls,
         )  # fmt: skip

@@ -37,7 +37,7 @@ def ids_of(tokenizer, text):
 
 
 def streamed(stream, ids):
-    pieces = [*map(stream.push, ids), stream.finish()]
+    pieces = [piece for some in (*map(stream.push, ids), stream.finish()) for piece in some]
     return {part: "".join(piece.text for piece in pieces if piece.part == part) for part in ("answer", "reasoning")}
 
 
@@ -57,7 +57,7 @@ def test_an_answer_that_goes_on_where_the_prompt_ends():
         ("a text without marks", "answer"),
     ):
         stream = TextStream(tokenizer, (), ids_of(tokenizer, prompt))
-        assert stream.push(ids_of(tokenizer, "x")[0]) == Piece("x", part), prompt
+        assert stream.push(ids_of(tokenizer, "x")[0]) == [Piece("x", part)], prompt
 
 
 def test_a_model_without_channels_says_all():
@@ -75,8 +75,8 @@ def test_characters_that_are_cut_where_a_channel_ends():
 def test_a_stop_text_ends_the_answer():
     tokenizer = vocabulary(MARKS)
     stream = TextStream(tokenizer, ["aab"])
-    pieces = [stream.push(id).text for id in ids_of(tokenizer, "aaabaab")]
-    assert (pieces, stream.stopped, stream.finish().text) == (["", "", "a", "", "", "", ""], True, "")
+    pieces = [stream.push(id) for id in ids_of(tokenizer, "aaabaab")]
+    assert (pieces, stream.stopped, stream.finish()) == ([[], [], [Piece("a")], [], [], [], []], True, [])
     stream = TextStream(tokenizer, ["aab"])
     assert streamed(stream, ids_of(tokenizer, "xaa"))["answer"] == "xaa" and not stream.stopped
 

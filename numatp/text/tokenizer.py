@@ -15,6 +15,7 @@ from numatp.files.gguf import GGUFFile, read_gguf
 from numatp.files.gguf_header import quote
 from numatp.text import words
 from numatp.text.chat_template import render_chat
+from numatp.text.parts.formats import Parts
 from numatp.text.shield import Names, Shield
 
 if TYPE_CHECKING:
@@ -163,6 +164,10 @@ class Tokenizer:
     def render_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> str:
         """The prompt for an answer to `messages` (see chat_template.py). UserError if the model has no chat template."""
         return self._render(self._template(arguments), messages, arguments)
+
+    def parts(self, arguments: Mapping[str, Any] | None = None) -> Parts:
+        """How the answer to such a chat is written, for TextStream. arguments: the template's, `tools` among them."""
+        return Parts(self._template(arguments), tuple((arguments or {}).get("tools") or ()))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> list[int]:
         """The ids of that prompt. Special tokens are those of the template alone: a name of one in a message is text."""
