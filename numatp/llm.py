@@ -307,6 +307,7 @@ class LLM:
         from numatp.engine.sequence import Continuation
 
         self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
+        self._check_tokens(params.logit_bias)
         sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress)
         self._service.submit(sequence)
         return sequence
@@ -326,11 +327,15 @@ class LLM:
 
     def check_length(self, tokens: list[int], room: int = 0) -> None:
         """UserError for tokens that are none of the model's, or that leave no `room` in the context."""
-        limit, vocab = self.place.context, self.tokenizer.vocab_size
+        limit = self.place.context
         if not tokens:
             raise UserError("the prompt is empty: give some text")
         if len(tokens) + room > limit:
             raise UserError(f"the prompt has {len(tokens)} tokens, the context {limit}: a shorter prompt or a larger -c (ctx)")
+        self._check_tokens(tokens)
+
+    def _check_tokens(self, tokens: Iterable[int]) -> None:
+        vocab = self.tokenizer.vocab_size
         for token in tokens:
             if not 0 <= token < vocab:
                 raise UserError(f"token {token} is outside the model's vocabulary of {vocab}")

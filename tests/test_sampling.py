@@ -2,18 +2,19 @@
 
 import json
 import re
-from dataclasses import astuple
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from support.commands import numatp
 
-from numatp.engine.sampler import Choice, Sampler
+from numatp.engine.chooser import Chooser, uniform
+from numatp.engine.sampler import PAIR, Choice, Sampler
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.errors import UserError
 from numatp.files.gguf_writer import GGUFWriter, new_file
 from numatp.files.recommended import encoded_sampling
-from numatp.kernels.sampling import NO_NUMBERS
+from numatp.kernels.sampling import NO_NUMBERS, NO_TOKEN
 
 VOCAB, DRAWS = 300, 4000
 
@@ -40,7 +41,11 @@ def sampler(logits):
     """Of a copy of the rows, whose last columns must not be looked at."""
     padded = np.full((len(logits), logits.shape[1] + 5), 1e9, np.float32)
     padded[:, : logits.shape[1]] = logits
-    return Sampler(padded, np.array([len(logits)], np.int64), logits.shape[1])
+    return Sampler(padded, logits.shape[1])
+
+
+def pairs(values):
+    return np.array([*values.items()], PAIR)
 
 
 def drawn(logits, params, tokens=()):
@@ -83,6 +88,82 @@ def test_a_penalty_counts_once_and_only_for_the_last_64():
     assert sampler(logits[:, 2:]).choose([Choice(SamplingParams(0, repeat_penalty=1.6), 0, [0])]) == [1]
 
 
+@pytest.mark.parametrize(("repeat", "presence", "frequency"), [(1, 1.5, 0), (1, 0, 0.7), (1.2, -2, 0.25), (1, 0.5, -0.1)])
+def test_penalties_of_openai_count_what_was_generated(repeat, presence, frequency):
+    """Its reference's formula: logit[j] -= count[j] * frequency + (count[j] > 0) * presence. The repeat penalty comes before."""
+    rng = np.random.default_rng(4)
+    logits, generated = (rng.standard_normal(VOCAB) * 2).astype(np.float32), rng.integers(0, 80, 200).tolist()
+    params = SamplingParams(1.0, 0, 1.0, 0.0, repeat, presence_penalty=presence, frequency_penalty=frequency)
+    chooser = Chooser(params, frozenset(), None)
+    for token in generated:
+        chooser.take(token)
+    prompt = [150, 150, 151]
+    counts, changed = np.bincount(generated, minlength=VOCAB), logits.astype(np.float64)
+    for token in set((prompt + generated)[-64:]):
+        changed[token] = changed[token] / repeat if changed[token] > 0 else changed[token] * repeat
+    changed -= counts * frequency + (counts > 0) * presence
+    wanted = np.exp(changed) / np.exp(changed).sum()
+    choices = [replace(chooser.choice(prompt + generated), uniform=(i + 0.5) / DRAWS) for i in range(DRAWS)]
+    often = np.bincount(sampler(np.repeat(logits[None], DRAWS, 0)).choose(choices), minlength=VOCAB) / DRAWS
+    assert np.abs(often - wanted).max() <= 1.5 / DRAWS
+
+
+def test_biases_add_to_logits_and_change_nothing_in_the_window():
+    logits = (np.random.default_rng(5).standard_normal((1, VOCAB))).astype(np.float32)
+    there = sampler(logits)
+    before = there._logits.copy()
+    biases = {int(np.argmax(logits)): -100.0, 7: 50.0, 9: 100.0}
+    choice = Choice(SamplingParams(0, repeat_penalty=1.1, presence_penalty=1), 0, [9], None, pairs(biases), pairs({9: 1.0}))
+    assert there.choose([choice]) == [9]
+    assert np.array_equal(there._logits, before)
+    params = SamplingParams(1.0, 0, 1.0, 0.0, logit_bias={3: 2.0})
+    often = np.bincount(sampler(np.zeros((DRAWS, 4), np.float32)).choose(
+        [Choice(params, (i + 0.5) / DRAWS, [], None, pairs(params.logit_bias)) for i in range(DRAWS)]
+    ))  # fmt: skip
+    assert often / DRAWS == pytest.approx(np.exp([0, 0, 0, 2]) / np.exp([0, 0, 0, 2]).sum(), abs=1.5 / DRAWS)
+
+
+@pytest.mark.parametrize("params", [
+    SamplingParams(0, min_tokens=3), SamplingParams(5.0, 0, 1.0, 0.0, min_tokens=3),
+    SamplingParams(5.0, 0, 0.99, 0.0, min_tokens=3),
+])  # fmt: skip
+def test_no_end_of_text_before_min_tokens(params):
+    logits = np.full((1, VOCAB), -50, np.float32)
+    logits[0, [5, 250]] = 50
+    chooser = Chooser(params, frozenset([5, 250]), None)
+    for taken in range(5):
+        [token] = sampler(logits).choose([chooser.choice([1] * taken)])
+        assert (token in (5, 250)) == (taken >= 3)
+        chooser.take(1)
+    ignored = Chooser(replace(params, ignore_eos=True), frozenset([5, 250]), None)
+    assert sampler(logits).choose([ignored.choice([])])[0] in (5, 250)
+
+
+def test_where_no_token_may_be_chosen():
+    logits = np.zeros((3, 4), np.float32)
+    banned = pairs(dict.fromkeys(range(4), -np.inf))
+    for params in (SamplingParams(0), SamplingParams(1.0), SamplingParams(1.0, 0, 1.0, 0.0)):
+        choices = [Choice(params, 0.999, [], None, banned[:n]) for n in (3, 4, 2)]
+        assert sampler(logits).choose(choices)[:2] == [3, NO_TOKEN]
+
+
+def test_rows_in_any_order():
+    logits = np.eye(5, 7, dtype=np.float32)
+    assert sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3, rows=[4, 0, 4]) == [4, 0, 4]
+
+
+def test_the_number_that_decides_is_of_seed_and_position_alone():
+    numbers = [[uniform(seed, position) for position in range(2000)] for seed in (0, 1, -1, 2**70)]
+    assert len({number for row in numbers for number in row}) == 8000
+    assert all(0 <= number < 1 for row in numbers for number in row)
+    for row in numbers:
+        assert np.abs(np.histogram(row, 10, (0, 1))[0] - 200).max() < 5 * np.sqrt(180)  # five standard deviations
+    chooser = Chooser(SamplingParams(seed=1), frozenset(), None)
+    for number in numbers[1][:3]:
+        assert chooser.choice([1, 2, 3]).uniform == number
+        chooser.take(1)
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.inf, np.inf])
 def test_logits_that_are_no_numbers_give_no_token(bad):
     logits = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
@@ -116,11 +197,25 @@ def test_tokens_of_a_vocabulary_that_is_padded_are_never_drawn(params):
     ("name", "value"),
     [("temperature", -1), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0), ("top_p", 1.1), ("min_p", -0.1), ("min_p", 2),
      ("repeat_penalty", 0), ("max_tokens", -1), ("max_tokens", 1.5), ("max_tokens", True), ("top_k", 2.0), ("seed", 1.5),
-     ("seed", [1]), ("temperature", "0"), ("stop", 5), ("stop", [5])],
+     ("seed", [1]), ("temperature", "0"), ("stop", 5), ("stop", [5]), ("presence_penalty", 2.1), ("frequency_penalty", -2.1),
+     ("frequency_penalty", None), ("min_tokens", -1), ("min_tokens", None), ("min_tokens", 129), ("logprobs", 21),
+     ("logprobs", True), ("prompt_logprobs", -1)],
 )  # fmt: skip
 def test_values_that_make_no_sense(name, value):
     with pytest.raises(UserError, match=re.escape(f"{name} is {value!r} and must be")):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [({5: 101}, "logit_bias gives token 5 101 and must"), ({-1: 1}, "logit_bias gives token -1 1"), ({"5": 1}, "token '5' 1"),
+     ({5: float("nan")}, "gives token 5 nan"), ({5: None}, "token 5 None"), ([5], "must be at most 1024 token ids"),
+     (None, "at most"), (dict.fromkeys(range(1025), 1), "at most 1024")],
+)  # fmt: skip
+def test_biases_that_make_no_sense(given, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        SamplingParams(logit_bias=given)
+    assert SamplingParams(logit_bias={np.int64(3): np.float32(1)}).logit_bias == {3: 1.0}
 
 
 def test_what_the_authors_recommend(tmp_path):

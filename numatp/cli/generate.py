@@ -86,6 +86,9 @@ def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
 
 def sampling(params: SamplingParams) -> str:
     """What differs from the usual, because the user or the model's authors said so, and the seed."""
-    usual, names = SamplingParams(), ("temperature", "top_k", "top_p", "min_p", "repeat_penalty")
+    usual, names = (
+        SamplingParams(),
+        ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty"),
+    )
     said = [f"{name} {getattr(params, name):.4g}" for name in names if getattr(params, name) != getattr(usual, name)]
     return ", ".join([*said, f"seed {params.seed}"])

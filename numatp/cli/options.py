@@ -59,6 +59,15 @@ def within(name: str) -> Callable[[str], float]:
     return checked
 
 
+def logit_bias(text: str) -> tuple[int, float]:
+    """Like 15043+1 or 15043-1.5: a token's id and what is added to its logit."""
+    found = re.fullmatch(r"(\d+)([+-][^+-]+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a token id and a signed number; write it like 15043-1.5")
+    token, bias = int(found[1]), number(found[2])
+    return token, SamplingParams(logit_bias={token: bias}).logit_bias[token]
+
+
 def top_count(text: str) -> int:
     return max(whole(text), 0)
 
@@ -162,6 +171,16 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "--repeat-penalty", type=within("repeat_penalty"), metavar="X",
         help=f"of the last 64 tokens, 1: none ({own % p.repeat_penalty})",
     )  # fmt: skip
+    for kind, what in (("presence", "once"), ("frequency", "as often as it came")):
+        name = f"{kind}_penalty"
+        add(
+            f"--{kind}-penalty", type=within(name), metavar="X",
+            help=f"taken from the logit of each generated token, {what}, -2 to 2 ({own % getattr(p, name)})",
+        )  # fmt: skip
+    add(
+        "-l", "--logit-bias", type=logit_bias, action="append", default=[], metavar="TOKEN+BIAS",
+        help="add -100 to 100 to the logit of a token, e.g. 15043+1 or 15043-1.5; may be given several times",
+    )  # fmt: skip
     add("-s", "--seed", type=seed, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
@@ -208,12 +227,14 @@ def params_of(arguments: argparse.Namespace, usual: SamplingParams) -> SamplingP
     """usual: what holds where no option was given."""
     given = {
         "temperature": arguments.temp, "top_k": arguments.top_k, "top_p": arguments.top_p, "min_p": arguments.min_p,
-        "repeat_penalty": arguments.repeat_penalty,
+        "repeat_penalty": arguments.repeat_penalty, "presence_penalty": arguments.presence_penalty,
+        "frequency_penalty": arguments.frequency_penalty,
     }  # fmt: skip
     return replace(
         usual, **{name: value for name, value in given.items() if value is not None},
         seed=arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32),
         max_tokens=arguments.predict, stop=[unescape(arguments, text) for text in arguments.stop], ignore_eos=arguments.ignore_eos,
+        logit_bias=dict(arguments.logit_bias),
     )  # fmt: skip
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 from numatp.engine.counts import Counts
 from numatp.engine.engine import Engine
-from numatp.engine.sampler import Choice
 from numatp.engine.sequence import Continuation, Scoring, Sequence
 from numatp.engine.token import Reason, Token
 from numatp.errors import UserError
-from numatp.kernels.sampling import NO_NUMBERS
+from numatp.kernels.sampling import NO_NUMBERS, NO_TOKEN
 from numatp.program.step import Span
 
 
@@ -105,10 +104,13 @@ class Scheduler:
 
     def _choose(self, chosen: list[Continuation]) -> None:
         """The next token of each, in the order of the rows of logits."""
-        choices = [Choice(s.params, s.random.random(), s.tokens, s.vocab) for s in chosen]
+        choices = [s.chooser.choice(s.tokens) for s in chosen]
         for sequence, token in zip(chosen, self._engine.sampler.choose(choices), strict=True):
             if token == NO_NUMBERS:
                 self._fail_damaged(sequence)
+                continue
+            if token == NO_TOKEN:
+                self._fail(sequence, UserError("no token may follow here: what was asked for leaves none"))
                 continue
             self._counts.generated_tokens += 1
             if reason := sequence.take(Token(token)):
@@ -129,9 +131,12 @@ class Scheduler:
     # ------------------------------------------------------------ ends
 
     def _fail_damaged(self, sequence: Sequence) -> None:
-        self._leave(sequence)
         why = "it computes no numbers for what follows this text: damaged; download or convert it again"
-        sequence.put(UserError(f"{self._engine.job.model}: {why}"))
+        self._fail(sequence, UserError(f"{self._engine.job.model}: {why}"))
+
+    def _fail(self, sequence: Sequence, error: UserError) -> None:
+        self._leave(sequence)
+        sequence.put(error)
 
     def _end(self, sequence: Sequence, reason: Reason) -> None:
         finish = sequence.finish(reason)

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 from threading import Event
 
 from numatp.engine.cache import Tables
+from numatp.engine.chooser import Chooser
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Progress, Reason, Token
 from numatp.program.step import Span
@@ -57,7 +57,7 @@ class Continuation(Sequence):
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
-        self.random = Random(self.params.seed)
+        self.chooser = Chooser(self.params, self.stop_ids, self.vocab)
         self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
         self._began = self._first_token = 0.0
@@ -96,6 +96,7 @@ class Continuation(Sequence):
         if len(self.tokens) >= self.limit:  # the prompt alone was asked for
             return "length"
         self.tokens.append(token.id)
+        self.chooser.take(token.id)
         self.put(token)
         return "length" if len(self.tokens) >= self.limit else None
 

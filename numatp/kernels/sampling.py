@@ -1,34 +1,69 @@
-"""Choosing the next token from the logits, in the order of llama.cpp: penalty, top-k, top-p, min-p, temperature, draw."""
+"""Choosing the next token from the logits, in the order of llama.cpp: biases, penalties, top-k, top-p, min-p, temperature, draw."""
 
 import math
 
-from numatp.kernels.compile import device, kernel
+from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.simd import (
     load_f32,
     load_f32x16,
     load_f64,
     load_i64,
+    load_pointer,
     offset,
     splat_f32,
     store_f32,
+    store_f32x16,
     store_i64,
     sum_f32x16,
 )
 
 NO_NUMBERS = -1  # instead of a token, where a logit is infinite or not a number
+NO_TOKEN = -2  # instead of a token, where none may be chosen
 RECENT = 64  # tokens that the repeat penalty looks back on
-# One choice is a row of 8-byte fields.
-TEMPERATURE, TOP_K, TOP_P, MIN_P, PENALTY, UNIFORM, NUM_RECENT, VOCAB, FIELDS = range(9)
+LOWEST = -3.4028234663852886e38  # of float32 but for -inf, which a token has that may not be chosen
+# One choice is a row of 8-byte fields (engine/sampler.py: CHOICE). A pair is a token, int64, and a number, float64.
+ROW, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, UNIFORM, REPEAT, FREQUENCY, PRESENCE = range(10)
+RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, FIELDS = range(10, 17)
+PAIR_BYTES = 16
 
 
 @device
-def penalize(logits, recent, count, penalty):
+def copy_row(source, logits, vocab):
+    """From the window, so that what is there stays the model's own."""
+    whole = vocab // 16 * 16
+    for i in range(0, whole, 16):
+        store_f32x16(logits, i, load_f32x16(source, i))
+    for i in range(whole, vocab):
+        store_f32(logits, i, load_f32(source, i))
+
+
+@device
+def add_biases(logits, vocab, biases, count):
+    """-inf for what may not be chosen."""
+    for i in range(count):
+        pair = offset(biases, i * PAIR_BYTES)
+        token = load_i64(pair, 0)
+        if token < vocab:
+            store_f32(logits, token, load_f32(logits, token) + load_f64(pair, 1))
+
+
+@device
+def penalize_counts(logits, counts, count, frequency, presence):
+    """Takes from the logit of each generated token as OpenAI says: `presence` once, `frequency` as often as it came."""
+    for i in range(count):
+        pair = offset(counts, i * PAIR_BYTES)
+        token = load_i64(pair, 0)
+        store_f32(logits, token, load_f32(logits, token) - (load_f64(pair, 1) * frequency + presence))
+
+
+@device
+def penalize(logits, vocab, recent, count, penalty):
     """Makes each of the recent tokens less probable, once (Keskar et al. 2019, CTRL, section 4.1)."""
     for i in range(count):
         token, seen = load_i64(recent, i), False
         for j in range(i):
             seen = seen or load_i64(recent, j) == token
-        if not seen:
+        if not seen and token < vocab:
             logit = load_f32(logits, token)
             store_f32(logits, token, logit / penalty if logit > 0 else logit * penalty)
 
@@ -116,13 +151,12 @@ def keep_top_p(kept, count, logits, top, top_p):
 
 
 @device
-def draw(logits, vocab, choice, kept):
-    best = most_probable(logits, vocab)
+def draw(logits, vocab, best, choice, kept):
     top, k = float(load_f32(logits, best)), load_i64(choice, TOP_K)
     top_p, min_p, temperature = load_f64(choice, TOP_P), load_f64(choice, MIN_P), load_f64(choice, TEMPERATURE)
     end = keep_top_k(kept, logits, vocab, k if 0 < k < vocab else vocab)
     first = keep_top_p(kept, end, logits, top, top_p) if top_p < 1 else 0
-    floor = top + math.log(min_p) if min_p > 0 else -math.inf
+    floor = max(top + math.log(min_p), LOWEST) if min_p > 0 else LOWEST
     total = 0.0
     for i in range(first, end):
         logit = load_f32(logits, load_i64(kept, i))
@@ -140,25 +174,58 @@ def draw(logits, vocab, choice, kept):
     return last
 
 
+@device
+def change(logits, choice):
+    """Makes tokens more or less probable, as the choice says; `logits` are its own."""
+    vocab, repeat = load_i64(choice, VOCAB), load_f64(choice, REPEAT)
+    add_biases(logits, vocab, load_pointer(choice, PAIRS_BIAS), load_i64(choice, NUM_BIASES))
+    if repeat != 1:
+        penalize(logits, vocab, load_pointer(choice, RECENT_TOKENS), load_i64(choice, NUM_RECENT), repeat)
+    penalize_counts(
+        logits,
+        load_pointer(choice, PAIRS_COUNT),
+        load_i64(choice, NUM_COUNTS),
+        load_f64(choice, FREQUENCY),
+        load_f64(choice, PRESENCE),
+    )
+
+
+@device
+def changes(choice):
+    return load_f64(choice, REPEAT) != 1 or load_i64(choice, NUM_BIASES) > 0 or load_i64(choice, NUM_COUNTS) > 0
+
+
+@device
+def choose(logits, choice, kept):
+    vocab = load_i64(choice, VOCAB)
+    best = most_probable(logits, vocab)
+    if load_f32(logits, best) < LOWEST:
+        return NO_TOKEN
+    return draw(logits, vocab, best, choice, kept) if load_f64(choice, TEMPERATURE) > 0 else best
+
+
 @kernel(
-    logits="pointer", stride="int", rows="pointer", choices="pointer", recent="pointer", kept="pointer", out="pointer"
+    logits="pointer", stride="int", count="int", choices="pointer", kept="pointer", kept_stride="int",
+    changed="pointer", changed_stride="int", out="pointer",
 )  # fmt: skip
 def sample(args, thread, threads):
-    """out[i], int64 = the token chosen from logits[i, :vocab] by choices[i], or NO_NUMBERS. One thread does it all.
+    """out[i], int64 = the token chosen by choices[i] from its row of logits, NO_NUMBERS or NO_TOKEN. Threads share the choices.
 
-    choices (rows, FIELDS): temperature (0: the most probable token), top-k (0: all), top-p, min-p, repeat penalty, a number from
-    [0, 1) that decides, how many of recent[i, :RECENT], int64, count, and vocab; `kept` holds vocab int64.
+    choices (count, FIELDS): the row and how many of its tokens there are; temperature (0: the most probable token), top-k (0: all),
+    top-p, min-p, a number from [0, 1) that decides; repeat penalty, and the address and number of the tokens it is for, int64; what
+    is added to logits, pairs; the generated tokens with their counts, pairs, and what is taken for them. Per thread: `kept`, int64,
+    and `changed`, float32, hold vocab.
     """
-    if thread == 0:
-        for row in range(load_i64(args.rows, 0)):
-            logits, choice = offset(args.logits, row * args.stride), offset(args.choices, row * FIELDS * 8)
-            penalty, vocab = load_f64(choice, PENALTY), load_i64(choice, VOCAB)
-            if not are_numbers(logits, vocab):
-                store_i64(args.out, row, NO_NUMBERS)
-                continue
-            if penalty != 1:
-                penalize(logits, offset(args.recent, row * RECENT * 8), load_i64(choice, NUM_RECENT), penalty)
-            if load_f64(choice, TEMPERATURE) > 0:
-                store_i64(args.out, row, draw(logits, vocab, choice, args.kept))
-            else:
-                store_i64(args.out, row, most_probable(logits, vocab))
+    first, last = share(args.count, thread, threads)
+    kept, changed = offset(args.kept, thread * args.kept_stride), offset(args.changed, thread * args.changed_stride)
+    for i in range(first, last):
+        choice = offset(args.choices, i * FIELDS * 8)
+        logits, vocab = offset(args.logits, load_i64(choice, ROW) * args.stride), load_i64(choice, VOCAB)
+        if not are_numbers(logits, vocab):
+            store_i64(args.out, i, NO_NUMBERS)
+        elif changes(choice):
+            copy_row(logits, changed, vocab)
+            change(changed, choice)
+            store_i64(args.out, i, choose(changed, choice, kept))
+        else:
+            store_i64(args.out, i, choose(logits, choice, kept))

@@ -137,7 +137,7 @@ def storer(numba_type, element_type, align):
 
 # The index counts elements; load_f32(p, 3) is the fourth float at p. Vectors may begin at any element.
 load_f32, store_f32 = loader(types.float32, FLOAT, 4), storer(types.float32, FLOAT, 4)
-load_f64 = loader(types.float64, DOUBLE, 8)
+load_f64, store_f64 = loader(types.float64, DOUBLE, 8), storer(types.float64, DOUBLE, 8)
 load_i64, store_i64 = loader(types.int64, INT64, 8), storer(types.int64, INT64, 8)
 load_i32, store_i32 = loader(types.int32, INT32, 4), storer(types.int32, INT32, 4)
 load_i16, store_i16 = loader(types.int16, INT16, 2), storer(types.int16, INT16, 2)
