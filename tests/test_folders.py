@@ -123,9 +123,25 @@ def test_older_keys_of_gemma3(tmp_path, kind):
     assert (got.rope.frequencies == wanted.rope.frequencies).all()
 
 
-def test_gemma3_with_bounded_logits_is_refused(tmp_path):
-    with pytest.raises(UserError, match="config.json: bounds its logits"):
-        gemma3_spec(golden_folders.write(tmp_path / "folder", "gemma3"), final_logit_softcapping=30.0)
+@pytest.mark.parametrize(("name", "keys"), [
+    ("gemma2", {"attn_logit_softcapping": "score_cap", "final_logit_softcapping": "logit_cap"}),
+    ("gemma3", {"final_logit_softcapping": "logit_cap"}),
+])  # fmt: skip
+def test_soft_caps(tmp_path, name, keys):
+    """A cap, none, and what is none; which keys change the logits is in test_config_keys.py."""
+    folder = golden_folders.write(tmp_path / "folder", name)
+    config = json.loads((folder / "config.json").read_text())
+
+    def read(key, cap):
+        (folder / "config.json").write_text(json.dumps(config | {key: cap}))
+        file, model = models.open_model(folder)
+        return getattr(model.read_spec(file), keys[key])
+
+    for key in keys:
+        assert (read(key, 50.0), read(key, 30), read(key, None)) == (50.0, 30.0, 0.0)
+        for bad in (-2.0, 1e-9, 1e9, "30"):
+            with pytest.raises(UserError, match=f"config.json: .*{key}"):
+                read(key, bad)
 
 
 def test_weights_that_are_no_numbers(tmp_path):

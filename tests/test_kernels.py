@@ -15,7 +15,7 @@ from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, delta, dot, exchange, gate, norm, rope
+from numatp.kernels import activation, bias, delta, dot, exchange, gate, norm, rope, softcap
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, conv_bytes
@@ -323,21 +323,22 @@ class Attention:
         v = (codes * d[..., None]).reshape(-1, self.kv_heads, size)
         return k[:length], v[:length], d[:length]
 
-    def weights(self, sequence, position, window, sinks=None):
+    def weights(self, sequence, position, window, sinks=None, cap=0):
         """The softmax's, float64 (heads, position + 1)."""
         q, k, _ = self.exact[sequence]
         keys = k[: position + 1].repeat(self.heads // self.kv_heads, 1)
         scores = np.einsum("thd,hd->ht", keys, q[position]) * 0.25
+        scores = cap * np.tanh(scores / cap) if cap else scores
         scores[:, : max(position + 1 - window, 0)] = -np.inf
         p = np.exp(scores - scores.max(-1, keepdims=True))
         return p / (p.sum(-1) + (np.exp(sinks - scores.max(-1)) if sinks is not None else 0))[:, None]
 
-    def wanted(self, sequence, position, window, sinks=None):
+    def wanted(self, sequence, position, window, sinks=None, cap=0):
         """float64 (heads, size)."""
         values = self.exact[sequence][2][: position + 1].repeat(self.heads // self.kv_heads, 1)
-        return np.einsum("ht,thd->hd", self.weights(sequence, position, window, sinks), values)
+        return np.einsum("ht,thd->hd", self.weights(sequence, position, window, sinks, cap), values)
 
-    def rounding(self, sequence, position, window):
+    def rounding(self, sequence, position, window, cap=0):
         """Standard deviation of the results (heads, size): with q8_0, weights times values' scales are rounded to int8, those of 32
         tokens with one scale; the error of a rounding is uniform.
         """
@@ -346,7 +347,7 @@ class Attention:
         group, units, blocks = self.heads // self.kv_heads, self.size // 32, position // 32 + 1
         scales = self.value_scales[sequence][: position + 1].repeat(group, 1)  # (tokens, heads, units)
         codes = self.exact[sequence][2][: position + 1].repeat(group, 1).reshape(-1, self.heads, units, 32) / scales[..., None]
-        products = self.weights(sequence, position, window).T[..., None] * scales
+        products = self.weights(sequence, position, window, cap=cap).T[..., None] * scales
         variance = 0
         for block in range(blocks):
             tokens = slice(block * 32, block * 32 + 32)
@@ -355,15 +356,15 @@ class Attention:
             variance = variance + step[..., None] ** 2 / 12 * (codes_seen**2).sum(0)
         return np.sqrt(variance).reshape(self.heads, self.size)
 
-    def check(self, out, spans, window=NO_WINDOW):
+    def check(self, out, spans, window=NO_WINDOW, cap=0):
         """out: what run() gave for spans."""
         rows = [(s, p + i) for s, n, p in spans for i in range(n)]
-        error = out - np.array([self.wanted(*row, window) for row in rows])
-        noise = np.array([self.rounding(*row, window) for row in rows])
+        error = out - np.array([self.wanted(*row, window, cap=cap) for row in rows])
+        noise = np.array([self.rounding(*row, window, cap) for row in rows])
         assert (np.abs(error) <= KEY_ROUNDING + 6 * noise).all()
         assert np.linalg.norm(error) <= KEY_ROUNDING * error.size**0.5 + 1.2 * np.linalg.norm(noise)
 
-    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None):
+    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None, cap=0):
         """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads."""
         heads = heads or range(self.heads)
         group = self.heads // self.kv_heads
@@ -385,7 +386,7 @@ class Attention:
             scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]), tables=self.tables,
             table_length=self.table_length, keys=self.cache[offset:], values=self.cache[offset + self.stride // 2 :],
             block_stride=self.stride, head_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts,
-            finished=finished, sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, out=out,
+            finished=finished, sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap, out=out,
         )  # fmt: skip
         assert (finished == 0).all()
         return out
@@ -407,12 +408,12 @@ KEY_ROUNDING = 2.0**-11
     [(6, 3, 32, "f16"), (4, 4, 48, "f16"), (7, 1, 64, "f16"), (20, 1, 16, "f16"), (12, 12, 16, "f16"), (6, 3, 32, "q8_0"),
      (4, 4, 96, "q8_0"), (20, 1, 64, "q8_0")],
 )  # fmt: skip
-@pytest.mark.parametrize("window", [NO_WINDOW, 100])
-def test_attention(heads, kv_heads, size, cache_type, window):
-    """Prompts, rows that follow a long past, and single rows of other sequences in one Step."""
+@pytest.mark.parametrize(("window", "cap"), [(NO_WINDOW, 0), (100, 0), (100, 1.5), (NO_WINDOW, 40)])
+def test_attention(heads, kv_heads, size, cache_type, window, cap):
+    """Prompts, rows that follow a long past, and single rows of other sequences in one Step; scores as they are and capped."""
     case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7, cache_type=cache_type)
     spans = [(1, 70, 0), (0, 1, 299), (2, 37, 93)]
-    case.check(case.run(spans, window), spans, window)
+    case.check(case.run(spans, window, cap=cap), spans, window, cap)
 
 
 # 20 heads of one KV head are more than are taken together; 3 of another rank's begin inside them.
@@ -543,6 +544,19 @@ def test_biases():
             bias.add_selected_bias, x=x, x_stride=64 * 4, rows=np.array([5]), width=48, select=select, bias=values, private=private
         )  # fmt: skip
         assert (x == wanted).all()
+
+
+def test_soft_cap():
+    """Of products whose columns threads share; what is no finite number does not become one."""
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32) * 20
+    x[0, :7] = 0, 1e-3, -1e-3, 1e9, -1e9, np.nan, np.inf
+    wanted = x.astype(np.float64)
+    wanted[:, :48] = 30 * np.tanh(wanted[:, :48] / 30)
+    call(softcap.cap_columns, x=x, x_stride=64 * 4, rows=np.array([5]), width=40, cap=30)
+    assert np.isnan(x[0, 5:7]).all()
+    wanted[0, 5:7] = x[0, 5:7] = 0
+    assert np.abs(x - wanted).max() <= 4 * EPSILON * 30
+    assert (x[:, 48:] == wanted[:, 48:]).all()
 
 
 @pytest.mark.parametrize("private", [0, 1])

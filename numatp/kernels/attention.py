@@ -35,6 +35,7 @@ from numatp.kernels.simd import (
     store_i64,
     sum_f32x16,
 )
+from numatp.kernels.softcap import cap_rows
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
 LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
@@ -115,6 +116,8 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
     values, next_values = offset(args.values, place), offset(args.values, next_place)
     tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
     with_rows(count, cache.score, scratch, state, keys, args.head_size, next_keys)
+    if args.cap > 0:
+        cap_rows(scratch, SCORES_PITCH, count, CACHE_BLOCK, args.cap * float32(LOG2_E))
     for m in range(count):
         seen = position + m * step + 1 - block * CACHE_BLOCK
         unseen, row_scores = seen - args.window, offset(scratch, m * SCORES_PITCH)
@@ -251,12 +254,13 @@ def attend_row(args, scratch, table, sequence, row, position, first_kv_head, las
     q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
     group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer", table_length="int",
     keys="pointer", values="pointer", block_stride="int", head_bytes="int", scratch="pointer", scratch_stride="int",
-    parts="pointer", finished="pointer", sinks="pointer", sunk="int", out="pointer",
+    parts="pointer", finished="pointer", sinks="pointer", sunk="int", cap="float", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
     """out (rows, heads, head_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
 
-    sunk: the softmax of each head has one more term, exp(sinks[head]) (float32), whose value is zero.
+    sunk: the softmax of each head has one more term, exp(sinks[head]) (float32), whose value is zero. cap: of the
+    scores (kernels/softcap.py), 0 for none; a sink has none.
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
     spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,

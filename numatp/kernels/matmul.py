@@ -27,6 +27,7 @@ from numatp.kernels.simd import (
     store_u8,
     sum_f32x16,
 )
+from numatp.kernels.softcap import cap_rows
 
 quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
 L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
@@ -115,7 +116,7 @@ def experts(args, thread, threads):
 
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
-    rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int",
+    rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int", cap="float",
     out="pointer", out_thread_stride="int",
 )  # fmt: skip
 def score(args, thread, threads):
@@ -123,7 +124,7 @@ def score(args, thread, threads):
 
     out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), which is not-a-number if a logit is infinite or no
     number, and the logit of the row's target if it is here, else LOWEST. The logits themselves are never stored; scratch:
-    (pitch, 16) floats per thread.
+    (pitch, 16) floats per thread. cap: of the logits (kernels/softcap.py), 0 for none.
     """
     rows, pitch = load_i64(args.rows, 0), args.pitch
     logits, out = offset(args.scratch, thread * args.scratch_stride), offset(args.out, thread * args.out_thread_stride)
@@ -140,6 +141,8 @@ def score(args, thread, threads):
                 offset(args.weights, tile * args.tile_bytes), args.units, count, offset(args.x, group * args.x_group), pitch,
                 logits, 64, False,
             )  # fmt: skip
+            if args.cap > 0:
+                cap_rows(logits, 64, count, 16, args.cap)
             for m in range(count):
                 row = group * pitch + m
                 values = keep_lanes(here, load_f32x16(logits, m * 16), splat_f32(LOWEST))

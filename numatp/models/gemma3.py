@@ -10,7 +10,7 @@ from numatp.files.folder import rope_differs, rope_parameters
 from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types, plus_one, rotation
+from numatp.models.names import AROUND_BLOCKS, ATTENTION, CONFIG, ENDS, FFN, ONLY, layer_types, plus_one, rotation
 from numatp.models.rope import plain, read_base
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
@@ -20,6 +20,7 @@ from numatp.models.spec import (
     QKV_RULES,
     Spec,
     decoder_rules,
+    read_cap,
     read_common,
     read_ffn,
     read_sizes,
@@ -65,17 +66,11 @@ HUGGING_FACE = HuggingFace(
     tensors=ENDS
     | ATTENTION
     | FFN
-    | {"output_norm.weight": plus_one("model.norm.weight")}
+    | AROUND_BLOCKS
     | {
-        f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
-        for ours, theirs in (
-            ("attn_norm", "input_layernorm"),
-            ("attn_q_norm", "self_attn.q_norm"),
-            ("attn_k_norm", "self_attn.k_norm"),
-            ("post_attention_norm", "post_attention_layernorm"),
-            ("ffn_norm", "pre_feedforward_layernorm"),
-            ("post_ffw_norm", "post_feedforward_layernorm"),
-        )
+        "output_norm.weight": plus_one("model.norm.weight"),
+        "blk.{layer}.attn_q_norm.weight": plus_one("model.layers.{layer}.self_attn.q_norm.weight"),
+        "blk.{layer}.attn_k_norm.weight": plus_one("model.layers.{layer}.self_attn.k_norm.weight"),
     },
     only=ONLY
     | {
@@ -97,11 +92,10 @@ HUGGING_FACE = HuggingFace(
 class Gemma3Spec(Spec):
     window_base: float  # of the rotation in layers that see a window
     score_scale: float
+    logit_cap: float  # 0: none
 
 
 def read_spec(file: ModelFile) -> Gemma3Spec:
-    if file.number("gemma3.final_logit_softcapping", default=0.0):
-        file.fail("bounds its logits (final_logit_softcapping), which numatp cannot compute; use another model")
     sizes = read_sizes(file, **read_ffn(file))
     layers = read_windows(file, sizes, period=6)  # of six layers the last sees all tokens
     scale = file.positive(
@@ -109,7 +103,7 @@ def read_spec(file: ModelFile) -> Gemma3Spec:
     )
     return read_common(
         file, Gemma3Spec, sizes=sizes, layers=layers, window_base=read_base(file, "gemma3.rope.freq_base_swa"),
-        score_scale=scale,
+        score_scale=scale, logit_cap=read_cap(file, "final_logit_softcapping"),
     )  # fmt: skip
 
 
@@ -151,4 +145,4 @@ def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: 
         h = p.gelu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
         x = p.add_normalized_product(x, h, matrix(f"{blk}.ffn_down.weight"), vector(f"{blk}.post_ffw_norm.weight"), epsilon)
     x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
-    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)
+    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start, cap=spec.logit_cap)

@@ -138,3 +138,15 @@ def layer_types(kind: str, period: str = "") -> Callable[[Config], Any]:
 def plus_one(name: str) -> Stored:
     """A norm that multiplies by 1 + weight."""
     return Stored(name, values=lambda weight: weight + np.float32(1))
+
+
+# Norms before and after attention and feed-forward, with 1 added in GGUF.
+AROUND_BLOCKS = {
+    f"blk.{{layer}}.{ours}.weight": plus_one(f"model.layers.{{layer}}.{theirs}.weight")
+    for ours, theirs in (
+        ("attn_norm", "input_layernorm"),
+        ("post_attention_norm", "post_attention_layernorm"),
+        ("ffn_norm", "pre_feedforward_layernorm"),
+        ("post_ffw_norm", "post_feedforward_layernorm"),
+    )
+}

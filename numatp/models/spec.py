@@ -108,11 +108,19 @@ def read_pattern(file: ModelFile, key: str, period: int) -> list[bool]:
     return [period <= 0 or (layer + 1) % period != 0 for layer in range(layers)]
 
 
-def read_windows(file: ModelFile, sizes: Sizes, period: int) -> tuple[Attention, ...]:
-    """Layers that see a window of tokens, but for one in each `period`, or as the metadata says."""
-    window = file.count(f"{file.text('general.architecture')}.attention.sliding_window")
+def read_windows(file: ModelFile, sizes: Sizes, period: int, window: int | None = None) -> tuple[Attention, ...]:
+    """Layers that see a window of tokens, but for one in each `period`, or as the metadata says. window: where it does not say."""
+    window = file.count(f"{file.text('general.architecture')}.attention.sliding_window", default=window)
     pattern = read_pattern(file, "attention.sliding_window_pattern", period)
     return tuple(Attention(sizes.head_size, sizes.head_size, window if slides else None) for slides in pattern)
+
+
+def read_cap(file: ModelFile, key: str, default: float = 0.0) -> float:
+    """A soft cap (kernels/softcap.py), 0 for none; default: where the metadata does not say."""
+    cap = file.number(f"{file.text('general.architecture')}.{key}", default)
+    if cap and not 1e-3 <= cap <= 1e3:  # beyond which float32 has too little of what is capped
+        file.fail(f"claims {key} of {cap:g}, which should be 0 or from 0.001 to 1000; convert the model again")
+    return cap
 
 
 def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_rms_epsilon", **more: Any) -> SpecKind:

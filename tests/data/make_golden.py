@@ -53,6 +53,10 @@ MODELS = {
     "cohere2": ("Cohere2", {
         **COHERE, "num_hidden_layers": 4, "intermediate_size": 32, "sliding_window": WINDOW, "rotary_pct": 1.0,
     }),
+    "gemma2": ("Gemma2", {
+        "num_attention_heads": 4, "intermediate_size": 64, "sliding_window": WINDOW, "query_pre_attn_scalar": 16,
+        "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5,
+    }),
     "gemma3": ("Gemma3", {
         "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 64, "sliding_window": WINDOW,
         "query_pre_attn_scalar": 16, "rope_parameters": {
@@ -75,7 +79,7 @@ MODELS = {
         "tie_word_embeddings": False, "swiglu_limit": 7.0,
     }),
 }  # fmt: skip
-PLUS_ONE = ("Gemma3", "Qwen3Next")  # whose norms multiply by 1 + weight
+PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next")  # whose norms multiply by 1 + weight
 
 
 def values_of(name, shape, kind, rng):

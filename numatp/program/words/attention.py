@@ -61,8 +61,11 @@ class Attention(Recorder):
         )  # fmt: skip
         return self._changed(qkv, f"{qkv.name}, rotated")
 
-    def attention(self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None) -> Value:
-        """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero."""
+    def attention(
+        self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None, cap: float = 0.0
+    ) -> Value:
+        """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero; cap: of the scores
+        (kernels/softcap.py), 0 for none."""
         kernels, sequences = _by_cache("attention", cache), self.site.step.shape.max_sequences
         width = len(heads.queries) * heads.size
         scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
@@ -75,7 +78,7 @@ class Attention(Recorder):
             first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale, window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
             parts=parts.at(0), finished=self._counters(sequences * max(len(heads.keys), 1)),
-            sinks=sinks.address if sinks else 0, sunk=sinks is not None, out=out.at(0),
+            sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, out=out.at(0),
             **self._cache(cache, heads.size),
         )  # fmt: skip
         return self._made(out, width, self._rows)

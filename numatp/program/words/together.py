@@ -5,7 +5,7 @@ Sums cross ranks in `_exchange` alone.
 
 from collections.abc import Sequence
 
-from numatp.kernels import bias, exchange, norm
+from numatp.kernels import bias, exchange, norm, softcap
 from numatp.kernels.score import join_scores
 from numatp.program.values import PRIVATE, Access, Buffer, Value
 from numatp.program.words.dense import Dense, kernel_of
@@ -95,15 +95,24 @@ class Together(Dense):
         self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, self._rows)
         return self._made(out, width, self._rows, f"{out.name} after exchange {self._num_exchanges}")
 
-    def logits(self, x: Value, weight: Matrix, first_token: int) -> None:
-        """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window."""
+    def logits(self, x: Value, weight: Matrix, first_token: int, cap: float = 0.0) -> None:
+        """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window.
+
+        cap: of the logits (kernels/softcap.py), 0 for none.
+        """
         if self.scored:
-            return self._score(x, weight, first_token)
+            return self._score(x, weight, first_token, cap)
         site = self.site
         out = Buffer("logits", site.logit_stride, address=site.logits + first_token * 4)
-        self._product(x, [weight], Access(out, self._columns(weight.rows)))
+        mine = Access(out, self._columns(weight.rows))
+        self._product(x, [weight], mine)
+        if cap:
+            self._builder.add(
+                softcap.cap_columns, [mine], [mine],
+                x=out.at(0), x_stride=out.stride, rows=x.rows, width=weight.rows, cap=cap,
+            )  # fmt: skip
 
-    def _score(self, x: Value, weight: Matrix, first_token: int) -> None:
+    def _score(self, x: Value, weight: Matrix, first_token: int, cap: float) -> None:
         activation = self._activation(x, weight.format)
         scratch = self._buffer("score scratch", 64, per_thread=True, rows=self.pitch)
         parts = self._buffer("scores", 16, per_thread=True)
@@ -112,7 +121,7 @@ class Together(Dense):
             [Access(parts, self._columns(weight.rows)), Access(scratch, PRIVATE)], [weight],
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
             first_token=first_token, targets=self.site.step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
-            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
+            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_stride=scratch.thread_stride, cap=cap,
             out=parts.at(0), out_thread_stride=parts.thread_stride,
         )  # fmt: skip
         self._builder.add(

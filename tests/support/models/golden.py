@@ -54,23 +54,23 @@ def all_rotated(true, p, qkv, heads, angles, cache, neighbours):
     return true(p, qkv, heads, p.remembered, cache, neighbours=neighbours)
 
 
-def no_window(true, p, qkv, heads, scale, cache, sinks=None):
+def no_window(true, p, qkv, heads, scale, cache, *rest, **more):
     from dataclasses import replace
 
     from numatp.kernels.layout import NO_WINDOW
 
-    return true(p, qkv, heads, scale, replace(cache, window=NO_WINDOW), sinks)
+    return true(p, qkv, heads, scale, replace(cache, window=NO_WINDOW), *rest, **more)
 
 
-def one_more_in_window(true, p, qkv, heads, scale, cache, sinks=None):
+def one_more_in_window(true, p, qkv, heads, scale, cache, *rest, **more):
     from dataclasses import replace
 
-    return true(p, qkv, heads, scale, replace(cache, window=cache.window + 1), sinks)
+    return true(p, qkv, heads, scale, replace(cache, window=cache.window + 1), *rest, **more)
 
 
 HALVES = word("rotate_and_append", lambda true, p, *args, neighbours: true(p, *args, neighbours=not neighbours))
 WINDOW = {"window": word("attention", no_window), "window of 20": word("attention", one_more_in_window)}
-SCORES = word("attention", lambda true, p, qkv, heads, scale, *rest: true(p, qkv, heads, scale * sqrt(2), *rest))
+SCORES = word("attention", lambda true, p, qkv, heads, scale, *rest, **more: true(p, qkv, heads, scale * sqrt(2), *rest, **more))
 GATE = word("silu_gate", lambda true, p, x: p.gelu_gate(x))
 HEAD_NORMS = {
     "norm of heads": word("rms_norm_heads", lambda true, p, qkv, *rest: qkv),
@@ -101,6 +101,13 @@ LAYER_NORM = {
     "attn_norm": tensors("attn_norm", 1),
     "output_norm": tensors("output_norm", 1),
 }
+GEMMA = {
+    "scale of the embedding": word("embed", lambda true, p, weight, first, scale: true(p, weight, first)),
+    "norm after a block": word("add_normalized_product", lambda true, p, x, h, weight, norm, epsilon: p.add_product(x, h, weight)),
+    "weight of the norm after attention": tensors("post_attention_norm", 1),
+    "weight of the norm after the FFN": tensors("post_ffw_norm", 1),
+    "gelu": word("gelu_gate", lambda true, p, x: p.silu_gate(x)),
+}
 YARN = {
     "rope scaling": spec(rope=plain_rope),
     "scale of the rotation": spec(rope=changed(scale=1.0)),
@@ -124,16 +131,13 @@ FEATURES = {
         "weight of k's norm": tensors("attn_k_norm", 1),
     },
     "cohere2": COMMON | LAYER_NORM | WINDOW | {"layers without positions": word("rotate_and_append", all_rotated), "gate": GATE},
-    "gemma3": COMMON | NORMS | HEAD_NORMS | WINDOW | {
-        "scale of the embedding": word("embed", lambda true, p, weight, first, scale: true(p, weight, first)),
-        "norm after a block": word(
-            "add_normalized_product", lambda true, p, x, h, weight, norm, epsilon: p.add_product(x, h, weight)
-        ),
-        "weight of the norm after attention": tensors("post_attention_norm", 1),
-        "weight of the norm after the FFN": tensors("post_ffw_norm", 1),
+    "gemma2": COMMON | NORMS | WINDOW | GEMMA | {
+        "cap of the scores": spec(score_cap=lambda cap: 0.0),
+        "cap of the logits": spec(logit_cap=lambda cap: 0.0),
+    },
+    "gemma3": COMMON | NORMS | HEAD_NORMS | WINDOW | GEMMA | {
         "rope scaling": spec(rope=lambda rope: changed(frequencies=rope.frequencies * 8)(rope)),
         "base of layers with a window": spec(window_base=lambda base: 5000.0),
-        "gelu": word("gelu_gate", lambda true, p, x: p.silu_gate(x)),
     },
     "qwen2moe": COMMON | NORMS | QKV_BIAS | MIXTURE | SHARED,
     "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | {

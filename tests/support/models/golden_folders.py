@@ -24,7 +24,7 @@ def tensors_of(path):
     return found
 
 
-def gemma3(tensors):
+def gemma(tensors):
     names = {
         "ffn_norm.weight": "pre_feedforward_layernorm.weight", "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
     }  # fmt: skip
@@ -86,7 +86,7 @@ def write(folder, name, floats=False):
         )  # fmt: skip
         found = folders.qwen3next(tensors, sizes)[1]
     else:
-        kinds = {"gemma3": gemma3, "gpt-oss": partial(gpt_oss, floats=floats)}
+        kinds = {"gemma2": gemma, "gemma3": gemma, "gpt-oss": partial(gpt_oss, floats=floats)}
         found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
         if values.dtype == np.float32 and values.ndim > 1:
