@@ -47,11 +47,13 @@ class Output:
     reasoning: str = ""  # what the model says to itself before its answer
     cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[Token, ...] = ()  # of token_ids, where the params asked for them
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> "Output":
         """From what asdict gave, after a way through JSON."""
-        return cls(**{**told, "tool_calls": tuple(ToolCall(*call) for call in told["tool_calls"])})
+        calls = tuple(ToolCall(*call) for call in told["tool_calls"])
+        return cls(**{**told, "tool_calls": calls, "logprobs": tuple(Token.from_json(one) for one in told["logprobs"])})
 
 
 @dataclass(frozen=True)
@@ -443,8 +445,12 @@ class Answer:
         self._queue: SimpleQueue[Token | Progress | Finish | BaseException] = SimpleQueue()
         self._text = TextStream(llm.tokenizer, params.stops, tokens, parts)
         self.sequence = llm.start(tokens, params, self._queue.put)
-        self.token_ids: list[int] = []
+        self.tokens: list[Token] = []
         self.finish: Finish | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.id for token in self.tokens]
 
     def __iter__(self) -> Iterator[str]:
         """The answer, without the model's reasoning."""
@@ -461,7 +467,7 @@ class Answer:
                 if isinstance(item, Token):
                     if self._text.stopped:
                         continue  # tokens that were under way when the stop text was seen
-                    self.token_ids.append(item.id)
+                    self.tokens.append(item)
                     pieces = self._text.push(item.id)
                     if self._text.stopped:
                         self.sequence.cancelled.set()
@@ -483,5 +489,5 @@ class Answer:
         f = self.finish
         return Output(
             texts["answer"], self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds,
-            texts["reasoning"], f.cached_tokens, calls,
+            texts["reasoning"], f.cached_tokens, calls, tuple(token for token in self.tokens if token.logprob is not None),
         )  # fmt: skip

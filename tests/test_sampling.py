@@ -44,6 +44,10 @@ def sampler(logits):
     return Sampler(padded, logits.shape[1])
 
 
+def chosen(logits, choices, rows=None):
+    return [token.id for token in sampler(logits).choose(choices, rows)]
+
+
 def pairs(values):
     return np.array([*values.items()], PAIR)
 
@@ -52,7 +56,7 @@ def drawn(logits, params, tokens=()):
     """How often each token comes when the deciding number goes evenly over [0, 1)."""
     rows = np.repeat(logits[None], DRAWS, 0)
     choices = [Choice(params, (i + 0.5) / DRAWS, list(tokens)) for i in range(DRAWS)]
-    return np.bincount(sampler(rows).choose(choices), minlength=len(logits)) / DRAWS
+    return np.bincount(chosen(rows, choices), minlength=len(logits)) / DRAWS
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 7, VOCAB, VOCAB + 1])
@@ -71,7 +75,20 @@ def test_tokens_come_as_often_as_they_should(top_k, top_p, min_p, temperature, p
 
 def test_temperature_0_takes_the_first_of_equals():
     logits = np.array([[1, 5, 5], [-3, -2, -7]], np.float32)
-    assert sampler(logits).choose([Choice(SamplingParams(0), 0.9, [])] * 2) == [1, 1]
+    assert chosen(logits, [Choice(SamplingParams(0), 0.9, [])] * 2) == [1, 1]
+
+
+@pytest.mark.parametrize("vocab", [63, 64, 65, 1000, 5003])
+@pytest.mark.parametrize("order", [1, -1, 0])
+def test_the_most_probable_of_many_that_differ_little(vocab, order):
+    logits = np.linspace(3, 3.5, vocab, dtype=np.float32)[:: order or 1]
+    if not order:
+        logits = np.random.default_rng(0).permutation(logits)
+    best = np.argsort(-logits)[:3].tolist()
+    rows, params = np.repeat(logits[None], 4, 0), SamplingParams(1.0, 3, 1.0, 0.0)
+    choices = [Choice(params, uniform, []) for uniform in (0.1, 0.5, 0.9)]
+    found = chosen(rows, [Choice(SamplingParams(0), 0, []), *choices])
+    assert found[0] == best[0] and sorted(found[1:]) == sorted(best)
 
 
 def test_equals_are_equally_likely():
@@ -81,11 +98,11 @@ def test_equals_are_equally_likely():
 
 def test_a_penalty_counts_once_and_only_for_the_last_64():
     logits = np.array([[4, 3, -1, -1.5]], np.float32)
-    for tokens, chosen in (([0, 0], 0), ([0], 0), ([0, 1], 0), ([0, *[1] * 63], 0), ([0, *[1] * 64], 0), ([], 0)):
-        assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.2), 0, tokens)]) == [chosen], tokens
-    assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, 0, 0])]) == [1]
-    assert sampler(logits).choose([Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, *[2] * 64])]) == [0]
-    assert sampler(logits[:, 2:]).choose([Choice(SamplingParams(0, repeat_penalty=1.6), 0, [0])]) == [1]
+    for tokens, best in (([0, 0], 0), ([0], 0), ([0, 1], 0), ([0, *[1] * 63], 0), ([0, *[1] * 64], 0), ([], 0)):
+        assert chosen(logits, [Choice(SamplingParams(0, repeat_penalty=1.2), 0, tokens)]) == [best], tokens
+    assert chosen(logits, [Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, 0, 0])]) == [1]
+    assert chosen(logits, [Choice(SamplingParams(0, repeat_penalty=1.4), 0, [0, *[2] * 64])]) == [0]
+    assert chosen(logits[:, 2:], [Choice(SamplingParams(0, repeat_penalty=1.6), 0, [0])]) == [1]
 
 
 @pytest.mark.parametrize(("repeat", "presence", "frequency"), [(1, 1.5, 0), (1, 0, 0.7), (1.2, -2, 0.25), (1, 0.5, -0.1)])
@@ -104,7 +121,7 @@ def test_penalties_of_openai_count_what_was_generated(repeat, presence, frequenc
     changed -= counts * frequency + (counts > 0) * presence
     wanted = np.exp(changed) / np.exp(changed).sum()
     choices = [replace(chooser.choice(prompt + generated), uniform=(i + 0.5) / DRAWS) for i in range(DRAWS)]
-    often = np.bincount(sampler(np.repeat(logits[None], DRAWS, 0)).choose(choices), minlength=VOCAB) / DRAWS
+    often = np.bincount(chosen(np.repeat(logits[None], DRAWS, 0), choices), minlength=VOCAB) / DRAWS
     assert np.abs(often - wanted).max() <= 1.5 / DRAWS
 
 
@@ -114,7 +131,7 @@ def test_biases_add_to_logits_and_change_nothing_in_the_window():
     before = there._logits.copy()
     biases = {int(np.argmax(logits)): -100.0, 7: 50.0, 9: 100.0}
     choice = Choice(SamplingParams(0, repeat_penalty=1.1, presence_penalty=1), 0, [9], None, pairs(biases), pairs({9: 1.0}))
-    assert there.choose([choice]) == [9]
+    assert [token.id for token in there.choose([choice])] == [9]
     assert np.array_equal(there._logits, before)
     params = SamplingParams(1.0, 0, 1.0, 0.0, logit_bias={3: 2.0})
     often = np.bincount(sampler(np.zeros((DRAWS, 4), np.float32)).choose(
@@ -132,11 +149,11 @@ def test_no_end_of_text_before_min_tokens(params):
     logits[0, [5, 250]] = 50
     chooser = Chooser(params, frozenset([5, 250]), None)
     for taken in range(5):
-        [token] = sampler(logits).choose([chooser.choice([1] * taken)])
+        [token] = chosen(logits, [chooser.choice([1] * taken)])
         assert (token in (5, 250)) == (taken >= 3)
         chooser.take(1)
     ignored = Chooser(replace(params, ignore_eos=True), frozenset([5, 250]), None)
-    assert sampler(logits).choose([ignored.choice([])])[0] in (5, 250)
+    assert chosen(logits, [ignored.choice([])])[0] in (5, 250)
 
 
 def test_where_no_token_may_be_chosen():
@@ -144,12 +161,39 @@ def test_where_no_token_may_be_chosen():
     banned = pairs(dict.fromkeys(range(4), -np.inf))
     for params in (SamplingParams(0), SamplingParams(1.0), SamplingParams(1.0, 0, 1.0, 0.0)):
         choices = [Choice(params, 0.999, [], None, banned[:n]) for n in (3, 4, 2)]
-        assert sampler(logits).choose(choices)[:2] == [3, NO_TOKEN]
+        assert chosen(logits, choices)[:2] == [3, NO_TOKEN]
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 40, 300, 5000])
+@pytest.mark.parametrize("most", [0, 1, 5, 20])
+@pytest.mark.parametrize("size", [1, 30, 1e4])
+def test_log_probabilities_are_of_the_model_s_own_distribution(vocab, most, size):
+    """Whatever penalties, biases and temperature make of it; nothing is told where nobody asks, or where there is no token."""
+    rng = np.random.default_rng(vocab)
+    logits = (rng.standard_normal((5, vocab)) * size).astype(np.float32)
+    logits[3, ::2] = logits[3].max()  # equals: the first come first
+    logits[4, vocab // 2] = np.nan
+    params = SamplingParams(0.9, 0, 1.0, 0.0, 1.3, presence_penalty=1.5, logprobs=most)
+    biases, counts = pairs({0: 90.0}), pairs({vocab - 1: 2.0})
+    choices = [
+        Choice(p, rng.random(), [0, vocab - 1], None, biases, counts) for p in [params] * 2 + [replace(params, logprobs=None)]
+    ]
+    tokens = sampler(logits).choose([*choices, choices[0], choices[0]])
+    for row in (0, 1, 3):
+        exact = logits[row].astype(np.float64)
+        wanted = exact - exact.max() - np.log(np.exp(exact - exact.max()).sum())
+        order = np.argsort(-logits[row], kind="stable")[:most]
+        assert [token for token, _ in tokens[row].top] == order.tolist()
+        # Logits are exact; the logarithm of a sum of float32 powers is wrong by what those are: 1e-7 and half a bit per addition.
+        error = 3e-7 + vocab / 32 * 2.0**-24
+        assert np.abs(np.array([logprob for _, logprob in tokens[row].top]) - wanted[order]).max(initial=0) < error
+        assert abs(tokens[row].logprob - wanted[tokens[row].id]) < error
+    assert [tuple(token[1:]) for token in (tokens[2], tokens[4])] == [(None, ())] * 2 and tokens[4].id == NO_NUMBERS
 
 
 def test_rows_in_any_order():
     logits = np.eye(5, 7, dtype=np.float32)
-    assert sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3, rows=[4, 0, 4]) == [4, 0, 4]
+    assert chosen(logits, [Choice(SamplingParams(0), 0, [])] * 3, rows=[4, 0, 4]) == [4, 0, 4]
 
 
 def test_the_number_that_decides_is_of_seed_and_position_alone():
@@ -169,16 +213,16 @@ def test_logits_that_are_no_numbers_give_no_token(bad):
     logits = np.random.default_rng(0).standard_normal(VOCAB).astype(np.float32)
     for logits[::2] in (bad, bad):
         for params in (SamplingParams(), SamplingParams(0), SamplingParams(1, 0, 0.5, 0)):
-            assert sampler(logits[None]).choose([Choice(params, 0.999, [])]) == [NO_NUMBERS]
+            assert chosen(logits[None], [Choice(params, 0.999, [])]) == [NO_NUMBERS]
         logits[:] = bad
 
 
 @pytest.mark.parametrize("place", [0, 17, 33, 63, 64, VOCAB - 1])
 def test_one_logit_that_is_no_number_hurts_its_own_row_alone(place):
     logits = np.random.default_rng(0).standard_normal((3, VOCAB)).astype(np.float32)
-    wanted = sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3)
+    wanted = chosen(logits, [Choice(SamplingParams(0), 0, [])] * 3)
     logits[1, place] = np.inf
-    assert sampler(logits).choose([Choice(SamplingParams(0), 0, [])] * 3) == [wanted[0], NO_NUMBERS, wanted[2]]
+    assert chosen(logits, [Choice(SamplingParams(0), 0, [])] * 3) == [wanted[0], NO_NUMBERS, wanted[2]]
 
 
 @pytest.mark.parametrize("params", [SamplingParams(0), SamplingParams(5.0, 0, 1.0, 0.0), SamplingParams(5.0, VOCAB, 0.9, 0.0)])
@@ -189,7 +233,7 @@ def test_tokens_of_a_vocabulary_that_is_padded_are_never_drawn(params):
     logits[:, 250] = np.nan  # whatever it says there
     logits[1, 250] = 90
     for u in (0.01, 0.3, 0.6, 0.99):
-        few, all_ = sampler(logits).choose([Choice(params, u, [], vocab=200), Choice(params, u, [], vocab=VOCAB + 7)])
+        few, all_ = chosen(logits, [Choice(params, u, [], vocab=200), Choice(params, u, [], vocab=VOCAB + 7)])
         assert few < 200 <= all_
 
 

@@ -48,7 +48,7 @@ class Engine:
         self.pages_line = check_pages(world, own, self.loaded, job.allow_remote)
         if world.rank == 0:
             self.blocks = Blocks(self.loaded.layout.pools, self.loaded.layout.max_rows)
-            self.sampler = Sampler(self.window.logits, self.loaded.spec.sizes.vocab)
+            self.sampler = Sampler(self.window.logits, self.loaded.spec.sizes.vocab, self.team)
 
     def _place(self, started: StartedRank) -> Loaded:
         """Everything of the model has its address, and nothing was touched yet."""

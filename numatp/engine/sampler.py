@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numatp.engine.sampling import SamplingParams
+from numatp.engine.team import Team
+from numatp.engine.token import Token
+from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.sampling import RECENT, sample
+from numatp.program.builder import Op, Program
 
 CHOICE = np.dtype(
     [
@@ -27,8 +31,10 @@ CHOICE = np.dtype(
         ("num_biases", "i8"),
         ("counts", "u8"),
         ("num_counts", "i8"),
+        ("num_top", "i8"),
     ]
 )
+CHOSEN = np.dtype([("token", "i8"), ("logprob", "f8"), ("top", "i8", MOST_TOP), ("top_logprobs", "f8", MOST_TOP)])
 PAIR = np.dtype([("token", "i8"), ("value", "f8")])
 NO_PAIRS = np.zeros(0, PAIR)
 
@@ -46,22 +52,25 @@ class Choice:
 
 
 class Sampler:
-    """logits: float32 (rows, at least vocab)."""
+    """logits: float32 (rows, at least vocab). team: whose threads share the rows; without one it is all done by the caller's."""
 
-    def __init__(self, logits: np.ndarray, vocab: int):
+    def __init__(self, logits: np.ndarray, vocab: int, team: Team | None = None):
+        threads = team.threads if team else 1
         self._logits, self._vocab = logits, vocab  # the kernel knows their addresses only
         self._choices, self._recent = np.zeros(len(logits), CHOICE), np.zeros((len(logits), RECENT), np.int64)
-        self._kept, self._changed = np.zeros(vocab, np.int64), np.zeros(vocab, np.float32)
-        self._tokens = np.zeros(len(logits), np.int64)
+        self._kept, self._changed = np.zeros((threads, vocab), np.int64), np.zeros((threads, vocab), np.float32)
+        self._chosen = np.zeros(len(logits), CHOSEN)
         self._args = sample.record(
             logits=logits.ctypes.data, stride=logits.strides[0], count=0, choices=self._choices.ctypes.data,
-            kept=self._kept.ctypes.data, kept_stride=self._kept.nbytes, changed=self._changed.ctypes.data,
-            changed_stride=self._changed.nbytes, out=self._tokens.ctypes.data,
+            kept=self._kept.ctypes.data, kept_stride=self._kept.strides[0], changed=self._changed.ctypes.data,
+            changed_stride=self._changed.strides[0], out=self._chosen.ctypes.data,
         )  # fmt: skip
-        self._sample = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(sample.address)
+        self._alone = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(sample.address)
+        self._team, self._program = team, Program("sample", [Op(sample.name, sample, self._args, [], [])], 0)
 
-    def choose(self, choices: list[Choice], rows: Sequence[int] | None = None) -> list[int]:
-        """The next token after each row of logits, or NO_NUMBERS or NO_TOKEN. rows: of the choices, None is the first ones."""
+    def choose(self, choices: list[Choice], rows: Sequence[int] | None = None) -> list[Token]:
+        """The next token after each row of logits, with the id NO_NUMBERS or NO_TOKEN if there is none. rows: of the choices,
+        None is the first ones."""
         for i, choice in enumerate(choices):
             p, recent = choice.params, choice.tokens[-RECENT:]
             vocab = self._vocab if choice.vocab is None else min(choice.vocab, self._vocab)
@@ -69,9 +78,21 @@ class Sampler:
                 i if rows is None else rows[i], vocab, p.temperature, p.top_k, p.top_p, p.min_p, choice.uniform,
                 p.repeat_penalty, p.frequency_penalty, p.presence_penalty, self._recent[i].ctypes.data, len(recent),
                 choice.biases.ctypes.data, len(choice.biases), choice.counts.ctypes.data, len(choice.counts),
+                -1 if p.logprobs is None else min(p.logprobs, vocab),
             )  # fmt: skip
             if p.repeat_penalty != 1:
                 self._recent[i, : len(recent)] = recent
         self._args["count"] = len(choices)
-        self._sample(self._args.ctypes.data, 0, 1)
-        return self._tokens[: len(choices)].tolist()
+        if self._team and len(choices) > 1:
+            self._team.run_program(self._program)
+        else:
+            self._alone(self._args.ctypes.data, 0, 1)
+        return [self._told(i, token) for i, token in enumerate(self._chosen["token"][: len(choices)].tolist())]
+
+    def _told(self, i: int, token: int) -> Token:
+        most = int(self._choices[i]["num_top"])
+        if most < 0 or token < 0:
+            return Token(token)
+        chosen = self._chosen[i]
+        top = zip(chosen["top"][:most].tolist(), chosen["top_logprobs"][:most].tolist(), strict=True)
+        return Token(token, float(chosen["logprob"]), tuple(top))

@@ -7,8 +7,9 @@ from numbers import Integral, Real
 from typing import Any
 
 from numatp.errors import UserError
+from numatp.kernels.layout import MOST_TOP
 
-MOST_LOGPROBS, MOST_BIASES = 20, 1024  # of OpenAI's interface
+MOST_BIASES = 1024  # of OpenAI's interface
 # name: (kind, may it be None, what fits, in words)
 VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], str]] = {
     "temperature": (float, False, lambda value: 0 <= value < float("inf"), "0 or more"),
@@ -21,8 +22,8 @@ VALUES: dict[str, tuple[type[int] | type[float], bool, Callable[[Any], bool], st
     "presence_penalty": (float, False, lambda value: -2 <= value <= 2, "-2 to 2"),
     "frequency_penalty": (float, False, lambda value: -2 <= value <= 2, "-2 to 2"),
     "min_tokens": (int, False, lambda value: value >= 0, "0 or more, a whole number"),
-    "logprobs": (int, True, lambda value: 0 <= value <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}, a whole number"),
-    "prompt_logprobs": (int, True, lambda value: 0 <= value <= MOST_LOGPROBS, f"0 to {MOST_LOGPROBS}, a whole number"),
+    "logprobs": (int, True, lambda value: 0 <= value <= MOST_TOP, f"0 to {MOST_TOP}, a whole number"),
+    "prompt_logprobs": (int, True, lambda value: 0 <= value <= MOST_TOP, f"0 to {MOST_TOP}, a whole number"),
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from numatp.engine.counts import Counts
 from numatp.engine.engine import Engine
 from numatp.engine.sequence import Continuation, Scoring, Sequence
-from numatp.engine.token import Reason, Token
+from numatp.engine.token import Reason
 from numatp.errors import UserError
 from numatp.kernels.sampling import NO_NUMBERS, NO_TOKEN
 from numatp.program.step import Span
@@ -106,14 +106,14 @@ class Scheduler:
         """The next token of each, in the order of the rows of logits."""
         choices = [s.chooser.choice(s.tokens) for s in chosen]
         for sequence, token in zip(chosen, self._engine.sampler.choose(choices), strict=True):
-            if token == NO_NUMBERS:
+            if token.id == NO_NUMBERS:
                 self._fail_damaged(sequence)
                 continue
-            if token == NO_TOKEN:
+            if token.id == NO_TOKEN:
                 self._fail(sequence, UserError("no token may follow here: what was asked for leaves none"))
                 continue
             self._counts.generated_tokens += 1
-            if reason := sequence.take(Token(token)):
+            if reason := sequence.take(token):
                 self._end(sequence, reason)
 
     def _score(self, sequence: Scoring) -> None:

@@ -1,7 +1,8 @@
 """What comes of a continuation: its tokens, and how it ended. Importing this loads no numpy."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Reason = Literal["stop", "length", "cancelled"]
 
@@ -12,6 +13,11 @@ class Token(NamedTuple):
     id: int
     logprob: float | None = None  # natural logarithm of its probability, where somebody asked for it
     top: tuple[tuple[int, float], ...] = ()  # the most probable tokens and their logarithms, likewise
+
+    @classmethod
+    def from_json(cls, told: Sequence[Any]) -> "Token":
+        id, logprob, top = told
+        return cls(id, logprob, tuple((token, number) for token, number in top))
 
 
 @dataclass(frozen=True)

@@ -33,3 +33,6 @@ def conv_bytes(channels: int, width: int) -> int:
 def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
     """Bytes of the whole state of one sequence in a gated delta layer (kernels/delta.py)."""
     return conv_bytes((2 * key_heads + value_heads) * head_size, width) + value_heads * head_size * head_size * 4
+
+
+MOST_TOP = 20  # most probable tokens whose log-probabilities may be asked for, as OpenAI has it

@@ -2,17 +2,24 @@
 
 import math
 
+from numba import float32
+
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.exp import exp
+from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.simd import (
+    bits_of,
     load_f32,
     load_f32x16,
     load_f64,
     load_i64,
     load_pointer,
+    max_f32x16,
     offset,
     splat_f32,
     store_f32,
     store_f32x16,
+    store_f64,
     store_i64,
     sum_f32x16,
 )
@@ -23,8 +30,10 @@ RECENT = 64  # tokens that the repeat penalty looks back on
 LOWEST = -3.4028234663852886e38  # of float32 but for -inf, which a token has that may not be chosen
 # One choice is a row of 8-byte fields (engine/sampler.py: CHOICE). A pair is a token, int64, and a number, float64.
 ROW, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, UNIFORM, REPEAT, FREQUENCY, PRESENCE = range(10)
-RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, FIELDS = range(10, 17)
+RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, NUM_TOP, FIELDS = range(10, 18)
 PAIR_BYTES = 16
+# What comes of a choice (engine/sampler.py: CHOSEN): the token, its log-probability, the most probable tokens and theirs.
+TOKEN, LOGPROB, TOP_TOKENS, TOP_LOGPROBS, CHOSEN_FIELDS = 0, 1, 2, 2 + MOST_TOP, 2 + 2 * MOST_TOP
 
 
 @device
@@ -83,13 +92,70 @@ def are_numbers(logits, vocab):
 
 
 @device
+def any_above(logits, first, floor):
+    """Whether one of the 64 logits from there on is above it: nearly never, where the best so far are looked for."""
+    a = max_f32x16(load_f32x16(logits, first), load_f32x16(logits, first + 16))
+    b = max_f32x16(load_f32x16(logits, first + 32), load_f32x16(logits, first + 48))
+    return bits_of(max_f32x16(a, b) - splat_f32(floor)) != 0
+
+
+@device
 def most_probable(logits, vocab):
     """The first one if there are several."""
-    best = 0
-    for i in range(1, vocab):
-        if load_f32(logits, i) > load_f32(logits, best):
-            best = i
+    best, highest = 0, load_f32(logits, 0)
+    for first in range(0, vocab, 64):
+        end = min(first + 64, vocab)
+        if end - first < 64 or any_above(logits, first, highest):
+            for token in range(first, end):
+                if load_f32(logits, token) > highest:
+                    best, highest = token, load_f32(logits, token)
     return best
+
+
+@device
+def log_total(logits, vocab, highest):
+    """log(sum(exp(logits))), of which the highest is known."""
+    top, total, rest = splat_f32(highest), splat_f32(0), splat_f32(0)
+    whole = vocab // 32 * 32
+    for i in range(0, whole, 32):
+        total = total + exp(load_f32x16(logits, i) - top)
+        rest = rest + exp(load_f32x16(logits, i + 16) - top)
+    last = 0.0
+    for i in range(whole, vocab):
+        last += math.exp(load_f32(logits, i) - highest)
+    return highest + math.log(sum_f32x16(total + rest) + last)
+
+
+@device
+def keep_top(logits, vocab, tokens, values, most):
+    """The `most` most probable tokens in order, int64, and their logits, float64; of equals the first. Returns how many."""
+    count, floor = 0, load_f32(logits, 0)
+    for first in range(0, vocab if most > 0 else 0, 64):
+        end = min(first + 64, vocab)
+        if count < most or end - first < 64 or any_above(logits, first, floor):
+            for token in range(first, end):
+                value = load_f32(logits, token)
+                if count < most or value > floor:
+                    at = min(count, most - 1)
+                    while at > 0 and load_f64(values, at - 1) < value:
+                        store_f64(values, at, load_f64(values, at - 1))
+                        store_i64(tokens, at, load_i64(tokens, at - 1))
+                        at -= 1
+                    store_f64(values, at, value)
+                    store_i64(tokens, at, token)
+                    count = min(count + 1, most)
+                    floor = float32(load_f64(values, count - 1))
+    return count
+
+
+@device
+def tell(logits, vocab, most, out):
+    """Log-probabilities of the `most` most probable tokens and of the one that was chosen, by the model's own distribution."""
+    total = log_total(logits, vocab, load_f32(logits, most_probable(logits, vocab)))
+    store_f64(out, LOGPROB, load_f32(logits, load_i64(out, TOKEN)) - total)
+    values = offset(out, TOP_LOGPROBS * 8)
+    for i in range(keep_top(logits, vocab, offset(out, TOP_TOKENS * 8), values, most)):
+        store_f64(values, i, load_f64(values, i) - total)
 
 
 @device
@@ -125,10 +191,15 @@ def keep_top_k(kept, logits, vocab, k):
         store_i64(kept, i, i)
     if k < vocab:
         heapify(kept, k, logits, -1)
-        for token in range(k, vocab):
-            if load_f32(logits, token) > load_f32(logits, load_i64(kept, 0)):
-                store_i64(kept, 0, token)
-                sift(kept, k, 0, logits, -1)
+        floor = load_f32(logits, load_i64(kept, 0))
+        for first in range(k, vocab, 64):
+            end = min(first + 64, vocab)
+            if end - first < 64 or any_above(logits, first, floor):
+                for token in range(first, end):
+                    if load_f32(logits, token) > floor:
+                        store_i64(kept, 0, token)
+                        sift(kept, k, 0, logits, -1)
+                        floor = load_f32(logits, load_i64(kept, 0))
     return k
 
 
@@ -209,23 +280,27 @@ def choose(logits, choice, kept):
     changed="pointer", changed_stride="int", out="pointer",
 )  # fmt: skip
 def sample(args, thread, threads):
-    """out[i], int64 = the token chosen by choices[i] from its row of logits, NO_NUMBERS or NO_TOKEN. Threads share the choices.
+    """out[i] = what comes of choices[i]: a token of its row of logits, NO_NUMBERS or NO_TOKEN. Threads share the choices.
 
     choices (count, FIELDS): the row and how many of its tokens there are; temperature (0: the most probable token), top-k (0: all),
     top-p, min-p, a number from [0, 1) that decides; repeat penalty, and the address and number of the tokens it is for, int64; what
-    is added to logits, pairs; the generated tokens with their counts, pairs, and what is taken for them. Per thread: `kept`, int64,
-    and `changed`, float32, hold vocab.
+    is added to logits, pairs; the generated tokens with their counts, pairs, and what is taken for them; of how many most probable
+    tokens the log-probabilities are told, beside that of the chosen one, or -1. out (count, CHOSEN_FIELDS). Per thread: `kept`,
+    int64, and `changed`, float32, hold vocab.
     """
     first, last = share(args.count, thread, threads)
     kept, changed = offset(args.kept, thread * args.kept_stride), offset(args.changed, thread * args.changed_stride)
     for i in range(first, last):
-        choice = offset(args.choices, i * FIELDS * 8)
+        choice, out = offset(args.choices, i * FIELDS * 8), offset(args.out, i * CHOSEN_FIELDS * 8)
         logits, vocab = offset(args.logits, load_i64(choice, ROW) * args.stride), load_i64(choice, VOCAB)
-        if not are_numbers(logits, vocab):
-            store_i64(args.out, i, NO_NUMBERS)
-        elif changes(choice):
-            copy_row(logits, changed, vocab)
-            change(changed, choice)
-            store_i64(args.out, i, choose(changed, choice, kept))
-        else:
-            store_i64(args.out, i, choose(logits, choice, kept))
+        token = NO_NUMBERS
+        if are_numbers(logits, vocab):
+            if changes(choice):
+                copy_row(logits, changed, vocab)
+                change(changed, choice)
+                token = choose(changed, choice, kept)
+            else:
+                token = choose(logits, choice, kept)
+        store_i64(out, TOKEN, token)
+        if token >= 0 and load_i64(choice, NUM_TOP) >= 0:
+            tell(logits, vocab, load_i64(choice, NUM_TOP), out)
