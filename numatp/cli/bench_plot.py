@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from numatp.errors import UserError
+from numatp.machine.uninterrupted import uninterrupted
 
 Profiles = list[tuple[str, dict[str, Any]]]
 FORMATS = (".png", ".svg", ".pdf")
@@ -22,14 +23,15 @@ def prepare(path: str) -> None:
     """Makes ready to draw into `path`. UserError now, not after minutes of measuring, if that cannot be done."""
     if Path(path).suffix.lower() not in FORMATS:
         raise UserError(f"--plot {path}: the name must end in {', '.join(FORMATS)}")
-    existed = os.path.lexists(path)
     try:
-        with open(path, "ab"):
-            pass
+        with uninterrupted():
+            existed = os.path.lexists(path)
+            with open(path, "ab"):
+                pass
+            if not existed:
+                os.unlink(path)
     except OSError as error:
         raise UserError(f"--plot {path}: cannot write there: {error.strerror}") from None
-    if not existed:
-        os.unlink(path)
     try:
         import matplotlib
     except ImportError:

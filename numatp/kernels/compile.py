@@ -9,7 +9,6 @@ import ctypes
 import fcntl
 import hashlib
 import importlib.util
-import os
 import pickle
 import sys
 import threading
@@ -149,10 +148,13 @@ class KernelFile(NullCache):
         return self._result
 
     def save_overload(self, sig: Any, cres: Any) -> None:
-        """Other processes find the whole file or none. OSError if it cannot be written."""
+        """Other processes find the whole file or none. OSError if it cannot be written.
+
+        Whoever writes holds the kernel's lock: what a process left that was killed here is written over.
+        """
         assert not cres.library.has_dynamic_globals, f"{self._path} would hold addresses of this process"
         payload = dumps(cres._reduce())
-        unfinished = self._path.with_suffix(f".{os.getpid()}")
+        unfinished = self._path.with_suffix(".part")
         try:
             unfinished.write_bytes(hashlib.sha256(payload).digest() + payload)
             unfinished.replace(self._path)

@@ -8,6 +8,7 @@ from typing import Any
 
 from numatp.errors import MachineError, RankError
 from numatp.machine import limits
+from numatp.machine.uninterrupted import uninterrupted
 from numatp.ranks.host import Host, make_window
 
 
@@ -26,13 +27,16 @@ class Workers:
             for seat in range(1, seats):
                 text = json.dumps({**job, "seat": seat, "seats": seats, "window": self.window, "parent": os.getpid()})
                 # A new session: Ctrl-C at the terminal goes to rank 0, which ends the others in order.
-                process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL, start_new_session=True, env=environ,
-                )  # fmt: skip
-                self.processes.append(process)
-        except OSError as error:
+                with uninterrupted():
+                    process = subprocess.Popen(
+                        [sys.executable, "-P", "-m", module, text], pass_fds=[self.window], stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL, start_new_session=True, env=environ,
+                    )  # fmt: skip
+                    self.processes.append(process)
+        except BaseException as error:
             self.end()
+            if not isinstance(error, OSError):
+                raise
             raise MachineError(f"cannot start a worker process: {limits.reason(error.errno or 0)}") from error
 
     def host(self, crowded: bool) -> Host:

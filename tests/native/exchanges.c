@@ -327,7 +327,7 @@ int main(int argc, char **argv)
     for (int r = 1; r < size; r++) {
         int status;
         waitpid(pids[r], &status, 0);
-        failed |= !kill_one && !abort_one && status != 0;
+        failed |= (!kill_one && !abort_one && status != 0) || (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM);
     }
     return failed;
 }

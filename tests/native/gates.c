@@ -15,12 +15,18 @@ static struct numatp_gate gate;
 static struct numatp_ranks *ranks;
 static _Atomic int64_t passed;
 static int64_t rounds;
+#define CONTESTED 32
+static struct { _Alignas(64) _Atomic int word; } contested[CONTESTED];
 
-/* So that each side may be first by a few nanoseconds, in the middle of what the other does. */
+/* So that each side may be first by a few nanoseconds, in the middle of what the other does; and so that a side's next store waits
+ * behind others in its core's store buffer, for lines that the other core has: it may then come after the load that follows it,
+ * where nothing forbids that. */
 static void dawdle(unsigned *seed)
 {
     for (volatile int turns = rand_r(seed) % 400; turns > 0; turns--)
         ;
+    for (int i = rand_r(seed) % CONTESTED; i > 0; i--)
+        atomic_store_explicit(&contested[i].word, i, memory_order_relaxed);
 }
 
 static void *wait_at_gate(void *argument)
