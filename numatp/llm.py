@@ -107,6 +107,7 @@ class Place:
     ranks: int
     threads: int  # of this rank
     context: int  # tokens of all sequences together
+    trained_context: int  # tokens that the model was trained for
     placement: str  # one line for people
     weight_bytes: int  # of this rank
     cache_bytes: int  # of this rank
@@ -236,7 +237,8 @@ class LLM:
         self.default_params = recommended_params(job.model)
         layout = engine.loaded.layout
         self.place = Place(
-            job.model, service.started.world.size, engine.team.threads, layout.context, service.started.line,
+            job.model, service.started.world.size, engine.team.threads, layout.context,
+            engine.loaded.spec.context, service.started.line,
             layout.weight_bytes, layout.cache.num_bytes,
         )  # fmt: skip
         self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
@@ -396,6 +398,11 @@ class LLM:
         """That the Step under way has taken until now, 0 if there is none. The engine is not asked."""
         began = self.counts.step_began
         return time.monotonic() - began if began else 0.0
+
+    @property
+    def model(self) -> str:
+        """The path of what is loaded."""
+        return self._job.model
 
     @property
     def pids(self) -> list[int]:

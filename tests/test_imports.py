@@ -15,6 +15,7 @@ PACKAGE = Path(numatp.__file__).parent
 TABLE = "numatp.quants.table"
 LAYERS = [
     {"cli"},
+    {"server"},
     {"llm.py"},
     {"measure", "advice"},
     {"engine"},
@@ -27,6 +28,7 @@ LAYERS = [
     {"machine"},
 ]
 DOORS = {"mpi4py": "ranks", "numa": "machine", "psutil": "machine", "safetensors": "files", "tokenizers": "text", "jinja2": "text"}
+DOORS |= dict.fromkeys(("starlette", "uvicorn", "msgspec", "prometheus_client"), "server")
 
 
 def imports(path):

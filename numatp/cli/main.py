@@ -14,6 +14,7 @@ from numatp.errors import NumatpError, RankError, UserError
 COMMANDS = {
     "generate": "generate text from a prompt",
     "chat": "talk with a model",
+    "serve": "a model behind HTTP: OpenAI's, Anthropic's and llama-server's interfaces",
     "perplexity": "how well a model predicts a text",
     "audit": "where the pages of a model are, by the kernel's own count",
     "bandwidth": "what the memory of this machine gives, node by node",

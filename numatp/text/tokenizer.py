@@ -122,17 +122,18 @@ class Tokenizer:
             notes=KINDS[kind].notes(gguf),
         )
 
-    def encode(self, text: str, special: bool = True) -> list[int]:
+    def encode(self, text: str, special: bool = True, ends: bool = True) -> list[int]:
         """The ids of `text`, with the model's own start and end tokens where it wants them and they are not there yet.
 
         `special`: the name of a special token in the text stands for that token; False treats it as any other text,
-        which is right for text by somebody who must not steer the model.
+        which is right for text by somebody who must not steer the model. `ends`: False leaves the start and end tokens out.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise UserError(f"the text has half a character (a lone surrogate) at position {error.start}; remove it") from None
-        return self._around(self._ids(text, special))
+        ids = self._ids(text, special)
+        return self._around(ids) if ends else ids
 
     def _around(self, ids: list[int]) -> list[int]:
         if self.bos is not None and ids[:1] != [self.bos]:

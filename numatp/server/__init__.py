@@ -1,0 +1,1 @@
+"""A model behind HTTP: OpenAI's, Anthropic's and llama-server's interfaces, and a page."""

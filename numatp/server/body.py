@@ -1,0 +1,80 @@
+"""A request's body: bounded while it is read, and parsed into structs that bound every number and list."""
+
+import asyncio
+from typing import Any, TypeVar
+
+import msgspec
+
+from numatp.server.guard import Receive
+from numatp.server.refusals import Refused
+
+MOST_BYTES = 32 << 20
+MOST_DEPTH = 64  # of what is handed on as it came: schemas, arguments of a template
+SECONDS = 60.0  # for a client to send it
+LARGE = 1 << 16  # bytes of a body that is parsed in a thread, so that others do not wait for it
+
+T = TypeVar("T")
+
+
+class HungUp(Exception):
+    """The client has gone."""
+
+
+async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
+    """Refused if it is too large or too slow; HungUp if the client goes."""
+    for name, value in headers:
+        if name == b"content-length" and value.isdigit() and int(value[:20]) > MOST_BYTES:
+            raise _too_large()
+        if name == b"content-encoding" and value.lower() != b"identity":
+            raise Refused(400, f"a body of content-encoding {value.decode('latin-1')[:20]!r} is not read: send it as it is")
+    try:
+        async with asyncio.timeout(SECONDS):
+            return await _read(receive)
+    except TimeoutError:
+        raise Refused(408, f"the body did not come within {SECONDS:.0f} s") from None
+
+
+async def _read(receive: Receive) -> bytes:
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise HungUp
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MOST_BYTES:
+            raise _too_large()
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def _too_large() -> Refused:
+    return Refused(413, f"the body is larger than {MOST_BYTES >> 20} MiB")
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    """Refused, with the field's name, for what is no JSON or not of that kind."""
+    try:
+        found = msgspec.json.decode(body, type=kind)
+        deep = not _within(msgspec.to_builtins(found), MOST_DEPTH)
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$.")
+        param = place.rstrip("`") or None
+        raise Refused(400, f"{param}: {text}" if param else f"the body: {text}", param=param) from None
+    except UnicodeDecodeError:
+        raise Refused(400, "the body is not UTF-8 text") from None
+    except RecursionError:
+        raise Refused(400, f"the body is nested deeper than {MOST_DEPTH} levels") from None
+    except msgspec.DecodeError as error:
+        raise Refused(400, f"the body is not valid JSON: {error}") from None
+    if deep:
+        raise Refused(400, f"the body is nested deeper than {MOST_DEPTH} levels")
+    return found
+
+
+def _within(value: Any, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth > 0 and all(_within(item, depth - 1) for item in value.values())
+    if isinstance(value, list):
+        return depth > 0 and all(_within(item, depth - 1) for item in value)
+    return True

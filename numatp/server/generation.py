@@ -1,0 +1,164 @@
+"""The sequences of one request, from their tokens to what can be shown, on the event loop."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.sequence import Continuation
+from numatp.engine.token import Finish, Progress, Token
+from numatp.errors import UserError
+from numatp.server.refusals import Refused, of_user_error
+from numatp.server.state import State
+from numatp.text.parts.piece import Piece
+from numatp.text.stream import TextStream
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What one sequence begins with, and how its answer is read."""
+
+    tokens: list[int]
+    params: SamplingParams
+    text: TextStream
+
+
+class Delta(NamedTuple):
+    """Something new of sequence `number`: text or calls, a prompt's progress, or its end."""
+
+    number: int
+    piece: Piece = Piece("")
+    tokens: tuple[Token, ...] = ()  # those that came since the last piece: what held a piece back is in the next one
+    progress: Progress | None = None
+    finish: Finish | None = None
+
+
+class Sequence:
+    """One of a request's sequences."""
+
+    def __init__(self, prompt: Prompt):
+        self.text, self.params = prompt.text, prompt.params
+        self.asked: Continuation | None = None  # of the engine
+        self.token_count = self.reasoning_tokens = 0
+        self.unsaid: list[Token] = []
+        self.finish: Finish | None = None
+
+
+class Generation:
+    """A request under way: start() it, go through deltas() once, and cancel() it whatever happens."""
+
+    def __init__(self, state: State, prompts: list[Prompt], progress: bool = False):
+        self._state, self._progress = state, progress
+        self._prompts = prompts
+        self.sequences = [Sequence(prompt) for prompt in prompts]
+        self._arrived: deque[tuple[int, Token | Progress | Finish | BaseException]] = deque()
+        self._news = asyncio.Event()
+        self._began = 0.0
+        self.first_seconds: float | None = None  # from start() to the first token
+
+    def start(self) -> None:
+        """Refused if too many wait, or by the engine."""
+        self._state.enter(len(self._prompts))
+        self._began = time.monotonic()
+        started = 0
+        try:
+            for index, prompt in enumerate(self._prompts):
+                asked = self._state.llm.start(prompt.tokens, prompt.params, self._receiver(index), self._progress)
+                self.sequences[index].asked = asked
+                started += 1
+        except BaseException as error:
+            self.cancel()
+            for _ in range(len(self._prompts) - started):
+                self._state.leave(0.0)
+            raise self._state_refusal(error) from None
+
+    def _receiver(self, index: int) -> Callable[[Token | Progress | Finish | BaseException], None]:
+        loop = asyncio.get_running_loop()
+
+        def put(item: Token | Progress | Finish | BaseException) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._take, index, item)
+
+        return put
+
+    def _take(self, index: int, item: Token | Progress | Finish | BaseException) -> None:
+        if isinstance(item, (Finish, BaseException)):
+            self._state.leave(self.seconds)
+        self._arrived.append((index, item))
+        self._news.set()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """Until all sequences have ended. Refused if one fails."""
+        left = len(self.sequences)
+        while left:
+            await self._wait()
+            while self._arrived:
+                index, item = self._arrived.popleft()
+                if isinstance(item, BaseException):
+                    raise self._state_refusal(item)
+                if isinstance(item, Progress):
+                    yield Delta(index, progress=item)
+                    continue
+                for delta in self._finished(index, item) if isinstance(item, Finish) else self._continued(index, item):
+                    yield delta
+                left -= isinstance(item, Finish)
+
+    async def _wait(self) -> None:
+        limit = self._state.settings.timeout
+        try:
+            async with asyncio.timeout(limit and max(self._began + limit - time.monotonic(), 0)):
+                await self._news.wait()
+        except TimeoutError:
+            raise Refused(408, f"not answered within --timeout {limit:g} s") from None
+        self._news.clear()
+
+    def _continued(self, index: int, token: Token) -> list[Delta]:
+        sequence = self.sequences[index]
+        if self.first_seconds is None:
+            self.first_seconds = self.seconds
+        if sequence.text.stopped:
+            return []  # tokens that were under way when the stop text was seen
+        sequence.token_count += 1
+        sequence.unsaid.append(token)
+        pieces = sequence.text.push(token.id)
+        if sequence.text.stopped and sequence.asked:
+            sequence.asked.cancelled.set()
+        return self._said(index, pieces)
+
+    def _finished(self, index: int, finish: Finish) -> list[Delta]:
+        sequence = self.sequences[index]
+        rest = sequence.text.finish()
+        sequence.finish = replace(finish, reason="stop") if sequence.text.stopped else finish
+        said = self._said(index, rest)
+        return [*said, Delta(index, tokens=tuple(sequence.unsaid), finish=sequence.finish)]
+
+    def _said(self, index: int, pieces: list[Piece]) -> list[Delta]:
+        sequence, deltas = self.sequences[index], []
+        for piece in pieces:
+            if piece.part == "reasoning":
+                sequence.reasoning_tokens += len(sequence.unsaid)
+            deltas.append(Delta(index, piece, tuple(sequence.unsaid)))
+            sequence.unsaid = []
+        return deltas
+
+    @property
+    def seconds(self) -> float:
+        """Since start()."""
+        return time.monotonic() - self._began
+
+    def cancel(self) -> None:
+        """Ends what has not ended. Safe at any time."""
+        for sequence in self.sequences:
+            if sequence.asked:
+                sequence.asked.cancelled.set()
+
+    def _state_refusal(self, error: BaseException) -> BaseException:
+        if isinstance(error, UserError):
+            return of_user_error(error, self._state.llm.model)
+        if isinstance(error, Exception) and not isinstance(error, Refused):
+            return Refused(500, "the model's engine has ended")
+        return error

@@ -1,0 +1,25 @@
+"""For whoever watches the server, restarts it or routes to it. The engine is not asked: it may hang."""
+
+from numatp.server.endpoint import Call
+from numatp.server.metrics import KIND
+from numatp.server.refusals import Refused, openai_error
+from numatp.server.reply import Body, Reply
+
+
+async def health(call: Call) -> Reply:
+    state = call.state
+    try:
+        state.check_ready()
+        if state.hangs:
+            raise Refused(503, f"a Step has taken {state.llm.step_seconds:.0f} s: the engine hangs", code=503)
+    except Refused as refused:
+        status = "hanging" if state.phase == "ready" else state.phase
+        body = {"status": status, **openai_error(refused)}
+        if status == "loading":
+            body["progress"] = round(state.loaded, 3)
+        return Body(body, 503, refused.headers)
+    return Body({"status": "ok", "steps": state.llm.steps})
+
+
+async def metrics(call: Call) -> Reply:
+    return Body(call.state.metrics.text(), kind=KIND)

@@ -1,0 +1,225 @@
+"""llama-server's own routes: its completion, tokens to and from texts, templates, and what the server is."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from numatp.engine.token import Token
+from numatp.llm import LLM
+from numatp.server.chat import check_length, event_of
+from numatp.server.completions import Text, texts_of
+from numatp.server.endpoint import Call
+from numatp.server.generation import Delta, Generation, Prompt, Sequence
+from numatp.server.messages import Message, as_taken, template_arguments
+from numatp.server.refusals import Refused, openai_error
+from numatp.server.reply import Body, Events, Reply
+from numatp.server.sampling import Sampling, TokenId, params_of
+from numatp.server.usage import progress_of, timings_of
+from numatp.text.stream import TextStream
+
+# ---------------------------------------------------------------- POST /completion
+
+
+class NativeRequest(Sampling):
+    prompt: Text
+    n_predict: Annotated[int, Meta(ge=-2, le=(1 << 31) - 1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=-2, le=(1 << 31) - 1)] | None = None
+    n_probs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    stream: bool | None = None
+    return_tokens: bool | None = None
+    return_progress: bool | None = None
+
+
+def _prompt_of(llm: LLM, asked: NativeRequest) -> Prompt:
+    """In a thread. A list of texts and ids is one prompt, piece after piece."""
+    given = asked.prompt
+    if isinstance(given, list) and any(isinstance(one, str) for one in given) and len(given) > 1:
+        pieces = [one if isinstance(one, list) else [one] if isinstance(one, int) else llm.tokenizer.encode(one) for one in given]
+        texts: list[str | list[int]] = [[id for piece in pieces for id in piece]]
+    else:
+        texts = texts_of(given)
+    if len(texts) != 1:
+        raise Refused(400, "several prompts: /v1/completions takes them", param="prompt")
+    tokens = llm.encode(texts[0])
+    check_length(llm, tokens)
+    limit = asked.n_predict if asked.n_predict is not None else asked.max_tokens
+    params = params_of(
+        asked, llm.default_params, limit if limit is not None and limit >= 0 else None, logprobs=asked.n_probs or None
+    )
+    return Prompt(tokens, params, TextStream(llm.tokenizer, params.stops))
+
+
+async def completion(call: Call) -> Reply:
+    asked = await call.parse(NativeRequest)
+    state = call.state
+    state.check_ready()
+    prompt = await state.in_thread(_prompt_of, state.llm, asked)
+    generation = Generation(state, [prompt], bool(asked.return_progress and asked.stream))
+    answer = NativeAnswer(state.name, state.llm, asked, prompt)
+    generation.start()
+    if asked.stream:
+        return Events(answer.events(generation), generation.cancel, state.settings.ping)
+    try:
+        return Body(answer.end(generation.sequences[0], [delta async for delta in generation.deltas()]))
+    finally:
+        generation.cancel()
+
+
+class NativeAnswer:
+    def __init__(self, model: str, llm: LLM, asked: NativeRequest, prompt: Prompt):
+        self._model, self._llm, self._asked, self._prompt = model, llm, asked, prompt
+
+    async def events(self, generation: Generation) -> AsyncIterator[bytes]:
+        sequence = generation.sequences[0]
+        try:
+            async for delta in generation.deltas():
+                if delta.progress:
+                    yield event_of(self._said([], False) | {"prompt_progress": progress_of(delta.progress, generation.seconds)})
+                elif delta.finish:
+                    yield event_of(self.end(sequence, [delta]))
+                else:
+                    yield event_of(self._said([delta], False))
+        except Refused as refused:
+            yield event_of(openai_error(refused))
+
+    def _said(self, deltas: list[Delta], stop: bool) -> dict[str, Any]:
+        tokens = [token for delta in deltas for token in delta.tokens]
+        said = {"index": 0, "content": "".join(delta.piece.text for delta in deltas), "stop": stop, "id_slot": -1}
+        said["tokens"] = [token.id for token in tokens] if self._asked.return_tokens else []
+        if self._asked.n_probs:
+            said["completion_probabilities"] = [self._probabilities(token) for token in tokens]
+        return said
+
+    def _probabilities(self, token: Token) -> dict[str, Any]:
+        top = [self._entry(id, logprob) for id, logprob in token.top]
+        return {**self._entry(token.id, token.logprob), "top_logprobs": top}
+
+    def _entry(self, id: int, logprob: float | None) -> dict[str, Any]:
+        spelled = self._llm.tokenizer.token_bytes(id)
+        return {"id": id, "token": spelled.decode(errors="replace"), "bytes": list(spelled), "logprob": logprob}
+
+    def end(self, sequence: Sequence, deltas: list[Delta]) -> dict[str, Any]:
+        finish = sequence.finish
+        assert finish
+        kind = "limit" if finish.reason == "length" else "word" if sequence.text.stopped else "eos"
+        return self._said(deltas, True) | {
+            "model": self._model, "tokens_predicted": sequence.token_count, "tokens_evaluated": finish.prompt_tokens,
+            "tokens_cached": finish.cached_tokens, "truncated": False, "stop_type": kind, "stopping_word": "",
+            "has_new_line": any("\n" in delta.piece.text for delta in deltas),
+            "timings": timings_of(finish, sequence.token_count),
+        }  # fmt: skip
+
+
+# ---------------------------------------------------------------- tokens and templates
+
+
+class TokenizeRequest(Struct):
+    content: str | None = None  # llama-server's word
+    prompt: str | None = None  # vLLM's
+    messages: list[Message] | None = None
+    add_special: bool | None = None  # the model's own start and end tokens
+    add_special_tokens: bool | None = None
+    parse_special: bool | None = None  # names of special tokens in a text are those tokens
+    with_pieces: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+async def tokenize(call: Call) -> Reply:
+    asked = await call.parse(TokenizeRequest)
+    call.state.check_ready()
+    llm = call.state.llm
+    tokens = await call.state.in_thread(_tokens_of, llm, asked)
+    found: list[Any] = tokens
+    if asked.with_pieces:
+        found = [{"id": id, "piece": _piece(llm.tokenizer.token_bytes(id))} for id in tokens]
+    return Body({"tokens": found, "count": len(tokens), "max_model_len": llm.place.context})
+
+
+def _tokens_of(llm: LLM, asked: TokenizeRequest) -> list[int]:
+    if asked.messages is not None:
+        taken = as_taken(asked.messages, llm.tokenizer.chat_template or "")
+        return llm.encode(taken, template_arguments(asked.chat_template_kwargs, None, None))
+    text = asked.content if asked.content is not None else asked.prompt
+    if text is None:
+        raise Refused(400, "give content, prompt or messages", param="content")
+    # llama-server adds none unless told to, vLLM does.
+    usual = asked.content is None
+    ends = next((one for one in (asked.add_special, asked.add_special_tokens) if one is not None), usual)
+    return llm.tokenizer.encode(text, asked.parse_special is not False, ends)
+
+
+def _piece(spelled: bytes) -> str | list[int]:
+    try:
+        return spelled.decode()
+    except UnicodeDecodeError:
+        return list(spelled)
+
+
+class DetokenizeRequest(Struct):
+    tokens: list[TokenId]
+
+
+async def detokenize(call: Call) -> Reply:
+    asked = await call.parse(DetokenizeRequest)
+    call.state.check_ready()
+    text = await call.state.in_thread(call.state.llm.tokenizer.decode, asked.tokens)
+    return Body({"content": text, "prompt": text})
+
+
+class TemplateRequest(Struct):
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+async def apply_template(call: Call) -> Reply:
+    asked = await call.parse(TemplateRequest)
+    call.state.check_ready()
+    tokenizer = call.state.llm.tokenizer
+    taken = as_taken(asked.messages, tokenizer.chat_template or "")
+    arguments = template_arguments(asked.chat_template_kwargs, asked.tools, None)
+    return Body({"prompt": await call.state.in_thread(tokenizer.render_chat, taken, arguments)})
+
+
+async def tokenizer_info(call: Call) -> Reply:
+    """What lm-evaluation-harness asks of a remote tokenizer."""
+    call.state.check_ready()
+    tokenizer = call.state.llm.tokenizer
+    return Body({"bos_token": tokenizer.bos_name, "eos_token": tokenizer.eos_name, "chat_template": tokenizer.chat_template})
+
+
+# ---------------------------------------------------------------- what the server is
+
+
+async def props(call: Call) -> Reply:
+    call.state.check_ready()
+    state, llm = call.state, call.state.llm
+    params = replace(llm.default_params, stop=())
+    return Body({
+        "default_generation_settings": {
+            "n_ctx": llm.place.context,
+            "params": {
+                "temperature": params.temperature, "top_k": params.top_k, "top_p": params.top_p, "min_p": params.min_p,
+                "repeat_penalty": params.repeat_penalty,
+            },
+        },
+        "total_slots": state.places,
+        "model_alias": state.name,
+        "chat_template": llm.tokenizer.chat_template or "",
+        "bos_token": llm.tokenizer.bos_name,
+        "eos_token": llm.tokenizer.eos_name,
+        "modalities": {"vision": False, "audio": False},
+        "build_info": state.version,
+        "is_sleeping": False,
+    })  # fmt: skip
+
+
+async def slots(call: Call) -> Reply:
+    """What runs, without a word of what anybody said."""
+    call.state.check_ready()
+    state, counts = call.state, call.state.llm.counts
+    return Body([
+        {"id": i, "n_ctx": state.llm.place.context, "is_processing": i < counts.running} for i in range(state.places)
+    ])  # fmt: skip
