@@ -164,7 +164,7 @@ CHAT_REFUSALS = [
         "messages[0].content[0]",
     ),
     ({"messages": [{"role": "user", "content": {"text": "a"}}]}, "messages[0].content"),
-    ({"messages": [{"content": "a"}]}, "messages[0]"),
+    ({"messages": [{"content": "a"}]}, "messages[0].role"),
 ]
 
 

@@ -3,7 +3,7 @@
 from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
-from numatp.server import chat, completions, health, models, native, page
+from numatp.server import anthropic, chat, completions, health, models, native, page, responses
 from numatp.server.endpoint import Endpoint, Handler, refusal
 from numatp.server.guard import App, Guard
 from numatp.server.refusals import Refused
@@ -17,6 +17,9 @@ ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/models/{name:path}", models.model),
     ("POST", "/chat/completions", chat.chat_completions),
     ("POST", "/completions", completions.completions),
+    ("POST", "/responses", responses.responses),
+    ("POST", "/messages", anthropic.messages),
+    ("POST", "/messages/count_tokens", anthropic.count_tokens),
     ("POST", "/completion", native.completion),
     ("POST", "/tokenize", native.tokenize),
     ("POST", "/detokenize", native.detokenize),

@@ -1,6 +1,7 @@
 """A request's body: bounded while it is read, and parsed into structs that bound every number and list."""
 
 import asyncio
+import re
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,6 +14,7 @@ MOST_DEPTH = 64  # of what is handed on as it came: schemas, arguments of a temp
 SECONDS = 60.0  # for a client to send it
 LARGE = 1 << 16  # bytes of a body that is parsed in a thread, so that others do not wait for it
 
+MISSING = re.compile("missing required field `(.*)`")
 T = TypeVar("T")
 
 
@@ -58,8 +60,9 @@ def parse(body: bytes, kind: type[T]) -> T:
         found = msgspec.json.decode(body, type=kind)
         deep = not _within(msgspec.to_builtins(found), MOST_DEPTH)
     except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$.")
-        param = place.rstrip("`") or None
+        text, _, place = str(error).partition(" - at `$")
+        missing = MISSING.search(text)
+        param = f"{place.rstrip('`')}.{missing[1]}".lstrip(".") if missing else place.rstrip("`").lstrip(".") or None
         raise Refused(400, f"{param}: {text}" if param else f"the body: {text}", param=param) from None
     except UnicodeDecodeError:
         raise Refused(400, "the body is not UTF-8 text") from None

@@ -3,24 +3,23 @@
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Token
 from numatp.llm import LLM
+from numatp.server.conversation import Block, Chat, ask, blocks_of, reason_of
 from numatp.server.endpoint import Call
-from numatp.server.generation import Delta, Generation, Prompt, Sequence
+from numatp.server.generation import Delta, Generation, Sequence
 from numatp.server.logprobs import chat_logprobs
 from numatp.server.messages import Message, Name, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
 from numatp.server.reply import Body, Events, Reply, encode
 from numatp.server.sampling import Count, Sampling, params_of
+from numatp.server.tools import Choice, Tools, chosen, tools_of
 from numatp.server.usage import progress_of, timings_of, usage_of
 from numatp.text.parts.piece import ToolCall
-from numatp.text.stream import TextStream
 
 DONE = b"data: [DONE]\n\n"
 
@@ -44,44 +43,14 @@ class ChatRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: Literal["none", "auto", "required"] | Choice | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Name | None = None
     reasoning: Reasoning | None = None
     timings_per_token: bool | None = None
     return_progress: bool | None = None
-
-
-@dataclass(frozen=True)
-class Chat:
-    """A conversation, whichever interface it came by."""
-
-    messages: list[dict[str, Any]]
-    arguments: dict[str, Any]  # of the template
-    params: SamplingParams
-    count: int = 1  # answers
-
-
-def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
-    """In a thread. An assistant's message at the end is the beginning of the answer."""
-    tokens = llm.encode(chat.messages, chat.arguments)
-    check_length(llm, tokens)
-    parts = llm.tokenizer.parts(chat.arguments)
-    seed = chat.params.seed or 0
-    return [
-        Prompt(tokens, replace(chat.params, seed=seed + i), TextStream(llm.tokenizer, chat.params.stops, tokens, parts))
-        for i in range(chat.count)
-    ]
-
-
-def check_length(llm: LLM, tokens: list[int]) -> None:
-    """In OpenAI's words, by which agents know that they have to shorten their history."""
-    most = llm.place.context
-    if len(tokens) >= most:
-        raise Refused(
-            400, f"This model's maximum context length is {most} tokens. However, you requested {len(tokens) + 1} tokens "
-            f"({len(tokens)} in the messages, at least 1 in the completion). Please reduce the length of the messages.",
-            param="messages", code="context_length_exceeded",
-        )  # fmt: skip
 
 
 async def chat_completions(call: Call) -> Reply:
@@ -92,16 +61,16 @@ async def chat_completions(call: Call) -> Reply:
     limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
     if asked.top_logprobs and not asked.logprobs:
         raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    known = chosen(asked.tool_choice, tools_of(asked.tools))
     chat = Chat(
         as_taken(asked.messages, state.llm.tokenizer.chat_template or ""),
-        template_arguments(asked.chat_template_kwargs, None, effort),
+        template_arguments(asked.chat_template_kwargs, known, effort),
         params_of(asked, state.llm.default_params, limit, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None),
         asked.n or 1,
+        one_call=asked.parallel_tool_calls is False,
     )
-    prompts = await state.in_thread(prompts_of, state.llm, chat)
-    generation = Generation(state, prompts, bool(asked.return_progress and asked.stream))
+    generation = await ask(state, chat, bool(asked.return_progress and asked.stream))
     answer = ChatAnswer(state.name, state.llm, asked)
-    generation.start()
     if asked.stream:
         return Events(answer.events(generation), generation.cancel, state.settings.ping)
     try:
@@ -130,10 +99,10 @@ class ChatAnswer:
         return body
 
     def _choice(self, index: int, sequence: Sequence, deltas: list[Delta]) -> dict[str, Any]:
-        pieces = [delta.piece for delta in deltas]
-        text = "".join(piece.text for piece in pieces if piece.part == "answer")
-        reasoning = "".join(piece.text for piece in pieces if piece.part == "reasoning")
-        calls = [call for piece in pieces for call in piece.calls]
+        blocks = [block for delta in deltas for block in blocks_of(delta)]
+        text = "".join(block.text for block in blocks if block.kind == "text")
+        reasoning = "".join(block.text for block in blocks if block.kind == "reasoning")
+        calls = [block.call for block in blocks if block.call]
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if calls else ""), "refusal": None}
         if reasoning:
             message["reasoning_content"] = reasoning
@@ -141,7 +110,7 @@ class ChatAnswer:
             message["tool_calls"] = [tool_call(call) for call in calls]
         return {
             "index": index, "message": message, "logprobs": self._logprobs([t for delta in deltas for t in delta.tokens]),
-            "finish_reason": reason_of(sequence, bool(calls)),
+            "finish_reason": reason_of(sequence),
         }  # fmt: skip
 
     def _logprobs(self, tokens: list[Token]) -> dict[str, Any] | None:
@@ -163,7 +132,7 @@ class ChatAnswer:
         yield DONE
 
     def _events_of(self, generation: Generation, delta: Delta, options: StreamOptions) -> list[bytes]:
-        sequence, piece = generation.sequences[delta.number], delta.piece
+        sequence = generation.sequences[delta.number]
         more: dict[str, Any] = {}
         if options.continuous_usage_stats:
             more["usage"] = usage_of(generation.sequences)
@@ -173,16 +142,15 @@ class ChatAnswer:
         logprobs = self._logprobs(list(delta.tokens))
         if delta.finish:
             more["timings"] = timings_of(delta.finish, sequence.token_count)
-            return [self._chunk(delta.number, {}, reason_of(sequence, delta.number in self._calls), logprobs, more)]
-        chunks = []
-        if piece.text:
-            field = "reasoning_content" if piece.part == "reasoning" else "content"
-            chunks.append(self._chunk(delta.number, {field: piece.text}, None, logprobs, more))
-        for call in piece.calls:
-            number = self._calls.get(delta.number, 0)
-            self._calls[delta.number] = number + 1
-            chunks.append(self._chunk(delta.number, {"tool_calls": [{"index": number, **tool_call(call)}]}, None, logprobs, more))
-        return chunks
+            return [self._chunk(delta.number, {}, reason_of(sequence), logprobs, more)]
+        return [self._chunk(delta.number, self._delta(delta.number, block), None, logprobs, more) for block in blocks_of(delta)]
+
+    def _delta(self, index: int, block: Block) -> dict[str, Any]:
+        if not block.call:
+            return {"reasoning_content" if block.kind == "reasoning" else "content": block.text}
+        number = self._calls.get(index, 0)
+        self._calls[index] = number + 1
+        return {"tool_calls": [{"index": number, **tool_call(block.call)}]}
 
     def _chunk(
         self, index: int, delta: Mapping[str, Any], finish_reason: str | None = None, logprobs: dict[str, Any] | None = None,
@@ -200,9 +168,3 @@ def tool_call(call: ToolCall) -> dict[str, Any]:
     return {
         "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": {"name": call.name, "arguments": call.arguments},
     }  # fmt: skip
-
-
-def reason_of(sequence: Sequence, calls: bool) -> Literal["stop", "length", "tool_calls"]:
-    if calls:
-        return "tool_calls"
-    return "length" if sequence.finish and sequence.finish.reason == "length" else "stop"

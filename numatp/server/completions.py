@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from numatp.llm import LLM
-from numatp.server.chat import DONE, StreamOptions, check_length, event_of, reason_of
+from numatp.server.chat import DONE, StreamOptions, event_of
+from numatp.server.conversation import check_length, reason_of
 from numatp.server.endpoint import Call
 from numatp.server.generation import Delta, Generation, Prompt
 from numatp.server.logprobs import CompletionLogprobs
@@ -109,7 +110,7 @@ class CompletionAnswer:
         for i, sequence in enumerate(generation.sequences):
             text = self._before[i] + "".join(delta.piece.text for delta in said[i])
             choices.append({
-                "index": i, "text": text, "logprobs": self._said_logprobs(i, said[i]), "finish_reason": reason_of(sequence, False),
+                "index": i, "text": text, "logprobs": self._said_logprobs(i, said[i]), "finish_reason": reason_of(sequence),
             })  # fmt: skip
         body = {**self._head, "choices": choices, "usage": usage_of(generation.sequences, self._prompts)}
         if finish := generation.sequences[0].finish:
@@ -135,7 +136,7 @@ class CompletionAnswer:
                     more["prompt_progress"] = progress_of(delta.progress, generation.seconds)
                 if delta.finish:
                     more["timings"] = timings_of(delta.finish, sequence.token_count)
-                reason = reason_of(sequence, False) if delta.finish else None
+                reason = reason_of(sequence) if delta.finish else None
                 yield self._chunk(delta.number, delta.piece.text, reason, self._said_logprobs(delta.number, [delta]), more)
             if options.include_usage:
                 yield event_of({**self._head, "choices": [], "usage": usage_of(generation.sequences, self._prompts)})

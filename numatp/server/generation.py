@@ -25,6 +25,7 @@ class Prompt:
     tokens: list[int]
     params: SamplingParams
     text: TextStream
+    one_call: bool = False  # it ends with its first call of a tool
 
 
 class Delta(NamedTuple):
@@ -41,11 +42,17 @@ class Sequence:
     """One of a request's sequences."""
 
     def __init__(self, prompt: Prompt):
-        self.text, self.params = prompt.text, prompt.params
+        self.text, self.prompt_tokens, self.one_call = prompt.text, len(prompt.tokens), prompt.one_call
         self.asked: Continuation | None = None  # of the engine
         self.token_count = self.reasoning_tokens = 0
+        self.calls = 0  # of tools
         self.unsaid: list[Token] = []
         self.finish: Finish | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """What comes now is no longer part of the answer."""
+        return self.text.stopped or (self.one_call and self.calls > 0)
 
 
 class Generation:
@@ -120,25 +127,28 @@ class Generation:
         sequence = self.sequences[index]
         if self.first_seconds is None:
             self.first_seconds = self.seconds
-        if sequence.text.stopped:
-            return []  # tokens that were under way when the stop text was seen
+        if sequence.is_over:
+            return []  # tokens that were under way when that was seen
         sequence.token_count += 1
         sequence.unsaid.append(token)
-        pieces = sequence.text.push(token.id)
-        if sequence.text.stopped and sequence.asked:
+        said = self._said(index, sequence.text.push(token.id))
+        if sequence.is_over and sequence.asked:
             sequence.asked.cancelled.set()
-        return self._said(index, pieces)
+        return said
 
     def _finished(self, index: int, finish: Finish) -> list[Delta]:
         sequence = self.sequences[index]
-        rest = sequence.text.finish()
-        sequence.finish = replace(finish, reason="stop") if sequence.text.stopped else finish
-        said = self._said(index, rest)
+        over = sequence.is_over
+        said = [] if over else self._said(index, sequence.text.finish())
+        sequence.finish = replace(finish, reason="stop") if over or sequence.text.stopped else finish
         return [*said, Delta(index, tokens=tuple(sequence.unsaid), finish=sequence.finish)]
 
     def _said(self, index: int, pieces: list[Piece]) -> list[Delta]:
         sequence, deltas = self.sequences[index], []
         for piece in pieces:
+            if sequence.one_call:
+                piece = piece._replace(calls=piece.calls[: 1 - sequence.calls])
+            sequence.calls += len(piece.calls)
             if piece.part == "reasoning":
                 sequence.reasoning_tokens += len(sequence.unsaid)
             deltas.append(Delta(index, piece, tuple(sequence.unsaid)))

@@ -8,8 +8,9 @@ from msgspec import Meta, Struct
 
 from numatp.engine.token import Token
 from numatp.llm import LLM
-from numatp.server.chat import check_length, event_of
+from numatp.server.chat import event_of
 from numatp.server.completions import Text, texts_of
+from numatp.server.conversation import check_length
 from numatp.server.endpoint import Call
 from numatp.server.generation import Delta, Generation, Prompt, Sequence
 from numatp.server.messages import Message, as_taken, template_arguments
@@ -106,7 +107,7 @@ class NativeAnswer:
         kind = "limit" if finish.reason == "length" else "word" if sequence.text.stopped else "eos"
         return self._said(deltas, True) | {
             "model": self._model, "tokens_predicted": sequence.token_count, "tokens_evaluated": finish.prompt_tokens,
-            "tokens_cached": finish.cached_tokens, "truncated": False, "stop_type": kind, "stopping_word": "",
+            "tokens_cached": finish.cached_tokens, "truncated": False, "stop_type": kind, "stopping_word": sequence.text.stop,
             "has_new_line": any("\n" in delta.piece.text for delta in deltas),
             "timings": timings_of(finish, sequence.token_count),
         }  # fmt: skip

@@ -9,15 +9,16 @@ class Stops:
     def __init__(self, stops: Iterable[str]):
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.found = False
+        self.found = ""  # the one that ended the text
 
     def push(self, piece: str) -> str:
         """The text that can be shown now."""
         text = self._held + piece
-        places = [place for stop in self._stops if (place := text.find(stop)) >= 0]
+        places = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
         if places:
-            self.found, self._held = True, ""
-            return text[: min(places)]
+            place, self.found = min(places)
+            self._held = ""
+            return text[:place]
         keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -30,6 +30,11 @@ class TextStream:
     @property
     def stopped(self) -> bool:
         """A stop text was seen: whatever comes now is no longer part of the answer."""
+        return bool(self._stops.found)
+
+    @property
+    def stop(self) -> str:
+        """The stop text that was seen, if one was."""
         return self._stops.found
 
     def push(self, token: int) -> list[Piece]:

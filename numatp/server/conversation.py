@@ -1,0 +1,97 @@
+"""A chat, whichever interface it came by, on its way to the engine."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from numatp.engine.sampling import SamplingParams
+from numatp.llm import LLM
+from numatp.server.generation import Delta, Generation, Prompt, Sequence
+from numatp.server.refusals import Refused
+from numatp.server.state import State
+from numatp.text.parts.piece import ToolCall
+from numatp.text.stream import TextStream
+
+
+@dataclass(frozen=True)
+class Chat:
+    messages: list[dict[str, Any]]
+    arguments: dict[str, Any]  # of the template
+    params: SamplingParams
+    count: int = 1  # answers
+    one_call: bool = False  # the answer ends with its first call of a tool
+
+
+async def ask(state: State, chat: Chat, progress: bool = False) -> Generation:
+    """A Generation that has been started. Refused for messages that the model does not take, or if too many wait."""
+    generation = Generation(state, await state.in_thread(prompts_of, state.llm, chat), progress)
+    generation.start()
+    return generation
+
+
+def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
+    """In a thread."""
+    tokens = tokens_of(llm, chat)
+    check_length(llm, tokens)
+    parts = llm.tokenizer.parts(chat.arguments)
+    seed = chat.params.seed or 0
+    return [
+        Prompt(
+            tokens, replace(chat.params, seed=seed + i), TextStream(llm.tokenizer, chat.params.stops, tokens, parts), chat.one_call
+        )
+        for i in range(chat.count)
+    ]
+
+
+def tokens_of(llm: LLM, chat: Chat) -> list[int]:
+    """An assistant's message at the end is the beginning of the answer."""
+    last = chat.messages[-1]
+    if last["role"] != "assistant" or "tool_calls" in last or len(chat.messages) == 1:
+        return llm.encode(chat.messages, chat.arguments)
+    begun = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
+    tokens = llm.encode(chat.messages[:-1], chat.arguments)
+    return tokens + (llm.tokenizer.encode(begun, special=False, ends=False) if begun else [])
+
+
+def check_length(llm: LLM, tokens: list[int]) -> None:
+    """In OpenAI's words, by which agents know that they have to shorten their history."""
+    most = llm.place.context
+    if len(tokens) >= most:
+        raise Refused(
+            400, f"This model's maximum context length is {most} tokens. However, you requested {len(tokens) + 1} tokens "
+            f"({len(tokens)} in the messages, at least 1 in the completion). Please reduce the length of the messages.",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+
+
+class Block(NamedTuple):
+    """What an answer consists of, in the order in which it was said."""
+
+    kind: Literal["reasoning", "text", "call"]
+    text: str = ""
+    call: ToolCall | None = None
+
+
+def blocks_of(delta: Delta) -> list[Block]:
+    """Of one piece."""
+    kind: Literal["reasoning", "text"] = "reasoning" if delta.piece.part == "reasoning" else "text"
+    said = [Block(kind, delta.piece.text)] if delta.piece.text else []
+    return said + [Block("call", call=call) for call in delta.piece.calls]
+
+
+def joined(blocks: Iterable[Block]) -> list[Block]:
+    """Neighbours of one kind in one; a call is always one for itself."""
+    found: list[Block] = []
+    for block in blocks:
+        if found and block.kind != "call" and found[-1].kind == block.kind:
+            found[-1] = Block(block.kind, found[-1].text + block.text)
+        else:
+            found.append(block)
+    return found
+
+
+def reason_of(sequence: Sequence) -> Literal["stop", "length", "tool_calls"]:
+    """Why it ended, in OpenAI's words."""
+    if sequence.calls:
+        return "tool_calls"
+    return "length" if sequence.finish and sequence.finish.reason == "length" else "stop"
