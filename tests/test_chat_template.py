@@ -220,6 +220,14 @@ def test_private_letters_and_holes_in_a_message_do_no_harm(tmp_path):
         assert (ids.count(bpe.token_to_id("<|im_end|>")), ids.count(bpe.token_to_id("<|im_start|>"))) == (1, 2), text
 
 
+def test_what_tools_are_called_is_text(tmp_path):
+    tokenizer, bpe = folder_of_chat(tmp_path / "folder", "{{ tools | tojson }}<|im_end|>")
+    for tool in ({"name": "a<|im_end|>"}, {"a": {"<|im_end|>": [1, "<|im_start|>"]}}, {"name": "plain"}):
+        ids = tokenizer.encode_chat(HELLO, {"tools": [tool]})
+        assert (ids.count(bpe.token_to_id("<|im_end|>")), ids.count(bpe.token_to_id("<|im_start|>"))) == (1, 0), tool
+        assert json.dumps(tool) in tokenizer.decode(ids), tool
+
+
 def test_names_are_found_wherever_they_begin():
     names = Names(["<a>", ">b", "<", "\n\n", "<abc>"])
     assert names.places("x<a>b <abc>.") == [1, 3, 6]

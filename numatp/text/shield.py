@@ -57,16 +57,20 @@ class Names:
 
 
 class Shield:
-    """The messages of one chat; `letters` tells what the private letters in them stand for."""
+    """What is said in one chat: its messages, and its template's arguments, with the tools that somebody describes. `letters` tells
+    what the private letters in them stand for."""
 
-    def __init__(self, names: Names, template: str, messages: Sequence[Mapping[str, Any]]):
+    def __init__(
+        self, names: Names, template: str, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None
+    ):  # fmt: skip
         self._names = names
-        used = set(template).union(*_texts(messages))
+        used = set(template).union(*_texts(messages), *_texts(arguments or {}))
         free = (chr(code) for code in PRIVATE if chr(code) not in used)
         self._private = dict(zip(names.firsts, free, strict=False))
         self.letters = {ord(private): letter for letter, private in self._private.items()}
         self.needed = False
         self.messages: Sequence[Mapping[str, Any]] = self._hide(messages)
+        self.arguments: Mapping[str, Any] = self._hide(arguments or {})
 
     def _hide(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -79,7 +83,7 @@ class Shield:
                 letters[place] = self._private.get(letters[place], "")  # nothing is left where a chat uses all private letters
             return "".join(letters)
         if isinstance(value, Mapping):
-            return {key: self._hide(item) for key, item in value.items()}
+            return {self._hide(key): self._hide(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [self._hide(item) for item in value]
         return value
@@ -89,5 +93,5 @@ def _texts(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [text for item in value.values() for text in _texts(item)]
+        return [text for pair in value.items() for item in pair for text in _texts(item)]
     return [text for item in value for text in _texts(item)] if isinstance(value, (list, tuple)) else []

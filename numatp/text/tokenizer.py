@@ -171,10 +171,10 @@ class Tokenizer:
         return Parts(self._template(arguments), tuple((arguments or {}).get("tools") or ()))
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> list[int]:
-        """The ids of that prompt. Special tokens are those of the template alone: a name of one in a message is text."""
+        """The ids of that prompt. Special tokens are those of the template alone: a name of one in a message or a tool is text."""
         template = self._template(arguments)
-        shield = Shield(self._special_names, template, messages)
-        text = self._render(template, shield.messages, arguments)
+        shield = Shield(self._special_names, template, messages, arguments)
+        text = self._render(template, shield.messages, shield.arguments)
         if not shield.needed:
             return self.encode(text)
         # The template's special tokens are cut out, each leaves a hole, and between the holes is text as it was said.

@@ -1,0 +1,312 @@
+"""A server from its start to its end: loading, keys, clients that hang up, full queues, signals and ranks that die."""
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import re
+import signal
+import socket
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+from support.commands import BIN, numatp
+from support.server import Server
+
+CHAT = "/v1/chat/completions"
+HELLO = [{"role": "user", "content": "Say hi"}]
+ENDLESS = {"messages": HELLO, "ignore_eos": True, "temperature": 0}  # until the context is full
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def server(model_path, request):
+    server = Server(model_path, "--ranks", request.param, "-c", 2048, "-np", 4, "--max-queue", 300, "--hang-timeout", 1)
+    yield server.ready()
+    server.close()
+
+
+def until(condition, what, timeout=60):
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def is_quiet(server):
+    counts = server.counts()
+    return not (counts["num_requests_running"] or counts["num_requests_waiting"] or counts["kv_cache_usage_perc"])
+
+
+def begun(server, body):
+    """A connection on which a request was sent, and nothing read."""
+    host, port = server.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    content = json.dumps(body).encode()
+    connection.sendall(
+        b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(content), content)
+    )
+    return connection
+
+
+def test_who_hangs_up_is_forgotten(server):
+    """Streamed and not, while waiting and while running: a client that has gone costs nothing."""
+    connections = [begun(server, ENDLESS | {"stream": bool(i % 2)}) for i in range(8)]
+    until(
+        lambda: server.counts()["num_requests_running"] == 4 and server.counts()["num_requests_waiting"] == 4, "not all have begun"
+    )
+    for connection in connections:
+        connection.close()
+    until(lambda: is_quiet(server), "a client that hung up is still being answered")
+    steps = server.counts()["steps_total"]
+    time.sleep(0.2)
+    assert server.counts()["steps_total"] == steps
+
+
+def test_who_hangs_up_in_the_middle_of_a_body(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{"messages"')
+    assert server.client.get("/health").status_code == 200 and is_quiet(server)
+
+
+def test_two_hundred_clients_that_come_wait_and_hang_up(server):
+    """Afterwards all blocks are free, memory is flat, and a new request gets the same answer as before."""
+    question = {"messages": HELLO, "temperature": 0, "max_tokens": 8}
+    before = server.post(CHAT, question).json()["choices"]
+    process = psutil.Process(server.process.pid)
+    resident = []
+    for seed in (1, 2):
+        asyncio.run(chaos(server.url, random.Random(seed)))
+        until(lambda: is_quiet(server), "something is still running")
+        resident.append(process.memory_info().rss)
+    assert resident[1] - resident[0] < 16 << 20  # bytes: each answer kept would be a few thousand, each connection's buffers more
+    assert server.post(CHAT, question).json()["choices"] == before
+    assert server.client.get("/health").status_code == 200
+
+
+async def chaos(url, chances, clients=100):
+    async def one(client, patience, size, stream):
+        body = {"messages": [{"role": "user", "content": "word " * size}], "max_tokens": chances.randint(1, 24), "stream": stream}
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience):
+                async with client.stream("POST", CHAT, json=body) as answer:
+                    assert answer.status_code == 200, await answer.aread()
+                    async for _ in answer.aiter_bytes():
+                        pass
+
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=120, trust_env=False, limits=limits) as client:
+        waits = [chances.choice((0.01, 0.1, 0.5, 1.5)) for _ in range(clients)]
+        await asyncio.gather(*(one(client, wait, chances.randint(1, 120), chances.random() < 0.7) for wait in waits))
+
+
+def test_a_step_that_hangs_is_seen(server):
+    """By /health, which asks no engine, and only as long as it hangs."""
+    others = psutil.Process(server.process.pid).children()
+    if not others:
+        pytest.skip("one rank cannot be stopped without the server")
+    os.kill(others[0].pid, signal.SIGSTOP)
+    try:
+        with begun(server, ENDLESS):
+            until(lambda: server.client.get("/health").status_code == 503, "a hanging Step was not seen")
+            assert server.client.get("/health").json()["status"] == "hanging"
+            os.kill(others[0].pid, signal.SIGCONT)
+            until(lambda: server.client.get("/health").status_code == 200, "the Step has ended")
+    finally:
+        os.kill(others[0].pid, signal.SIGCONT)
+    until(lambda: is_quiet(server), "the client has gone")
+
+
+def test_an_idle_server_sleeps(server):
+    until(lambda: is_quiet(server), "something is running")
+    process = psutil.Process(server.process.pid)
+    time.sleep(0.3)
+    before = sum(process.num_ctx_switches()), time.monotonic()
+    time.sleep(1)
+    switches = sum(process.num_ctx_switches()) - before[0]
+    assert switches / (time.monotonic() - before[1]) < 10  # a second
+
+
+# ---------------------------------------------------------------- start
+
+
+def test_a_port_that_answers_before_the_model_is_there(model_path):
+    server = Server(model_path, "--ranks", 1, "-c", 512, "--api-key", "a-key,another", "-to", 0.2)
+    try:
+        first = server.client.get("/health")  # most of a load is still to come
+        assert first.status_code == 503 and first.json()["status"] == "loading"
+        for_all = {"authorization": "Bearer a-key"}
+        early = server.post(CHAT, {"messages": HELLO}, headers=for_all)
+        assert early.status_code == 503 and early.json()["error"]["message"] == "Loading model" and early.headers["retry-after"]
+        server.ready()
+        check_keys(server)
+        late = server.post(CHAT, ENDLESS, headers=for_all)
+        assert late.status_code == 408 and late.headers["x-should-retry"] == "false"
+        late = server.events(CHAT, ENDLESS, headers=for_all)
+        assert late[-1] == "[DONE]" and json.loads(late[-2])["error"]["type"] == "timeout_error"
+        server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+    finally:
+        server.close()
+
+
+def check_keys(server):
+    """Every route but /health asks for one."""
+    for method, path in (
+        ("GET", "/"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/slots"), ("GET", "/props"), ("POST", CHAT),
+        ("POST", "/tokenize"), ("GET", "/nowhere"), ("GET", "/health/"), ("GET", "//health"), ("GET", "/v1/health"),
+    ):  # fmt: skip
+        refused = server.client.request(method, path)
+        assert refused.status_code == 401 and "Basic" in refused.headers["www-authenticate"], path
+    assert server.client.get("/health").status_code == 200
+    assert server.client.post("/v1/messages").json()["type"] == "error"
+    for headers in ({"authorization": "Bearer another"}, {"x-api-key": "a-key"}, {"authorization": "Basic OmEta2V5"}):  # ":a-key"
+        assert server.client.get("/v1/models", headers=headers).status_code == 200
+    for headers in (
+        {"authorization": "Bearer a-ke"},
+        {"authorization": "Bearer"},
+        {"x-api-key": ""},
+        {"authorization": "Basic ***"},
+    ):
+        assert server.client.get("/v1/models", headers=headers).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "arguments, environment, line",
+    [
+        (["--host", "0.0.0.0"], {}, "--host 0.0.0.0 lets others in: give --api-key-file"),
+        (["--host", "no.such.host.invalid"], {}, "lets others in"),
+        (["--host", "no.such.host.invalid", "--no-auth"], {}, "cannot listen there"),
+        (["--api-key-file", "/absent/keys"], {}, "--api-key-file /absent/keys: No such file"),
+        (["--api-key-file", os.devnull], {}, "it holds no key"),
+        (["--port", "70000"], {}, "no port"),
+        ([], {"LLAMA_ARG_PORT": "high"}, "LLAMA_ARG_PORT: 'high' is not a whole number"),
+        ([], {"LLAMA_ARG_CACHE_TYPE_K": "q3"}, "LLAMA_ARG_CACHE_TYPE_K: .*q3"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(model_path, arguments, environment, line):
+    refused = numatp("serve", "-m", model_path, "--ranks", 1, "-c", 64, *arguments, env=environment)
+    assert refused.returncode == 2, refused.stderr
+    said = [text for text in refused.stderr.splitlines() if "rank" not in text or "lets" in text]
+    assert len(said) == 1, refused.stderr
+    assert re.search(line, said[0]), said
+
+
+def test_a_port_that_is_taken(model_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused = numatp("serve", "-m", model_path, "--ranks", 2, "-c", 64, "--port", taken.getsockname()[1])
+    assert refused.returncode == 2 and "cannot listen there: Address already in use" in refused.stderr.splitlines()[-1]
+
+
+def test_help_says_everything():
+    said = numatp("serve", "--help").stdout
+    for option in ("--host", "--port", "--api-key-file", "--alias", "-np", "-ctk", "-b", "-ub", "--timeout", "[LLAMA_ARG_HOST]"):
+        assert option in said
+
+
+# ---------------------------------------------------------------- queue and end
+
+
+def test_a_full_queue_and_a_stop(model_path):
+    """With environment names for options: one place, one who waits."""
+    names = {"LLAMA_ARG_MODEL": str(model_path), "LLAMA_ARG_N_PARALLEL": "1", "LLAMA_ARG_CTX_SIZE": "1024", "LLAMA_ARG_ALIAS": "x"}
+    server = Server(model_path, "--ranks", 1, "--max-queue", 1, env=names).ready()
+    try:
+        assert server.client.get("/props").json()["total_slots"] == 1
+        with begun(server, ENDLESS), begun(server, ENDLESS):
+            until(lambda: server.counts()["num_requests_waiting"] == 1, "nobody waits")
+            full = server.post(CHAT, ENDLESS)
+            assert full.status_code == 429 and full.json()["error"]["type"] == "rate_limit_error"
+            assert 1 <= int(full.headers["retry-after"]) <= 120
+            assert server.post(CHAT, ENDLESS | {"n": 2}).status_code == 429
+        until(lambda: is_quiet(server), "the clients have gone")
+        drains(server)
+    finally:
+        server.close()
+
+
+def drains(server):
+    """SIGTERM: what runs is finished, what comes is refused."""
+    said = []
+    body = ENDLESS | {"max_tokens": 400}
+    running = threading.Thread(target=lambda: said.extend(server.events(CHAT, body)))
+    running.start()
+    until(lambda: server.counts()["num_requests_running"] == 1, "it does not run")
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: server.client.get("/health").status_code == 503, "it still says that it is well")
+    assert server.client.get("/health").json()["status"] == "draining"
+    assert server.post(CHAT, ENDLESS).status_code == 503
+    assert server.wait() == 0, server.said
+    running.join()
+    assert said[-1] == "[DONE]" and json.loads(said[-2])["choices"][0]["finish_reason"] == "length"
+
+
+def test_a_second_signal_ends_it(model_path):
+    server = Server(model_path, "--ranks", 2, "-c", 2048).ready()
+    try:
+        with begun(server, ENDLESS):
+            until(lambda: server.counts()["num_requests_running"] == 1, "it does not run")
+            ranks = psutil.Process(server.process.pid).children()
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: server.client.get("/health").status_code == 503, "it still says that it is well")
+            server.process.send_signal(signal.SIGTERM)
+            assert server.wait() == 128 + signal.SIGTERM
+            assert not psutil.wait_procs(ranks, timeout=20)[1]
+    finally:
+        server.close()
+
+
+def test_a_rank_that_dies_ends_every_stream_and_the_server(model_path):
+    server = Server(model_path, "--ranks", 2, "-c", 2048).ready()
+    try:
+        (other,) = psutil.Process(server.process.pid).children()
+        said = [[], []]
+        streams = [threading.Thread(target=lambda i=i: said[i].extend(server.events(CHAT, ENDLESS))) for i in range(2)]
+        for stream in streams:
+            stream.start()
+        until(lambda: server.counts()["num_requests_running"] == 2, "they do not run")
+        other.kill()
+        assert server.wait() == 1, server.said
+        for stream in streams:
+            stream.join()
+        for events in said:
+            assert events[-1] == "[DONE]" and json.loads(events[-2])["error"]["type"] == "server_error", events[-2:]
+        assert "rank 1" in server.said.splitlines()[-1] and "died" in server.said.splitlines()[-1], server.said
+    finally:
+        server.close()
+
+
+def test_a_rank_that_dies_while_nobody_asks(model_path):
+    server = Server(model_path, "--ranks", 2, "-c", 512)
+    try:
+        server.ready()
+        (other,) = psutil.Process(server.process.pid).children()
+        other.kill()
+        assert server.wait() == 1 and "rank 1" in server.said.splitlines()[-1], server.said
+    finally:
+        server.close()
+
+
+def listening_ports(process):
+    return [one.laddr.port for one in process.net_connections("tcp") if one.status == "LISTEN"]
+
+
+def test_under_mpirun(model_path):
+    """Rank 0 answers, the other one serves it, and both end when rank 0 is asked to stop."""
+    server = Server(model_path, "-c", 512, launcher=(BIN / "mpirun", "-np", 2, "--bind-to", "socket"))
+    try:
+        server.ready()
+        assert server.post(CHAT, {"messages": HELLO, "max_tokens": 3}).json()["usage"]["completion_tokens"] == 3
+        ranks = [p for p in psutil.Process(server.process.pid).children(recursive=True) if "serve" in p.cmdline()]
+        port = int(server.url.rpartition(":")[2])
+        (first,) = [rank for rank in ranks if port in listening_ports(rank)]
+        assert len(ranks) == 2
+        first.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, server.said
+    finally:
+        server.close()
