@@ -9,7 +9,8 @@ from support.logits import F16_ROUNDING, error
 from support.models import tiny_cohere2
 from support.warm import run_script
 
-from numatp.engine.cache import Blocks, Pool
+from numatp.engine.blocks import Blocks
+from numatp.engine.cache import Pool
 from numatp.errors import NumatpError
 from numatp.kernels.layout import NO_WINDOW
 from numatp.machine import isa

@@ -1,4 +1,4 @@
-"""What the layers of one rank keep between tokens, and who may use which part of it.
+"""What the layers of one rank keep between tokens, and where it lies. Who has which part of it: engine/blocks.py.
 
 Keys and values lie in blocks of tokens. Layers that keep the same tokens (all, or the last `window`) share a pool, and a block of a
 pool holds all its layers side by side, so that memory is touched as it is needed. Recurrent layers have one slot per sequence.
@@ -80,81 +80,3 @@ class CacheLayout:
                 start, slot = self._in_slots[i]
                 layers.append(layer.placed(str(i), address + start, slot))
         return layers
-
-
-class Blocks:
-    """Which blocks are free, on rank 0; all ranks use the same numbers."""
-
-    def __init__(self, pools: list[Pool], max_rows: int):
-        """max_rows: of one Step."""
-        self._pools, self._max_rows = pools, max_rows
-        self._free = [list(range(pool.blocks))[::-1] for pool in pools]
-        self._holders = [[0] * pool.blocks for pool in pools]  # sequences that read each block
-        self._promised = [0] * len(pools)
-
-    def _most(self, pool: Pool, tokens: int) -> int:
-        held = num_blocks(tokens)
-        return held if pool.window == NO_WINDOW else min(held, num_blocks(pool.window + self._max_rows) + 1)
-
-    def reserve(self, tokens: int) -> "Tables | None":
-        """The tables of a sequence of at most `tokens`, or None while there is no room for it."""
-        most = [self._most(pool, tokens) for pool in self._pools]
-        if any(promised + wanted > pool.blocks for pool, promised, wanted in zip(self._pools, self._promised, most, strict=True)):
-            return None
-        self._promised = [promised + wanted for promised, wanted in zip(self._promised, most, strict=True)]
-        return Tables(self, most)
-
-    def take(self, pool: int) -> int | None:
-        """A free block, held once; None if there is none."""
-        if not self._free[pool]:
-            return None
-        block = self._free[pool].pop()
-        self._holders[pool][block] = 1
-        return block
-
-    def hold(self, pool: int, block: int) -> None:
-        """One sequence more reads the block."""
-        self._holders[pool][block] += 1
-
-    def release(self, pool: int, blocks: list[int]) -> None:
-        """One sequence less reads each of them; who is read by none is free."""
-        holders = self._holders[pool]
-        for block in blocks:
-            holders[block] -= 1
-            if not holders[block]:
-                self._free[pool].append(block)
-
-    def end(self, promised: list[int]) -> None:
-        self._promised = [old - wanted for old, wanted in zip(self._promised, promised, strict=True)]
-
-    @property
-    def windows(self) -> list[int]:
-        return [pool.window for pool in self._pools]
-
-
-class Tables:
-    """The blocks of one sequence: per pool, block numbers from its first token on; places before a window are meaningless."""
-
-    def __init__(self, blocks: Blocks, promised: list[int]):
-        self._blocks, self._promised = blocks, promised
-        self.numbers: list[list[int]] = [[] for _ in promised]
-        self._first = [0] * len(promised)  # blocks before it have been given back
-
-    def prepare(self, position: int, count: int) -> list[list[int]]:
-        """Makes room for `count` tokens from `position` on; gives back what no window reaches any more."""
-        for pool, window in enumerate(self._blocks.windows):
-            numbers, first = self.numbers[pool], max(position + 1 - window, 0) // CACHE_BLOCK
-            if first > self._first[pool]:
-                self._blocks.release(pool, numbers[self._first[pool] : first])
-                self._first[pool] = first
-            while len(numbers) * CACHE_BLOCK < position + count:
-                block = self._blocks.take(pool)
-                assert block is not None, "reserved"
-                numbers.append(block)
-        return self.numbers
-
-    def release(self) -> None:
-        for pool, numbers in enumerate(self.numbers):
-            self._blocks.release(pool, numbers[self._first[pool] :])
-            numbers.clear()
-        self._blocks.end(self._promised)

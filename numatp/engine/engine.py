@@ -9,7 +9,7 @@ import numpy as np
 from numatp.engine.agree import agree
 from numatp.engine.arenas import Arenas
 from numatp.engine.audit import Audit
-from numatp.engine.cache import Blocks
+from numatp.engine.blocks import Blocks
 from numatp.engine.job import MARGIN, Job
 from numatp.engine.load import Loaded, check_kernels, check_pages, lay_out, open_model, place
 from numatp.engine.programs import AUDIT, MANY_ROWS, ONE_ROW, SCORES, activation_bytes, give_memory, record

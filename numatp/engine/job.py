@@ -29,6 +29,7 @@ class Job:
     tensor_split: Sequence[float] | str | None = None  # share of the model per rank, or "auto"
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
+    step_ms: int = 250  # that a Step with rows of prompts should take at most while somebody waits for his next token
     allow_remote: bool = False
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
     measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure
@@ -70,5 +71,5 @@ def quantize_of(job: Job, file: "ModelFile") -> str:
 
 
 def rows_of(job: Job, context: int) -> int:
-    """Rows that a Step has at most: no more than the context has tokens."""
-    return -(-min(max(job.max_rows, job.max_sequences), context) // ROWS_UNIT) * ROWS_UNIT
+    """Rows that a Step has at most: some for a prompt beside all who decode, and no more than the context has tokens."""
+    return -(-min(max(job.max_rows, job.max_sequences + 1), context) // ROWS_UNIT) * ROWS_UNIT

@@ -1,11 +1,12 @@
 """How rank 0 makes Steps of what callers ask: all that run together, one Step after another."""
 
 import math
-from collections import deque
-from typing import Any
+import time
 
+from numatp.engine.admission import Admission
 from numatp.engine.counts import Counts
 from numatp.engine.engine import Engine
+from numatp.engine.pace import Pace
 from numatp.engine.sequence import Continuation, Scoring, Sequence
 from numatp.engine.token import Reason
 from numatp.errors import UserError
@@ -19,27 +20,25 @@ class Scheduler:
     def __init__(self, engine: Engine, counts: Counts | None = None):
         self._engine = engine
         self._counts = counts or Counts()
-        self._context, self._max_rows = engine.loaded.layout.context, engine.loaded.layout.max_rows
-        self._waiting: deque[Sequence] = deque()
-        self._continued: list[Continuation] = []  # these run, and so do the next
-        self._scored: deque[Scoring] = deque()
-        self._places = list(range(engine.job.max_sequences))[::-1]
+        layout, job = engine.loaded.layout, engine.job
+        self._max_rows = layout.max_rows
+        self._admission = Admission(engine.blocks, job.max_sequences, layout.context)
+        self._pace = Pace(job.step_ms / 1000, layout.max_rows)
         self._scores_next = False  # whose turn it is where both kinds run
 
     def submit(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+        self._admission.submit(sequence)
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._continued or self._scored)
+        return bool(self._admission.waiting or self._admission.running)
 
     def fail(self, error: BaseException) -> None:
         """Tells everybody who waits."""
         for sequence in self._all():
             sequence.put(error)
-        self._waiting.clear()
-        self._continued.clear()
-        self._scored.clear()
+        self._admission.waiting.clear()
+        self._admission.running.clear()
 
     def cancel(self) -> None:
         """Ends all that is continued, at the next Step."""
@@ -48,55 +47,49 @@ class Scheduler:
                 sequence.cancelled.set()
 
     def step(self) -> None:
-        """One Step for all who are continued or for one who is scored, in turn, after taking in who fits."""
+        """One Step for all who are continued or for those who are scored, in turn, after taking in who fits."""
         for sequence in self._all():
             if sequence.cancelled.is_set():
                 self._end(sequence, "cancelled")
-        self._admit()
-        if self._scored and (self._scores_next or not self._continued):
+        self._admission.admit()
+        continued = [s for s in self._admission.running if isinstance(s, Continuation)]
+        scored = [s for s in self._admission.running if isinstance(s, Scoring)]
+        if scored and (self._scores_next or not continued):
             self._scores_next = False
-            self._score(self._scored[0])
-        else:
+            self._score(scored, self._pace.rows(sum(s.decodes for s in continued)))
+        elif continued:
             self._scores_next = True
-            self._continue()
+            self._continue(continued)
         self._count_sequences()
 
     def _all(self) -> list[Sequence]:
-        return [*self._waiting, *self._continued, *self._scored]
+        return [*self._admission.waiting, *self._admission.running]
 
-    def _admit(self) -> None:
-        while self._waiting and self._places:
-            sequence = self._waiting[0]
-            most = sequence.most_tokens(self._context)
-            tables = self._engine.blocks.reserve(most)
-            if tables is None:
-                return
-            self._waiting.popleft()
-            sequence.start(self._places.pop(), tables)
-            if isinstance(sequence, Continuation):
-                sequence.limit = most
-                self._counts.prompt_tokens += sequence.prompt_tokens
-                self._continued.append(sequence)
-            elif isinstance(sequence, Scoring):
-                self._scored.append(sequence)
+    # ------------------------------------------------------------ Steps
 
-    def _continue(self) -> None:
-        spans, prompts, chosen, room = [], [], [], self._max_rows
-        # Sequences that decode have one token to do, those that begin a prompt: the former must not wait for the latter.
-        for sequence in sorted(self._continued, key=lambda s: len(s.tokens) - s.done):
-            if not room:
-                break
-            if sequence.in_prompt:
+    def _continue(self, continued: list[Continuation]) -> None:
+        """A row for each that decodes, whose next token must not wait for prompts; beside them rows of prompts."""
+        decoding = [s for s in continued if s.decodes]
+        room, began = self._pace.rows(len(decoding)), time.perf_counter()
+        spans: list[Span] = []
+        prompts: list[Continuation] = []
+        chosen: list[Continuation] = []
+        for sequence in continued:
+            count = 1 if sequence.decodes else sequence.rows(room)
+            if not count or not sequence.tables or not self._admission.make_room(sequence, count):
+                continue
+            if not sequence.decodes:
+                room -= count
                 prompts.append(sequence)
-            span = sequence.next_span(room)
+            span = sequence.next_span(count)
             spans.append(span)
-            room -= len(span.tokens)
             if span.want_logits:
                 chosen.append(sequence)
-        if not spans:
-            return
         self._engine.run(spans)
-        self._count_step(spans, sum(sequence not in prompts for sequence in chosen))
+        rows = sum(len(span.tokens) for span in spans)
+        prompt_rows = rows - sum(sequence in decoding for sequence in chosen)
+        self._pace.measured(prompt_rows, time.perf_counter() - began)
+        self._counts.computed_tokens += prompt_rows
         for sequence in prompts:
             sequence.tell_progress()
         if chosen:
@@ -116,17 +109,26 @@ class Scheduler:
             if reason := sequence.take(token):
                 self._end(sequence, reason)
 
-    def _score(self, sequence: Scoring) -> None:
-        """Alone in its Steps: its scores have the same bits whatever runs beside it."""
-        span = sequence.next_span(self._max_rows)
-        scores = self._engine.score([span]).tolist()
-        self._count_step([span], 0)
-        sequence.scores += scores
-        if not all(map(math.isfinite, scores)):
-            self._fail_damaged(sequence)
-        elif sequence.done == sequence.last:
-            self._leave(sequence)
-            sequence.put(sequence.scores)
+    def _score(self, scored: list[Scoring], room: int) -> None:
+        """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py)."""
+        parts: list[Scoring] = []
+        spans: list[Span] = []
+        for sequence in scored:
+            count = sequence.rows(room)
+            if count and sequence.tables and self._admission.make_room(sequence, count):
+                room -= count
+                parts.append(sequence)
+                spans.append(sequence.next_span(count))
+        scores = self._engine.score(spans).tolist()
+        self._counts.computed_tokens += sum(len(span.tokens) for span in spans)
+        for sequence, span in zip(parts, spans, strict=True):
+            own = [scores.pop(0) for _ in span.targets]
+            sequence.scores += own
+            if not all(map(math.isfinite, own)):
+                self._fail_damaged(sequence)
+            elif sequence.done == sequence.fed:
+                self._admission.leave(sequence)
+                sequence.put(sequence.scores)
 
     # ------------------------------------------------------------ ends
 
@@ -135,29 +137,14 @@ class Scheduler:
         self._fail(sequence, UserError(f"{self._engine.job.model}: {why}"))
 
     def _fail(self, sequence: Sequence, error: UserError) -> None:
-        self._leave(sequence)
+        self._admission.leave(sequence)
         sequence.put(error)
 
     def _end(self, sequence: Sequence, reason: Reason) -> None:
         finish = sequence.finish(reason)
-        self._leave(sequence)
+        self._admission.leave(sequence)
         sequence.put(finish)
 
-    def _leave(self, sequence: Sequence) -> None:
-        """It waits and runs no more; its place and its blocks, if it has some, are free."""
-        lists: list[Any] = [self._waiting, self._continued, self._scored]
-        for several in lists:
-            if sequence in several:
-                several.remove(sequence)
-        if sequence.tables:
-            self._places.append(sequence.release())
-
-    # ------------------------------------------------------------ counts
-
-    def _count_step(self, spans: list[Span], decoded: int) -> None:
-        """decoded: rows of it that were fed a generated token."""
-        self._counts.computed_tokens += sum(len(span.tokens) for span in spans) - decoded
-
     def _count_sequences(self) -> None:
-        self._counts.waiting = len(self._waiting)
-        self._counts.running = len(self._continued) + len(self._scored)
+        counts, admission = self._counts, self._admission
+        counts.waiting, counts.running, counts.set_back = len(admission.waiting), len(admission.running), admission.set_back_count

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 
-from numatp.engine.cache import Tables
+from numatp.engine.blocks import Tables
 from numatp.engine.chooser import Chooser
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Progress, Reason, Token
@@ -19,15 +19,21 @@ class Sequence:
     tokens: list[int]  # all so far
     put: Callable[..., None]  # called on the engine's thread, with what came of it or an exception
     cancelled: Event = field(default_factory=Event, init=False)
+    arrival: int = field(default=0, init=False)  # its number among all that were asked for
     place: int = field(default=-1, init=False)  # among those that run at the same time
     tables: Tables | None = field(default=None, init=False)
     done: int = field(default=0, init=False)  # tokens whose keys and values are in the cache
 
-    def most_tokens(self, context: int) -> int:
-        """That it can have in the end, in a cache of so many."""
+    @property
+    def fed(self) -> int:
+        """Tokens that will be fed, as far as it is known: those after them are asked for."""
         raise NotImplementedError
 
-    def start(self, place: int, tables: Tables) -> None:
+    def next_tokens(self, context: int) -> int:
+        """That the cache, of so many, must hold of it for it to get on from where it is."""
+        raise NotImplementedError
+
+    def start(self, place: int, tables: Tables, context: int) -> None:
         self.place, self.tables = place, tables
 
     def release(self) -> int:
@@ -37,8 +43,19 @@ class Sequence:
         place, self.tables, self.place, self.done = self.place, None, -1, 0
         return place
 
-    def next_span(self, room: int) -> Span:
-        """At most `room` of the tokens that are not done; by then they will be."""
+    def rows(self, room: int) -> int:
+        """How many rows it should have in a Step that has room for so many.
+
+        A row of a span of its own is computed by other kernels than several, and its last bits differ: so a prompt never has one
+        row in a Step, if it has more in all, and its bits do not depend on how it was cut.
+        """
+        left = self.fed - self.done
+        if left > room and left - room == 1:
+            room -= 1
+        return 0 if room == 1 < left else min(left, room)
+
+    def next_span(self, count: int) -> Span:
+        """The next `count` of the tokens that are not done; by then they will be."""
         raise NotImplementedError
 
     def finish(self, reason: Reason) -> Finish:
@@ -60,28 +77,38 @@ class Continuation(Sequence):
         self.chooser = Chooser(self.params, self.stop_ids, self.vocab)
         self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
+        self._decoded = 0  # Steps that were fed a generated token for the first time
         self._began = self._first_token = 0.0
 
+    @property
+    def fed(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether its next Step is fed nothing but its last token."""
+        return len(self.tokens) - self.done == 1
+
     def most_tokens(self, context: int) -> int:
+        """That it can have in the end, in a cache of so many."""
         wanted = self.params.max_tokens
         return context if wanted is None else min(self.prompt_tokens + wanted, context)
 
-    def start(self, place: int, tables: Tables) -> None:
-        super().start(place, tables)
+    def next_tokens(self, context: int) -> int:
+        return max(min(len(self.tokens) + 1, self.most_tokens(context)), len(self.tokens))
+
+    def start(self, place: int, tables: Tables, context: int) -> None:
+        super().start(place, tables, context)
+        self.limit = self.most_tokens(context)
         self._began = self._began or time.perf_counter()
 
-    def next_span(self, room: int) -> Span:
+    def next_span(self, count: int) -> Span:
         assert self.tables
         first = self.done
-        tokens = self.tokens[first : first + room]
-        self.done = first + len(tokens)
-        tables = self.tables.prepare(first, len(tokens))
-        return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
-
-    @property
-    def in_prompt(self) -> bool:
-        """Whether its next Step has some of the prompt."""
-        return self.done < self.prompt_tokens
+        self.done = first + count
+        self._decoded = max(self._decoded, self.done - self.prompt_tokens)
+        tables = self.tables.prepare(first, count)
+        return Span(self.place, self.tokens[first : self.done], first, tables, want_logits=self.done == len(self.tokens))
 
     def tell_progress(self) -> None:
         """After a Step that had some of its prompt."""
@@ -103,8 +130,7 @@ class Continuation(Sequence):
     def finish(self, reason: Reason) -> Finish:
         now = time.perf_counter()
         began, first = self._began or now, self._first_token or now
-        decoded = max(self.done - self.prompt_tokens, 0)
-        return Finish(reason, self.prompt_tokens, first - began, decoded, now - first, self.cached_tokens)
+        return Finish(reason, self.prompt_tokens, first - began, self._decoded, now - first, self.cached_tokens)
 
 
 @dataclass(eq=False)
@@ -117,18 +143,22 @@ class Scoring(Sequence):
     def __post_init__(self) -> None:
         self.scores: list[float] = []
 
-    def most_tokens(self, context: int) -> int:
-        return len(self.tokens)
-
     @property
-    def last(self) -> int:
-        """The position of the last token, which nothing follows: it is scored and never fed."""
+    def fed(self) -> int:
+        """The last token is scored and never fed: nothing follows it."""
         return len(self.tokens) - 1
 
-    def next_span(self, room: int) -> Span:
+    def next_tokens(self, context: int) -> int:
+        return len(self.tokens)
+
+    def start(self, place: int, tables: Tables, context: int) -> None:
+        super().start(place, tables, context)
+        self.scores.clear()  # if it was set back, they will be computed again
+
+    def next_span(self, count: int) -> Span:
         assert self.tables
-        first, end = self.done, min(self.done + room, self.last)
+        first, end = self.done, self.done + count
         self.done = end
-        targets = self.tokens[max(first, self.last - self.count) + 1 : end + 1]
-        tables = self.tables.prepare(first, end - first)
+        targets = self.tokens[max(first, self.fed - self.count) + 1 : end + 1]
+        tables = self.tables.prepare(first, count)
         return Span(self.place, self.tokens[first:end], first, tables, want_logits=False, targets=targets)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from random import Random
 
-from numatp.engine.cache import Tables
+from numatp.engine.blocks import Tables
 from numatp.engine.programs import MANY_ROWS, ONE_ROW
 from numatp.measure.instruments import MeasuringEngine, Timed
 from numatp.measure.roofline import Rate
@@ -124,9 +124,7 @@ class Bench:
         if self._depth != test.depth or not self._engine.loaded.spec.rewinds:
             if self._tables:
                 self._tables.release()
-            layout = self._engine.loaded.layout
-            self._tables = self._engine.blocks.reserve(layout.context)
-            assert self._tables, "the only sequence has the whole cache"
+            self._tables = Tables(self._engine.blocks)
             self._prompt(0, test.depth, test)
             self._depth = test.depth
 

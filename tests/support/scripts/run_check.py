@@ -32,6 +32,7 @@ def main(model, fault):
     job = Job(model=model, max_rows=16, check_ranks=True)
     started = start_ranks(job, None)
     from numatp.engine import programs
+    from numatp.engine.blocks import Tables
     from numatp.engine.engine import Engine
     from numatp.program.step import Span
     from numatp.weights.load import _floats_at
@@ -44,7 +45,7 @@ def main(model, fault):
         started.world.host.meet()
         return engine.serve()
     started.world.host.meet()
-    tables = engine.blocks.reserve(8)
+    tables = Tables(engine.blocks)
     try:
         for position in (0, 4):
             engine.run([Span(0, [1, 2, 3, 4], position, tables.prepare(position, 4))])

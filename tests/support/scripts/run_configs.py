@@ -19,6 +19,7 @@ def main():
     started = start_ranks(job, 1)
     import numpy as np
 
+    from numatp.engine.blocks import Tables
     from numatp.engine.engine import Engine
     from numatp.program.step import Span
 
@@ -26,7 +27,7 @@ def main():
     for config in given["configs"]:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         engine = Engine(job, started)
-        tables = engine.blocks.reserve(len(tokens))
+        tables = Tables(engine.blocks)
         engine.run([Span(0, tokens, 0, tables.prepare(0, len(tokens)))])
         rows.append(engine.window.logits[0, : engine.loaded.spec.sizes.vocab].copy())
         engine.close()

@@ -21,6 +21,7 @@ def main():
     started = start_ranks(job, int(ranks) or None)
     import numpy as np
 
+    from numatp.engine.blocks import Tables
     from numatp.engine.engine import Engine, serve
     from numatp.kernels.compile import Kernel
     from numatp.program.step import Span
@@ -31,13 +32,13 @@ def main():
         return status
     engine = Engine(job, started)
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
-    tables = engine.blocks.reserve(len(ids))
+    tables = Tables(engine.blocks)
     for count in map(int, chunks.split(",")):
         engine.run([Span(1, ids[position : position + count], position, tables.prepare(position, count))])
         position += count
         rows.append(engine.window.logits[0, : engine.loaded.spec.sizes.vocab].copy())
     np.save(out, np.array(rows))
-    other, scores = engine.blocks.reserve(len(ids)), []
+    other, scores = Tables(engine.blocks), []
     for start_at in range(0, len(ids) - 1, 33):
         part = ids[start_at : min(start_at + 33, len(ids) - 1)]
         span = Span(0, part, start_at, other.prepare(start_at, len(part)), targets=ids[start_at + 1 : start_at + 34])

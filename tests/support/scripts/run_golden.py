@@ -26,6 +26,7 @@ def main():
     import numpy as np
 
     from numatp.engine import programs
+    from numatp.engine.blocks import Tables
     from numatp.engine.engine import Engine
     from numatp.program.ops import Ops
     from numatp.program.step import Span
@@ -70,7 +71,7 @@ def main():
 
     def error():
         """Of some positions, each the last of a Step that goes on where the one before ended."""
-        tables, largest, first = engine.blocks.reserve(len(tokens)), 0.0, 0
+        tables, largest, first = Tables(engine.blocks), 0.0, 0
         for last in (19, 40, 70, len(tokens) - 1):
             engine.run([Span(0, tokens[first : last + 1], first, tables.prepare(first, last + 1 - first))])
             apart = engine.window.logits[0, : whole.sizes.vocab] - wanted[last]

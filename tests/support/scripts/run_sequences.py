@@ -23,6 +23,7 @@ def main():
     started = start_ranks(job, int(ranks) or None)
     import numpy as np
 
+    from numatp.engine.blocks import Tables
     from numatp.engine.engine import Engine, serve
     from numatp.kernels.layout import CACHE_BLOCK
     from numatp.program.step import Span
@@ -32,6 +33,7 @@ def main():
     engine = Engine(job, started)
     for free in engine.blocks._free:
         np.random.default_rng(0).shuffle(free)
+    windows = [pool.window for pool in engine.blocks.pools]
     vocab, rows, scores, counts = engine.loaded.spec.sizes.vocab, {}, {}, []
 
     def spans_of(step, done, tables, scored):
@@ -47,7 +49,7 @@ def main():
 
     def usable(numbers, position):
         """The tables with every place before a window made unusable."""
-        hidden = [max(position + 1 - window, 0) // CACHE_BLOCK for window in engine.blocks.windows]
+        hidden = [max(position + 1 - window, 0) // CACHE_BLOCK for window in windows]
         return [[NOWHERE] * places + row[places:] for places, row in zip(hidden, numbers, strict=True)]
 
     def wipe_free_blocks():
@@ -59,7 +61,7 @@ def main():
                 ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
 
     for scored in (False, True):  # the second time in blocks and states that the first time has left full
-        tables, done = [engine.blocks.reserve(len(tokens)) for tokens in sequences], [0] * len(sequences)
+        tables, done = [Tables(engine.blocks) for _ in sequences], [0] * len(sequences)
         for step in steps:
             spans = spans_of(step, done, tables, scored)
             if not spans:
@@ -74,7 +76,7 @@ def main():
                 for i, span in enumerate(spans):
                     position = span.position + len(span.tokens) - 1
                     rows[f"{span.sequence},{position}"] = engine.window.logits[i, :vocab].copy()
-        for pool, window in enumerate(engine.blocks.windows):
+        for pool, window in enumerate(windows):
             taken = [number for table in tables for number in table.numbers[pool]]
             counts.append([window, len(taken), len(set(taken))])
         for table in tables:
