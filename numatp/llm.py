@@ -143,6 +143,14 @@ def _is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
+def _tool(given: Any) -> Mapping[str, Any]:
+    """UserError for what is no description of a tool."""
+    function = given.get("function") if isinstance(given, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise UserError(f'a tool is {{"type": "function", "function": {{"name": ..., ...}}}}, and not {str(given)[:60]!r}')
+    return cast("Mapping[str, Any]", given)
+
+
 def count_pages(service: Service) -> list[RankPages]:
     """On rank 0: where the pages of every rank are now."""
     return [RankPages.from_json(rank) for rank in service.call(lambda engine: engine.audit())]
@@ -268,15 +276,20 @@ class LLM:
         return self._answers("generate", lambda: [self.submit(cast("Prompt", prompt), params)])[0]
 
     def chat(
-        self, messages: Sequence[Message], params: SamplingParams | None = None, *, template_kwargs: Mapping[str, Any] | None = None
-    ) -> Output:
+        self, messages: Sequence[Message], params: SamplingParams | None = None, *,
+        tools: Sequence[Mapping[str, Any]] | None = None, template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Output:  # fmt: skip
         """The answer to messages like {"role": "user", "content": "Hello"}, by the model's own chat template.
 
+        tools: what the model may call, like {"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON
+        schema}}; its calls are the Output's tool_calls. What comes of them goes into the next chat as messages of role "tool".
         template_kwargs: what else the template reads, like {"enable_thinking": False}. The name of a special token in a message is
         text.
         """
         if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in _items(messages)):
             raise UserError('chat takes messages like [{"role": "user", "content": "Hello"}]; generate and stream take a text')
+        if tools:
+            template_kwargs = {**(template_kwargs or {}), "tools": [_tool(tool) for tool in _items(tools)]}
         return self._answers("chat", lambda: [self.submit(messages, params, template_kwargs)])[0]
 
     def submit(

@@ -3,13 +3,14 @@
 from types import SimpleNamespace
 
 import pytest
+from support.answers import ids_of, vocabulary
 
 from numatp.cli.generate import show_answer
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish
 from numatp.llm import Stats
 from numatp.text.stream import Piece, TextStream
-from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, Tokenizer, end_ids, spell_byte_level
+from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, end_ids
 
 pytestmark = pytest.mark.beside
 
@@ -18,22 +19,6 @@ ANSWER = (
     "<|channel|>analysis<|message|>Hm, né STOP?<|end|><|start|>assistant<|channel|>commentary to=f<|message|>{}<|end|>"
     "<|start|>assistant<|channel|>final<|message|>Yes é.<|return|>"
 )
-
-
-def vocabulary(marks):
-    """A token for each byte, and special ones."""
-    tokens, kinds = [*BYTE_OF_CHAR, *marks], [NORMAL] * 256 + [CONTROL] * len(marks)
-    return Tokenizer(tokens, kinds, None, spell_byte_level, bos=None, eos=None, eos_ids=frozenset(), chat_template=None)
-
-
-def ids_of(tokenizer, text):
-    """Marks as their tokens, everything else byte by byte."""
-    ids, byte_ids = [], {byte: id for id, byte in enumerate(BYTE_OF_CHAR.values())}
-    while text:
-        mark = next((mark for mark in MARKS if text.startswith(mark) and tokenizer.special_id(mark)), None)
-        ids += [tokenizer.special_id(mark)] if mark else [byte_ids[byte] for byte in text[0].encode()]
-        text = text.removeprefix(mark) if mark else text[1:]
-    return ids
 
 
 def streamed(stream, ids):

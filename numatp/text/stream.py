@@ -1,11 +1,10 @@
-"""From the tokens of an answer to its text, piece by piece."""
+"""From the tokens of an answer to its pieces: text that can be shown, and calls of tools."""
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
 
-from numatp.text.channels import Channels, Part
 from numatp.text.parts.formats import Parts
 from numatp.text.parts.piece import Piece, ToolCall
+from numatp.text.parts.start import reader_of
 from numatp.text.stops import Stops
 from numatp.text.tokenizer import StreamDecoder, Tokenizer
 
@@ -13,19 +12,18 @@ __all__ = ["Piece", "TextStream", "ToolCall"]
 
 
 class TextStream:
-    """Whole characters only, and of the answer nothing from the first stop text on.
+    """Whole characters only, and of the answer nothing from the first stop text on. Reasoning and calls are not searched for stops.
 
     prompt: the tokens before the answer, which tell in which part of it the answer begins. parts: as Tokenizer.parts gives them for
     a chat; None for a text that is continued.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Iterable[str] = (), prompt: Iterable[int] = (), parts: Parts | None = None
+        self, tokenizer: Tokenizer, stops: Iterable[str] = (), prompt: Sequence[int] = (), parts: Parts | None = None
     ):  # fmt: skip
         self._decoder = StreamDecoder(tokenizer)
         self._stops = Stops(stops)
-        self._channels = Channels.of(tokenizer, prompt)
-        self._part: Part = self._channels.part if self._channels else "answer"
+        self._reader, self._marks = reader_of(tokenizer, prompt, parts)
 
     @property
     def stopped(self) -> bool:
@@ -41,25 +39,29 @@ class TextStream:
         """What can be shown after one more token, in the order in which it was said; often nothing."""
         if self.stopped:
             return []
-        if self._channels:
-            ended, self._part = self._part, self._channels.push(token)
-            if ended != self._part:  # at a token that has no text of its own
-                return self._flush(ended)
-        if self._part is None:
-            return []
-        text = self._decoder.push(token)
-        return pieces(self._stops.push(text) if self._part == "answer" else text, self._part)
+        return self._shown(self._reader.push(self._marks.text(token, self._decoder)))
 
     def finish(self) -> list[Piece]:
         """What was held back, at the end of the answer."""
-        return self._flush(self._part)
-
-    def _flush(self, part: Part) -> list[Piece]:
-        rest = self._decoder.finish()
-        if part is None or self.stopped:
+        if self.stopped:
             return []
-        return pieces(self._stops.push(rest) + self._stops.finish() if part == "answer" else rest, part)
+        pieces = self._shown(self._reader.push(self._decoder.finish()) + self._reader.finish())
+        return pieces if self.stopped else pieces + self._held()
 
+    def _shown(self, pieces: Iterable[Piece]) -> list[Piece]:
+        """Up to the first stop text."""
+        shown: list[Piece] = []
+        for piece in pieces:
+            if self.stopped:
+                break
+            if piece.part == "answer" and not piece.calls:
+                text = self._stops.push(piece.text)
+                shown += [Piece(text)] if text else []
+            else:
+                shown += [*self._held(), piece]
+        return shown
 
-def pieces(text: str, part: Literal["answer", "reasoning"]) -> list[Piece]:
-    return [Piece(text, part)] if text else []
+    def _held(self) -> list[Piece]:
+        """What may have been the beginning of a stop text, and is none."""
+        text = self._stops.finish()
+        return [Piece(text)] if text else []

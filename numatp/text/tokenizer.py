@@ -168,7 +168,8 @@ class Tokenizer:
 
     def parts(self, arguments: Mapping[str, Any] | None = None) -> Parts:
         """How the answer to such a chat is written, for TextStream. arguments: the template's, `tools` among them."""
-        return Parts(self._template(arguments), tuple((arguments or {}).get("tools") or ()))
+        tools = arguments.get("tools") if arguments else None
+        return Parts(self._template(arguments), tools if isinstance(tools, (list, tuple)) else ())
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], arguments: Mapping[str, Any] | None = None) -> list[int]:
         """The ids of that prompt. Special tokens are those of the template alone: a name of one in a message or a tool is text."""
@@ -231,6 +232,10 @@ class Tokenizer:
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL and token}
+
+    def is_special(self, id: int) -> bool:
+        """Whether it has a name and no text."""
+        return 0 <= id < self.vocab_size and self.kinds[id] in (UNKNOWN, CONTROL)
 
     def token_bytes(self, id: int) -> bytes:
         """None for special tokens, and for ids above the vocabulary: a model's matrices may have more rows than it has tokens."""

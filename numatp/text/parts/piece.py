@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+Part = Literal["answer", "reasoning"]
+
 
 class ToolCall(NamedTuple):
     """A call of a tool that the model asks for."""
@@ -14,5 +16,5 @@ class Piece(NamedTuple):
     """Text that can be shown, or calls of tools, each of them complete."""
 
     text: str
-    part: Literal["answer", "reasoning"] = "answer"
+    part: Part = "answer"
     calls: tuple[ToolCall, ...] = ()
