@@ -119,6 +119,7 @@ class Stats:
 
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
+    reads: list[tuple[int, int]]  # by rank: its node, and the bytes that it reads of them
     pages: str  # one line: where the kernel says the weights are
 
 
@@ -249,7 +250,7 @@ class LLM:
             engine.loaded.spec.context, service.started.line,
             layout.weight_bytes, layout.cache.num_bytes,
         )  # fmt: skip
-        self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.pages_line)
+        self.stats = Stats(engine.load_seconds, engine.bytes_per_token, engine.reads, engine.pages_line)
 
     def serve(self) -> int:
         """On a rank whose `others` are to "serve": its part of the work until rank 0 closes. An exit status: 0."""

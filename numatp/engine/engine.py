@@ -43,7 +43,9 @@ class Engine:
         self._load(progress)
         self.programs = [*(one.program for one in self._recorded), self._audit.program]  # by index
         self.team.set_programs(self.programs)
-        self.bytes_per_token: int = sum(world.gather(self.programs[ONE_ROW].weight_bytes))  # weights that all ranks read for one
+        read = world.gather([own.node, self.programs[ONE_ROW].weight_bytes])
+        self.reads: list[tuple[int, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
+        self.bytes_per_token = sum(size for _, size in self.reads)
         self.load_seconds = time.perf_counter() - began
         self.pages_line = check_pages(world, own, self.loaded, job.allow_remote)
         if world.rank == 0:

@@ -13,6 +13,7 @@ from numatp.server.state import State
 ROUTES: list[tuple[str, str, Handler]] = [
     ("GET", "/health", health.health),
     ("GET", "/metrics", health.metrics),
+    ("GET", "/machine", health.machine),
     ("GET", "/models", models.models),
     ("GET", "/models/{name:path}", models.model),
     ("POST", "/chat/completions", chat.chat_completions),

@@ -25,8 +25,6 @@ class HungUp(Exception):
 async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
     """Refused if it is too large or too slow; HungUp if the client goes."""
     for name, value in headers:
-        if name == b"content-length" and value.isdigit() and int(value[:20]) > MOST_BYTES:
-            raise _too_large()
         if name == b"content-encoding" and value.lower() != b"identity":
             raise Refused(400, f"a body of content-encoding {value.decode('latin-1')[:20]!r} is not read: send it as it is")
     try:
@@ -42,16 +40,16 @@ async def _read(receive: Receive) -> bytes:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise HungUp
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MOST_BYTES:
-            raise _too_large()
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= MOST_BYTES:
+            parts.append(part)
+        else:  # what comes is forgotten, for a while: who is still sending would not see why it is refused
+            parts.clear()
+        if size > 2 * MOST_BYTES or (size > MOST_BYTES and not message.get("more_body")):
+            raise Refused(413, f"the body is larger than {MOST_BYTES >> 20} MiB")
         if not message.get("more_body"):
             return b"".join(parts)
-
-
-def _too_large() -> Refused:
-    return Refused(413, f"the body is larger than {MOST_BYTES >> 20} MiB")
 
 
 def parse(body: bytes, kind: type[T]) -> T:

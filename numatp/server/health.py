@@ -1,5 +1,10 @@
 """For whoever watches the server, restarts it or routes to it. The engine is not asked: it may hang."""
 
+import time
+from collections import Counter
+from dataclasses import asdict
+
+from numatp.files.measured import read_bandwidth
 from numatp.server.endpoint import Call
 from numatp.server.metrics import KIND
 from numatp.server.refusals import Refused, openai_error
@@ -19,6 +24,25 @@ async def health(call: Call) -> Reply:
             body["progress"] = round(state.loaded, 3)
         return Body(body, 503, refused.headers)
     return Body({"status": "ok", "steps": state.llm.steps})
+
+
+async def machine(call: Call) -> Reply:
+    """For the page, which makes rates of what is counted."""
+    call.state.check_ready()
+    state, llm = call.state, call.state.llm
+    roofline = read_bandwidth()
+    reads: Counter[int] = Counter()
+    for node, size in llm.stats.reads:
+        reads[node] += size
+    nodes = [
+        {"node": node, "weight_bytes_per_step": size, "roofline": roofline.get(node)}  # bytes per second, where it was measured
+        for node, size in reads.items()
+    ]
+    counts = asdict(llm.counts)
+    return Body({
+        "model": state.name, "version": state.version, "seconds": time.monotonic(), "places": state.places, "nodes": nodes,
+        "pages": llm.stats.pages, **counts,
+    })  # fmt: skip
 
 
 async def metrics(call: Call) -> Reply:
