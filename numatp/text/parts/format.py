@@ -28,4 +28,5 @@ class CallFormat:
     opening: tuple[str, ...]  # at which calls begin, anywhere in an answer
     read: Callable[[Source, Tools], Reading[None]]
     marks: tuple[str, ...] = ()  # others that may be special tokens, or hold one
+    id: Callable[[str, int], str] | None = None  # that a template wants: of the tool, and the number of the call in the chat
     first: tuple[str, ...] = ()  # at which calls begin if nothing was said before

@@ -22,6 +22,10 @@ CALLS = (
 )  # fmt: skip
 
 
+def call_format(template: str) -> CallFormat | None:
+    return next((form for form in CALLS if all(mark in template for mark in form.told_by)), None)
+
+
 @dataclass(frozen=True)
 class Parts:
     """How the answer to a chat is written. tools: that the model was told of, as Tools takes them. Without, calls are text."""
@@ -35,9 +39,7 @@ class Parts:
 
     @property
     def calls(self) -> CallFormat | None:
-        if not self.tools:
-            return None
-        return next((form for form in CALLS if all(mark in self.template for mark in form.told_by)), None)
+        return call_format(self.template) if self.tools else None
 
     def tokens(self) -> tuple[str, ...]:
         """What may be special tokens among the marks."""

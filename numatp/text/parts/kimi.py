@@ -38,4 +38,5 @@ def tool_name(id: str) -> str:
 FORMAT = CallFormat(
     told_by=("<|tool_call_begin|>", "<|tool_call_argument_begin|>"), opening=(*SECTIONS, "<|tool_call_begin|>"),
     marks=("<|tool_call_argument_begin|>", "<|tool_call_end|>", *ENDS), read=read,
+    id=lambda name, number: f"functions.{name}:{number}",
 )  # fmt: skip

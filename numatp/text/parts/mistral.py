@@ -23,4 +23,7 @@ def read(source: Source, tools: Tools) -> Reading[None]:
     yield call(name, (yield from source.value()))
 
 
-FORMAT = CallFormat(told_by=("[TOOL_CALLS]",), opening=("[TOOL_CALLS]",), marks=("[ARGS]", "[CALL_ID]"), read=read)
+FORMAT = CallFormat(
+    told_by=("[TOOL_CALLS]",), opening=("[TOOL_CALLS]",), marks=("[ARGS]", "[CALL_ID]"), read=read,
+    id=lambda name, number: f"{number:09d}",  # nine letters or digits, and templates insist on it
+)  # fmt: skip
