@@ -1,15 +1,16 @@
 """The text of an answer as it is streamed: whole characters, stop texts, and the channels of models that reason first."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
 from support.answers import ids_of, vocabulary
 
-from numatp.cli.generate import show_answer
+from numatp.cli.generate import show_answer, show_pieces
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish
 from numatp.llm import Stats
-from numatp.text.stream import Piece, TextStream
+from numatp.text.stream import Piece, TextStream, ToolCall
 from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, end_ids
 
 pytestmark = pytest.mark.beside
@@ -85,8 +86,30 @@ def test_a_command_shows_the_reasoning_and_keeps_the_answer(capsys):
     """What `numatp chat` takes into the history is what it wrote to standard output."""
     pieces = [Piece("Hm", "reasoning"), Piece(".", "reasoning"), Piece("Ye"), Piece("s")]
     answer = SimpleNamespace(pieces=lambda: iter(pieces), token_ids=[1, 2, 3, 4], finish=Finish("stop", 5, 1.0, 3, 1.0))
-    llm = SimpleNamespace(submit=lambda *given, **named: answer, stats=Stats(1.0, 100, ""), plan=SimpleNamespace(context=100))
+    llm = SimpleNamespace(submit=lambda *given, **named: answer, stats=Stats(1.0, 100, [], ""), plan=SimpleNamespace(context=100))
     assert show_answer(llm, "hi", SamplingParams(), {}) == "Yes"
     shown = capsys.readouterr()
     assert shown.out == "Yes\n"
     assert shown.err.splitlines()[:2] == ["numatp: the model's reasoning, which is no part of its answer:", "Hm."]
+
+
+def test_reasoning_is_dim_at_a_terminal(capsys, monkeypatch):
+    """Also if the answer ends within it, for whatever reason."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+
+    def interrupted():
+        yield Piece("Hm", "reasoning")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show_pieces(interrupted())
+    assert capsys.readouterr().err.endswith("answer:\n\x1b[2mHm\x1b[0m\n")
+    show_pieces([Piece("Hm", "reasoning"), Piece("Yes"), Piece("Hm", "reasoning")])
+    shown = capsys.readouterr()
+    assert shown.out == "Yes\n" and shown.err.count("\x1b[2mHm\x1b[0m\n") == 2
+
+
+def test_calls_are_part_of_what_is_shown(capsys):
+    call = ToolCall("f", '{"a": 1}')
+    assert show_pieces([Piece("Yes: "), Piece("", "answer", (call,))]) == 'Yes: {"name": "f", "arguments": {"a": 1}}\n'
+    assert capsys.readouterr().out == 'Yes: {"name": "f", "arguments": {"a": 1}}\n\n'

@@ -1,7 +1,9 @@
 """`numatp generate`: the text of one answer on stdout, what happened on stderr."""
 
 import argparse
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from numatp.cli.audit import add_option, audited
@@ -10,6 +12,7 @@ from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.llm import LLM
+from numatp.text.parts.piece import Piece
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,21 +58,8 @@ def read_text(path: str) -> str:
 
 def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
     """Streams an answer to stdout, and what the model says to itself before it and its speed to stderr; returns the answer."""
-    answer, text, reasoned = llm.submit(prompt, params, template_kwargs=template_kwargs), "", False
-    for piece in answer.pieces():
-        reasoning = piece.part == "reasoning"
-        if reasoning and not reasoned:
-            note("the model's reasoning, which is no part of its answer:")
-        elif reasoned and not reasoning:
-            print(file=sys.stderr, flush=True)
-        reasoned = reasoning
-        stream = sys.stderr if reasoning else sys.stdout
-        stream.write(piece.text)
-        stream.flush()
-        text += "" if reasoning else piece.text
-    if reasoned:
-        print(file=sys.stderr, flush=True)
-    print(flush=True)
+    answer = llm.submit(prompt, params, template_kwargs=template_kwargs)
+    text = show_pieces(answer.pieces())
     end = answer.finish
     assert end
     rate = end.decoded_tokens / end.decode_seconds if end.decoded_tokens else 0.0
@@ -81,6 +71,27 @@ def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:
         f"{end.prompt_tokens / end.prompt_seconds:.1f} tok/s, decode {end.decoded_tokens} tokens at {rate:.1f} tok/s, "
         f"reading {read:.1f} GB/s of weights{f', {sampling(params)}' if params.temperature else ''}"
     )
+    return text
+
+
+def show_pieces(pieces: Iterable[Piece]) -> str:
+    """Streams what is said; returns the answer, in which a call of a tool is a line of JSON. At a terminal reasoning is dim."""
+    dim, normal = ("\x1b[2m", "\x1b[0m") if sys.stderr.isatty() else ("", "")
+    text, reasons = "", False
+    try:
+        for piece in pieces:
+            if reasons != (piece.part == "reasoning"):
+                reasons = not reasons
+                if reasons:
+                    note("the model's reasoning, which is no part of its answer:")
+                print(dim if reasons else normal, end="" if reasons else "\n", file=sys.stderr, flush=True)
+            said = piece.text + "".join(f'{{"name": {json.dumps(name)}, "arguments": {said}}}\n' for name, said in piece.calls)
+            print(said, end="", file=sys.stderr if reasons else sys.stdout, flush=True)
+            text += "" if reasons else said
+    finally:
+        if reasons:
+            print(normal, file=sys.stderr, flush=True)
+    print(flush=True)
     return text
 
 
