@@ -66,6 +66,7 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call("Page.navigate", url=url)
+        self.until(f"document.readyState == 'complete' && location.href == '{url}'")
 
     def run(self, script):
         """The value of a JavaScript expression."""
