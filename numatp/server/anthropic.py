@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from numatp.server import tools
-from numatp.server.conversation import Block, Chat, ask, blocks_of, joined, reason_of, tokens_of
+from numatp.server.conversation import Block, Chat, ask, blocks_of, joined, reason_of
 from numatp.server.endpoint import Call
 from numatp.server.generation import Generation, Sequence
 from numatp.server.messages import Name, template_arguments
@@ -146,8 +146,8 @@ def _arguments(asked: CountRequest) -> dict[str, Any]:
 async def count_tokens(call: Call) -> Reply:
     asked = await call.parse(CountRequest)
     call.state.check_ready()
-    chat = Chat(_messages(asked), _arguments(asked), call.state.llm.default_params)
-    return Body({"input_tokens": len(await call.state.in_thread(tokens_of, call.state.llm, chat))})
+    tokens = await call.state.in_thread(call.state.llm.encode, _messages(asked), _arguments(asked))
+    return Body({"input_tokens": len(tokens)})
 
 
 # ---------------------------------------------------------------- the answer

@@ -63,7 +63,7 @@ async def chat_completions(call: Call) -> Reply:
         raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
     known = chosen(asked.tool_choice, tools_of(asked.tools))
     chat = Chat(
-        as_taken(asked.messages, state.llm.tokenizer.chat_template or ""),
+        as_taken(asked.messages),
         template_arguments(asked.chat_template_kwargs, known, effort),
         params_of(asked, state.llm.default_params, limit, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None),
         asked.n or 1,

@@ -31,7 +31,7 @@ async def ask(state: State, chat: Chat, progress: bool = False) -> Generation:
 
 def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
     """In a thread."""
-    tokens = tokens_of(llm, chat)
+    tokens = llm.encode(chat.messages, chat.arguments)
     check_length(llm, tokens)
     parts = llm.tokenizer.parts(chat.arguments)
     seed = chat.params.seed or 0
@@ -41,16 +41,6 @@ def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
         )
         for i in range(chat.count)
     ]
-
-
-def tokens_of(llm: LLM, chat: Chat) -> list[int]:
-    """An assistant's message at the end is the beginning of the answer."""
-    last = chat.messages[-1]
-    if last["role"] != "assistant" or "tool_calls" in last or len(chat.messages) == 1:
-        return llm.encode(chat.messages, chat.arguments)
-    begun = last["content"] if isinstance(last["content"], str) else "".join(part["text"] for part in last["content"])
-    tokens = llm.encode(chat.messages[:-1], chat.arguments)
-    return tokens + (llm.tokenizer.encode(begun, special=False, ends=False) if begun else [])
 
 
 def check_length(llm: LLM, tokens: list[int]) -> None:

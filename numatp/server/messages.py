@@ -1,8 +1,7 @@
-"""Chat messages as OpenAI's clients send them, and as the model's template takes them."""
+"""Chat messages as OpenAI's clients send them."""
 
 from typing import Annotated, Any
 
-import msgspec
 from msgspec import Meta, Struct
 
 from numatp.server.refusals import Refused
@@ -49,14 +48,11 @@ class Message(Struct):
     reasoning: str | None = None  # gpt-oss's and vLLM's
 
 
-def as_taken(messages: list[Message], template: str) -> list[dict[str, Any]]:
-    """The messages as templates know them. Refused for pictures and the like."""
+def as_taken(messages: list[Message]) -> list[dict[str, Any]]:
+    """The messages as LLM.encode takes them. Refused for pictures and the like."""
     taken = []
     for place, message in enumerate(messages):
-        role = message.role
-        if role == "developer" and "developer" not in template:
-            role = "system"
-        one: dict[str, Any] = {"role": role, "content": _content(place, message.content)}
+        one: dict[str, Any] = {"role": message.role, "content": _content(place, message.content)}
         reasoning = message.reasoning_content or message.reasoning
         others = {"name": message.name, "tool_call_id": message.tool_call_id, "reasoning_content": reasoning}
         one.update({name: value for name, value in others.items() if value is not None})
@@ -66,9 +62,9 @@ def as_taken(messages: list[Message], template: str) -> list[dict[str, Any]]:
     return taken
 
 
-def _content(place: int, content: str | list[Part] | None) -> str | list[dict[str, str]]:
+def _content(place: int, content: str | list[Part] | None) -> str | list[dict[str, str]] | None:
     if content is None or isinstance(content, str):
-        return content or ""
+        return content
     found = []
     for number, part in enumerate(content):
         text = part.refusal if part.type == "refusal" else part.text
@@ -82,17 +78,10 @@ def _content(place: int, content: str | list[Part] | None) -> str | list[dict[st
 
 
 def _call(place: int, call: ToolCall) -> dict[str, Any]:
-    """Most templates want arguments as an object; what is none stays as it was said."""
     if call.function is None:
         raise Refused(400, "a tool call without a function", param=f"messages[{place}].tool_calls")
-    arguments: Any = call.function.arguments
-    if isinstance(arguments, str):
-        try:
-            arguments = msgspec.json.decode(arguments, type=dict[str, Any])
-        except (msgspec.MsgspecError, RecursionError):
-            arguments = call.function.arguments
-    function = {"name": call.function.name, "arguments": {} if arguments is None else arguments}
-    return {"id": call.id or "", "type": "function", "function": function}
+    arguments = {} if call.function.arguments is None else call.function.arguments
+    return {"id": call.id or "", "type": "function", "function": {"name": call.function.name, "arguments": arguments}}
 
 
 def template_arguments(given: dict[str, Any] | None, tools: list[dict[str, Any]] | None, effort: str | None) -> dict[str, Any]:

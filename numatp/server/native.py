@@ -140,7 +140,7 @@ async def tokenize(call: Call) -> Reply:
 
 def _tokens_of(llm: LLM, asked: TokenizeRequest) -> list[int]:
     if asked.messages is not None:
-        taken = as_taken(asked.messages, llm.tokenizer.chat_template or "")
+        taken = as_taken(asked.messages)
         return llm.encode(taken, template_arguments(asked.chat_template_kwargs, None, None))
     text = asked.content if asked.content is not None else asked.prompt
     if text is None:
@@ -179,7 +179,7 @@ async def apply_template(call: Call) -> Reply:
     asked = await call.parse(TemplateRequest)
     call.state.check_ready()
     tokenizer = call.state.llm.tokenizer
-    taken = as_taken(asked.messages, tokenizer.chat_template or "")
+    taken = as_taken(asked.messages)
     arguments = template_arguments(asked.chat_template_kwargs, asked.tools, None)
     return Body({"prompt": await call.state.in_thread(tokenizer.render_chat, taken, arguments)})
 

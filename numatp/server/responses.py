@@ -120,7 +120,7 @@ async def responses(call: Call) -> Reply:
         Sampling(temperature=asked.temperature, top_p=asked.top_p), state.llm.default_params, asked.max_output_tokens
     )
     effort = asked.reasoning.effort if asked.reasoning else None
-    messages = as_taken(_messages(asked), state.llm.tokenizer.chat_template or "")
+    messages = as_taken(_messages(asked))
     chat = Chat(messages, template_arguments(None, _tools(asked), effort), params, one_call=asked.parallel_tool_calls is False)
     generation = await ask(state, chat)
     answer = Answer(state.name, asked, params)
