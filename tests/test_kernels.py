@@ -15,7 +15,7 @@ from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, delta, dot, exchange, gate, norm, rope, softcap
+from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, softcap
 from numatp.kernels.compile import OPTIONS, specialize
 from numatp.kernels.compile import kernel as declare
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, conv_bytes
@@ -593,6 +593,64 @@ def test_rms_norm_heads_leaves_the_values():
     assert np.abs(x - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize(("first_key", "counted_keys"), [(0, 2), (1, 1), (2, 0)])
+def test_rms_norm_over_the_heads_of_all_ranks(first_key, counted_keys):
+    """Sums of this rank's squares in rows of 16 floats; then rows normalised by sums over heads of other ranks too."""
+    rng, shape = np.random.default_rng(0), {"q_heads": 3, "k_heads": 2, "size": 32}
+    x = rng.standard_normal((11, 3 + 2 + 2, 32)).astype(np.float32)
+    weights, rows = rng.uniform(0.5, 2, (5, 32)).astype(np.float32), np.array([11])
+    sums, count = np.full(2 * 16, np.nan, np.float32), np.zeros(1, np.int64)
+    call(
+        norm.sums_of_squares, x=x, x_stride=x.strides[0], rows=rows, **shape, first_key=first_key, counted_keys=counted_keys,
+        width=16, out=sums, count=count,
+    )  # fmt: skip
+    squares = x.astype(np.float64) ** 2
+    keys = squares[:, 3 + first_key : 3 + first_key + counted_keys]
+    wanted = np.stack([squares[:, :3].sum((1, 2)), keys.sum((1, 2))], 1)
+    assert count[0] == 2 and (sums[22:] == 0).all()
+    assert np.abs(sums[:22].reshape(11, 2) - wanted).max() <= 8 * EPSILON * wanted.max()
+    sums, wanted = rng.uniform(100, 300, (11, 2)).astype(np.float32), x.astype(np.float64)
+    for heads, column, values in ((slice(0, 3), 0, 192), (slice(3, 5), 1, 96)):
+        wanted[:, heads] *= weights[heads] / np.sqrt(sums[:, column, None, None].astype(np.float64) / values + 1e-3)
+    call(
+        norm.rms_norm_all_heads, x=x, rows=rows, heads=7, **shape, sums=sums, q_values=192, k_values=96, q_weight=weights,
+        k_weight=weights[3:], epsilon=1e-3,
+    )  # fmt: skip
+    assert np.abs(x - wanted).max() <= 8 * EPSILON * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("sigmoid_", [False, True])
+@pytest.mark.parametrize(("count", "used", "groups", "groups_used"), [(12, 3, 1, 1), (12, 3, 4, 2), (12, 4, 6, 2), (12, 2, 12, 5)])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("normalize", "factor"), [(0, 1.0), (1, 2.5)])
+def test_choose_wanted(sigmoid_, count, used, groups, groups_used, biased, normalize, factor):
+    rng, rows = np.random.default_rng(0), 7
+    logits, bias = rng.standard_normal((rows, count)).astype(np.float32), rng.normal(0, 0.5, count).astype(np.float32)
+    logits[3] = 200 * np.sign(logits[3])  # an exponential of it does not fit float32
+    chosen, shares = np.zeros((rows, used), np.int64), np.zeros((rows, used), np.float32)
+    x = logits.astype(np.float64)
+    if sigmoid_:
+        probabilities = np.exp(-np.logaddexp(0, -x))
+    else:
+        probabilities = np.exp(x - x.max(1, keepdims=True))
+        probabilities /= probabilities.sum(1, keepdims=True)
+    call(
+        experts.choose_wanted, logits=logits, logits_stride=logits.strides[0], rows=np.array([rows]), experts=count, used=used,
+        normalize=normalize, sigmoid=sigmoid_, bias=bias, biased=biased, groups=groups, groups_used=groups_used, factor=factor,
+        chosen=chosen, shares=shares,
+    )  # fmt: skip
+    wanted = probabilities + bias if biased else probabilities
+    for row in range(rows):
+        by_group = np.sort(wanted[row].reshape(groups, -1), 1)[:, -2:].sum(1)
+        kept = np.sort(by_group)[-groups_used] - 1e-6 <= by_group
+        allowed = np.where(kept.repeat(count // groups), wanted[row], -np.inf)
+        assert len(set(chosen[row])) == used and np.isfinite(allowed[chosen[row]]).all()
+        assert np.allclose(allowed[chosen[row]], np.sort(allowed)[::-1][:used], rtol=0, atol=1e-6)  # equals are chosen at will
+        own = probabilities[row, chosen[row]]
+        total = own.sum() + 1e-20 if normalize else 1
+        assert np.abs(shares[row] - factor * own / total).max() <= 8 * EPSILON * factor + 1e-15
+
+
 def test_gated_rms_norm():
     x, opening = np.random.default_rng(0).standard_normal((2, 5, 3, 32)).astype(np.float32)
     weight, out = np.linspace(0.5, 2, 32, dtype=np.float32), np.empty((5, 3, 32), np.float32)
@@ -638,19 +696,38 @@ def test_causal_conv(width):
         assert np.abs(out[sequence, :length] - wanted).max() <= 8 * width * EPSILON * np.abs(sums).max()
 
 
-def test_gated_delta():
+@pytest.mark.parametrize("tiled", [False, True])
+def test_gated_delta(tiled):
+    """Value heads of a key head follow each other, or they lie apart, as in a model that has two more key heads."""
     rng, key_heads, group, size = np.random.default_rng(0), 3, 2, 32
-    heads = key_heads * group
+    heads, every = key_heads * group, key_heads + 2
     qkv = rng.standard_normal((2, 10, 2 * key_heads + heads, size)).astype(np.float32)
     gates = 2 * rng.standard_normal((2, 10, key_heads, 2, group)).astype(np.float32)
     gates[:, 4] = 200  # an exponential of it does not fit float32
     gates[:, 5] = -200
     decay, bias = -rng.uniform(0.02, 1.5, heads).astype(np.float32), rng.standard_normal(heads).astype(np.float32)
     state = np.full((2, heads * size * size), np.nan, np.float32)
+    given = {"decay": decay, "bias": bias, "gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
+    inputs = {"beta": gates.reshape(2, 10, -1), "alpha": gates.reshape(2, 10, -1)[..., group:]}
+    values = qkv
+    if tiled:
+        order = np.arange(heads).reshape(key_heads, group).T.ravel()  # of the value heads
+        values = np.concatenate([qkv[:, :, : 2 * key_heads], qkv[:, :, 2 * key_heads + order]], 2)
+
+        def apart(x):
+            """(..., key heads, group) as (group, all key heads) in a row."""
+            all_heads = np.concatenate([x, np.zeros((*x.shape[:-2], 2, group), np.float32)], -2)
+            return all_heads.swapaxes(-1, -2).reshape(*x.shape[:-2], -1)
+
+        inputs = {"beta": apart(gates[:, :, :, 0]), "alpha": apart(gates[:, :, :, 1])}
+        given = {name: apart(given[name].reshape(key_heads, group)) for name in ("decay", "bias")}
+        given |= {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
     out = run_spans(
-        delta.gated_delta, 10, {"qkv": qkv, "gates": gates}, heads * size, state, decay=decay, bias=bias, key_heads=key_heads,
-        group=group, head_size=size, epsilon=1e-3,
+        delta.gated_delta, 10, {"qkv": values, **inputs}, heads * size, state, key_heads=key_heads, group=group, tiled=tiled,
+        head_size=size, epsilon=1e-3, **given,
     ).reshape(2, 10, heads, size)  # fmt: skip
+    if tiled:
+        out = out[:, :, np.argsort(order)]
     q, k, v = np.split(qkv.astype(np.float64), [key_heads, 2 * key_heads], 2)
     q, k = ((x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)).repeat(group, 2) for x in (q, k))
     beta = sigmoid(gates[:, :, :, 0]).reshape(2, 10, heads)

@@ -77,7 +77,7 @@ from numatp.cli.main import COMMANDS
 from numatp.advice import plan
 from numatp.engine import start
 for name in models.architectures():
-    importlib.import_module(f"numatp.models.{name.replace('-', '_')}")
+    importlib.import_module(f"numatp.models.{models.architectures()[name]}")
 sys.argv[1:] = ["plan", "-m", "command-a", "--machine", "2x-epyc-9755"]
 from numatp.cli.main import main
 try:
@@ -113,12 +113,25 @@ def test_shapes_have_the_size_of_their_files(name):
     [
         ("qwen2.5-72b", 72.7, 72.7 - 1.2), ("qwen3-235b-a22b", 235, 22), ("qwen3-30b-a3b", 30.5, 3.3 - 0.3),
         ("command-a", 111, 111), ("llama-3.1-8b", 8.03, 8.03 - 0.53), ("llama-3.1-70b", 70.6, 70.6 - 1.05),
+        ("glm-4.6", 353, 32), ("glm-4.5-air", 107, 12.5), ("minimax-m2", 229, 10), ("qwen3.5-397b-a17b", 397, 17),
+        ("qwen3.5-122b-a10b", 122, 10 - 0.76), ("qwen3.5-35b-a3b", 35, 3), ("qwen3.5-27b", 27, 27 - 1.27),
     ],
 )  # fmt: skip
 def test_shapes_have_the_parameters_of_their_models(name, parameters, active):
     made = planned(f"{name}:f16", ranks=1)
     assert made.file_bytes / 2e9 == pytest.approx(parameters, rel=0.01)
     assert made.ranks[0].read_bytes / 2e9 == pytest.approx(active, rel=0.06)
+
+
+@pytest.mark.parametrize(("given", "meant"), [
+    ("qwen3-235b", "qwen3-235b-a22b"), ("GLM-4.7", "glm-4.6"), ("glm4.6", "glm-4.6"), ("minimax_m2.5", "minimax-m2"),
+    ("qwen3.5-397b", "qwen3.5-397b-a17b"), ("llama3.1-8b", "llama-3.1-8b"), ("qwen3", None), ("llama-3.1", None),
+    ("qwen3.5-3", None), ("", None), ("a/glm-4.6", None),
+])  # fmt: skip
+def test_other_spellings_of_shapes(given, meant):
+    assert shapes.find(given) == meant
+    header = shapes.header(f"{given}:q8_0")
+    assert (header and header.path.name) == (meant and f"{meant}:q8_0")
 
 
 def test_qwen3_next_has_its_parameters():

@@ -3,7 +3,7 @@
 import pytest
 
 from numatp.errors import UserError
-from numatp.models.qwen3next import linear_sizes
+from numatp.models.hybrid import linear_sizes
 from numatp.models.spec import decoder_sizes
 from numatp.weights.splits import Cut, Shared, Sizes, cut_columns, part, shares_of, split
 
@@ -68,12 +68,14 @@ def test_a_rank_holds_the_kv_heads_that_its_heads_read(heads, kv_heads, head_siz
 
 
 @pytest.mark.parametrize("size", range(1, 6))
-@pytest.mark.parametrize(("key_heads", "value_heads", "head_size"), [(16, 32, 128), (5, 10, 32), (7, 7, 16), (0, 0, 0)])
-def test_linear_heads_are_cut_where_whole_columns_begin(key_heads, value_heads, head_size, size):
-    sizes = Sizes(**linear_sizes(key_heads, value_heads, head_size))
+@pytest.mark.parametrize(("key_heads", "value_heads", "head_size"), [(16, 32, 128), (5, 10, 32), (6, 18, 16), (0, 0, 0)])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_linear_heads_are_cut_where_whole_columns_begin(key_heads, value_heads, head_size, tiled, size):
+    sizes = Sizes(**linear_sizes(key_heads, value_heads, head_size, tiled))
     parts = [split(sizes, rank, size).linear_key_heads for rank in range(size)]
     assert [head for one in parts for head in one] == list(range(key_heads))
-    assert all(one.start * sizes.linear_group * head_size % 32 == 0 or one.start == key_heads for one in parts)
+    columns = head_size if tiled else sizes.linear_group * head_size
+    assert all(one.start * columns % 32 == 0 or one.start == key_heads for one in parts)
 
 
 def test_a_word_that_no_other_model_has():

@@ -18,15 +18,20 @@ from numatp.files import layouts
 from numatp.files.folder import Folder, refuse_lost, refuse_unlisted, rope_differs
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
-from numatp.files.layouts import Config, Layout, Plain, Transposed
+from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
 
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"  # of all architectures
+LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 MAX_EXPERTS = 4096
 MAX_ROWS = 1 << 24  # of all experts of a layer
 # Keys whose numbers are floats in GGUF, however config.json writes them.
 FLOATING = re.compile(r"epsilon|freq_base|softcapping|scale$|scaling\.(factor|yarn|low|high)")
+
+
+# From the metadata: which of the folder's rows each row is, (rows,) or (experts, rows), and how many rows the folder has.
+Order = Callable[[ModelFile], tuple[np.ndarray, int]]
 
 
 @dataclass(frozen=True)
@@ -34,19 +39,22 @@ class Stored:
     """How a folder stores what GGUF has under one name.
 
     name: with {layer}, and with {expert} where every expert's matrix is a tensor of its own. values: makes of the folder's numbers
-    those of a GGUF file, for vectors and small tables. order: from the metadata, which of the folder's rows each row is, (rows,) or
-    (experts, rows), and how many rows the folder has. transposed: the name under which other folders have the matrices of all
-    experts, (experts, columns, rows).
+    those of a GGUF file, for vectors and small tables. order: of its rows, or of a vector's numbers; columns: of its columns.
+    transposed: the name under which other folders have the matrices of all experts, (experts, columns, rows). together: the name
+    under which still others have them, (experts, rows, columns), and the order of these rows.
     """
 
     name: str
     values: Callable[[np.ndarray], np.ndarray] | None = None
-    order: Callable[[ModelFile], tuple[np.ndarray, int]] | None = None
+    order: "Order | None" = None
     transposed: str = ""
+    together: "tuple[str, Order] | None" = None
+    columns: "Order | None" = None
 
     def of_layer(self, layer: int) -> "Stored":
         name, transposed = (name.replace("{layer}", str(layer)) for name in (self.name, self.transposed))
-        return replace(self, name=name, transposed=transposed)
+        together = (self.together[0].replace("{layer}", str(layer)), self.together[1]) if self.together else None
+        return replace(self, name=name, transposed=transposed, together=together)
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,8 @@ class HuggingFace:
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
     # Patterns of tensors of layers that predict further tokens.
     further: tuple[str, ...] = ()
+    # Whether layers behind the model's own are such layers.
+    further_layers: bool = False
     # GGUF's tensors that are there only where this key of config.json is true.
     switched: Mapping[str, str] = field(default_factory=dict)
     # Whether the embedding is the output matrix when config.json does not say.
@@ -257,6 +267,9 @@ class HuggingFaceFile(ModelFile):
                 name, stored = ours.replace("{layer}", str(layer)), source.of_layer(layer)
                 self._names[name] = stored.name.replace("{expert}", "0")
                 parts = self._parts(stored.name, theirs) or self._parts(stored.transposed, theirs)
+                if not parts and stored.together:
+                    stored = replace(stored, name=stored.together[0], order=stored.together[1])
+                    parts = self._parts(stored.name, theirs)
                 if not parts:
                     continue
                 used |= {info.name for one in parts.values() for info in one.values()}
@@ -270,12 +283,18 @@ class HuggingFaceFile(ModelFile):
             self.fail(f"tensor {quote(self.called('output.weight'))} is missing in the folder; download the weights again")
         for name in sorted(name for name, info in theirs.items() if info.name not in used and not self._is_ignored(name)):
             fail(theirs[name].path, f"tensor {quote(name)} is not part of this architecture as numatp knows it; use another model")
-        further = sum(fnmatchcase(name, pattern) for name in theirs for pattern in self._table.further)
+        further = sum(map(self._is_further, theirs))
         if further:
             self.notes.append(f"{self.path}: {further} tensors of layers that predict further tokens are left out")
 
     def _is_ignored(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in (*self._table.ignored, *self._table.further))
+        return any(fnmatchcase(name, pattern) for pattern in self._table.ignored) or self._is_further(name)
+
+    def _is_further(self, name: str) -> bool:
+        """Whether a tensor is part of what predicts further tokens."""
+        layer = LAYER.match(name) if self._table.further_layers else None
+        behind = layer is not None and int(layer[1]) >= self.count(f"{self._architecture}.block_count")
+        return behind or any(fnmatchcase(name, pattern) for pattern in self._table.further)
 
     def _is_tied(self, theirs: dict[str, TensorInfo]) -> bool:
         """Whether the embedding is the output matrix too."""
@@ -339,16 +358,28 @@ class HuggingFaceFile(ModelFile):
             what = f"has type {info.type} and shape {info.shape}"
             fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
         shape = info.shape if len(info.shape) < 2 else tuple(size for size in info.shape if size != 1)
-        if not stored.values and not stored.order and shape == info.shape:
+        if not stored.values and not stored.order and not stored.columns and shape == info.shape:
             return info
+        change = stored.values or (lambda values: values)
+        if len(shape) == 1 and stored.order:
+            order = self._order(info, name, stored.order, shape[0])
+            return _changed(info, lambda values: change(values)[order], shape)
         if not stored.order and len(shape) < 3 and (stored.values or len(shape) < 2):
-            return _changed(info, stored.values or (lambda values: values), shape)
+            return _changed(info, change, shape)
         return self._stack(parts, stored)
+
+    def _order(self, info: TensorInfo, name: str, order: Order, length: int) -> np.ndarray:
+        numbers, needed = order(self)
+        if needed != length:
+            fail(info.path, f"tensor {quote(name)} has {length} rows, its architecture needs {needed}; download it again")
+        return numbers
 
     def _stack(self, parts: dict[str, dict[str, TensorInfo]], stored: Stored) -> Assembled:
         """A matrix in rows of a GGUF type: its pieces below each other, or its rows in another order."""
         name, *others = parts
-        pieces = tuple(self._open_piece(one, tensors, one == stored.transposed) for one, tensors in parts.items())
+        pieces: tuple[Layout, ...] = tuple(
+            self._open_piece(one, tensors, one == stored.transposed) for one, tensors in parts.items()
+        )
         first = pieces[0]
         for one, piece in zip(parts, pieces, strict=True):
             if (piece.shape, piece.type) != (first.shape, first.type):
@@ -362,10 +393,11 @@ class HuggingFaceFile(ModelFile):
             whole = tuple(size for size in first.info.shape if size != 1)
         order = None
         if stored.order:
-            order, rows = stored.order(self)
-            if rows != whole[0]:
-                fail(infos[0].path, f"tensor {quote(name)} has {whole[0]} rows, its architecture needs {rows}; download it again")
-            whole, order = (*order.shape, *whole[1:]), order.ravel()
+            order = self._order(infos[0], name, stored.order, prod(whole[:-1]))
+            whole, order = (*order.shape, whole[-1]), order.ravel()
+        if stored.columns:
+            columns = self._order(infos[0], name, stored.columns, whole[-1])
+            pieces = tuple(Reordered(piece, columns, partial(fail, infos[0].path)) for piece in pieces)
         return Assembled(name, first.type, whole, infos[0].path, sum(info.num_bytes for info in infos), pieces, order)
 
     def _open_piece(self, name: str, parts: dict[str, TensorInfo], transposed: bool) -> Layout:

@@ -1,4 +1,4 @@
-"""The gated delta rule (https://arxiv.org/abs/2412.06464) and the short convolution before it, as Qwen3-Next has them.
+"""The gated delta rule (https://arxiv.org/abs/2412.06464) and the short convolution before it, as Qwen3-Next and Qwen3.5 have them.
 
 The state of a sequence, in float32: the last width - 1 inputs of the convolution, (width - 1, channels), then for every value
 head a matrix S, head_size keys by head_size values. The columns of S do not see each other, so S lies in strips of 16 columns,
@@ -83,16 +83,18 @@ def delta_step(strip, q, k, v, size, decay, beta, epsilon):
 
 
 @kernel(
-    qkv="pointer", qkv_stride="int", gates="pointer", gates_stride="int", decay="pointer", bias="pointer", key_heads="int",
-    group="int", head_size="int", epsilon="float", state="pointer", state_stride="int", spans="pointer", num_spans="pointer",
-    out="pointer", out_stride="int",
+    qkv="pointer", qkv_stride="int", beta="pointer", beta_stride="int", alpha="pointer", alpha_stride="int", gate_key_step="int",
+    gate_step="int", decay="pointer", bias="pointer", key_step="int", step="int", key_heads="int", group="int", tiled="int",
+    head_size="int", epsilon="float", state="pointer", state_stride="int", spans="pointer", num_spans="pointer", out="pointer",
+    out_stride="int",
 )  # fmt: skip
 def gated_delta(args, thread, threads):
     """out (rows, value_heads, head_size), token after token of each span; a span that begins at position 0 has a zero state.
 
-    qkv (rows, 2 * key_heads + value_heads, head_size); `group` value heads that follow each other share a key head. gates (rows,
-    key_heads, 2, group): beta before its sigmoid, then what sets the decay exp(decay * softplus(gate + bias)); decay (below 0) and
-    bias are per value head.
+    qkv (rows, 2 * key_heads + value_heads, head_size). `group` value heads share a key head: those that follow each other, or,
+    tiled, those that are key_heads apart. Per row and value head, beta before its sigmoid, and alpha, which sets the decay
+    exp(decay * softplus(alpha + bias)); decay (below 0) and bias are per value head. The j-th value head of key head i has beta and
+    alpha at i * gate_key_step + j * gate_step, decay and bias at i * key_step + j * step.
     """
     size, group = args.head_size, args.group
     strips = size // 16
@@ -103,7 +105,10 @@ def gated_delta(args, thread, threads):
         state = offset(args.state, sequence * args.state_stride)
         for unit in range(first, last):
             head, column = unit // strips, unit % strips * 16
-            key_head = head // group
+            key_head, slot = head // group, head % group
+            if args.tiled:
+                key_head, slot = head % args.key_heads, head // args.key_heads
+            gate, constant = key_head * args.gate_key_step + slot * args.gate_step, key_head * args.key_step + slot * args.step
             strip = offset(state, unit * size * 64)
             if position == 0:
                 for i in range(size):
@@ -113,11 +118,11 @@ def gated_delta(args, thread, threads):
                 q = offset(qkv, key_head * size * 4)
                 k = offset(q, args.key_heads * size * 4)
                 v = offset(qkv, ((2 * args.key_heads + head) * size + column) * 4)
-                gates = offset(args.gates, t * args.gates_stride + (key_head * 2 * group + head % group) * 4)
-                beta = float32(1) / (float32(1) + float32(scalar_exp(-load_f32(gates, 0))))
-                gate = load_f32(gates, group) + load_f32(args.bias, head)
+                opened = load_f32(offset(args.beta, t * args.beta_stride), gate)
+                beta = float32(1) / (float32(1) + float32(scalar_exp(-opened)))
+                alpha = load_f32(offset(args.alpha, t * args.alpha_stride), gate) + load_f32(args.bias, constant)
                 # softplus without overflow: log(1 + e**x) = max(x, 0) + log(1 + e**-|x|)
-                softplus = max(gate, float32(0)) + float32(log1p(scalar_exp(-abs(gate))))
-                decay = float32(scalar_exp(load_f32(args.decay, head) * softplus))
+                softplus = max(alpha, float32(0)) + float32(log1p(scalar_exp(-abs(alpha))))
+                decay = float32(scalar_exp(load_f32(args.decay, constant) * softplus))
                 result = delta_step(strip, q, k, v, size, decay, beta, args.epsilon)
                 store_f32x16(offset(args.out, t * args.out_stride), head * size + column, result)

@@ -14,9 +14,11 @@ from math import exp
 
 from numba import float32, int64
 
-from numatp.kernels.compile import kernel, share
+from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, store_i64
+
+SMALLEST_SUM = 1e-20  # is added to a sum of shares before it divides them, as in DeepSeek-V3
 
 
 @kernel(
@@ -49,6 +51,80 @@ def choose(args, thread, threads):
         for slot in range(args.used):
             part = load_f32(args.shares, row * args.used + slot)
             store_f32(args.shares, row * args.used + slot, part / (taken if args.normalize else total))
+
+
+@device
+def probabilities(logits, experts, sigmoid):
+    """In place: sigmoids of the logits, or their softmax."""
+    if sigmoid:
+        for i in range(experts):
+            store_f32(logits, i, float32(1) / (float32(1) + float32(exp(-load_f32(logits, i)))))
+        return
+    highest, total = load_f32(logits, 0), float32(0)
+    for i in range(experts):
+        highest = max(highest, load_f32(logits, i))
+    for i in range(experts):
+        probability = float32(exp(load_f32(logits, i) - highest))
+        store_f32(logits, i, probability)
+        total += probability
+    for i in range(experts):
+        store_f32(logits, i, load_f32(logits, i) / total)
+
+
+@device
+def wanted(probabilities, bias, biased, i):
+    """What an expert is chosen by; the bias has no part in its share."""
+    return load_f32(probabilities, i) + load_f32(bias, i) if biased else load_f32(probabilities, i)
+
+
+@device
+def drop_group(probabilities, bias, biased, groups, size):
+    """Of the groups that are left, the one whose two best experts are least wanted together is dropped, of equals the last."""
+    worst, least = int64(0), float32(0)
+    found = False
+    for group in range(groups):
+        first = group * size
+        if load_f32(probabilities, first) > float32(LOWEST):
+            best, second = float32(LOWEST), float32(LOWEST)
+            for i in range(first, first + size):
+                value = wanted(probabilities, bias, biased, i)
+                second = max(second, min(best, value))
+                best = max(best, value)
+            score = best + second if size > 1 else best
+            if not found or score <= least:
+                worst, least, found = int64(group), score, True
+    for i in range(worst * size, worst * size + size):
+        store_f32(probabilities, i, float32(LOWEST))
+
+
+@kernel(
+    logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", sigmoid="int",
+    bias="pointer", biased="int", groups="int", groups_used="int", factor="float", chosen="pointer", shares="pointer",
+)  # fmt: skip
+def choose_wanted(args, thread, threads):
+    """As choose, for routers in which shares are sigmoids (else the softmax), a bias per expert has a say in the choice alone,
+    experts come from the groups_used best of `groups` groups of neighbours, and shares are multiplied by `factor` in the end.
+    """
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        logits = offset(args.logits, row * args.logits_stride)
+        probabilities(logits, args.experts, args.sigmoid)
+        for _ in range(args.groups - args.groups_used):
+            drop_group(logits, args.bias, args.biased, args.groups, args.experts // args.groups)
+        taken = float32(SMALLEST_SUM)
+        for slot in range(args.used):
+            best = int64(0)
+            for i in range(args.experts):
+                if wanted(logits, args.bias, args.biased, i) > wanted(logits, args.bias, args.biased, best):
+                    best = int64(i)
+            probability = load_f32(logits, best)
+            store_i64(args.chosen, row * args.used + slot, best)
+            store_f32(args.shares, row * args.used + slot, probability)
+            store_f32(logits, best, float32(LOWEST))
+            taken += probability
+        factor = args.factor / taken if args.normalize else args.factor
+        for slot in range(args.used):
+            store_f32(args.shares, row * args.used + slot, load_f32(args.shares, row * args.used + slot) * factor)
 
 
 @kernel(

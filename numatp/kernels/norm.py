@@ -8,22 +8,30 @@ from numatp.kernels.compile import device, kernel, rows_of, share
 from numatp.kernels.exp import silu
 from numatp.kernels.simd import (
     fma,
+    load_f32,
     load_f32x16,
     load_i64,
     offset,
     splat_f32,
+    store_f32,
     store_f32x16,
+    store_i64,
     sum_f32x16,
 )
 
 
 @device
-def inverse_rms(x, size, epsilon):
-    """1 / sqrt(mean(x**2) + epsilon) of `size` floats in all lanes."""
+def sum_of_squares(x, size):
     squares = splat_f32(0)
     for i in range(0, size, 16):
         squares = fma(load_f32x16(x, i), load_f32x16(x, i), squares)
-    return splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(size) + epsilon))
+    return sum_f32x16(squares)
+
+
+@device
+def inverse_rms(x, size, epsilon):
+    """1 / sqrt(mean(x**2) + epsilon) of `size` floats in all lanes."""
+    return splat_f32(float32(1) / sqrt(sum_of_squares(x, size) / float32(size) + epsilon))
 
 
 @device
@@ -148,3 +156,48 @@ def layer_norm_heads(args, thread, threads):
             weight = q if head < args.q_heads else k
             for i in range(0, args.size, 16):
                 store_f32x16(x, i, (load_f32x16(x, i) - mean) * scale * load_f32x16(weight, i))
+
+
+@kernel(
+    x="pointer", x_stride="int", rows="pointer", q_heads="int", k_heads="int", size="int", first_key="int", counted_keys="int",
+    width="int", out="pointer", count="pointer",
+)  # fmt: skip
+def sums_of_squares(args, thread, threads):
+    """out (2 * rows,) in rows of `width` floats, as many as count [1] says: of each row of x (q_heads + 2 * k_heads, size) the sum
+    over its queries, and the one over `counted_keys` of its keys. The rest of the last row is set to 0.
+    """
+    rows = load_i64(args.rows, 0)
+    first, last = share(rows, thread, threads)
+    for row in range(first, last):
+        q = offset(args.x, row * args.x_stride)
+        k = offset(q, (args.q_heads + args.first_key) * args.size * 4)
+        store_f32(args.out, 2 * row, sum_of_squares(q, args.q_heads * args.size))
+        store_f32(args.out, 2 * row + 1, sum_of_squares(k, args.counted_keys * args.size))
+    if thread == threads - 1:
+        used = (2 * rows + args.width - 1) // args.width
+        store_i64(args.count, 0, used)
+        for i in range(2 * rows, used * args.width):
+            store_f32(args.out, i, float32(0))
+
+
+@kernel(
+    x="pointer", rows="pointer", heads="int", q_heads="int", k_heads="int", size="int", sums="pointer", q_values="int",
+    k_values="int", q_weight="pointer", k_weight="pointer", epsilon="float",
+)  # fmt: skip
+def rms_norm_all_heads(args, thread, threads):
+    """As rms_norm_heads, but queries are divided by the root of the mean square of all q_values queries of the model, and keys of
+    all its k_values keys; sums (rows, 2): of the squares; weights (q_heads, size) and (k_heads, size).
+    """
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        row, head = item // args.heads, item % args.heads
+        x = offset(args.x, item * args.size * 4)
+        if head < args.q_heads + args.k_heads:
+            mean = load_f32(args.sums, 2 * row) / float32(args.q_values)
+            weight = offset(args.q_weight, head * args.size * 4)
+            if head >= args.q_heads:
+                mean = load_f32(args.sums, 2 * row + 1) / float32(args.k_values)
+                weight = offset(args.k_weight, (head - args.q_heads) * args.size * 4)
+            scale = splat_f32(float32(1) / sqrt(mean + args.epsilon))
+            for i in range(0, args.size, 16):
+                store_f32x16(x, i, load_f32x16(x, i) * scale * load_f32x16(weight, i))

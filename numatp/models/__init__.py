@@ -13,12 +13,15 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"layers", "names", "rope", "shapes", "spec"}
+NOT_ARCHITECTURES = {"hybrid", "layers", "names", "rope", "routed", "shapes", "spec"}
+# A module's name has _ for -; these architectures have some of their own.
+UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
 
 
-def architectures() -> list[str]:
-    """As GGUF has them; a module's name has _ for -."""
-    return sorted(module.name.replace("_", "-") for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
+def architectures() -> dict[str, str]:
+    """As GGUF has them: the name of each one's module."""
+    modules = sorted(module.name for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)
+    return {UNDERSCORED.get(module, module.replace("_", "-")): module for module in modules}
 
 
 def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
@@ -39,13 +42,13 @@ def find(file: ModelFile) -> ModuleType:
     name = file.text("general.architecture")
     if name not in architectures():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(architectures())}")
-    return importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    return importlib.import_module(f"{__name__}.{architectures()[name]}")
 
 
 def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
     supported: list[str] = []
-    for name in architectures():
-        module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    for name, module_name in architectures().items():
+        module = importlib.import_module(f"{__name__}.{module_name}")
         table = getattr(module, "HUGGING_FACE", None)
         if table and folder.architecture in table.classes:
             return HuggingFaceFile(folder, table, folder.architecture, name), module

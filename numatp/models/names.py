@@ -43,6 +43,12 @@ def _whole_heads(rope: Config) -> None:
         raise CannotComputeError("rotates a part of each head's values ('partial_rotary_factor')")
 
 
+def part_of_heads(config: Config) -> int:
+    """As rope.dimension_count: how many of a head's values turn."""
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return int(size * rope_parameters(config).get("partial_rotary_factor", 1))
+
+
 def rope_type(rope: Config) -> Any:
     """As GGUF's rope.scaling.type. A rotation in three dimensions ("mrope") turns texts like any other, as all three are alike."""
     return "none" if rope["rope_type"] in ("default", "mrope") else rope["rope_type"]

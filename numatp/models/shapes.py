@@ -4,6 +4,7 @@
 hub. Which tensor gets which type follows llama-quantize (src/llama-quant.cpp of llama.cpp).
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Shape:
     vocab: int
     metadata: dict[str, int | float]  # without the architecture's prefix
     tied: bool = False
+    optional: tuple[str, ...] = ()  # tensors that not every model of the architecture has: the first of each kind
 
 
 SHAPES = {
@@ -53,6 +55,52 @@ SHAPES = {
         "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
+    "qwen3.5-27b": Shape("qwen35", 248320, {
+        "embedding_length": 5120, "block_count": 64, "attention.head_count": 24, "attention.head_count_kv": 4,
+        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 48, "ssm.inner_size": 6144, "ssm.conv_kernel": 4,
+        "feed_forward_length": 17408,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3.5-35b-a3b": Shape("qwen35moe", 248320, {
+        "embedding_length": 2048, "block_count": 40, "attention.head_count": 16, "attention.head_count_kv": 2,
+        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096, "ssm.conv_kernel": 4,
+        "expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3.5-122b-a10b": Shape("qwen35moe", 248320, {
+        "embedding_length": 3072, "block_count": 48, "attention.head_count": 32, "attention.head_count_kv": 2,
+        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 64, "ssm.inner_size": 8192, "ssm.conv_kernel": 4,
+        "expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 1024, "expert_shared_feed_forward_length": 1024,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "qwen3.5-397b-a17b": Shape("qwen35moe", 248320, {
+        "embedding_length": 4096, "block_count": 60, "attention.head_count": 32, "attention.head_count_kv": 2,
+        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 64, "ssm.inner_size": 8192, "ssm.conv_kernel": 4,
+        "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 1024, "expert_shared_feed_forward_length": 1024,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "glm-4.6": Shape("glm4moe", 151552, {
+        "embedding_length": 5120, "block_count": 92, "attention.head_count": 96, "attention.head_count_kv": 8,
+        "attention.key_length": 128, "rope.dimension_count": 64, "feed_forward_length": 12288, "expert_count": 160,
+        "expert_used_count": 8, "expert_feed_forward_length": 1536, "expert_shared_count": 1, "leading_dense_block_count": 3,
+        "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
+    }, optional=("blk.0.attn_q.bias", "blk.0.attn_q_norm.weight")),
+    "glm-4.5-air": Shape("glm4moe", 151552, {
+        "embedding_length": 4096, "block_count": 46, "attention.head_count": 96, "attention.head_count_kv": 8,
+        "attention.key_length": 128, "rope.dimension_count": 64, "feed_forward_length": 10944, "expert_count": 128,
+        "expert_used_count": 8, "expert_feed_forward_length": 1408, "expert_shared_count": 1, "leading_dense_block_count": 1,
+        "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
+    }, optional=("blk.0.attn_q.bias",)),
+    "minimax-m2": Shape("minimax-m2", 200064, {
+        "embedding_length": 3072, "block_count": 62, "attention.head_count": 48, "attention.head_count_kv": 8,
+        "attention.key_length": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,
+        "expert_feed_forward_length": 1536, "context_length": 196608,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
     "command-a": Shape("cohere2", 256000, {
         "embedding_length": 12288, "block_count": 64, "attention.head_count": 96, "attention.head_count_kv": 8,
         "feed_forward_length": 36864, "attention.sliding_window": 4096, "logit_scale": 0.25, "context_length": 131072,
@@ -69,6 +117,26 @@ SHAPES = {
 }  # fmt: skip
 
 
+# Later models of the same shape.
+SAME = {
+    "qwen3-coder-next": "qwen3-next-80b-a3b", "qwen3.6-27b": "qwen3.5-27b", "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
+    "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2", "minimax-m2.5": "minimax-m2",
+}  # fmt: skip
+
+
+def find(name: str) -> str | None:
+    """The known name that somebody means: also with other marks between its words, or without the last ones."""
+    wanted = re.sub(r"[-_. ]", "", name.lower())
+    meant: dict[int, set[str]] = {}  # by how many of the known name's words it lacks
+    for known in (*SHAPES, *SAME):
+        words = known.split("-")
+        for count in range(len(words), 1, -1):
+            if wanted == "".join(words[:count]).replace(".", ""):
+                meant.setdefault(len(words) - count, set()).add(SAME.get(known, known))
+    best = meant[min(meant)] if meant else set()
+    return next(iter(best)) if len(best) == 1 else None
+
+
 def names() -> str:
     """For people."""
     return f"{', '.join(SHAPES)}, with a type as in {next(iter(SHAPES))}:{DEFAULT_TYPE} ({', '.join(TYPES)})"
@@ -76,8 +144,9 @@ def names() -> str:
 
 def header(name: str) -> GGUFFile | None:
     """As a GGUF file of "qwen2.5-72b:q4_k_m" has it; None for a name that is not known, UserError for a type that is not."""
-    base, _, kind = name.lower().partition(":")
-    if base not in SHAPES:
+    given, _, kind = name.lower().partition(":")
+    base = find(given)
+    if base is None:
         return None
     if (kind or DEFAULT_TYPE) not in TYPES:
         raise UserError(f"{name}: no type {kind!r} is known; known types: {', '.join(TYPES)}")
@@ -87,6 +156,8 @@ def header(name: str) -> GGUFFile | None:
     # Readers look for the vocabulary in the embedding, for the output matrix, and for a tensor per layer at least.
     width, layers = int(shape.metadata["embedding_length"]), int(shape.metadata["block_count"])
     file.tensors = {f"blk.{layer}": TensorInfo(f"blk.{layer}", "F32", (1,), 0, 4, path) for layer in range(layers)}
+    for tensor in shape.optional:
+        file.tensors[tensor] = TensorInfo(tensor, "F32", (1,), 0, 4, path)
     for matrix in ("token_embd.weight", "output.weight")[: 1 if shape.tied else 2]:
         file.tensors[matrix] = TensorInfo(matrix, "F32", (shape.vocab, width), 0, 0, path)
     model = models.find(file)

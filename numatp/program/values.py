@@ -159,14 +159,16 @@ class Heads:
 class LinearHeads:
     """This rank's heads of a layer of linear attention."""
 
-    keys: int  # and as many of queries
+    keys: range  # as numbers in the model; and as many of queries
+    all_keys: int  # of the model
     group: int  # value heads that share a key head
     size: int  # values of a head
+    tiled: bool  # whether those lie apart: first one of each key head, then the next of each; else they follow each other
 
     @property
     def width(self) -> int:
         """Of all value heads together."""
-        return self.keys * self.group * self.size
+        return len(self.keys) * self.group * self.size
 
 
 class Kept:
@@ -193,6 +195,18 @@ class LayerState(Kept):
     """The state of a recurrent layer; its stride goes from sequence to sequence."""
 
     state: Buffer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How a row's experts are chosen, and what share of the sum each has."""
+
+    used: int  # experts of a row
+    sigmoid: bool  # shares are sigmoids of the scores; else their softmax
+    normalize: bool  # divided by their sum
+    factor: float = 1.0  # of the shares, in the end
+    groups: int = 1  # of neighbouring experts
+    groups_used: int = 1  # those with the two most wanted experts; the others' are not chosen
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -198,9 +198,8 @@ def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
         return quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
     if info.values:
         return info.values().reshape(rows, -1)
-    (piece,) = info.pieces
-    raw = piece.cut(np.arange(rows), range(info.shape[-1]))(slice(None))
-    return quants.unpack(format.name, raw)
+    (read,) = (layout.cut(numbers, range(info.shape[-1])) for layout, numbers in by_piece(info, [range(rows)]))
+    return quants.unpack(format.name, read(slice(None)))
 
 
 def _batches(pieces: list[tuple[TensorInfo, Slice]]) -> Iterator[list[tuple[TensorInfo, Slice]]]:

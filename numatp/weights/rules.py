@@ -38,7 +38,8 @@ class Rule:
     A dimension is
 
         width                  a word of Sizes, or a number
-        heads*head_size        a product: cut by its first word, which counts things, each of as many rows as the others say
+        heads*head_size        a product: cut by heads, each of as many rows as the words behind say
+        group*heads*head_size  the same, again and again: of each repetition those of this rank's heads
         a*b + c*d              parts below each other that are cut one by one
 
     Kinds: a matrix; a router, a matrix that is never quantised on load, because it is small and nothing mends what it gets wrong;
@@ -52,6 +53,7 @@ class Rule:
     part: tuple[int, int] = (0, 1)  # (i, n): of each thing that the first word counts the i-th of n equal parts
     stack: str = ""  # "experts", "heads": the first word, where it counts whole matrices that lie below each other
     by: Literal["rows", "columns"] = "rows"  # how a table lies in memory
+    repetition: int | None = None  # of columns that repeat: the one that this is a matrix of
 
     @classmethod
     def vector(cls, name: str, word: str) -> "Rule":
@@ -74,10 +76,16 @@ class Rule:
     def table(cls, name: str, rows: str, columns: str, by: Literal["rows", "columns"] = "rows") -> "Rule":
         return cls(name, "table", (rows, columns), by=by)
 
+    @classmethod
+    def repeated(cls, name: str, rows: str, columns: str, count: int) -> "tuple[Rule, ...]":
+        """A matrix whose columns repeat `count` times: a matrix for each repetition, as a rank's columns are no single range."""
+        return tuple(cls(name, "matrix", (rows, columns), repetition=i) for i in range(count))
+
     @property
     def key(self) -> str:
         """What the model calls the weight."""
-        return self.name if self.part[1] == 1 else f"{self.name}[{self.part[0]}]"
+        number = self.repetition if self.part[1] == 1 else self.part[0]
+        return self.name if number is None else f"{self.name}[{number}]"
 
     @property
     def in_tiles(self) -> bool:
@@ -121,17 +129,19 @@ def _extent(words: str, sizes: Sizes, split: Split | None, part: tuple[int, int]
     """The ranges of one dimension: its cut parts, or all of it without a cut."""
     ranges, start = [], 0
     for term in words.split(" + "):
-        first, *others = term.split("*")
-        length, *inners = (int(word) if word.isdigit() else sizes[word] for word in (first, *others))
-        inner, whole = prod(inners), range(length)
-        own = split.get(first, whole) if split is not None else whole
+        names = term.split("*")
+        lengths = [int(word) if word.isdigit() else sizes[word] for word in names]
+        at = next((i for i, word in enumerate(names) if split is not None and word in split), 0)  # of the word that is cut
+        length, inner, whole = lengths[at], prod(lengths[at + 1 :]), range(lengths[at])
+        own = split.get(names[at], whole) if split is not None else whole
         i, parts = part
-        if parts == 1:
-            ranges.append(range(start + own.start * inner, start + own.stop * inner))
-        else:
-            size = inner // parts
-            ranges += [range(begin, begin + size) for begin in (start + (thing * parts + i) * size for thing in own)]
-        start += len(whole) * inner
+        size = inner // parts
+        for _ in range(prod(lengths[:at])):
+            if parts == 1:
+                ranges.append(range(start + own.start * inner, start + own.stop * inner))
+            else:
+                ranges += [range(begin, begin + size) for begin in (start + (thing * parts + i) * size for thing in own)]
+            start += length * inner
     return ranges
 
 
@@ -203,7 +213,8 @@ def _slice(info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes,
     if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
         raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {tuple(expected)}")
     format = quants.format_of(_computed_in(info, rule, quantize), info.name)
-    (columns,) = _extent(rule.shape[-1], sizes, split)
+    cuts = _extent(rule.shape[-1], sizes, split)
+    (columns,) = cuts if rule.repetition is None else cuts[rule.repetition :][:1]
     rows = _extent(rule.shape[-2], sizes, split, rule.part) if len(rule.shape) > 1 else [range(1)]
     stacked = 1
     if len(rule.shape) == 1:

@@ -110,6 +110,11 @@ VALUES = {
     "mlp_bias": [True, False], "norm_topk_prob": [True, False, None], "use_bidirectional_attention": [True],
     "tie_word_embeddings": [True, False, None], "linear_value_head_dim": [8], "linear_num_key_heads": [4],
     "pretraining_tp": [2], "tie_encoder_decoder": [True], "num_experts_per_tok": [1, 3], "is_causal": [False],
+    "n_group": [1, 4], "topk_group": [1, 4], "first_k_dense_replace": [0, 2], "n_shared_experts": [1], "rotary_dim": [4, 16, None],
+    "moe_layer_end_index": [-1, 0, 1], "moe_layer_start_index": [0, 2], "moe_layer_interval": [2],
+    "mlp_layer_types": [None, ["dense", "dense"], ["sparse", "dense"], ["sparse", "sparse"]], 
+    "scoring_func": ["sigmoid", "softmax"],
+    "num_nextn_predict_layers": [0, 2], "linear_conv_kernel_dim": [3],
     "cross_attention_hidden_size": [8], "temperature": [2.0], "output_router_logits": [True], "per_layer_config": [None],
 }  # fmt: skip
 

@@ -38,6 +38,15 @@ PLAIN = {"rope_type": "default", "rope_theta": 1000.0}
 WIDE = {"hidden_size": 64, "num_attention_heads": 4}  # heads of 16 values, where their size is not given
 COHERE = {**WIDE, "intermediate_size": 64, "logit_scale": 0.3, "layer_norm_eps": 1e-5, "rope_parameters": PLAIN}
 MOE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+LINEAR_HEADS = {
+    "linear_key_head_dim": 32, "linear_value_head_dim": 32, "linear_num_key_heads": 3, "linear_num_value_heads": 6,
+}  # fmt: skip
+MROPE = {**PLAIN, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+ROUTED = {
+    "n_routed_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7, "norm_topk_prob": True, "intermediate_size": 64, "n_group": 1, "topk_group": 1,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 
 # name: (class of the model, what its configuration has besides COMMON)
 MODELS = {
@@ -73,13 +82,42 @@ MODELS = {
         "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
         "linear_num_key_heads": 2, "linear_num_value_heads": 4, "num_attention_heads": 4, "num_experts": 4,
     }),
+    "qwen35": ("Qwen3_5", {
+        **LINEAR_HEADS, "num_hidden_layers": 4, "rope_parameters": MROPE, "num_attention_heads": 4, "tie_word_embeddings": False,
+    }),
+    "qwen35moe": ("Qwen3_5Moe", {
+        **MOE, **LINEAR_HEADS, "num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
+        "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "rope_parameters": MROPE, "num_attention_heads": 4,
+        "num_experts": 4, "linear_num_value_heads": 9, "tie_word_embeddings": False,
+    }),
+    "glm4moe": ("Glm4Moe", {
+        **ROUTED, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "attention_bias": True, "use_qk_norm": True,
+        "num_hidden_layers": 3,
+    }),
+    "minimax-m2": ("MiniMaxM2", {
+        "num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64, "rotary_dim": 8,
+        "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "tie_word_embeddings": False,
+    }),
+    "dots1": ("Dots1", {
+        **ROUTED, "rope_parameters": PLAIN, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "num_experts_per_tok": 3,
+        "layer_types": ["full_attention"] * 2,
+    }),
+    "ernie4_5-moe": ("Ernie4_5_Moe", {
+        "moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 32, "moe_num_shared_experts": 2, "moe_layer_start_index": 1,
+        "moe_layer_interval": 1, "intermediate_size": 128, "rope_parameters": PLAIN, "tie_word_embeddings": True,
+    }),
+    "hy_v3": ("HYV3", {
+        "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_shared_experts": 1, "intermediate_size": 64,
+        "router_scaling_factor": 1.7, "rope_parameters": PLAIN, "tie_word_embeddings": False,
+    }),
     "gpt-oss": ("GptOss", {
         "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
         "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],
         "tie_word_embeddings": False, "swiglu_limit": 7.0,
     }),
 }  # fmt: skip
-PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next")  # whose norms multiply by 1 + weight
+WITH_TEXT_CONFIG = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # whose norms multiply by 1 + weight
 
 
 def values_of(name, shape, kind, rng):
@@ -89,6 +127,8 @@ def values_of(name, shape, kind, rng):
         return rng.normal(1, 1, shape)
     if "norm" in name:
         return rng.uniform(-0.5, 0.5, shape) + (0 if kind in PLUS_ONE and "linear_attn" not in name else 1)
+    if "e_score_correction_bias" in name:  # of sigmoids, or of probabilities
+        return rng.normal(0, 0.3, shape)
     if "bias" in name:
         return rng.normal(0, 0.7, shape)
     columns = shape[-2] if kind == "GptOss" and "experts" in name else shape[1] if "conv1d" not in name else 1
@@ -100,11 +140,13 @@ def values_of(name, shape, kind, rng):
 
 def model_of(name):
     kind, more = MODELS[name]
-    kind_of_config = {"Gemma3": "Gemma3TextConfig"}.get(kind, f"{kind}Config")
+    kind_of_config = f"{kind}TextConfig" if kind in WITH_TEXT_CONFIG else f"{kind}Config"
     config = getattr(transformers, kind_of_config)(**{**COMMON, **more})
     model, rng = getattr(transformers, f"{kind}ForCausalLM")(config).eval(), np.random.default_rng(0)
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
+        stored = model.state_dict().keys()  # biases of routers are buffers, and so are others that no folder has
+        buffers = [(key, buffer) for key, buffer in model.named_buffers() if key in stored]
+        for key, parameter in [*model.named_parameters(), *buffers]:
             parameter.copy_(torch.from_numpy(values_of(key, tuple(parameter.shape), kind, rng)).half())
     return model
 

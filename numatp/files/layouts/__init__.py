@@ -21,6 +21,7 @@ from numatp.files.gguf_header import fail as fail_at
 from numatp.files.gguf_header import quote
 from numatp.files.model_file import TensorInfo
 from numatp.files.safetensors import FLOATS, ITEM_BYTES, read_box, read_bytes, read_rows
+from numatp.quants.table import TYPES
 
 Rows = Callable[[slice], np.ndarray]
 Config = dict[str, Any]
@@ -84,6 +85,28 @@ class Transposed:
             ends = np.flatnonzero(np.diff(experts)) + 1
             parts = zip(np.split(experts, ends), np.split(numbers, ends), strict=True)
             return np.concatenate([matrix(int(own[0]))[places] for own, places in parts if len(own)]).view(np.uint8)
+
+        return read
+
+
+class Reordered:
+    """A layout's rows with their columns in another order, which keeps the blocks of its type whole."""
+
+    def __init__(self, layout: Layout, order: np.ndarray, fail: Fail):
+        """order: which of the layout's columns each column is."""
+        self._layout, self.shape, self.type, self.note = layout, layout.shape, layout.type, layout.note
+        self._block, row = TYPES[layout.type].block, order.reshape(-1, TYPES[layout.type].block)
+        if (row != row[:, :1] + np.arange(self._block)).any() or (row[:, 0] % self._block).any():
+            fail(f"has columns in an order that cuts the blocks of {layout.type}, which numatp cannot compute; use another model")
+        self._blocks = row[:, 0] // self._block
+
+    def cut(self, rows: np.ndarray, columns: range) -> Rows:
+        whole = self._layout.cut(rows, range(self.shape[1]))
+        chosen = self._blocks[columns.start // self._block : columns.stop // self._block]
+
+        def read(some: slice) -> np.ndarray:
+            raw = whole(some)
+            return raw.reshape(len(raw), len(self._blocks), -1)[:, chosen].reshape(len(raw), -1)
 
         return read
 

@@ -5,21 +5,30 @@ import numpy as np
 from numatp.kernels import bias, experts
 from numatp.kernels.compile import Kernel
 from numatp.kernels.simd import LANES
-from numatp.program.values import Access, Buffer, Pointer, Routes, Value
+from numatp.program.values import Access, Buffer, Pointer, Router, Routes, Value
 from numatp.program.words.dense import kernel_of
 from numatp.program.words.together import Together
 from numatp.weights.matrix import Matrix, Vector
 
-GATES: dict[str, Kernel] = {"softmax": experts.choose}  # how shares are made of a router's scores
-
 
 class Experts(Together):
-    def route(self, scores: Value, used: int, normalize: bool, gate: str = "softmax", **more: float) -> Routes:
-        """The `used` best experts of each row.
+    def route(self, scores: Value, used: int, normalize: bool) -> Routes:
+        """The `used` best experts of each row by the softmax of the scores; normalize: their shares are made to add up to 1.
 
-        scores (rows, experts), which all ranks have made from the same bits, are used up. gate: how shares are made of them, one of
-        GATES; more: what its kernel takes besides.
+        scores (rows, experts), which all ranks have made from the same bits, are used up.
         """
+        return self._route(experts.choose, scores, used, normalize=normalize)
+
+    def route_wanted(self, scores: Value, router: Router, bias: Vector | None) -> Routes:
+        """As route, where the router has more to say; bias (experts,): of the choice alone."""
+        assert scores.width % router.groups == 0, "groups of one size"
+        return self._route(
+            experts.choose_wanted, scores, router.used, normalize=router.normalize, sigmoid=router.sigmoid,
+            bias=bias.address if bias else 0, biased=bias is not None, groups=router.groups, groups_used=router.groups_used,
+            factor=router.factor,
+        )  # fmt: skip
+
+    def _route(self, kernel: Kernel, scores: Value, used: int, **args: float) -> Routes:
         count = scores.width
         pairs = self.max_rows * used
         most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
@@ -33,9 +42,9 @@ class Experts(Together):
         following = at.pop("next")
         routes = Routes(buffer=buffer, used=used, most=most, **at)
         self._builder.add(
-            GATES[gate], scores.accesses(), [Access(buffer), *scores.accesses()],
-            logits=scores.pointer, logits_stride=scores.stride, rows=scores.rows, experts=count, used=used, normalize=normalize,
-            chosen=routes.chosen, shares=routes.shares, **more,
+            kernel, scores.accesses(), [Access(buffer), *scores.accesses()],
+            logits=scores.pointer, logits_stride=scores.stride, rows=scores.rows, experts=count, used=used, chosen=routes.chosen,
+            shares=routes.shares, **args,
         )  # fmt: skip
         self._changed(scores, f"{scores.name}, used up")
         self._digest("the choice of experts", Access(buffer), routes.chosen, used * 8, used, scores.rows)

@@ -20,15 +20,26 @@ class Linear(Recorder):
         return self._made(out, x.width, x.rows)
 
     def gated_delta(
-        self, qkv: Value, gates: Value, decay: Vector, bias: Vector, heads: LinearHeads, conv_width: int, epsilon: float,
-        state: LayerState,
+        self, qkv: Value, beta: Value, alpha: Value, decay: Vector, bias: Vector, heads: LinearHeads, conv_width: int,
+        epsilon: float, state: LayerState,
     ) -> Value:  # fmt: skip
-        """(rows, values of all value heads) by the gated delta rule (kernels/delta.py)."""
-        out = self._buffer("delta", heads.width * 4)
+        """(rows, values of all value heads) by the gated delta rule (kernels/delta.py).
+
+        Of tiled heads beta, alpha, decay and bias are those of the whole model; of others those of this rank, and both beta and
+        alpha are in one product: for each key head its betas, then its alphas.
+        """
+        out, group = self._buffer("delta", heads.width * 4), heads.group
+        if heads.tiled:
+            first, every = heads.keys.start, heads.all_keys
+            steps = {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
+        else:
+            first, steps = 0, {"gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
+        reads = [*qkv.accesses(), *beta.accesses(), *alpha.accesses(), Access(state.state)]
         self._builder.add(
-            delta.gated_delta, [*qkv.accesses(), *gates.accesses(), Access(state.state)], [Access(out), Access(state.state)],
-            qkv=qkv.pointer, qkv_stride=qkv.stride, gates=gates.pointer, gates_stride=gates.stride, decay=decay.address,
-            bias=bias.address, key_heads=heads.keys, group=heads.group, head_size=heads.size, epsilon=epsilon,
+            delta.gated_delta, reads, [Access(out), Access(state.state)],
+            qkv=qkv.pointer, qkv_stride=qkv.stride, beta=beta.at(first), beta_stride=beta.stride, alpha=alpha.at(first),
+            alpha_stride=alpha.stride, decay=decay.address + 4 * first, bias=bias.address + 4 * first, **steps,
+            key_heads=len(heads.keys), group=group, tiled=heads.tiled, head_size=heads.size, epsilon=epsilon,
             state=state.state.at(conv_bytes(qkv.width, conv_width)), state_stride=state.state.stride,
             spans=self._spans, num_spans=self._num_spans, out=out.at(0), out_stride=out.stride,
         )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from numatp.kernels import bias, exchange, norm, softcap
 from numatp.kernels.score import join_scores
-from numatp.program.values import PRIVATE, Access, Buffer, Value
+from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.weights.matrix import Matrix, Vector
 
@@ -48,6 +48,32 @@ class Together(Dense):
         )  # fmt: skip
         return self._changed(x, f"residual after exchange {self._num_exchanges}")
 
+    def rms_norm_all_heads(
+        self, qkv: Value, heads: Heads, all_heads: int, q_weight: Vector, k_weight: Vector, epsilon: float
+    ) -> Value:
+        """qkv (rows, all heads, size) with a row's queries of all ranks normalised together, and its keys, in its place.
+
+        One exchange. all_heads: queries of the model; weights (this rank's heads * size).
+        """
+        width, partial, counts = self.site.width, self._next_partial(), self._buffer("rows of sums", 8, rows=1, indexes=True)
+        # A key that several ranks hold is counted by the one that has the first of its queries.
+        first = -(-heads.queries.start // heads.group)
+        counted = range(first, max(first, -(-heads.queries.stop // heads.group)))
+        shape = {"rows": self._rows, "q_heads": len(heads.queries), "k_heads": len(heads.keys), "size": heads.size}
+        mine = qkv.accesses(self._heads(heads.count))
+        self._builder.add(
+            norm.sums_of_squares, qkv.accesses(), [Access(partial), Access(counts)],
+            x=qkv.pointer, x_stride=qkv.stride, **shape, first_key=counted.start - heads.keys.start, counted_keys=len(counted),
+            width=width, out=partial.at(0), count=counts.at(0),
+        )  # fmt: skip
+        sums = self._exchange(partial, self._buffer("sums of squares", width * 4), width, add=False, rows=counts.at(0))
+        self._builder.add(
+            norm.rms_norm_all_heads, [*mine, *sums.accesses()], mine,
+            x=qkv.pointer, **shape, heads=heads.count, sums=sums.pointer, q_values=all_heads * heads.size,
+            k_values=all_heads // heads.group * heads.size, q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
+        )  # fmt: skip
+        return self._changed(qkv, f"{qkv.name}, normalised")
+
     def _next_partial(self) -> Buffer:
         """Where this rank puts what the next exchange sums. Two buffers by turns: a rank may be one exchange ahead."""
         return self._partials[(self._num_exchanges + 1) % 2]
@@ -70,8 +96,8 @@ class Together(Dense):
         x.check()
         return self._exchange(partial, x.buffer, x.width, add=True)
 
-    def _exchange(self, partial: Buffer, out: Buffer, width: int, add: bool) -> Value:
-        """out = [out +] the sum of all ranks' partials, in rank order.
+    def _exchange(self, partial: Buffer, out: Buffer, width: int, add: bool, rows: Pointer | None = None) -> Value:
+        """out = [out +] the sum of all ranks' partials, in rank order. rows: where their number stands, if not the Step's.
 
         All exchanges of a program have one width, so lane bounds never change and a lane needs no barrier of its own.
         """
@@ -81,19 +107,20 @@ class Together(Dense):
         table = site.partials[self._num_exchanges % 2]
         mine, result = Access(partial, lane), Access(out, lane)
         common = {
-            "partials": table.ctypes.data, "ranks": site.seats, "lanes": site.lanes, "rows": self._rows, "width": width,
+            "partials": table.ctypes.data, "ranks": site.seats, "lanes": site.lanes, "rows": rows or self._rows, "width": width,
         }  # fmt: skip
+        counted = [Access(rows.buffer)] if rows else []
         if site.seats > 1:
             self._builder.sync(site.team, mine)
         # With two ranks both ways read the same bytes from the peer.
         if site.seats > 2 and self.max_rows * width * 4 > LONG_EXCHANGE:
-            self._builder.add(exchange.reduce_scatter, [mine], [mine], rank=site.seat, **common)
+            self._builder.add(exchange.reduce_scatter, [mine, *counted], [mine], rank=site.seat, **common)
             self._builder.sync(site.team, mine)
-            self._builder.add(exchange.gather, [mine, result], [result], **common, out=out.at(0), add=add)
+            self._builder.add(exchange.gather, [mine, result, *counted], [result], **common, out=out.at(0), add=add)
         else:
-            self._builder.add(exchange.sum_partials, [mine, result], [result], **common, out=out.at(0), add=add)
-        self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, self._rows)
-        return self._made(out, width, self._rows, f"{out.name} after exchange {self._num_exchanges}")
+            self._builder.add(exchange.sum_partials, [mine, result, *counted], [result], **common, out=out.at(0), add=add)
+        self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, rows or self._rows)
+        return self._made(out, width, rows or self._rows, f"{out.name} after exchange {self._num_exchanges}")
 
     def logits(self, x: Value, weight: Matrix, first_token: int, cap: float = 0.0) -> None:
         """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window.

@@ -122,6 +122,40 @@ def qwen3next(tensors, s=tiny_qwen3next.SIZES):
     return config_of(s, "Qwen3NextForCausalLM", **more), found
 
 
+def grouped(values, keys, first, size, axis=0):
+    """Value heads of `size` along an axis, from `first` on: those of a key head together; GGUF has one of each, then the next."""
+    before, own = np.split(values, [first], axis)
+    shape = own.shape
+    own = own.reshape(*shape[:axis], -1, keys, size, *shape[axis + 1 :]).swapaxes(axis, axis + 1)
+    return np.concatenate([before, own.reshape(shape)], axis)
+
+
+def qwen35(tensors, s):
+    """The tensors alone; s: width, key_heads, linear_head_size."""
+    found, keys, size = {}, s["key_heads"], s["linear_head_size"]
+    linear = {
+        "attn_qkv.weight": "in_proj_qkv.weight", "attn_gate.weight": "in_proj_z.weight", "ssm_beta.weight": "in_proj_b.weight",
+        "ssm_alpha.weight": "in_proj_a.weight", "ssm_conv1d.weight": "conv1d.weight", "ssm_a": "A_log", "ssm_dt.bias": "dt_bias",
+        "ssm_norm.weight": "norm.weight", "ssm_out.weight": "out_proj.weight",
+    }  # fmt: skip
+    for name, values in tensors.items():
+        _, layer, rest = name.split(".", 2) if name.startswith("blk.") else ("", "", name)
+        if rest in linear:
+            first = 2 * keys * size if rest in ("attn_qkv.weight", "ssm_conv1d.weight") else 0
+            of_values = rest in ("attn_qkv.weight", "attn_gate.weight", "ssm_conv1d.weight", "ssm_out.weight")
+            if rest != "ssm_norm.weight":
+                axis = 1 if rest == "ssm_out.weight" else 0
+                values = grouped(values, keys, first, size if of_values else 1, axis)
+            if rest == "ssm_conv1d.weight":
+                values = values[:, None]
+            found[f"model.layers.{layer}.linear_attn.{linear[rest]}"] = np.log(-values) if rest == "ssm_a" else values
+        else:
+            ((theirs, values),) = renamed({name: values}).items() if "_exps" not in name else ((None, None),)
+            if theirs:
+                found[theirs] = values - 1 if theirs.endswith("norm.weight") else values
+    return found | renamed({name: values for name, values in tensors.items() if "_exps" in name})
+
+
 FOLDERS = {"llama": llama, "qwen3": qwen3, "qwen3moe": qwen3moe, "cohere2": cohere2, "qwen3next": qwen3next}
 SERIAL = {
     "float32": "float32", "float16": "float16", "uint16": "bfloat16", "int32": "int32", "int64": "int64", "int8": "int8",

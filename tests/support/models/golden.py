@@ -112,6 +112,41 @@ YARN = {
     "rope scaling": spec(rope=plain_rope),
     "scale of the rotation": spec(rope=changed(scale=1.0)),
 }
+HALF_ROTATED = {
+    "part of a head that rotates": spec(rope=lambda rope: plain_rope(changed(frequencies=rope.frequencies.repeat(2))(rope)))
+}
+HYBRID = HALF_ROTATED | {
+    "gate of attention": word("sigmoid_gate", lambda true, p, x, gate: x),
+    "gated norm": tensors("ssm_norm", 1),
+    "bias of the decay": tensors("ssm_dt.bias", 0),
+    "decay": tensors("ssm_a", 0),
+}
+TILED = {
+    "order of the value heads": word(
+        "gated_delta",
+        lambda true, p, qkv, beta, alpha, decay, bias, heads, *rest: true(
+            p, qkv, beta, alpha, decay, bias, changed(all_keys=1)(heads), *rest
+        ),
+    ),
+    "beta beside alpha": word("gated_delta", lambda true, p, qkv, beta, alpha, *rest: true(p, qkv, alpha, beta, *rest)),
+}
+
+
+def router(**changes):
+    return spec(router=changed(**changes))
+
+
+ROUTER = {
+    "all experts of a token": spec(router=lambda router: changed(used=router.used - 1)(router)),
+    "normalised shares": router(normalize=False),
+    "function of the router": spec(router=lambda router: changed(sigmoid=not router.sigmoid)(router)),
+    "bias of the router": tensors("exp_probs_b", 0),
+    "bias of the choice alone": word(
+        "route_wanted", lambda true, p, scores, router, bias: p.route(p.add_bias(scores, bias), router.used, router.normalize)
+    ),
+}
+FACTOR = {"factor of the shares": router(factor=1.0)}
+UNGATED = {"shared experts": word("add_experts", lambda true, p, x, h, routes, down, shared: true(p, x, h, routes, down))}
 
 FEATURES = {
     "llama": COMMON | NORMS | {"rope scaling": spec(divided=lambda divided: False), "gate": GATE},
@@ -140,13 +175,22 @@ FEATURES = {
         "base of layers with a window": spec(window_base=lambda base: 5000.0),
     },
     "qwen2moe": COMMON | NORMS | QKV_BIAS | MIXTURE | SHARED,
-    "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | {
-        "part of a head that rotates": spec(rope=lambda rope: plain_rope(changed(frequencies=rope.frequencies.repeat(2))(rope))),
-        "gate of attention": word("sigmoid_gate", lambda true, p, x, gate: x),
-        "gated norm": tensors("ssm_norm", 1),
-        "bias of the decay": tensors("ssm_dt.bias", 0),
-        "decay": tensors("ssm_a", 0),
+    "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | HYBRID,
+    "qwen35": COMMON | NORMS | HEAD_NORMS | HYBRID | TILED | {"gate": GATE},
+    "qwen35moe": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | HYBRID | TILED,
+    "glm4moe": COMMON | NORMS | HEAD_NORMS | QKV_BIAS | ROUTER | FACTOR | UNGATED | HALF_ROTATED | {"gate": GATE},
+    "minimax-m2": COMMON | NORMS | ROUTER | HALF_ROTATED | {
+        "gate": GATE,
+        "weight of q's norm": tensors("attn_q_norm", 1),
+        "weight of k's norm": tensors("attn_k_norm", 1),
+        "norm": word("rms_norm_all_heads", lambda true, p, qkv, *rest: qkv),
+        "norm over all heads": word(
+            "rms_norm_all_heads", lambda true, p, qkv, heads, all_heads, *rest: p.rms_norm_heads(qkv, heads, *rest)
+        ),
     },
+    "dots1": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)},
+    "ernie4_5-moe": COMMON | NORMS | ROUTER | UNGATED | {"gate": GATE},
+    "hy_v3": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE},
     "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
         "all experts of a token": MIXTURE["all experts of a token"],
         "sinks": tensors("attn_sinks", -1e4),

@@ -72,6 +72,35 @@ def gpt_oss(tensors, floats=False):
     return found
 
 
+def routed(tensors, name):
+    """Of models that route through a sigmoid, or with a bias that only chooses."""
+    mlp, shared, bias, router = {
+        "minimax-m2": ("block_sparse_moe", "", "e_score_correction_bias", "gate"),
+        "ernie4_5-moe": ("mlp", "shared_experts", "moe_statics.e_score_correction_bias", "gate"),
+        "hy_v3": ("mlp", "shared_mlp", "expert_bias", "router.gate"),
+    }.get(name, ("mlp", "shared_experts", "gate.e_score_correction_bias", "gate"))
+    experts = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"} if mlp == "block_sparse_moe" else {}
+    found = {}
+    for theirs, values in folders.renamed(tensors).items():
+        layer, _, rest = theirs.removeprefix("model.layers.").partition(".")
+        place = f"model.layers.{layer}.{mlp}"
+        if rest.startswith("exp_probs_b"):
+            theirs = f"{place}.{bias}"
+        elif rest == "mlp.gate.weight":
+            theirs = f"{place}.{router}.weight"
+        elif ".shared_expert." in theirs:
+            theirs = theirs.replace("shared_expert", shared)
+        elif rest.startswith("mlp.experts."):
+            theirs = theirs.replace("mlp", mlp)
+            for long, short in experts.items():
+                theirs = theirs.replace(long, short)
+        found[theirs] = values
+    return found
+
+
+ROUTED = ("glm4moe", "minimax-m2", "dots1", "ernie4_5-moe", "hy_v3")
+
+
 def write(folder, name, floats=False):
     """The folder, as transformers would have written it, but that the experts of gpt-oss are in MXFP4, unless floats are wanted."""
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
@@ -79,12 +108,14 @@ def write(folder, name, floats=False):
     if name.startswith("llama"):
         sizes = defaultdict(int, head_size=config["head_dim"])
         found = folders.llama({key: tensor for key, tensor in tensors.items() if key != "rope_freqs.weight"}, sizes)[1]
-    elif name == "qwen3next":
+    elif name in ("qwen3next", "qwen35", "qwen35moe"):
         sizes = defaultdict(
             int, width=config["hidden_size"], head_size=config["head_dim"], key_heads=config["linear_num_key_heads"],
             linear_head_size=config["linear_key_head_dim"],
         )  # fmt: skip
-        found = folders.qwen3next(tensors, sizes)[1]
+        found = folders.qwen3next(tensors, sizes)[1] if name == "qwen3next" else folders.qwen35(tensors, sizes)
+    elif name in ROUTED:
+        found = routed(tensors, name)
     else:
         kinds = {"gemma2": gemma, "gemma3": gemma, "gpt-oss": partial(gpt_oss, floats=floats)}
         found = kinds.get(name, folders.renamed)(tensors)

@@ -1,0 +1,77 @@
+"""Hunyuan 3 (Hy3): routed experts (routed.py), norms of heads."""
+
+from typing import TYPE_CHECKING
+
+from numatp.files.huggingface import CannotComputeError, HuggingFace
+from numatp.files.layouts import Config
+from numatp.files.model_file import ModelFile
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, ONLY
+from numatp.models.routed import (
+    FFN_NORM,
+    HEAD_NORMS,
+    SIGMOID,
+    RoutedSpec,
+    Style,
+    read_routed,
+    routed_forward,
+    routed_rules,
+)
+from numatp.program.values import LayerCache
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import Ops
+
+STYLE = Style(bias="exp_probs_b", routers_tell=True)
+
+
+def _dense_layers(config: Config) -> int:
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return min(1, config["num_hidden_layers"])
+    dense = kinds.count("dense")
+    if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense) or len(kinds) != config["num_hidden_layers"]:
+        raise CannotComputeError("has layers without experts behind those with them ('mlp_layer_types')")
+    return int(dense)
+
+
+MLP = "model.layers.{layer}.mlp"
+DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 11158840.0, "num_shared_experts": 1, "router_scaling_factor": 2.826}
+HUGGING_FACE = HuggingFace(
+    classes={"HYV3ForCausalLM": DEFAULTS},
+    config=CONFIG
+    | {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_feed_forward_length": lambda config: config["num_shared_experts"] * config["moe_intermediate_size"],
+        "leading_dense_block_count": _dense_layers,
+        "expert_weights_norm": lambda config: True,
+        "expert_weights_scale": "router_scaling_factor",
+        "expert_gating_func": lambda config: SIGMOID,
+    },
+    tensors=ENDS
+    | ATTENTION
+    | HEAD_NORMS
+    | FFN
+    | EXPERTS
+    | FFN_NORM
+    | {f"blk.{{layer}}.ffn_{name}_shexp.weight": f"{MLP}.shared_mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+    | {"blk.{layer}.ffn_gate_inp.weight": f"{MLP}.router.gate.weight", "blk.{layer}.exp_probs_b": f"{MLP}.expert_bias"},
+    only=ONLY | {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    further_layers=True,
+)
+
+
+def read_spec(file: ModelFile) -> RoutedSpec:
+    return read_routed(file, STYLE)
+
+
+def rules(spec: RoutedSpec) -> list[Rule]:
+    return routed_rules(spec, STYLE)
+
+
+def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+    routed_forward(p, spec, STYLE, split, weights, caches)
