@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from numatp.text.parts.marks import begun
+
 
 class Stops:
     """Ends a text before the first of some strings, and holds back what may be the beginning of one."""
@@ -19,7 +21,7 @@ class Stops:
             place, self.found = min(places)
             self._held = ""
             return text[:place]
-        keep = max((self._overlap(text, stop) for stop in self._stops), default=0)
+        keep = begun(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -27,8 +29,3 @@ class Stops:
         """What was held back, at the end of the text."""
         held, self._held = self._held, ""
         return held
-
-    @staticmethod
-    def _overlap(text: str, stop: str) -> int:
-        """Characters at the end of `text` with which `stop` begins."""
-        return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

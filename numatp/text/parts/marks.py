@@ -5,7 +5,7 @@ model can hold. So a mark that the vocabulary has as a special token is that tok
 text.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ class Marks:
         return text.translate(self._names) if self._names else text
 
 
-def begun(text: str, marks: Sequence[str]) -> int:
+def begun(text: str, marks: Collection[str]) -> int:
     """Letters at the end of a text with which one of the marks may begin."""
-    most = min(max(map(len, marks), default=1) - 1, len(text))
-    return next((count for count in range(most, 0, -1) if any(mark.startswith(text[-count:]) for mark in marks)), 0)
+    longest = 0
+    for mark in marks:
+        place = text.find(mark[0], max(len(text) - len(mark) + 1, 0))
+        while place >= 0 and not mark.startswith(text[place:]):
+            place = text.find(mark[0], place + 1)
+        longest = max(longest, len(text) - place if place >= 0 else 0)
+    return longest

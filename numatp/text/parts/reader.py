@@ -1,6 +1,5 @@
 """Divides the text of an answer by its format's marks, piece by piece."""
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from numatp.text.parts.calls import Tools
@@ -49,6 +48,17 @@ class MarkReader:
         self._gap = ""  # white space before that call
         self._ended = False
         self._pieces: list[Piece] = []
+        self._awaited = {"answer": self._awaited_in("answer"), "reasoning": self._awaited_in("reasoning")}
+
+    def _awaited_in(self, part: Part) -> dict[str, str]:
+        """The marks that may come in a part, by how they stand in the text."""
+        thinking = self._thinking[:2] if self._thinking else ()
+        calls = (*self._calls.opening, *self._calls.first) if self._calls else ()
+        if part == "answer":
+            marks = (*calls, *thinking[:1])
+        else:
+            marks = (*thinking[1:], *(mark for mark in calls if self._marks.special(mark)))  # some calls end the reasoning
+        return {self._marks.spelled(mark): mark for mark in marks}
 
     def push(self, text: str) -> list[Piece]:
         self._rest += text
@@ -68,12 +78,12 @@ class MarkReader:
         if self._behind_mark:
             self._rest = self._rest.lstrip(SPACE)
             self._behind_mark = not self._rest
-        found = [(place, mark) for mark in self._awaited() if (place := self._rest.find(self._marks.spelled(mark))) >= 0]
-        first = [(place, mark) for place, mark in found if self._may_begin(mark, place)]
-        if not first:
+        found = [(place, mark) for spelled, mark in self._awaited[self._part].items() if (place := self._rest.find(spelled)) >= 0]
+        counted = [(place, mark) for place, mark in found if self._counts(mark, place)]
+        if not counted:
             self._show_all_but(0 if self._ended else self._held())
             return False
-        place, mark = min(first)
+        place, mark = min(counted)
         before, self._rest = self._rest[:place], self._rest[place:]
         self._gap = before[len(before.rstrip(SPACE)) :][-HELD_SPACE:]
         self._say(self._marks.unnamed(before[: len(before) - len(self._gap)]))
@@ -83,20 +93,11 @@ class MarkReader:
             self._behind_mark = True
         else:
             assert self._calls
-            self._part = "answer"
             self._source = Source(self._marks)
             self._reading = self._calls.read(self._source, self._tools)
         return True
 
-    def _awaited(self) -> Iterable[str]:
-        """The marks that may come now."""
-        calls = (*self._calls.opening, *self._calls.first) if self._calls else ()
-        if self._part == "answer":
-            return (*calls, self._thinking.open) if self._thinking else calls
-        assert self._thinking
-        return (self._thinking.close, *(mark for mark in calls if self._marks.special(mark)))  # some calls end the reasoning
-
-    def _may_begin(self, mark: str, place: int) -> bool:
+    def _counts(self, mark: str, place: int) -> bool:
         """Some marks count only where nothing was said before: they may be ordinary text."""
         text = mark == self._thinking.open and not self._marks.special(mark) if self._thinking else False
         if text or (self._calls and mark in self._calls.first):
@@ -105,10 +106,8 @@ class MarkReader:
 
     def _held(self) -> int:
         """Letters at the end of the text that may belong to a mark."""
-        text = self._rest
-        marks = [self._marks.spelled(mark) for mark in self._awaited()]
-        mark = begun(text, marks)
-        text = text[: len(text) - mark]
+        mark = begun(self._rest, self._awaited[self._part])
+        text = self._rest[: len(self._rest) - mark]
         return mark + min(len(text) - len(text.rstrip(SPACE)), HELD_SPACE)
 
     def _show_all_but(self, held: int) -> None:
@@ -148,4 +147,5 @@ class MarkReader:
 
     def _emit(self, call: ToolCall) -> None:
         self._said = True
+        self._part = "answer"
         self._pieces.append(Piece("", "answer", (call,)))
