@@ -175,7 +175,7 @@ def test_counts(full):
 def in_parts(sequence, most):
     """Has at most so many rows in a Step."""
     rows = sequence.rows
-    sequence.rows = lambda room: rows(min(most, room))
+    sequence.rows = lambda room, stop: rows(min(most, room), stop)
     return sequence
 
 

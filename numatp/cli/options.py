@@ -139,6 +139,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_loading(parser)
 
 
+def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
+    text = "compute every prompt whole, although the cache may hold its beginning"
+    parser.add_argument("--no-prefix-cache", dest="prefix_cache", action="store_false", help=text)
+
+
 def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
     if arguments.cache_type_k != arguments.cache_type_v:
         raise UserError(DIFFERENT.format(arguments.cache_type_k, arguments.cache_type_v))

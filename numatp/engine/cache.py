@@ -1,7 +1,8 @@
 """What the layers of one rank keep between tokens, and where it lies. Who has which part of it: engine/blocks.py.
 
 Keys and values lie in blocks of tokens. Layers that keep the same tokens (all, or the last `window`) share a pool, and a block of a
-pool holds all its layers side by side, so that memory is touched as it is needed. Recurrent layers have one slot per sequence.
+pool holds all its layers side by side, so that memory is touched as it is needed. So does a slot of the recurrent layers: each
+sequence that runs has one, and there are some for checkpoints (engine/prefixes.py).
 """
 
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ class Pool:
     blocks: int
 
 
-def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> list[Pool]:
+def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int, prefix_cache: bool = False) -> list[Pool]:
     """context: tokens that all sequences together can have. The same on every rank."""
     pools = []
     kept = {i: layer for i, layer in enumerate(spec.layers) if isinstance(layer, InBlocks)}
@@ -36,7 +37,9 @@ def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int) -> lis
         # A sequence's last block is rarely full; a window moves on only when a whole Step is done.
         blocks = num_blocks(context) + max_sequences - 1
         if window != NO_WINDOW:
-            blocks = min(blocks, max_sequences * (num_blocks(window + max_rows) + 1))
+            held = num_blocks(window + max_rows) + 1
+            behind = num_blocks(window) + 1 if prefix_cache else 0  # so that a text may be taken up where it was a window ago
+            blocks = min(blocks, max_sequences * (held + behind))
         pools.append(Pool(window, layers, blocks))
     return pools
 
@@ -49,11 +52,12 @@ def read_bytes(spec: Spec, split: Split, tokens: int, cache_type: str) -> int:
 class CacheLayout:
     """Where each layer's part of this rank's cache lies; the layers say how many bytes it has."""
 
-    def __init__(self, spec: Spec, split: Split, pools: list[Pool], max_sequences: int, cache_type: str):
+    def __init__(self, spec: Spec, split: Split, pools: list[Pool], slots: int, cache_type: str):
+        """slots: of recurrent layers."""
         self._layers = spec.layers
         self._split, self._type = split, cache_type
         self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
-        self._in_slots: dict[int, tuple[int, int]] = {}  # (its start, bytes from slot to slot)
+        self._in_slots: dict[int, int] = {}  # its start
         end = 0
         for table, pool in enumerate(pools):
             start = end
@@ -62,12 +66,12 @@ class CacheLayout:
                 self._in_blocks[i] = start, sum(sizes.values()), table
                 start += size
             end += pool.blocks * sum(sizes.values())
+        self.slots, self.slots_at, self.slot_bytes = slots, end, 0
         for i, layer in enumerate(spec.layers):
             if isinstance(layer, InSlots):
-                slot = (layer.slot_bytes(split) + 63) // 64 * 64
-                self._in_slots[i] = end, slot
-                end += slot * max_sequences
-        self.num_bytes = max(end, 1)
+                self._in_slots[i] = end + self.slot_bytes
+                self.slot_bytes += (layer.slot_bytes(split) + 63) // 64 * 64
+        self.num_bytes = max(end + slots * self.slot_bytes, 1)
 
     def at(self, address: int) -> list[Kept]:
         """Each layer's part of a cache at `address`."""
@@ -77,6 +81,5 @@ class CacheLayout:
                 start, stride, table = self._in_blocks[i]
                 layers.append(layer.placed(str(i), address + start, stride, table, self._split, self._type))
             else:
-                start, slot = self._in_slots[i]
-                layers.append(layer.placed(str(i), address + start, slot))
+                layers.append(layer.placed(str(i), address + self._in_slots[i], self.slot_bytes))
         return layers

@@ -14,7 +14,7 @@ class Counts:
     blocks_cached: int = 0  # by none, and known by the tokens in them
     step_began: float = 0.0  # time.monotonic() when the Step under way began, 0 for none
     steps: int = 0  # that are done; from here on: since the model was loaded
-    prompt_tokens: int = 0  # of the prompts that began
+    prompt_tokens: int = 0  # of the sequences that ended
     cached_tokens: int = 0  # of them, found in the cache
     computed_tokens: int = 0  # of prompts, scored texts and what was set back: rows of Steps
     generated_tokens: int = 0

@@ -17,7 +17,7 @@ from math import inf
 
 from numatp import models
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
-from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of, quantize_of, rows_of
+from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
@@ -115,7 +115,7 @@ class Draft:
 
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
         spec, context = model.spec, context_of(job, model.spec.context)
-        pools = pools_of(spec, context, job.max_sequences, rows_of(job, context))
+        pools = pools_of(spec, context, job.max_sequences, rows_of(job, context), job.prefix_cache)
         kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
@@ -127,7 +127,10 @@ class Draft:
             mine = split(spec.sizes, place.seat, size, shares)
             slices, weight_bytes = slices_of(model, job, mine)
             self.kinds += bytes_by_kind(slices)
-            cache, read = CacheLayout(spec, mine, pools, job.max_sequences, kept), sum(_read_per_token(s, spec) for s in slices)
+            cache, read = (
+                CacheLayout(spec, mine, pools, slots_of(job, context), kept),
+                sum(_read_per_token(s, spec) for s in slices),
+            )
             kv_heads = mine.get("kv_heads", range(0))
             own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, weight_bytes, cache.num_bytes, read)
             self.ranks.append(RankPlan(*own, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept)))

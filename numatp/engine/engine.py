@@ -12,7 +12,18 @@ from numatp.engine.audit import Audit
 from numatp.engine.blocks import Blocks
 from numatp.engine.job import MARGIN, Job
 from numatp.engine.load import Loaded, check_kernels, check_pages, lay_out, open_model, place
-from numatp.engine.programs import AUDIT, MANY_ROWS, ONE_ROW, SCORES, activation_bytes, give_memory, record
+from numatp.engine.prefixes import Prefixes
+from numatp.engine.programs import (
+    AUDIT,
+    COPIES,
+    MANY_ROWS,
+    ONE_ROW,
+    SCORES,
+    activation_bytes,
+    give_memory,
+    record,
+    record_copies,
+)
 from numatp.engine.room import check_room
 from numatp.engine.sampler import Sampler
 from numatp.engine.start import StartedRank
@@ -41,7 +52,8 @@ class Engine:
         self._audit = Audit(world, own.node, self.loaded)
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
-        self.programs = [*(one.program for one in self._recorded), self._audit.program]  # by index
+        copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []
+        self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies]  # by index
         self.team.set_programs(self.programs)
         read = world.gather([own.node, self.programs[ONE_ROW].weight_bytes])
         self.reads: list[tuple[int, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
@@ -50,6 +62,9 @@ class Engine:
         self.pages_line = check_pages(world, own, self.loaded, job.allow_remote)
         if world.rank == 0:
             self.blocks = Blocks(self.loaded.layout.pools, self.loaded.layout.max_rows)
+            cache = self.loaded.layout.cache
+            checkpoints = range(job.max_sequences, cache.slots if cache.slot_bytes else 0)
+            self.prefixes = Prefixes(self.blocks, checkpoints, job.checkpoint_every, job.prefix_cache)
             self.sampler = Sampler(self.window.logits, self.loaded.spec.sizes.vocab, self.team)
 
     def _place(self, started: StartedRank) -> Loaded:
@@ -96,6 +111,15 @@ class Engine:
         with np.errstate(invalid="ignore"):
             top = highest.max(0)
             return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+
+    def copy_states(self, copies: list[tuple[int, int]]) -> None:
+        """Of the recurrent layers, on every rank: (from slot, to slot), one after another. The first slots are the places."""
+        step = self.window.step
+        for i in range(0, len(copies), len(step.copies)):
+            some = copies[i : i + len(step.copies)]
+            step.copies[: len(some)] = some
+            step.num_copies[0] = len(some)
+            self.team.step(COPIES)
 
     def _run_step(self, program: int) -> None:
         self.team.step(program)

@@ -29,6 +29,8 @@ class Job:
     tensor_split: Sequence[float] | str | None = None  # share of the model per rank, or "auto"
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
+    prefix_cache: bool = False  # whether what was computed of a text is kept for others that begin with it
+    checkpoint_every: int = 1024  # tokens between two states of recurrent layers that are kept for that; whole blocks of the cache
     step_ms: int = 250  # that a Step with rows of prompts should take at most while somebody waits for his next token
     allow_remote: bool = False
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
@@ -43,6 +45,13 @@ def context_of(job: Job, trained: int) -> int:
     if not 0 < context <= trained:
         raise UserError(f"-c {context}: the model was trained for 1 to {trained} tokens")
     return context
+
+
+def slots_of(job: Job, context: int) -> int:
+    """States of recurrent layers: those of the sequences that run, and where prefixes are kept two for each and one every so many
+    tokens."""
+    kept = 2 * job.max_sequences + context // job.checkpoint_every if job.prefix_cache else 0
+    return job.max_sequences + kept
 
 
 def cache_type_of(job: Job, layers: "Iterable[Layer]") -> str:

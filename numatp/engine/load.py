@@ -15,7 +15,7 @@ from types import ModuleType
 from numatp import models
 from numatp.engine.arenas import Arenas
 from numatp.engine.cache import CacheLayout, Pool, pools_of
-from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of
+from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
 from numatp.errors import MachineError
 from numatp.files.model_file import ModelFile
 from numatp.kernels.compile import kernel_cache
@@ -85,8 +85,8 @@ def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[int], bandwidth: 
     max_rows = rows_of(job, context)
     mine = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
     slices, weight_bytes = cut(model.file, model.architecture.rules(spec), spec.sizes, mine, quantize_of(job, model.file))
-    pools = pools_of(spec, context, job.max_sequences, max_rows)
-    cache = CacheLayout(spec, mine, pools, job.max_sequences, cache_type_of(job, spec.layers))
+    pools = pools_of(spec, context, job.max_sequences, max_rows, job.prefix_cache)
+    cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers))
     return Layout(context, max_rows, mine, slices, weight_bytes, pools, cache)
 
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from numatp.engine.load import Loaded
 from numatp.engine.team import Team
 from numatp.engine.window import Window
-from numatp.program.builder import Program, unset_memory
+from numatp.kernels.copy import copy_slots
+from numatp.program.builder import Builder, Program, unset_memory
 from numatp.program.ops import Ops
 from numatp.program.recorder import Site
+from numatp.program.values import Access, Buffer
 from numatp.ranks.world import World
 
-ONE_ROW, MANY_ROWS, SCORES, AUDIT = 0, 1, 2, 3  # the programs, by index; the last is engine/audit.py's
+ONE_ROW, MANY_ROWS, SCORES, AUDIT, COPIES = 0, 1, 2, 3, 4  # the programs, by index; AUDIT is engine/audit.py's
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,18 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         model.architecture.forward(ops, model.spec, layout.split, loaded.weights, caches)
         recorded.append(Recorded(ops.finish(), ops.digests))
     return recorded
+
+
+def record_copies(loaded: Loaded, window: Window, team: Team) -> Program:
+    """COPIES: states of recurrent layers, from slot to slot, as the Step says."""
+    cache, step, builder = loaded.layout.cache, window.step, Builder("copies", team.threads)
+    states = Access(Buffer("states", address=loaded.cache_at + cache.slots_at))
+    builder.add(
+        copy_slots, [states], [states],
+        states=loaded.cache_at + cache.slots_at, slot_bytes=cache.slot_bytes, copies=step.copies.ctypes.data,
+        num_copies=step.num_copies.ctypes.data,
+    )  # fmt: skip
+    return builder.finish([]).place()
 
 
 def activation_bytes(recorded: list[Recorded]) -> int:

@@ -22,7 +22,8 @@ class Scheduler:
         self._counts = counts or Counts()
         layout, job = engine.loaded.layout, engine.job
         self._max_rows = layout.max_rows
-        self._admission = Admission(engine.blocks, job.max_sequences, layout.context)
+        places, context = job.max_sequences, layout.context
+        self._admission = Admission(engine.blocks, engine.prefixes, places, context, engine.copy_states)
         self._pace = Pace(job.step_ms / 1000, layout.max_rows)
         self._scores_next = False  # whose turn it is where both kinds run
 
@@ -54,9 +55,8 @@ class Scheduler:
         self._admission.admit()
         continued = [s for s in self._admission.running if isinstance(s, Continuation)]
         scored = [s for s in self._admission.running if isinstance(s, Scoring)]
-        if scored and (self._scores_next or not continued):
+        if scored and (self._scores_next or not continued) and self._score(scored, sum(s.decodes for s in continued)):
             self._scores_next = False
-            self._score(scored, self._pace.rows(sum(s.decodes for s in continued)))
         elif continued:
             self._scores_next = True
             self._continue(continued)
@@ -74,18 +74,23 @@ class Scheduler:
         spans: list[Span] = []
         prompts: list[Continuation] = []
         chosen: list[Continuation] = []
+        parts: list[Sequence] = []
         for sequence in continued:
-            count = 1 if sequence.decodes else sequence.rows(room)
-            if not count or not sequence.tables or not self._admission.make_room(sequence, count):
+            count = self._take_part(sequence, 1 if sequence.decodes else room)
+            if not count:
                 continue
             if not sequence.decodes:
                 room -= count
                 prompts.append(sequence)
             span = sequence.next_span(count)
+            parts.append(sequence)
             spans.append(span)
             if span.want_logits:
                 chosen.append(sequence)
+        if not spans:
+            return
         self._engine.run(spans)
+        self._admission.passed(parts)
         rows = sum(len(span.tokens) for span in spans)
         prompt_rows = rows - sum(sequence in decoding for sequence in chosen)
         self._pace.measured(prompt_rows, time.perf_counter() - began)
@@ -94,6 +99,15 @@ class Scheduler:
             sequence.tell_progress()
         if chosen:
             self._choose(chosen)
+
+    def _take_part(self, sequence: Sequence, room: int) -> int:
+        """Rows that it has in the next Step, with blocks for them; 0 where it was set back meanwhile, or has to wait."""
+        if sequence.place < 0 or not self._admission.begin(sequence):
+            return 0
+        assert sequence.known
+        stop = self._engine.prefixes.next_stop(sequence.known, sequence.done, sequence.fed)
+        count = sequence.rows(room, stop)
+        return count if count and self._admission.make_room(sequence, count) else 0
 
     def _choose(self, chosen: list[Continuation]) -> None:
         """The next token of each, in the order of the rows of logits."""
@@ -109,17 +123,23 @@ class Scheduler:
             if reason := sequence.take(token):
                 self._end(sequence, reason)
 
-    def _score(self, scored: list[Scoring], room: int) -> None:
-        """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py)."""
+    def _score(self, scored: list[Scoring], decoding: int) -> bool:
+        """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py).
+
+        decoding: how many others wait for their next token. False where nobody has a part in it now.
+        """
+        room = self._pace.rows(decoding)
         parts: list[Scoring] = []
         spans: list[Span] = []
         for sequence in scored:
-            count = sequence.rows(room)
-            if count and sequence.tables and self._admission.make_room(sequence, count):
+            if count := self._take_part(sequence, room):
                 room -= count
                 parts.append(sequence)
                 spans.append(sequence.next_span(count))
+        if not spans:
+            return False
         scores = self._engine.score(spans).tolist()
+        self._admission.passed([*parts])
         self._counts.computed_tokens += sum(len(span.tokens) for span in spans)
         for sequence, span in zip(parts, spans, strict=True):
             own = [scores.pop(0) for _ in span.targets]
@@ -129,6 +149,7 @@ class Scheduler:
             elif sequence.done == sequence.fed:
                 self._admission.leave(sequence)
                 sequence.put(sequence.scores)
+        return True
 
     # ------------------------------------------------------------ ends
 
@@ -142,9 +163,13 @@ class Scheduler:
 
     def _end(self, sequence: Sequence, reason: Reason) -> None:
         finish = sequence.finish(reason)
+        self._counts.prompt_tokens += finish.prompt_tokens
+        self._counts.cached_tokens += finish.cached_tokens
         self._admission.leave(sequence)
         sequence.put(finish)
 
     def _count_sequences(self) -> None:
-        counts, admission = self._counts, self._admission
+        counts, admission, blocks = self._counts, self._admission, self._engine.blocks
+        if blocks.pools:
+            counts.blocks, (counts.blocks_held, counts.blocks_cached) = blocks.pools[0].blocks, blocks.count(0)
         counts.waiting, counts.running, counts.set_back = len(admission.waiting), len(admission.running), admission.set_back_count

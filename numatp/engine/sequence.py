@@ -7,8 +7,10 @@ from threading import Event
 
 from numatp.engine.blocks import Tables
 from numatp.engine.chooser import Chooser
+from numatp.engine.prefixes import Known, last_border
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Progress, Reason, Token
+from numatp.kernels.layout import CACHE_BLOCK
 from numatp.program.step import Span
 
 
@@ -21,7 +23,9 @@ class Sequence:
     cancelled: Event = field(default_factory=Event, init=False)
     arrival: int = field(default=0, init=False)  # its number among all that were asked for
     place: int = field(default=-1, init=False)  # among those that run at the same time
+    shared: int = field(default=0, init=False)  # blocks that it will have together with one that runs
     tables: Tables | None = field(default=None, init=False)
+    known: Known | None = field(default=None, init=False)  # goes with its tables
     done: int = field(default=0, init=False)  # tokens whose keys and values are in the cache
 
     @property
@@ -33,23 +37,35 @@ class Sequence:
         """That the cache, of so many, must hold of it for it to get on from where it is."""
         raise NotImplementedError
 
-    def start(self, place: int, tables: Tables, context: int) -> None:
-        self.place, self.tables = place, tables
+    exact = False  # whether it takes over only what was computed in prompts
+
+    @property
+    def reusable(self) -> int:
+        """Tokens, in whole blocks, that it need not compute itself if the cache knows them."""
+        return last_border(self.fed)
+
+    def start(self, place: int, context: int) -> None:
+        self.place = place
+
+    def begin(self, tables: Tables, known: Known, done: int) -> None:
+        """done: tokens that the cache has."""
+        self.tables, self.known, self.done = tables, known, done
 
     def release(self) -> int:
-        """Gives its blocks and its place back; the place."""
-        assert self.tables
-        self.tables.release()
-        place, self.tables, self.place, self.done = self.place, None, -1, 0
+        """Gives its blocks, if it has some yet, and its place back; the place."""
+        if self.tables:
+            self.tables.release()
+        place, self.tables, self.known = self.place, None, None
+        self.place, self.done = -1, 0
         return place
 
-    def rows(self, room: int) -> int:
-        """How many rows it should have in a Step that has room for so many.
+    def rows(self, room: int, stop: int) -> int:
+        """How many rows it should have in a Step that has room for so many; stop: where the Step ends at the latest.
 
         A row of a span of its own is computed by other kernels than several, and its last bits differ: so a prompt never has one
         row in a Step, if it has more in all, and its bits do not depend on how it was cut.
         """
-        left = self.fed - self.done
+        left = stop - self.done
         if left > room and left - room == 1:
             room -= 1
         return 0 if room == 1 < left else min(left, room)
@@ -86,8 +102,8 @@ class Continuation(Sequence):
 
     @property
     def decodes(self) -> bool:
-        """Whether its next Step is fed nothing but its last token."""
-        return len(self.tokens) - self.done == 1
+        """Whether its next Step is fed nothing but the token that it has generated last."""
+        return len(self.tokens) - self.done == 1 and len(self.tokens) > self.prompt_tokens
 
     def most_tokens(self, context: int) -> int:
         """That it can have in the end, in a cache of so many."""
@@ -97,13 +113,18 @@ class Continuation(Sequence):
     def next_tokens(self, context: int) -> int:
         return max(min(len(self.tokens) + 1, self.most_tokens(context)), len(self.tokens))
 
-    def start(self, place: int, tables: Tables, context: int) -> None:
-        super().start(place, tables, context)
+    def start(self, place: int, context: int) -> None:
+        super().start(place, context)
         self.limit = self.most_tokens(context)
-        self._began = self._began or time.perf_counter()
+
+    def begin(self, tables: Tables, known: Known, done: int) -> None:
+        super().begin(tables, known, done)
+        if not self._began:
+            self._began, self.cached_tokens = time.perf_counter(), done
 
     def next_span(self, count: int) -> Span:
-        assert self.tables
+        assert self.tables and self.known
+        self.known.exact &= count > 1
         first = self.done
         self.done = first + count
         self._decoded = max(self._decoded, self.done - self.prompt_tokens)
@@ -139,6 +160,7 @@ class Scoring(Sequence):
     if that was cancelled."""
 
     count: int
+    exact = True
 
     def __post_init__(self) -> None:
         self.scores: list[float] = []
@@ -151,12 +173,17 @@ class Scoring(Sequence):
     def next_tokens(self, context: int) -> int:
         return len(self.tokens)
 
-    def start(self, place: int, tables: Tables, context: int) -> None:
-        super().start(place, tables, context)
+    @property
+    def reusable(self) -> int:
+        return min(last_border(self.fed), (self.fed - self.count) // CACHE_BLOCK * CACHE_BLOCK)
+
+    def begin(self, tables: Tables, known: Known, done: int) -> None:
+        super().begin(tables, known, done)
         self.scores.clear()  # if it was set back, they will be computed again
 
     def next_span(self, count: int) -> Span:
-        assert self.tables
+        assert self.tables and self.known
+        self.known.exact &= count > 1
         first, end = self.done, self.done + count
         self.done = end
         targets = self.tokens[max(first, self.fed - self.count) + 1 : end + 1]

@@ -18,7 +18,7 @@ class StepShape:
     @property
     def num_bytes(self) -> int:
         rows, sequences = self.max_rows, self.max_sequences
-        return 8 * (3 + 5 * rows + 4 * sequences + self.num_tables * sequences * self.table_length)
+        return 8 * (4 + 5 * rows + 6 * sequences + self.num_tables * sequences * self.table_length)
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,13 @@ class StepWindow:
         """memory: int64 (shape.num_bytes // 8,)."""
         self.shape = shape
         rows, sequences = shape.max_rows, shape.max_sequences
-        parts = np.split(memory, np.cumsum([1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences]))
-        self.num_rows, self.num_logits, self.num_spans = parts[:3]
-        self.tokens, self.positions, self.sequences = parts[3:6]  # per row
-        self.logit_rows, self.targets = parts[6:8]  # per row that wants logits or a score: its row; the token to score
-        self.spans = parts[8].reshape(sequences, 4)  # sequence, first row, number of rows, first position
-        self.tables = parts[9].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
+        parts = np.split(memory, np.cumsum([1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences, 2 * sequences]))
+        self.num_rows, self.num_logits, self.num_spans, self.num_copies = parts[:4]
+        self.tokens, self.positions, self.sequences = parts[4:7]  # per row
+        self.logit_rows, self.targets = parts[7:9]  # per row that wants logits or a score: its row; the token to score
+        self.spans = parts[9].reshape(sequences, 4)  # sequence, first row, number of rows, first position
+        self.copies = parts[10].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
+        self.tables = parts[11].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
         """At most max_rows tokens in all, at most one span per sequence."""
