@@ -8,6 +8,7 @@ from support.logits import F16_ROUNDING, error
 from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3next
 from support.scheduling import finish_of, opened, tokens_of
 
+from numatp import LLM, SamplingParams
 from numatp.engine.blocks import Blocks
 from numatp.engine.cache import Pool
 from numatp.engine.prefixes import Prefixes, last_border
@@ -187,6 +188,21 @@ def test_more_texts_than_the_cache_holds(cold, warm):
     assert asked(warm, texts[-1])[2].cached_tokens == last_border(250)
 
 
+def test_windows_that_are_gone(tmp_path):
+    """Who goes another way a window behind the end finds what he needs; further back it is computed anew."""
+    tiny_cohere2.write(tmp_path / "tiny.gguf")
+    text = RNG.integers(0, 200, 600).tolist()
+    ways = {length: [*text[:length], *OTHER[:20]] for length in (600, 500, 200)}
+    with opened(tmp_path / "tiny.gguf", context=640, max_rows=16) as play:
+        wanted = {length: asked(play, way)[1] for length, way in ways.items()}
+    with opened(tmp_path / "tiny.gguf", context=640, max_rows=16, prefix_cache=True) as play:
+        asked(play, text)
+        assert play.engine.blocks.pools[1].blocks < 10
+        for length, cached in ((600, 576), (500, 448), (200, 0)):
+            _, row, finish, _ = asked(play, ways[length])
+            assert finish.cached_tokens == cached and (row == wanted[length]).all()
+
+
 def test_on_several_ranks(kind, path, cold):
     with opened(path, 2, context=640, max_sequences=4, max_rows=48, prefix_cache=True, threads=1, **KINDS[kind][1]) as play:
         first, second = asked(play, LONG, 5), asked(play, LONG, 5)
@@ -208,6 +224,20 @@ def test_texts_whose_names_are_equal_are_told_apart():
     tables.prepare(0, 64)
     prefixes.add(tables, known, LONG, 64)
     assert prefixes.find(LONG, 64, exact=False).tokens == 64 and prefixes.find(OTHER, 64, exact=False).tokens == 0
+
+
+def test_a_state_of_decoded_tokens_is_no_state_of_a_prompt():
+    blocks = Blocks([Pool(NO_WINDOW, {}, 8)], 16)
+    prefixes = Prefixes(blocks, range(2, 4), EVERY)
+    slots = []
+    for exact in (True, False, True):
+        tables, known = prefixes.take(prefixes.find(LONG, 0, exact=False))
+        known.exact = exact
+        tables.prepare(0, 64)
+        prefixes.add(tables, known, LONG, 64)
+        if len(slots) or not exact:
+            slots.append(prefixes.checkpoint(known, 64, 300))
+    assert slots[0] is None and slots[1] is not None
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -266,3 +296,18 @@ def test_a_block_holds_what_it_is_known_for(seed):
     for _, tables, _, _ in running:
         tables.release()
     assert all(blocks.count(pool)[0] == 0 for pool in range(2))
+
+
+def test_smollm2_alone_together_and_behind_what_is_cached(model_path):
+    text = "The quick brown fox jumps over the lazy dog, and then it sits down to write a letter home. " * 6
+    params = SamplingParams(temperature=0, max_tokens=24)
+    with LLM(model_path, ranks=1, ctx=1024, max_sequences=4, ubatch=64, prefix_cache=False) as llm:
+        wanted = [llm.generate(text + end, params) for end in ("Dear", "My", "Dear")]
+    with LLM(model_path, ranks=1, ctx=1024, max_sequences=4, ubatch=64) as llm:
+        outputs = llm.generate([text + end for end in ("Dear", "My", "Dear")], params)
+        again = llm.generate(text + "Dear", params)
+        assert [output.text for output in outputs] == [output.text for output in wanted] and again.text == wanted[0].text
+        assert [output.cached_tokens for output in wanted] == [0, 0, 0]
+        border = last_border(wanted[0].prompt_tokens)
+        assert [output.cached_tokens for output in [*outputs, again]] == [0, border, border, border] and border >= 64
+        assert (llm.counts.cached_tokens, llm.counts.blocks_held) == (3 * border, 0)
