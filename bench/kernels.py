@@ -58,7 +58,7 @@ def child(options):
         """Seconds of each op, by name: the best of some runs."""
         site = Site(
             rank=0, seat=0, seats=1, threads=team.threads, lanes=team.threads, team=team.handle, width=WIDTH, step=step,
-            partials=partials, logits=0, logit_stride=0, scores=0,
+            partials=partials, logits=0, logit_stride=0, scores=0, tops=0,
         )  # fmt: skip
         ops = Ops("one", site, 1 if rows == 1 else ROWS)
         step.num_rows[0] = rows

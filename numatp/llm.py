@@ -17,7 +17,7 @@ from numatp.engine.counts import Counts
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
-from numatp.engine.token import Finish, Progress, Token
+from numatp.engine.token import Event, Finish, ScoredPrompt, Token
 from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
 from numatp.text.parts.piece import Piece, ToolCall
@@ -48,12 +48,14 @@ class Output:
     cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
     tool_calls: tuple[ToolCall, ...] = ()
     logprobs: tuple[Token, ...] = ()  # of token_ids, where the params asked for them
+    prompt_logprobs: tuple[Token, ...] = ()  # of the prompt's tokens, likewise; the first has none
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> "Output":
         """From what asdict gave, after a way through JSON."""
         calls = tuple(ToolCall(*call) for call in told["tool_calls"])
-        return cls(**{**told, "tool_calls": calls, "logprobs": tuple(Token.from_json(one) for one in told["logprobs"])})
+        tokens = {name: tuple(map(Token.from_json, told[name])) for name in ("logprobs", "prompt_logprobs")}
+        return cls(**{**told, **tokens, "tool_calls": calls})
 
 
 @dataclass(frozen=True)
@@ -318,7 +320,7 @@ class LLM:
         self,
         tokens: list[int],
         params: SamplingParams,
-        put: Callable[[Token | Progress | Finish | BaseException], None],
+        put: Callable[[Event], None],
         progress: bool = False,
     ) -> "Continuation":
         """Asks for the continuation of token ids, for callers that wait in their own way, and returns at once. On rank 0 alone.
@@ -468,10 +470,11 @@ class Answer:
     def __init__(self, llm: LLM, tokens: list[int], params: SamplingParams, parts: "Parts | None" = None):
         from numatp.text.stream import TextStream
 
-        self._queue: SimpleQueue[Token | Progress | Finish | BaseException] = SimpleQueue()
+        self._queue: SimpleQueue[Event] = SimpleQueue()
         self._text = TextStream(llm.tokenizer, params.stops, tokens, parts)
         self.sequence = llm.start(tokens, params, self._queue.put)
         self.tokens: list[Token] = []
+        self.scored_prompt: list[Token] = []
         self.finish: Finish | None = None
 
     @property
@@ -497,6 +500,9 @@ class Answer:
                     pieces = self._text.push(item.id)
                     if self._text.stopped:
                         self.sequence.cancelled.set()
+                elif isinstance(item, ScoredPrompt):
+                    self.scored_prompt = item.tokens
+                    continue
                 else:
                     assert isinstance(item, Finish)  # Progress was not asked for
                     self.finish = replace(item, reason="stop") if self._text.stopped else item
@@ -516,4 +522,5 @@ class Answer:
         return Output(
             texts["answer"], self.token_ids, f.reason, f.prompt_tokens, f.prompt_seconds, f.decoded_tokens, f.decode_seconds,
             texts["reasoning"], f.cached_tokens, calls, tuple(token for token in self.tokens if token.logprob is not None),
+            tuple(self.scored_prompt),
         )  # fmt: skip

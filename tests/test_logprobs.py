@@ -5,7 +5,9 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from support.logits import F16_ROUNDING, log_probabilities
 from support.models import folders, tiny
+from support.reference import naive
 
 from numatp import LLM, SamplingParams, UserError
 from numatp.llm import Output
@@ -17,10 +19,11 @@ PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 @pytest.fixture(scope="module", params=[1, 2])
 def llm(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("tiny") / "tiny"
-    config, tensors = folders.llama(tiny.write(folder.with_suffix(".gguf")))
-    folders.write(folder, config, tensors)
+    written = tiny.write(folder.with_suffix(".gguf"))
+    folders.write(folder, *folders.llama(written))
     folders.write_small_tokenizer(folder, VOCAB)
     with LLM(folder, ranks=request.param, threads=2, quantize="none", ctx=256, max_sequences=4, ubatch=16) as llm:
+        llm.written = written
         yield llm
 
 
@@ -63,6 +66,40 @@ def test_a_seed_gives_the_same_tokens_alone_and_beside_others(llm):
     answers = [llm.submit(PROMPT, params) for _ in range(3)]
     assert [answer.output().token_ids for answer in answers] == [alone] * 3
     assert [len(answer.output().token_ids) for answer in others] == [3, 6, 9]
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 17, 100])
+@pytest.mark.parametrize("most", [0, 5, 20])
+def test_log_probabilities_of_a_prompt(llm, length, most):
+    """Those of numpy's float64, through as many Steps as the prompt takes; what follows it is as without."""
+    prompt = np.random.default_rng(length).integers(0, VOCAB, length).tolist()
+    params = SamplingParams(0, max_tokens=5, ignore_eos=True, prompt_logprobs=most)
+    output = llm.generate(prompt, params)
+    assert [token.id for token in output.prompt_logprobs] == prompt
+    assert tuple(output.prompt_logprobs[0][1:]) == (None, ())
+    wanted = log_probabilities(naive.logits(tiny.SIZES, llm.written, prompt))
+    for token, row in zip(output.prompt_logprobs[1:], wanted[:-1], strict=True):
+        size = 4 * np.abs(row).mean()
+        assert abs(token.logprob - row[token.id]) < F16_ROUNDING * size
+        order = np.argsort(-row)[:most]
+        assert len(token.top) == most
+        assert np.abs(np.array([logprob for _, logprob in token.top]) - row[order]).max(initial=0) < F16_ROUNDING * size
+        assert all(abs(logprob - row[id]) < F16_ROUNDING * size for id, logprob in token.top)
+    assert output.token_ids == llm.generate(prompt, replace(params, prompt_logprobs=None)).token_ids
+    assert Output.from_json(json.loads(json.dumps(asdict(output)))) == output
+
+
+def test_scored_prompts_beside_others(llm):
+    """What lm-evaluation-harness asks for: a prompt, one token, and whether each token is the most probable."""
+    params = SamplingParams(0, max_tokens=1, prompt_logprobs=1, logprobs=1, ignore_eos=True)
+    prompts = [np.random.default_rng(i).integers(0, VOCAB, 30 + i).tolist() for i in range(6)]
+    alone = [llm.generate(prompt, params) for prompt in prompts]
+    beside = llm.submit(PROMPT, SamplingParams(0, max_tokens=40, ignore_eos=True))
+    answers = [llm.submit(prompt, params) for prompt in prompts]
+    assert [answer.output().prompt_logprobs for answer in answers] == [output.prompt_logprobs for output in alone]
+    assert len(beside.output().token_ids) == 40
+    for prompt, output in zip(prompts, alone, strict=True):
+        assert [token.logprob for token in output.prompt_logprobs[1:]] == llm.score(prompt).logprobs
 
 
 def test_a_bias_for_a_token_that_is_none(llm):

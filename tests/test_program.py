@@ -68,7 +68,7 @@ def site():
     return Site(
         rank=0, seat=0, seats=1, threads=2, lanes=2, team=0, width=64,
         step=StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64)), partials=(nowhere, nowhere),
-        logits=0, logit_stride=0, scores=0,
+        logits=0, logit_stride=0, scores=0, tops=0,
     )  # fmt: skip
 
 

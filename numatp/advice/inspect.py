@@ -55,7 +55,7 @@ def support_of(path: Path) -> Support:
         nowhere = np.zeros(1, np.uint64)
         site = Site(
             rank=0, seat=0, seats=1, threads=1, lanes=1, team=0, width=spec.sizes.width, step=step, partials=(nowhere, nowhere),
-            logits=0, logit_stride=4 * spec.sizes.vocab, scores=0,
+            logits=0, logit_stride=4 * spec.sizes.vocab, scores=0, tops=0,
         )  # fmt: skip
         for name, rows in (("one row", 1), ("many rows", layout.max_rows)):
             ops = Ops(name, site, rows)

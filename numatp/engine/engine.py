@@ -106,11 +106,33 @@ class Engine:
         """
         self.window.step.write(spans)
         self._run_step(SCORES)
-        parts = np.array(self.window.scores)[:, : self.window.step.num_logits[0]].astype(np.float64)  # (ranks, targets, 4)
-        highest, totals, logits = parts[..., 0], parts[..., 1], parts[..., 2]
+        return self._parts()[..., 2].max(0) - self._totals()
+
+    def most_probable(self) -> list[tuple[tuple[int, float], ...]]:
+        """After a score: for each target the num_top most probable tokens in its place, and their log-probabilities."""
+        rows, most = self.window.step.num_logits[0], self.window.step.num_top[0]
+        if not most:
+            return [()] * rows
+        tops = np.array(self.window.tops)[:, :rows]  # (ranks, targets)
+        tokens = np.concatenate(tops["tokens"][..., :most], -1)  # (targets, ranks * num_top)
+        logprobs = np.concatenate(tops["logits"][..., :most], -1).astype(np.float64) - self._totals()[:, None]
+        logprobs[tokens < 0] = -np.inf
+        order = np.lexsort((tokens, -logprobs))[:, :most]
+        told = zip(np.take_along_axis(tokens, order, -1).tolist(), np.take_along_axis(logprobs, order, -1).tolist(), strict=True)
+        return [tuple((t, p) for t, p in zip(*row, strict=True) if p > -np.inf) for row in told]
+
+    def _parts(self) -> np.ndarray:
+        """Of the scores of the last Step, float64 (ranks, targets, 4): kernels/score.py."""
+        return np.array(self.window.scores)[:, : self.window.step.num_logits[0]].astype(np.float64)
+
+    def _totals(self) -> np.ndarray:
+        """Of the same targets, float64 (targets,): the logarithm of the sum of the powers of all logits."""
+        parts = self._parts()
+        highest, totals = parts[..., 0], parts[..., 1]
         with np.errstate(invalid="ignore"):
             top = highest.max(0)
-            return logits.max(0) - top - np.log((totals * np.exp(highest - top)).sum(0))
+            found: np.ndarray = top + np.log((totals * np.exp(highest - top)).sum(0))
+        return found
 
     def copy_states(self, copies: list[tuple[int, int]]) -> None:
         """Of the recurrent layers, on every rank: (from slot, to slot), one after another. The first slots are the places."""

@@ -31,7 +31,8 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
         width=model.spec.sizes.width, step=window.step, partials=window.partials,
         logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
-        scores=window.scores[seat].ctypes.data, digests=window.digests[seat].ctypes.data if check_ranks else 0,
+        scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
+        digests=window.digests[seat].ctypes.data if check_ranks else 0,
     )  # fmt: skip
     caches = layout.cache.at(loaded.cache_at)
     recorded = []

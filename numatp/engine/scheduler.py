@@ -8,7 +8,7 @@ from numatp.engine.counts import Counts
 from numatp.engine.engine import Engine
 from numatp.engine.pace import Pace
 from numatp.engine.sequence import Continuation, Scoring, Sequence
-from numatp.engine.token import Reason
+from numatp.engine.token import Reason, Token
 from numatp.errors import UserError
 from numatp.kernels.sampling import NO_NUMBERS, NO_TOKEN
 from numatp.program.step import Span
@@ -53,8 +53,8 @@ class Scheduler:
             if sequence.cancelled.is_set():
                 self._end(sequence, "cancelled")
         self._admission.admit()
-        continued = [s for s in self._admission.running if isinstance(s, Continuation)]
-        scored = [s for s in self._admission.running if isinstance(s, Scoring)]
+        scored = [s for s in self._admission.running if s.scoring]
+        continued = [s for s in self._admission.running if isinstance(s, Continuation) and not s.scoring]
         if scored and (self._scores_next or not continued) and self._score(scored, sum(s.decodes for s in continued)):
             self._scores_next = False
         elif continued:
@@ -123,13 +123,13 @@ class Scheduler:
             if reason := sequence.take(token):
                 self._end(sequence, reason)
 
-    def _score(self, scored: list[Scoring], decoding: int) -> bool:
+    def _score(self, scored: list[Sequence], decoding: int) -> bool:
         """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py).
 
         decoding: how many others wait for their next token. False where nobody has a part in it now.
         """
         room = self._pace.rows(decoding)
-        parts: list[Scoring] = []
+        parts: list[Sequence] = []
         spans: list[Span] = []
         for sequence in scored:
             if count := self._take_part(sequence, room):
@@ -141,12 +141,15 @@ class Scheduler:
         scores = self._engine.score(spans).tolist()
         self._admission.passed([*parts])
         self._counts.computed_tokens += sum(len(span.tokens) for span in spans)
+        tops = self._engine.most_probable()
         for sequence, span in zip(parts, spans, strict=True):
-            own = [scores.pop(0) for _ in span.targets]
-            sequence.scores += own
-            if not all(map(math.isfinite, own)):
+            told = [Token(target, scores.pop(0), tops.pop(0)) for target in span.targets]
+            sequence.take_scores(span, told)
+            if not all(math.isfinite(token.logprob or 0) for token in told):
                 self._fail_damaged(sequence)
-            elif sequence.done == sequence.fed:
+            elif isinstance(sequence, Continuation):
+                sequence.tell_progress()
+            elif isinstance(sequence, Scoring) and sequence.done == sequence.fed:
                 self._admission.leave(sequence)
                 sequence.put(sequence.scores)
         return True

@@ -9,7 +9,7 @@ from numatp.engine.blocks import Tables
 from numatp.engine.chooser import Chooser
 from numatp.engine.prefixes import Known, last_border
 from numatp.engine.sampling import SamplingParams
-from numatp.engine.token import Finish, Progress, Reason, Token
+from numatp.engine.token import Finish, Progress, Reason, ScoredPrompt, Token
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.program.step import Span
 
@@ -31,6 +31,15 @@ class Sequence:
     @property
     def fed(self) -> int:
         """Tokens that will be fed, as far as it is known: those after them are asked for."""
+        raise NotImplementedError
+
+    @property
+    def scoring(self) -> bool:
+        """Whether its next Step has targets: it is one of scores."""
+        raise NotImplementedError
+
+    def take_scores(self, span: Span, told: list[Token]) -> None:
+        """Of the targets of a Step."""
         raise NotImplementedError
 
     def next_tokens(self, context: int) -> int:
@@ -81,7 +90,10 @@ class Sequence:
 
 @dataclass(eq=False)
 class Continuation(Sequence):
-    """Continues a prompt: put() gets each Token and then the Finish; before them Progress, where it was asked for."""
+    """Continues a prompt: put() gets each Token and then the Finish; before them Progress and a ScoredPrompt, where asked for.
+
+    A prompt that shall be scored is, but for its last token, before it is continued.
+    """
 
     params: SamplingParams
     stop_ids: frozenset[int]
@@ -91,6 +103,7 @@ class Continuation(Sequence):
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
         self.chooser = Chooser(self.params, self.stop_ids, self.vocab)
+        self.scored = [Token(self.tokens[0])]  # of the prompt, as far as it is scored, if it shall be
         self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
         self._decoded = 0  # Steps that were fed a generated token for the first time
@@ -98,7 +111,21 @@ class Continuation(Sequence):
 
     @property
     def fed(self) -> int:
-        return len(self.tokens)
+        return self.prompt_tokens - 1 if self.scoring else len(self.tokens)
+
+    @property
+    def scoring(self) -> bool:
+        return self.params.prompt_logprobs is not None and len(self.scored) < self.prompt_tokens
+
+    def take_scores(self, span: Span, told: list[Token]) -> None:
+        """Also of a Step that is done again, after it was set back."""
+        most, vocab = self.params.prompt_logprobs or 0, self.vocab
+        tops = [tuple(top for top in token.top if vocab is None or top[0] < vocab)[:most] for token in told]
+        self.scored[span.position + 1 :] = [token._replace(top=top) for token, top in zip(told, tops, strict=True)]
+
+    @property
+    def reusable(self) -> int:
+        return 0 if self.scoring else super().reusable
 
     @property
     def decodes(self) -> bool:
@@ -128,8 +155,11 @@ class Continuation(Sequence):
         first = self.done
         self.done = first + count
         self._decoded = max(self._decoded, self.done - self.prompt_tokens)
-        tables = self.tables.prepare(first, count)
-        return Span(self.place, self.tokens[first : self.done], first, tables, want_logits=self.done == len(self.tokens))
+        tables, tokens = self.tables.prepare(first, count), self.tokens[first : self.done]
+        if self.scoring:
+            targets, most = self.tokens[first + 1 : self.done + 1], self.params.prompt_logprobs or 0
+            return Span(self.place, tokens, first, tables, want_logits=False, targets=targets, num_top=most)
+        return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
 
     def tell_progress(self) -> None:
         """After a Step that had some of its prompt."""
@@ -138,6 +168,8 @@ class Continuation(Sequence):
 
     def take(self, token: Token) -> Reason | None:
         """The token that follows; why it is the last, if it is."""
+        if self.params.prompt_logprobs is not None and not self._first_token:
+            self.put(ScoredPrompt(self.scored))
         self._first_token = self._first_token or time.perf_counter()
         if token.id in self.stop_ids and not self.params.ignore_eos:
             return "stop"
@@ -172,6 +204,13 @@ class Scoring(Sequence):
 
     def next_tokens(self, context: int) -> int:
         return len(self.tokens)
+
+    @property
+    def scoring(self) -> bool:
+        return True
+
+    def take_scores(self, span: Span, told: list[Token]) -> None:
+        self.scores += [token.logprob for token in told if token.logprob is not None]
 
     @property
     def reusable(self) -> int:

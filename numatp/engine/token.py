@@ -21,6 +21,14 @@ class Token(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ScoredPrompt:
+    """The prompt's tokens with their log-probabilities, each after all before it (of the first: None), where somebody asked for
+    them; before the first token."""
+
+    tokens: list[Token]
+
+
+@dataclass(frozen=True)
 class Progress:
     """Of a prompt that takes several Steps, where somebody asked for it: after each of them, before the first token."""
 
@@ -39,3 +47,6 @@ class Finish:
     decoded_tokens: int
     decode_seconds: float
     cached_tokens: int = 0  # of the prompt, found in the cache instead of computed
+
+
+Event = Token | ScoredPrompt | Progress | Finish | BaseException  # what is told of a continuation; the last two end it

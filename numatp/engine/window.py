@@ -5,10 +5,13 @@ import numpy as np
 from numatp.engine.cache import num_blocks
 from numatp.engine.job import ROWS_UNIT, Job
 from numatp.engine.load import Loaded
+from numatp.kernels.layout import MOST_TOP, TOP_BYTES
 from numatp.machine import native
 from numatp.program.recorder import MOST_DIGESTS_PER_LAYER
 from numatp.program.step import StepShape, StepWindow
 from numatp.ranks.host import Host
+
+TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 
 
 class Window:
@@ -29,6 +32,8 @@ class Window:
 
         scores = host.map_shared([layout.max_rows * 16] * host.seats)
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in scores]  # per seat, (max_rows, 4): kernels/score.py
+        tops = host.map_shared([layout.max_rows * TOP_BYTES] * host.seats)
+        self.tops = [part.view(TOP).reshape(-1) for part in tops]  # per seat, (max_rows,), likewise
         most = MOST_DIGESTS_PER_LAYER * (len(loaded.spec.layers) + 1)
         digests = host.map_shared([most * 8 * job.check_ranks] * host.seats)
         self.digests = [part.view(np.int64) for part in digests]  # per seat, of what all must hold alike; empty if not wanted

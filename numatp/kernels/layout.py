@@ -36,3 +36,4 @@ def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) ->
 
 
 MOST_TOP = 20  # most probable tokens whose log-probabilities may be asked for, as OpenAI has it
+TOP_BYTES = MOST_TOP * (4 + 4)  # of a row's most probable tokens (kernels/score.py)

@@ -11,9 +11,10 @@ from numba import float32
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
+from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.pread import pread
 from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, with_rows
-from numatp.kernels.score import LOWEST
+from numatp.kernels.score import LOWEST, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
     largest,
@@ -117,15 +118,17 @@ def experts(args, thread, threads):
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
     rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int", cap="float",
-    out="pointer", out_thread_stride="int",
+    out="pointer", out_thread_stride="int", tops="pointer", tops_thread_stride="int", num_top="pointer",
 )  # fmt: skip
 def score(args, thread, threads):
     """What each row's log-softmax over the tokens [first_token, first_token + vocab) needs of this thread's tiles.
 
     out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), which is not-a-number if a logit is infinite or no
     number, and the logit of the row's target if it is here, else LOWEST. The logits themselves are never stored; scratch:
-    (pitch, 16) floats per thread. cap: of the logits (kernels/softcap.py), 0 for none.
+    (pitch, 16) floats per thread. cap: of the logits (kernels/softcap.py), 0 for none. tops: likewise per thread the num_top most
+    probable tokens of each row (kernels/score.py).
     """
+    tops, most = offset(args.tops, thread * args.tops_thread_stride), load_i64(args.num_top, 0)
     rows, pitch = load_i64(args.rows, 0), args.pitch
     logits, out = offset(args.scratch, thread * args.scratch_stride), offset(args.out, thread * args.out_thread_stride)
     first, last = share(args.tiles, thread, threads)
@@ -133,6 +136,7 @@ def score(args, thread, threads):
         store_f32(out, row * 4, float32(LOWEST))
         store_f32(out, row * 4 + 1, float32(0))
         store_f32(out, row * 4 + 2, float32(LOWEST))
+        clear_top(offset(tops, row * TOP_BYTES), most)
     for tile in range(first, last):
         here = args.vocab - tile * 16  # logits of this tile, if less than 16
         for group in range((rows + pitch - 1) // pitch):
@@ -158,6 +162,10 @@ def score(args, thread, threads):
                 target = load_i64(args.targets, row) - args.first_token - tile * 16
                 if target >= 0 and target < min(here, 16):
                     store_f32(out, row * 4 + 2, load_f32(logits, m * 16 + target))
+                if most > 0 and top > load_f32(offset(tops, row * TOP_BYTES), most - 1):
+                    for i in range(min(here, 16)):
+                        token = args.first_token + tile * 16 + i
+                        insert_top(offset(tops, row * TOP_BYTES), most, load_f32(logits, m * 16 + i), token)
 
 
 @kernel(

@@ -1,18 +1,49 @@
-"""Adding up what threads found out about the softmax over the vocabulary (kernels/matmul.py: score)."""
+"""Adding up what threads found out about the softmax over the vocabulary (kernels/matmul.py: score).
+
+The most probable tokens of a row are a record of TOP_BYTES: their logits, float32, from the highest down, and the tokens, int32.
+"""
 
 from math import exp
 
-from numba import float32
+from numba import float32, int32
 
-from numatp.kernels.compile import kernel, share
-from numatp.kernels.simd import load_f32, load_i64, offset, store_f32
+from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.layout import MOST_TOP, TOP_BYTES
+from numatp.kernels.simd import load_f32, load_i32, load_i64, offset, store_f32, store_i32
 
 LOWEST = -1e30  # a logit that is not there
 
 
-@kernel(parts="pointer", parts_thread_stride="int", rows="pointer", out="pointer")
+@device
+def clear_top(top, most):
+    for i in range(most):
+        store_f32(top, i, float32(LOWEST))
+        store_i32(top, MOST_TOP + i, int32(-1))
+
+
+@device
+def insert_top(top, most, logit, token):
+    """Keeps a token, if it is among the `most` most probable so far; of equals the one that came first."""
+    if logit > load_f32(top, most - 1):
+        at = most - 1
+        while at > 0 and load_f32(top, at - 1) < logit:
+            store_f32(top, at, load_f32(top, at - 1))
+            store_i32(top, MOST_TOP + at, load_i32(top, MOST_TOP + at - 1))
+            at -= 1
+        store_f32(top, at, logit)
+        store_i32(top, MOST_TOP + at, int32(token))
+
+
+@kernel(
+    parts="pointer", parts_thread_stride="int", tops="pointer", tops_thread_stride="int", num_top="pointer", rows="pointer",
+    out="pointer", out_tops="pointer",
+)  # fmt: skip
 def join_scores(args, thread, threads):
-    """out (rows, 4) = highest logit, sum of exp(logit - highest), logit of the target or LOWEST, from the parts of all threads."""
+    """out (rows, 4) = highest logit, sum of exp(logit - highest), logit of the target or LOWEST, from the parts of all threads.
+
+    out_tops: for each row the num_top most probable tokens of theirs.
+    """
+    most = load_i64(args.num_top, 0)
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         highest, total, target = float32(LOWEST), float32(0), float32(LOWEST)
@@ -26,3 +57,9 @@ def join_scores(args, thread, threads):
         store_f32(args.out, row * 4, highest)
         store_f32(args.out, row * 4 + 1, total)
         store_f32(args.out, row * 4 + 2, target)
+        out_top = offset(args.out_tops, row * TOP_BYTES)
+        clear_top(out_top, most)
+        for other in range(threads if most > 0 else 0):
+            top = offset(args.tops, other * args.tops_thread_stride + row * TOP_BYTES)
+            for i in range(most):
+                insert_top(out_top, most, load_f32(top, i), load_i32(top, MOST_TOP + i))

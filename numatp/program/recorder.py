@@ -37,6 +37,7 @@ class Site:
     logits: int  # address of (max_sequences, logit_stride bytes), in the part of seat 0
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
+    tops: int  # and of its most probable tokens, likewise
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 

@@ -18,7 +18,7 @@ class StepShape:
     @property
     def num_bytes(self) -> int:
         rows, sequences = self.max_rows, self.max_sequences
-        return 8 * (4 + 5 * rows + 6 * sequences + self.num_tables * sequences * self.table_length)
+        return 8 * (5 + 5 * rows + 6 * sequences + self.num_tables * sequences * self.table_length)
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Span:
     tables: Sequence[Sequence[int]]  # per kind of cache: block numbers, from the sequence's first block on
     want_logits: bool = True  # of the last token
     targets: list[int] = field(default_factory=list)  # instead of logits, score the last tokens as followed by these
+    num_top: int = 0  # beside each target, as many of the most probable tokens are scored
 
 
 class StepWindow:
@@ -40,13 +41,13 @@ class StepWindow:
         """memory: int64 (shape.num_bytes // 8,)."""
         self.shape = shape
         rows, sequences = shape.max_rows, shape.max_sequences
-        parts = np.split(memory, np.cumsum([1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences, 2 * sequences]))
-        self.num_rows, self.num_logits, self.num_spans, self.num_copies = parts[:4]
-        self.tokens, self.positions, self.sequences = parts[4:7]  # per row
-        self.logit_rows, self.targets = parts[7:9]  # per row that wants logits or a score: its row; the token to score
-        self.spans = parts[9].reshape(sequences, 4)  # sequence, first row, number of rows, first position
-        self.copies = parts[10].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
-        self.tables = parts[11].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
+        parts = np.split(memory, np.cumsum([1, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences, 2 * sequences]))
+        self.num_rows, self.num_logits, self.num_spans, self.num_copies, self.num_top = parts[:5]
+        self.tokens, self.positions, self.sequences = parts[5:8]  # per row
+        self.logit_rows, self.targets = parts[8:10]  # per row that wants logits or a score: its row; the token to score
+        self.spans = parts[10].reshape(sequences, 4)  # sequence, first row, number of rows, first position
+        self.copies = parts[11].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
+        self.tables = parts[12].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
         """At most max_rows tokens in all, at most one span per sequence."""
@@ -70,3 +71,4 @@ class StepWindow:
                 wanted += 1
             row += count
         self.num_rows[0], self.num_logits[0], self.num_spans[0] = row, wanted, len(spans)
+        self.num_top[0] = max((span.num_top for span in spans), default=0)

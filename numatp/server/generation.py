@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.sequence import Continuation
-from numatp.engine.token import Finish, Progress, Token
+from numatp.engine.token import Event, Finish, Progress, ScoredPrompt, Token
 from numatp.errors import UserError
 from numatp.server.refusals import Refused, of_user_error
 from numatp.server.state import State
@@ -33,7 +33,7 @@ class Delta(NamedTuple):
 
     number: int
     piece: Piece = Piece("")
-    tokens: tuple[Token, ...] = ()  # those that came since the last piece: what held a piece back is in the next one
+    tokens: tuple[Token, ...] = ()  # since the last piece: what held a piece back is in the next one; or a scored prompt's
     progress: Progress | None = None
     finish: Finish | None = None
 
@@ -62,7 +62,7 @@ class Generation:
         self._state, self._progress = state, progress
         self._prompts = prompts
         self.sequences = [Sequence(prompt) for prompt in prompts]
-        self._arrived: deque[tuple[int, Token | Progress | Finish | BaseException]] = deque()
+        self._arrived: deque[tuple[int, Event]] = deque()
         self._news = asyncio.Event()
         self._began = 0.0
         self.first_seconds: float | None = None  # from start() to the first token
@@ -83,16 +83,16 @@ class Generation:
                 self._state.leave(0.0)
             raise self._state_refusal(error) from None
 
-    def _receiver(self, index: int) -> Callable[[Token | Progress | Finish | BaseException], None]:
+    def _receiver(self, index: int) -> Callable[[Event], None]:
         loop = asyncio.get_running_loop()
 
-        def put(item: Token | Progress | Finish | BaseException) -> None:
+        def put(item: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(self._take, index, item)
 
         return put
 
-    def _take(self, index: int, item: Token | Progress | Finish | BaseException) -> None:
+    def _take(self, index: int, item: Event) -> None:
         if isinstance(item, (Finish, BaseException)):
             self._state.leave(self.seconds)
         self._arrived.append((index, item))
@@ -109,6 +109,9 @@ class Generation:
                     raise self._state_refusal(item)
                 if isinstance(item, Progress):
                     yield Delta(index, progress=item)
+                    continue
+                if isinstance(item, ScoredPrompt):
+                    yield Delta(index, tokens=tuple(item.tokens))
                     continue
                 for delta in self._finished(index, item) if isinstance(item, Finish) else self._continued(index, item):
                     yield delta

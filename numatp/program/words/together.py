@@ -6,6 +6,7 @@ Sums cross ranks in `_exchange` alone.
 from collections.abc import Sequence
 
 from numatp.kernels import bias, exchange, norm, softcap
+from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.score import join_scores
 from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
@@ -143,15 +144,20 @@ class Together(Dense):
         activation = self._activation(x, weight.format)
         scratch = self._buffer("score scratch", 64, per_thread=True, rows=self.pitch)
         parts = self._buffer("scores", 16, per_thread=True)
+        tops = self._buffer("most probable", TOP_BYTES, per_thread=True)
+        step, mine = self.site.step, self._columns(weight.rows)
         self._builder.add(
             kernel_of(weight, "score"), [activation.access],
-            [Access(parts, self._columns(weight.rows)), Access(scratch, PRIVATE)], [weight],
+            [Access(parts, mine), Access(tops, mine), Access(scratch, PRIVATE)], [weight],
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
-            first_token=first_token, targets=self.site.step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
+            first_token=first_token, targets=step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
             x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_stride=scratch.thread_stride, cap=cap,
-            out=parts.at(0), out_thread_stride=parts.thread_stride,
+            out=parts.at(0), out_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
+            num_top=step.num_top.ctypes.data,
         )  # fmt: skip
+        told = [Buffer("window scores", address=self.site.scores), Buffer("window tops", address=self.site.tops)]
         self._builder.add(
-            join_scores, [Access(parts)], [Access(Buffer("window scores", address=self.site.scores))],
-            parts=parts.at(0), parts_thread_stride=parts.thread_stride, rows=x.rows, out=self.site.scores,
+            join_scores, [Access(parts), Access(tops)], [Access(buffer) for buffer in told],
+            parts=parts.at(0), parts_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
+            num_top=step.num_top.ctypes.data, rows=x.rows, out=self.site.scores, out_tops=self.site.tops,
         )  # fmt: skip
