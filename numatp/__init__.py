@@ -13,11 +13,12 @@ from numatp.errors import MachineError, NumatpError, RankError, UserError
 if TYPE_CHECKING:
     from numatp.engine.sampling import SamplingParams
     from numatp.llm import LLM, Output, Place, RankPages, Scores, Stats
+    from numatp.text.grammar import Grammar
 
 __version__ = "0.1.0"
 __all__ = [
-    "LLM", "MachineError", "NumatpError", "Output", "Place", "RankError", "RankPages", "SamplingParams", "Scores", "Stats",
-    "UserError",
+    "LLM", "Grammar", "MachineError", "NumatpError", "Output", "Place", "RankError", "RankPages", "SamplingParams", "Scores",
+    "Stats", "UserError",
 ]  # fmt: skip
 
 

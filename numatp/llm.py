@@ -20,6 +20,7 @@ from numatp.engine.service import Service
 from numatp.engine.token import Event, Finish, ScoredPrompt, Token
 from numatp.errors import NumatpError, UserError
 from numatp.files.models import resolve_model
+from numatp.text.grammar import Grammar
 from numatp.text.parts.piece import Piece, ToolCall
 
 if TYPE_CHECKING:
@@ -239,6 +240,7 @@ class LLM:
             raise
 
     def _open(self) -> None:
+        from numatp.text.matcher import Grammars
         from numatp.text.tokenizer import open_tokenizer
 
         service, job = self._service, self._job
@@ -247,6 +249,7 @@ class LLM:
             self.tokenizer = open_tokenizer(job.model)
         finally:
             engine = service.engine()
+        self._grammars = Grammars(self.tokenizer)
         for note in (*service.started.notes, *self.tokenizer.notes):
             log.warning(note)
         log.info(engine.pages_line)
@@ -333,9 +336,14 @@ class LLM:
 
         self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
         self._check_tokens(params.logit_bias)
-        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress)
+        matcher = self._grammars.matcher(params.grammar) if params.grammar else None
+        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress, matcher)
         self._service.submit(sequence)
         return sequence
+
+    def check_grammar(self, grammar: Grammar) -> None:
+        """UserError for one that does not compile, which may take a second; answers that follow it then start at once."""
+        self._grammars.compile(grammar)
 
     def encode(self, prompt: Prompt, template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
         """The ids of a text, of chat messages, or those that were given."""

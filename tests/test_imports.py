@@ -27,7 +27,15 @@ LAYERS = [
     {"files"},
     {"machine"},
 ]
-DOORS = {"mpi4py": "ranks", "numa": "machine", "psutil": "machine", "safetensors": "files", "tokenizers": "text", "jinja2": "text"}
+DOORS = {
+    "mpi4py": "ranks",
+    "numa": "machine",
+    "psutil": "machine",
+    "safetensors": "files",
+    "tokenizers": "text",
+    "jinja2": "text",
+    "llguidance": "text",
+}
 DOORS |= dict.fromkeys(("starlette", "uvicorn", "msgspec", "prometheus_client"), "server")
 
 

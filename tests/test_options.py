@@ -8,6 +8,7 @@ from numatp.cli.main import Parser
 from numatp.cli.options import add_sampling, add_template_arguments, params_of, unescape
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
+from numatp.text.grammar import Grammar
 
 pytestmark = pytest.mark.beside
 
@@ -34,11 +35,23 @@ def parsed(*options):
         (("--frequency-penalty", "-2"), "frequency_penalty", -2),
         (("--logit-bias", "15043+1", "-l", "7-1.5"), "logit_bias", {15043: 1, 7: -1.5}),
         (("--stop", r"\n\n", "--stop", "x"), "stop", ["\n\n", "x"]),
+        (("--grammar", 'root ::= "a"'), "grammar", Grammar.gbnf('root ::= "a"')),
+        (("-j", '{"type": "array"}'), "grammar", Grammar.json_schema({"type": "array"})),
+        (("--json-schema", "{}"), "grammar", Grammar.json_object()),
         (("--no-escape", "--stop", r"\n"), "stop", [r"\n"]),
     ],
 )
 def test_what_llama_cpp_means(options, name, value):
     assert getattr(params_of(parsed(*options), SamplingParams()), name) == value
+
+
+def test_grammars_from_files(tmp_path):
+    (tmp_path / "schema").write_text('{"type":\n"string"}\n')
+    (tmp_path / "grammar").write_text('root ::= "a"\n')
+    found = params_of(parsed("-jf", str(tmp_path / "schema")), SamplingParams()).grammar
+    assert found == Grammar.json_schema({"type": "string"})
+    found = params_of(parsed("--grammar-file", str(tmp_path / "grammar")), SamplingParams()).grammar
+    assert found == Grammar.gbnf('root ::= "a"')
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967295", None])
@@ -69,6 +82,9 @@ def test_what_the_model_recommends_holds_where_nothing_is_said():
         (("--logit-bias", "5"), "'5' is not a token id and a signed number"),
         (("--logit-bias", "5+x"), "'+x' is not a number"),
         (("--logit-bias", "5-101"), "logit_bias gives token 5 -101.0 and must"),
+        (("-j", "{"), "the JSON schema is no JSON object"),
+        (("-jf", "/absent.json"), "cannot read /absent.json: No such file"),
+        (("--grammar", "a", "-j", "{}"), "not allowed with argument"),
         (("-s", "x"), "'x' is not a whole number"),
         (("--chat-template-kwargs", "[1]"), "'[1]' is not a JSON object like"),
         (("--chat-template-kwargs", "{a}"), "'{a}' is not a JSON object like"),

@@ -134,9 +134,8 @@ def test_biases_add_to_logits_and_change_nothing_in_the_window():
     assert [token.id for token in there.choose([choice])] == [9]
     assert np.array_equal(there._logits, before)
     params = SamplingParams(1.0, 0, 1.0, 0.0, logit_bias={3: 2.0})
-    often = np.bincount(sampler(np.zeros((DRAWS, 4), np.float32)).choose(
-        [Choice(params, (i + 0.5) / DRAWS, [], None, pairs(params.logit_bias)) for i in range(DRAWS)]
-    ))  # fmt: skip
+    choices = [Choice(params, (i + 0.5) / DRAWS, [], None, pairs(params.logit_bias)) for i in range(DRAWS)]
+    often = np.bincount(chosen(np.zeros((DRAWS, 4), np.float32), choices))
     assert often / DRAWS == pytest.approx(np.exp([0, 0, 0, 2]) / np.exp([0, 0, 0, 2]).sum(), abs=1.5 / DRAWS)
 
 
@@ -154,6 +153,25 @@ def test_no_end_of_text_before_min_tokens(params):
         chooser.take(1)
     ignored = Chooser(replace(params, ignore_eos=True), frozenset([5, 250]), None)
     assert chosen(logits, [ignored.choice([])])[0] in (5, 250)
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 16, 31, 33, VOCAB])
+def test_a_mask_forbids_all_tokens_without_their_bit(vocab):
+    rng = np.random.default_rng(vocab)
+    allowed = rng.random(vocab) < 0.3
+    allowed[rng.integers(vocab)] = True
+    bits = np.zeros((vocab + 31) // 32 * 32, bool)
+    bits[:vocab] = allowed
+    mask = np.packbits(bits, bitorder="little").view(np.int32)
+    logits = rng.standard_normal((3, vocab)).astype(np.float32)
+    greedy = Choice(SamplingParams(0), 0, [], mask=mask)
+    assert chosen(logits[:1], [greedy]) == [int(np.argmax(np.where(allowed, logits[0], -np.inf)))]
+    for params in (SamplingParams(9.0, 0, 1.0, 0.0), SamplingParams(9.0, 3, 0.9, 0.0, 1.2)):
+        found = chosen(np.repeat(logits[:1], 400, 0), [Choice(params, i / 400, [0], mask=mask) for i in range(400)])
+        assert set(found) <= set(np.flatnonzero(allowed))
+        assert params.top_k or set(found) == set(np.flatnonzero(allowed)) or vocab == VOCAB
+    nothing = Choice(SamplingParams(0), 0, [], mask=np.zeros_like(mask))
+    assert chosen(logits, [nothing, Choice(SamplingParams(0), 0, []), greedy])[:2] == [NO_TOKEN, int(np.argmax(logits[1]))]
 
 
 def test_where_no_token_may_be_chosen():
@@ -189,6 +207,17 @@ def test_log_probabilities_are_of_the_model_s_own_distribution(vocab, most, size
         assert np.abs(np.array([logprob for _, logprob in tokens[row].top]) - wanted[order]).max(initial=0) < error
         assert abs(tokens[row].logprob - wanted[tokens[row].id]) < error
     assert [tuple(token[1:]) for token in (tokens[2], tokens[4])] == [(None, ())] * 2 and tokens[4].id == NO_NUMBERS
+
+
+def test_log_probabilities_beside_rows_that_are_no_tokens():
+    """They take their part of the probability, as in scores; unless there are no numbers in them."""
+    logits = np.random.default_rng(0).standard_normal((2, VOCAB)).astype(np.float32)
+    logits[0, 250], logits[1, 250] = 9, np.nan
+    told = sampler(logits).choose([Choice(SamplingParams(0, logprobs=20), 0, [], vocab=200)] * 2)
+    for token, row, size in zip(told, logits.astype(np.float64), (VOCAB, 200), strict=True):
+        wanted = row - np.log(np.exp(row[:size]).sum())
+        assert max(id for id, _ in token.top) < 200 and token.logprob == token.top[0][1]
+        assert [logprob for _, logprob in token.top] == pytest.approx(np.sort(wanted[:200])[:-21:-1], abs=1e-5)
 
 
 def test_rows_in_any_order():

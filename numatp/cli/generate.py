@@ -4,10 +4,9 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 from numatp.cli.audit import add_option, audited
-from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of, unescape
+from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of, read_text, unescape
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
@@ -44,16 +43,6 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     return run_session(job, arguments.ranks, answer)
-
-
-def read_text(path: str) -> str:
-    """A file's text without its last line end, as llama.cpp takes it. UserError for one that cannot be read or is no UTF-8."""
-    try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        return text.removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise UserError(f"cannot read {path}: {reason}") from error
 
 
 def show_answer(llm: LLM, prompt, params, template_kwargs) -> str:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 from numatp.engine.job import Job
@@ -17,6 +18,7 @@ from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
+from numatp.text.grammar import Grammar
 
 
 def positive(text: str) -> int:
@@ -66,6 +68,29 @@ def logit_bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"'{text}' is not a token id and a signed number; write it like 15043-1.5")
     token, bias = int(found[1]), number(found[2])
     return token, SamplingParams(logit_bias={token: bias}).logit_bias[token]
+
+
+def grammar(text: str) -> Grammar:
+    return Grammar.gbnf(text)
+
+
+def json_schema(text: str) -> Grammar:
+    """Any JSON that is an object, for the empty one, as llama.cpp has it."""
+    return Grammar.json_object() if text.split() == ["{}"] else Grammar.json_schema(text)
+
+
+def of_file(kind: Callable[[str], Grammar]) -> Callable[[str], Grammar]:
+    return lambda path: kind(read_text(path))
+
+
+def read_text(path: str) -> str:
+    """A file's text without its last line end, as llama.cpp takes it. UserError for one that cannot be read or is no UTF-8."""
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        return text.removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}") from error
 
 
 def top_count(text: str) -> int:
@@ -186,6 +211,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         "-l", "--logit-bias", type=logit_bias, action="append", default=[], metavar="TOKEN+BIAS",
         help="add -100 to 100 to the logit of a token, e.g. 15043+1 or 15043-1.5; may be given several times",
     )  # fmt: skip
+    form = parser.add_mutually_exclusive_group()
+    for names, read, metavar, what in (
+        (("--grammar",), grammar, "TEXT", "the answer follows a grammar, in llama.cpp's GBNF"),
+        (("--grammar-file",), of_file(grammar), "FILE", "the same, from a file"),
+        (("-j", "--json-schema"), json_schema, "TEXT", "the answer is JSON that fits a schema; {} for any object"),
+        (("-jf", "--json-schema-file"), of_file(json_schema), "FILE", "the same, from a file"),
+    ):
+        form.add_argument(*names, dest="grammar", type=read, metavar=metavar, help=what)
     add("-s", "--seed", type=seed, metavar="N", help="the same seed gives the same text (default, or -1: a random one)")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be given several times")
     add("--ignore-eos", action="store_true", help="go on after the model's end of text")
@@ -239,7 +272,7 @@ def params_of(arguments: argparse.Namespace, usual: SamplingParams) -> SamplingP
         usual, **{name: value for name, value in given.items() if value is not None},
         seed=arguments.seed if arguments.seed is not None else random.SystemRandom().getrandbits(32),
         max_tokens=arguments.predict, stop=[unescape(arguments, text) for text in arguments.stop], ignore_eos=arguments.ignore_eos,
-        logit_bias=dict(arguments.logit_bias),
+        logit_bias=dict(arguments.logit_bias), grammar=arguments.grammar,
     )  # fmt: skip
 
 

@@ -8,8 +8,7 @@ import argparse
 import json
 from math import exp, inf, isfinite, sqrt
 
-from numatp.cli.generate import read_text
-from numatp.cli.options import add_model, job_of
+from numatp.cli.options import add_model, job_of, read_text
 from numatp.cli.progress import Progress
 from numatp.cli.session import run_session
 from numatp.errors import UserError

@@ -2,11 +2,15 @@
 
 from hashlib import blake2b
 from secrets import randbits
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from numatp.engine.sampler import NO_PAIRS, PAIR, Choice
 from numatp.engine.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from numatp.text.matcher import Matcher
 
 
 def uniform(seed: int, position: int) -> float:
@@ -34,25 +38,36 @@ class TokenCounts:
 
 
 class Chooser:
-    """Must be told of every token that is generated."""
+    """Must be told of every token that is generated. matcher: of the params' grammar."""
 
-    def __init__(self, params: SamplingParams, stop_ids: frozenset[int], vocab: int | None):
-        self._params, self._vocab = params, vocab
+    def __init__(self, params: SamplingParams, stop_ids: frozenset[int], vocab: int | None, matcher: "Matcher | None" = None):
+        self._params, self._vocab, self._matcher = params, vocab, matcher
         self._seed = randbits(64) if params.seed is None else params.seed
         self._taken = 0  # tokens
         self._counts = TokenCounts() if params.presence_penalty or params.frequency_penalty else None
-        # The ends of text come first, which are left out once there are enough tokens.
-        self._num_ends = len(stop_ids) if params.min_tokens and not params.ignore_eos else 0
+        # The ends of text come first, which are left out where one may come. An end ends a grammar: it cannot be ignored.
+        self._num_ends = len(stop_ids) if (matcher if params.ignore_eos else params.min_tokens) else 0
         ends = dict.fromkeys(sorted(stop_ids)[: self._num_ends], -np.inf)
         self._biases = np.array([*ends.items(), *params.logit_bias.items()], PAIR)
 
     def choice(self, tokens: list[int]) -> Choice:
         """Of the token that comes next; tokens: all so far, the prompt included."""
-        biases = self._biases[0 if self._taken < self._params.min_tokens else self._num_ends :]
+        matcher, mask, may_end = self._matcher, None, self._taken >= self._params.min_tokens and not self._params.ignore_eos
+        if matcher:
+            matcher.wait()
+            mask, may_end = matcher.mask, may_end or matcher.complete
         counts = self._counts.pairs if self._counts else NO_PAIRS
-        return Choice(self._params, uniform(self._seed, self._taken), tokens, self._vocab, biases, counts)
+        biases = self._biases[self._num_ends if may_end else 0 :]
+        return Choice(self._params, uniform(self._seed, self._taken), tokens, self._vocab, biases, counts, mask)
 
     def take(self, token: int) -> None:
         self._taken += 1
         if self._counts:
             self._counts.add(token)
+        if self._matcher:
+            self._matcher.take(token)
+
+    @property
+    def refusal(self) -> str:
+        """Why no token may come next."""
+        return (self._matcher and self._matcher.error) or "no token may follow here: what was asked for leaves none"

@@ -32,6 +32,7 @@ CHOICE = np.dtype(
         ("counts", "u8"),
         ("num_counts", "i8"),
         ("num_top", "i8"),
+        ("mask", "u8"),
     ]
 )
 CHOSEN = np.dtype([("token", "i8"), ("logprob", "f8"), ("top", "i8", MOST_TOP), ("top_logprobs", "f8", MOST_TOP)])
@@ -49,6 +50,7 @@ class Choice:
     vocab: int | None = None  # tokens that may be chosen are those below it; None: all
     biases: np.ndarray = field(default_factory=lambda: NO_PAIRS)  # PAIR: what is added to logits, -inf: not to be chosen
     counts: np.ndarray = field(default_factory=lambda: NO_PAIRS)  # PAIR: how often each token was generated
+    mask: np.ndarray | None = None  # int32 (vocab / 32,): bit by token, whether it may be chosen
 
 
 class Sampler:
@@ -61,7 +63,7 @@ class Sampler:
         self._kept, self._changed = np.zeros((threads, vocab), np.int64), np.zeros((threads, vocab), np.float32)
         self._chosen = np.zeros(len(logits), CHOSEN)
         self._args = sample.record(
-            logits=logits.ctypes.data, stride=logits.strides[0], count=0, choices=self._choices.ctypes.data,
+            logits=logits.ctypes.data, stride=logits.strides[0], width=vocab, count=0, choices=self._choices.ctypes.data,
             kept=self._kept.ctypes.data, kept_stride=self._kept.strides[0], changed=self._changed.ctypes.data,
             changed_stride=self._changed.strides[0], out=self._chosen.ctypes.data,
         )  # fmt: skip
@@ -78,7 +80,7 @@ class Sampler:
                 i if rows is None else rows[i], vocab, p.temperature, p.top_k, p.top_p, p.min_p, choice.uniform,
                 p.repeat_penalty, p.frequency_penalty, p.presence_penalty, self._recent[i].ctypes.data, len(recent),
                 choice.biases.ctypes.data, len(choice.biases), choice.counts.ctypes.data, len(choice.counts),
-                -1 if p.logprobs is None else min(p.logprobs, vocab),
+                -1 if p.logprobs is None else min(p.logprobs, vocab), 0 if choice.mask is None else choice.mask.ctypes.data,
             )  # fmt: skip
             if p.repeat_penalty != 1:
                 self._recent[i, : len(recent)] = recent

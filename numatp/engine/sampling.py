@@ -8,6 +8,7 @@ from typing import Any
 
 from numatp.errors import UserError
 from numatp.kernels.layout import MOST_TOP
+from numatp.text.grammar import Grammar
 
 MOST_BIASES = 1024  # of OpenAI's interface
 # name: (kind, may it be None, what fits, in words)
@@ -45,6 +46,7 @@ class SamplingParams:
     as often as it came. logit_bias: by token id, what is added to its logit. min_tokens: no end of text before so many. logprobs:
     the logarithm of each token's probability is wanted, and those of that many most probable tokens beside it; they are of the
     model's own distribution, before anything said here. prompt_logprobs: likewise of the prompt's tokens.
+    grammar: what form the answer must have, which ends where the grammar does: also before min_tokens, and with ignore_eos.
     """
 
     temperature: float = 0.8
@@ -62,6 +64,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for name, (kind, may_be_none, fits, range_) in VALUES.items():
@@ -75,6 +78,8 @@ class SamplingParams:
             raise UserError(f"stop is {self.stop!r} and must be a text or a list of texts")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise UserError(f"min_tokens is {self.min_tokens} and must be at most max_tokens, {self.max_tokens}")
+        if not isinstance(self.grammar, Grammar | None):
+            raise UserError(f"grammar is {type(self.grammar).__name__} and must be a Grammar, like Grammar.json_schema(...)")
         object.__setattr__(self, "logit_bias", _checked_biases(self.logit_bias))
 
     @property

@@ -117,7 +117,7 @@ class Scheduler:
                 self._fail_damaged(sequence)
                 continue
             if token.id == NO_TOKEN:
-                self._fail(sequence, UserError("no token may follow here: what was asked for leaves none"))
+                self._fail(sequence, UserError(sequence.chooser.refusal))
                 continue
             self._counts.generated_tokens += 1
             if reason := sequence.take(token):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
+from typing import TYPE_CHECKING
 
 from numatp.engine.blocks import Tables
 from numatp.engine.chooser import Chooser
@@ -12,6 +13,9 @@ from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Progress, Reason, ScoredPrompt, Token
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.program.step import Span
+
+if TYPE_CHECKING:
+    from numatp.text.matcher import Matcher
 
 
 @dataclass(eq=False)
@@ -99,10 +103,11 @@ class Continuation(Sequence):
     stop_ids: frozenset[int]
     vocab: int | None = None  # tokens that may be drawn: those below it; None is all that the model has
     progress: bool = False  # whether put() gets the prompt's Progress
+    matcher: "Matcher | None" = None  # of the params' grammar
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)
-        self.chooser = Chooser(self.params, self.stop_ids, self.vocab)
+        self.chooser = Chooser(self.params, self.stop_ids, self.vocab, self.matcher)
         self.scored = [Token(self.tokens[0])]  # of the prompt, as far as it is scored, if it shall be
         self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
@@ -171,7 +176,7 @@ class Continuation(Sequence):
         if self.params.prompt_logprobs is not None and not self._first_token:
             self.put(ScoredPrompt(self.scored))
         self._first_token = self._first_token or time.perf_counter()
-        if token.id in self.stop_ids and not self.params.ignore_eos:
+        if token.id in self.stop_ids and (self.matcher or not self.params.ignore_eos):
             return "stop"
         if len(self.tokens) >= self.limit:  # the prompt alone was asked for
             return "length"

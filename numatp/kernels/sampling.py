@@ -9,9 +9,11 @@ from numatp.kernels.exp import exp
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.simd import (
     bits_of,
+    keep_bits,
     load_f32,
     load_f32x16,
     load_f64,
+    load_i16,
     load_i64,
     load_pointer,
     max_f32x16,
@@ -30,7 +32,7 @@ RECENT = 64  # tokens that the repeat penalty looks back on
 LOWEST = -3.4028234663852886e38  # of float32 but for -inf, which a token has that may not be chosen
 # One choice is a row of 8-byte fields (engine/sampler.py: CHOICE). A pair is a token, int64, and a number, float64.
 ROW, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, UNIFORM, REPEAT, FREQUENCY, PRESENCE = range(10)
-RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, NUM_TOP, FIELDS = range(10, 18)
+RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, NUM_TOP, MASK, FIELDS = range(10, 19)
 PAIR_BYTES = 16
 # What comes of a choice (engine/sampler.py: CHOSEN): the token, its log-probability, the most probable tokens and theirs.
 TOKEN, LOGPROB, TOP_TOKENS, TOP_LOGPROBS, CHOSEN_FIELDS = 0, 1, 2, 2 + MOST_TOP, 2 + 2 * MOST_TOP
@@ -54,6 +56,19 @@ def add_biases(logits, vocab, biases, count):
         token = load_i64(pair, 0)
         if token < vocab:
             store_f32(logits, token, load_f32(logits, token) + load_f64(pair, 1))
+
+
+@device
+def forbid(logits, vocab, mask):
+    """-inf for each token whose bit in the mask is not set."""
+    for i in range((vocab + 15) // 16):
+        bits = load_i16(mask, i)
+        if (i + 1) * 16 <= vocab:
+            store_f32x16(logits, i * 16, keep_bits(bits, load_f32x16(logits, i * 16), splat_f32(-math.inf)))
+        else:
+            for token in range(i * 16, vocab):
+                if not bits >> (token - i * 16) & 1:
+                    store_f32(logits, token, float32(-math.inf))
 
 
 @device
@@ -149,9 +164,13 @@ def keep_top(logits, vocab, tokens, values, most):
 
 
 @device
-def tell(logits, vocab, most, out):
-    """Log-probabilities of the `most` most probable tokens and of the one that was chosen, by the model's own distribution."""
-    total = log_total(logits, vocab, load_f32(logits, most_probable(logits, vocab)))
+def tell(logits, width, vocab, most, out):
+    """Log-probabilities of the `most` most probable tokens and of the one that was chosen, by the model's own distribution.
+
+    As in scores, that is over all `width` rows of its matrix, more than there are tokens; unless the others are no numbers.
+    """
+    size = width if are_numbers(logits, width) else vocab
+    total = log_total(logits, size, load_f32(logits, most_probable(logits, size)))
     store_f64(out, LOGPROB, load_f32(logits, load_i64(out, TOKEN)) - total)
     values = offset(out, TOP_LOGPROBS * 8)
     for i in range(keep_top(logits, vocab, offset(out, TOP_TOKENS * 8), values, most)):
@@ -259,11 +278,14 @@ def change(logits, choice):
         load_f64(choice, FREQUENCY),
         load_f64(choice, PRESENCE),
     )
+    if load_i64(choice, MASK) != 0:
+        forbid(logits, vocab, load_pointer(choice, MASK))
 
 
 @device
 def changes(choice):
-    return load_f64(choice, REPEAT) != 1 or load_i64(choice, NUM_BIASES) > 0 or load_i64(choice, NUM_COUNTS) > 0
+    penalized = load_f64(choice, REPEAT) != 1 or load_i64(choice, NUM_COUNTS) > 0
+    return penalized or load_i64(choice, NUM_BIASES) > 0 or load_i64(choice, MASK) != 0
 
 
 @device
@@ -276,7 +298,7 @@ def choose(logits, choice, kept):
 
 
 @kernel(
-    logits="pointer", stride="int", count="int", choices="pointer", kept="pointer", kept_stride="int",
+    logits="pointer", stride="int", width="int", count="int", choices="pointer", kept="pointer", kept_stride="int",
     changed="pointer", changed_stride="int", out="pointer",
 )  # fmt: skip
 def sample(args, thread, threads):
@@ -285,7 +307,8 @@ def sample(args, thread, threads):
     choices (count, FIELDS): the row and how many of its tokens there are; temperature (0: the most probable token), top-k (0: all),
     top-p, min-p, a number from [0, 1) that decides; repeat penalty, and the address and number of the tokens it is for, int64; what
     is added to logits, pairs; the generated tokens with their counts, pairs, and what is taken for them; of how many most probable
-    tokens the log-probabilities are told, beside that of the chosen one, or -1. out (count, CHOSEN_FIELDS). Per thread: `kept`,
+    tokens the log-probabilities are told, beside that of the chosen one, or -1; the address of a mask, one bit for each token that
+    may be chosen, or 0. out (count, CHOSEN_FIELDS). Per thread: `kept`,
     int64, and `changed`, float32, hold vocab.
     """
     first, last = share(args.count, thread, threads)
@@ -303,4 +326,4 @@ def sample(args, thread, threads):
                 token = choose(logits, choice, kept)
         store_i64(out, TOKEN, token)
         if token >= 0 and load_i64(choice, NUM_TOP) >= 0:
-            tell(logits, vocab, load_i64(choice, NUM_TOP), out)
+            tell(logits, args.width, vocab, load_i64(choice, NUM_TOP), out)

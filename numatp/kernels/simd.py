@@ -421,6 +421,17 @@ def keep_lanes(typing_context, num_lanes, kept, other):
 
 
 @intrinsic
+def keep_bits(typing_context, bits, kept, other):
+    """Lane i is kept[i] where bit i is set, else other[i]."""
+
+    def emit(context, builder, signature, args):
+        chosen = builder.bitcast(args[0], ir.VectorType(ir.IntType(1), LANES))
+        return builder.select(chosen, args[1], args[2])
+
+    return f32x16(types.int16, f32x16, f32x16), emit
+
+
+@intrinsic
 def lane(typing_context, v, i):
     """v[i]."""
 

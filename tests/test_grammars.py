@@ -1,0 +1,189 @@
+"""Answers that follow a grammar, on a tiny random model in this process: whatever it would say, what it says fits."""
+
+import json
+import re
+import sys
+from dataclasses import replace
+
+import jsonschema
+import numpy as np
+import pytest
+import tokenizers
+from support.models import folders, tiny
+
+from numatp import LLM, SamplingParams, UserError
+from numatp.text.grammar import MOST_BYTES, Grammar
+
+VOCAB = tiny.SIZES["vocab"]
+PROMPT = [3, 1, 4, 1, 5]
+FREE = SamplingParams(1.0, 0, 1.0, 0.0, seed=1, max_tokens=200)
+SHORT = {"type": "string", "maxLength": 5}
+SCHEMAS = [
+    {"type": "object", "properties": {"a": SHORT}, "required": ["a"], "additionalProperties": False},
+    {"type": "object", "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 12}}, "required": ["n"],
+     "additionalProperties": False},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 5},
+    {"enum": ["red", "green", 7, None, {"x": [1, 2]}]},
+    {"const": {"deep": [True, {"er": "text"}]}},
+    {"anyOf": [{"type": "null"}, SHORT, {"type": "array", "items": {"type": "null"}, "maxItems": 2}]},
+    {"type": "string", "pattern": "^[a-c]{3}-[0-9]{2}$"},
+    {"type": "string", "format": "date"},
+    {"type": "string", "minLength": 4, "maxLength": 6},
+    {"type": "integer", "minimum": -5, "maximum": 5},
+    {"type": "number", "minimum": 0, "maximum": 1},
+    {"type": "object", "properties": {"a": {"type": "boolean"}, "b": SHORT}, "additionalProperties": False},
+    {"type": "object", "properties": {"inner": {"type": "object", "properties": {"leaf": {"enum": [1, 2]}}, "required": ["leaf"],
+     "additionalProperties": False}}, "required": ["inner"], "additionalProperties": False},
+    {"$defs": {"pair": {"type": "array", "prefixItems": [{"type": "boolean"}, {"enum": ["x", "y"]}], "items": False,
+     "minItems": 2}}, "type": "array", "items": {"$ref": "#/$defs/pair"}, "minItems": 1, "maxItems": 2},
+    {"oneOf": [{"type": "object", "properties": {"kind": {"const": "a"}, "v": {"type": "boolean"}}, "required": ["kind", "v"],
+                "additionalProperties": False},
+               {"type": "object", "properties": {"kind": {"const": "b"}}, "required": ["kind"], "additionalProperties": False}]},
+    {"type": ["boolean", "null"]},
+    {"type": "array", "items": {"enum": ["k", "l"]}, "minItems": 3, "maxItems": 3},
+    {"allOf": [{"type": "integer", "minimum": 1}, {"type": "integer", "maximum": 20}]},
+    {"type": "object", "patternProperties": {"^k[0-9]$": {"type": "boolean"}}, "additionalProperties": False, "maxProperties": 3},
+    {"type": "object", "properties": {"uuid": {"type": "string", "format": "uuid"}}, "required": ["uuid"],
+     "additionalProperties": False},
+]  # fmt: skip
+
+
+def write_tokenizer(folder):
+    """ASCII, a space, a new line and some parts of JSON: every state of a schema can go on."""
+    merges = [("{", '"'), ('"', ":"), ('"', ","), ("t", "r"), ("u", "e"), ("tr", "ue"), ("a", "b")]
+    tokens = [*map(chr, range(0x21, 0x7F)), "\u0120", "\u010a", *map("".join, merges)]
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges))
+    bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
+    bpe.add_special_tokens(["<|endoftext|>", "<|other|>"])
+    bpe.save(str(folder / "tokenizer.json"))
+
+
+def open_tiny(folder, write_tokenizer):
+    folders.write(folder, *folders.llama(tiny.write(folder.with_suffix(".gguf"))))
+    write_tokenizer(folder)
+    return LLM(folder, ranks=1, threads=2, quantize="none", ctx=256, max_sequences=8, ubatch=32)
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    with open_tiny(tmp_path_factory.mktemp("tiny") / "tiny", write_tokenizer) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("number", range(len(SCHEMAS)))
+def test_json_fits_its_schema(llm, number):
+    schema = SCHEMAS[number]
+    for params in (FREE, replace(FREE, seed=2, temperature=3.0), replace(FREE, temperature=0, frequency_penalty=0.5)):
+        output = llm.generate(PROMPT, replace(params, grammar=Grammar.json_schema(schema)))
+        assert output.finish_reason == "stop", output.text
+        jsonschema.validate(json.loads(output.text), schema)
+
+
+@pytest.mark.parametrize(("grammar", "fits"), [
+    (Grammar.regex("[0-9]{3}-(ab|cd)"), "[0-9]{3}-(ab|cd)"),
+    (Grammar.gbnf('root ::= item{2,4} "."\nitem ::= "x" [0-9]'), r"(x[0-9]){2,4}\."),
+    (Grammar.lark('start: "<" /[a-f]{2,5}/ ">"'), "<[a-f]{2,5}>"),
+])  # fmt: skip
+def test_other_grammars(llm, grammar, fits):
+    texts = {llm.generate(PROMPT, replace(FREE, seed=seed, grammar=grammar)).text for seed in range(6)}
+    assert len(texts) > 2 and all(re.fullmatch(fits, text) for text in texts)
+
+
+def test_any_json_object(llm):
+    """Of a length that a random model ends by a bias for what closes it."""
+    tokens = {token: id for id, token in enumerate(llm.tokenizer.tokens)}
+    biases = {tokens["}"]: 4.0, tokens['"']: 3.0, tokens["{"]: -5.0, tokens["["]: -5.0}
+    for seed in range(4):
+        output = llm.generate(PROMPT, replace(FREE, seed=seed, grammar=Grammar.json_object(), logit_bias=biases))
+        assert isinstance(json.loads(output.text), dict) and output.finish_reason == "stop"
+
+
+def test_the_end_is_where_the_grammar_ends(llm):
+    """Not before min_tokens, unless nothing else may follow; and an end that is ignored elsewhere ends a grammar."""
+    end = next(iter(llm.tokenizer.eos_ids))
+    some = replace(FREE, grammar=Grammar.regex("[ab]{2,9}"), logit_bias={end: 100.0})
+    assert len(llm.generate(PROMPT, some).text) == 2
+    assert len(llm.generate(PROMPT, replace(some, min_tokens=4)).token_ids) == 4
+    assert len(llm.generate(PROMPT, replace(some, min_tokens=100)).text) == 9
+    ignored = llm.generate(PROMPT, replace(some, ignore_eos=True))
+    assert (len(ignored.text), ignored.finish_reason) == (9, "stop")
+
+
+def test_stops_and_limits_cut_a_grammar_short(llm):
+    some = replace(FREE, grammar=Grammar.regex("ab{20}c"))
+    assert llm.generate(PROMPT, replace(some, stop="bbb")).text == "a"
+    cut = llm.generate(PROMPT, replace(some, max_tokens=3))
+    assert (cut.finish_reason, len(cut.token_ids)) == ("length", 3)
+
+
+def test_log_probabilities_are_of_the_model_whatever_the_grammar_allows(llm):
+    params = replace(FREE, max_tokens=4, logprobs=3)
+    output = llm.generate(PROMPT, replace(params, grammar=Grammar.regex("zzzz")))
+    assert output.text == "zzzz"
+    assert output.logprobs[0].top == llm.generate(PROMPT, params).logprobs[0].top
+    scores = llm.score(PROMPT + output.token_ids, 4).logprobs
+    assert np.abs(np.array(scores) - [token.logprob for token in output.logprobs]).max() < 1e-4
+
+
+def test_answers_with_and_without_beside_each_other(llm):
+    """Each is what it is alone."""
+    grammars = [None, Grammar.json_schema(SCHEMAS[0]), Grammar.regex("[ab]+c"), None, Grammar.json_schema(SCHEMAS[2])]
+    wanted = [replace(FREE, seed=i, grammar=grammar, max_tokens=40) for i, grammar in enumerate(grammars)]
+    alone = [llm.generate(PROMPT, params).token_ids for params in wanted]
+    answers = [llm.submit(PROMPT, params) for params in wanted]
+    assert [answer.output().token_ids for answer in answers] == alone
+
+
+@pytest.mark.parametrize(("grammar", "line"), [
+    (Grammar.regex("(ab|"), "unclosed group"),
+    (Grammar.regex("(" * 60000 + ")" * 60000), "does not compile"),
+    (Grammar.gbnf("root = ("), "no GBNF"),
+    (Grammar.gbnf("root ::= " + "(" * 60000 + '"a"' + ")" * 60000), "does not compile"),
+    (Grammar.lark("start: nothing"), "does not compile"),
+    (Grammar.lark("start: " + "(" * 60000 + '"a"' + ")" * 60000), "too deeply nested"),
+    (Grammar.json_schema({"type": "objectt"}), "Invalid type: objectt"),
+    (Grammar.json_schema({"$ref": "#/nowhere"}), "'/nowhere' does not exist"),
+    (Grammar.json_schema({"$ref": "http://somewhere.else/schema.json"}), "does not compile"),
+    (Grammar.json_schema({"not": {"type": "string"}}), "Unimplemented keys"),
+    (Grammar.json_schema({"type": "string", "pattern": "(" * 3000}), "does not compile"),
+])  # fmt: skip
+def test_grammars_that_do_not_compile_are_refused_at_once(llm, grammar, line):
+    for ask in (llm.check_grammar, lambda grammar: llm.submit(PROMPT, SamplingParams(grammar=grammar))):
+        with pytest.raises(UserError, match=re.escape(line)) as refused:
+            ask(grammar)
+        assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(("make", "line"), [
+    (lambda: Grammar.json_schema("{"), "no JSON object"),
+    (lambda: Grammar.json_schema("[1]"), "no JSON object"),
+    (lambda: Grammar.json_schema("[" * 100000), "no JSON object"),
+    (lambda: Grammar.json_schema({"a": {1, 2}}), "no JSON object"),
+    (lambda: Grammar.json_schema('{"a":' * 70 + "1" + "}" * 70), "deeper than 64 levels"),
+    (lambda: Grammar.regex("a" * (MOST_BYTES + 1)), "longer than"),
+    (lambda: Grammar.regex(5), "a kind"),
+    (lambda: Grammar("yaml", "a"), "a kind"),
+    (lambda: SamplingParams(grammar="a"), "must be a Grammar"),
+])  # fmt: skip
+def test_what_is_no_grammar(make, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        make()
+
+
+def test_an_impossible_state_ends_one_answer(tmp_path):
+    """A vocabulary that lacks the bytes which would have to come next."""
+    with open_tiny(tmp_path / "tiny", lambda folder: folders.write_small_tokenizer(folder, VOCAB)) as llm:
+        params = SamplingParams(0, max_tokens=20, ignore_eos=True)
+        wanted = llm.generate(PROMPT, params).token_ids
+        impossible = replace(params, ignore_eos=False, grammar=Grammar.regex("a\u00ed"))
+        answers = [llm.submit(PROMPT, one) for one in (params, impossible, params)]
+        with pytest.raises(UserError, match="no token of this model goes on in the answer's grammar"):
+            answers[1].output()
+        assert [answers[i].output().token_ids for i in (0, 2)] == [wanted] * 2
+        assert llm.generate(PROMPT, params).token_ids == wanted
+
+
+def test_without_the_package_one_line_says_what_is_missing(llm, monkeypatch):
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(UserError, match=re.escape("pip install 'numatp[server]'")):
+        llm.generate(PROMPT, SamplingParams(grammar=Grammar.regex("never seen before")))
