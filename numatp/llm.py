@@ -479,7 +479,7 @@ class Answer:
         from numatp.text.stream import TextStream
 
         self._queue: SimpleQueue[Event] = SimpleQueue()
-        self._text = TextStream(llm.tokenizer, params.stops, tokens, parts)
+        self._text = TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens)
         self.sequence = llm.start(tokens, params, self._queue.put)
         self.tokens: list[Token] = []
         self.scored_prompt: list[Token] = []

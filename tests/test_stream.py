@@ -67,6 +67,14 @@ def test_a_stop_text_ends_the_answer():
     assert streamed(stream, ids_of(tokenizer, "xaa"))["answer"] == "xaa" and not stream.stopped
 
 
+@pytest.mark.parametrize(("least", "said"), [(0, ""), (1, "ab"), (2, "ab"), (3, "abab"), (5, "ababab")])
+def test_the_first_tokens_are_not_searched_for_stop_texts(least, said):
+    """A stop text that is only in part among them is none."""
+    tokenizer = vocabulary(MARKS)
+    stream = TextStream(tokenizer, ["ab"], min_tokens=least)
+    assert streamed(stream, ids_of(tokenizer, "ababab"))["answer"] == said
+
+
 @pytest.mark.parametrize(
     ("names", "ends"),
     [

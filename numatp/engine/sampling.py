@@ -43,9 +43,9 @@ class SamplingParams:
     ignore_eos: go on after the model's end of text.
 
     As OpenAI has them, over the tokens generated so far: presence_penalty is taken from the logit of each once, frequency_penalty
-    as often as it came. logit_bias: by token id, what is added to its logit. min_tokens: no end of text before so many. logprobs:
-    the logarithm of each token's probability is wanted, and those of that many most probable tokens beside it; they are of the
-    model's own distribution, before anything said here. prompt_logprobs: likewise of the prompt's tokens.
+    as often as it came. logit_bias: by token id, what is added to its logit. min_tokens: no end of text before so many, and no stop
+    text among them. logprobs: the logarithm of each token's probability is wanted, and those of that many most probable tokens
+    beside it; they are of the model's own distribution, before anything said here. prompt_logprobs: likewise of the prompt.
     grammar: what form the answer must have, which ends where the grammar does: also before min_tokens, and with ignore_eos.
     """
 

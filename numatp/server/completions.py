@@ -65,7 +65,7 @@ def prompts_of(llm: LLM, asked: CompletionRequest) -> list[Prompt]:
             check_length(llm, tokens)
         for i in range(asked.n or 1):
             one = replace(params, seed=(params.seed or 0) + i)
-            found.append(Prompt(tokens, one, TextStream(llm.tokenizer, params.stops)))
+            found.append(Prompt(tokens, one, TextStream(llm.tokenizer, params.stops, min_tokens=params.min_tokens)))
     if len(found) > MOST_SEQUENCES:
         raise Refused(400, f"{len(found)} texts in one request: at most {MOST_SEQUENCES}", param="prompt")
     return found

@@ -34,13 +34,14 @@ def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
     tokens = llm.encode(chat.messages, chat.arguments)
     check_length(llm, tokens)
     parts = llm.tokenizer.parts(chat.arguments)
-    seed = chat.params.seed or 0
+    params, seed = chat.params, chat.params.seed or 0
     return [
         Prompt(
-            tokens, replace(chat.params, seed=seed + i), TextStream(llm.tokenizer, chat.params.stops, tokens, parts), chat.one_call
+            tokens, replace(params, seed=seed + i),
+            TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens), chat.one_call,
         )
         for i in range(chat.count)
-    ]
+    ]  # fmt: skip
 
 
 def check_length(llm: LLM, tokens: list[int]) -> None:

@@ -49,7 +49,7 @@ def _prompt_of(llm: LLM, asked: NativeRequest) -> Prompt:
     params = params_of(
         asked, llm.default_params, limit if limit is not None and limit >= 0 else None, logprobs=asked.n_probs or None
     )
-    return Prompt(tokens, params, TextStream(llm.tokenizer, params.stops))
+    return Prompt(tokens, params, TextStream(llm.tokenizer, params.stops, min_tokens=params.min_tokens))
 
 
 async def completion(call: Call) -> Reply:

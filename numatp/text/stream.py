@@ -15,13 +15,14 @@ class TextStream:
     """Whole characters only, and of the answer nothing from the first stop text on. Reasoning and calls are not searched for stops.
 
     prompt: the tokens before the answer, which tell in which part of it the answer begins. parts: as Tokenizer.parts gives them for
-    a chat; None for a text that is continued.
+    a chat; None for a text that is continued. min_tokens: that are not searched for stops either.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stops: Iterable[str] = (), prompt: Sequence[int] = (), parts: Parts | None = None
+        self, tokenizer: Tokenizer, stops: Iterable[str] = (), prompt: Sequence[int] = (), parts: Parts | None = None,
+        min_tokens: int = 0,
     ):  # fmt: skip
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder, self._unsearched = StreamDecoder(tokenizer), min_tokens
         self._stops = Stops(stops)
         self._reader, self._marks = reader_of(tokenizer, prompt, parts)
 
@@ -39,7 +40,11 @@ class TextStream:
         """What can be shown after one more token, in the order in which it was said; often nothing."""
         if self.stopped:
             return []
-        return self._shown(self._reader.push(self._marks.text(token, self._decoder)))
+        pieces = self._reader.push(self._marks.text(token, self._decoder))
+        if self._unsearched:
+            self._unsearched -= 1
+            return pieces
+        return self._shown(pieces)
 
     def finish(self) -> list[Piece]:
         """What was held back, at the end of the answer."""
