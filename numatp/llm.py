@@ -147,12 +147,15 @@ def _is_chat(prompt: Prompt) -> bool:
     return not isinstance(prompt, str) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
-def _tool(given: Any) -> Mapping[str, Any]:
-    """UserError for what is no description of a tool."""
-    function = given.get("function") if isinstance(given, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UserError(f'a tool is {{"type": "function", "function": {{"name": ..., ...}}}}, and not {str(given)[:60]!r}')
-    return cast("Mapping[str, Any]", given)
+def _checked_tools(given: Any) -> list[Any]:
+    """UserError for what describes no tools."""
+    if not isinstance(given, (list, tuple)):
+        raise UserError(f"tools are a list, and not {type(given).__name__}")
+    for tool in given:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise UserError(f'a tool is {{"type": "function", "function": {{"name": ..., ...}}}}, and not {str(tool)[:60]!r}')
+    return list(given)
 
 
 def count_pages(service: Service) -> list[RankPages]:
@@ -300,7 +303,7 @@ class LLM:
         if isinstance(messages, str) or not all(isinstance(message, Mapping) for message in _items(messages)):
             raise UserError('chat takes messages like [{"role": "user", "content": "Hello"}]; generate and stream take a text')
         if tools:
-            template_kwargs = {**(template_kwargs or {}), "tools": [_tool(tool) for tool in _items(tools)]}
+            template_kwargs = {**(template_kwargs or {}), "tools": _checked_tools(tools)}
         return self._answers("chat", lambda: [self.submit(messages, params, template_kwargs)])[0]
 
     def submit(

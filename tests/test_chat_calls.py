@@ -1,11 +1,18 @@
 """Calls of tools in a chat's history: what templates like those of real models make of them is what their format reads."""
 
 import json
+from dataclasses import asdict
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 from support.answers import ids_of, read, vocabulary
 
+from numatp.engine.collective import Collective
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.token import Finish, Token
 from numatp.errors import UserError
+from numatp.llm import LLM, Output
 from numatp.text.chat_template import END, render_chat
 from numatp.text.parts.formats import Parts
 from numatp.text.parts.piece import Piece, ToolCall
@@ -27,7 +34,7 @@ def chatml(call):
         + call
         + DONE
         + "<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}{# tools #}"
     )
 
 
@@ -195,3 +202,63 @@ def test_messages_that_do_not_begin_an_answer():
             render_chat(template, [{"role": "user", "content": "?"}, last], {}, {"continue_final_message": True})
     with pytest.raises(UserError, match="does not show the assistant's last message"):
         render_chat("{{ messages[0].content }}", [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}], {})
+
+
+class Scripted(LLM):
+    """The library over a model that says what a test wants: a token for each byte, and no engine."""
+
+    def __init__(self, says, template=TEMPLATES["qwen"]):
+        self.tokenizer = vocabulary((), template)
+        self.tokenizer.encode_chat = lambda messages, arguments: ids_of(
+            self.tokenizer, self.tokenizer.render_chat(messages, arguments)
+        )
+        self.place, self.default_params = SimpleNamespace(context=10000), SamplingParams()
+        self.says, self.prompt = says, ""
+        self._collectively = Collective(None)
+
+    def start(self, tokens, params, put, progress=False):
+        self.prompt = self.tokenizer.decode(tokens)
+        for id in ids_of(self.tokenizer, self.says):
+            put(Token(id))
+        put(Finish("stop", len(tokens), 1.0, 1, 1.0))
+        return SimpleNamespace(cancelled=Event())
+
+    def close(self):
+        pass
+
+
+QUESTION = [{"role": "user", "content": "?"}]
+HERE = '<think>Hm.</think>\n\nLook.\n<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>'
+
+
+def test_the_library_gives_calls():
+    llm = Scripted(HERE)
+    output = llm.chat(QUESTION, tools=TOOLS)
+    assert (output.text, output.reasoning, output.tool_calls) == ("Look.", "Hm.", (ToolCall("weather", '{"days": 3}'),))
+    assert Output.from_json(json.loads(json.dumps(asdict(output)))) == output  # as other ranks get it
+    without = llm.chat(QUESTION)
+    assert (without.text, without.reasoning, without.tool_calls) == (HERE.partition("\n\n")[2], "Hm.", ())
+    assert "".join(llm.submit(QUESTION, template_kwargs={"tools": TOOLS})) == "Look."
+    assert llm.generate("<think>?").text == HERE  # a text is no chat
+
+
+def test_a_chat_goes_on_with_what_the_library_gave():
+    output = Scripted(HERE).chat(QUESTION, tools=TOOLS)
+    calls = [{"id": "a", "type": "function", "function": call._asdict()} for call in output.tool_calls]
+    said = {"role": "assistant", "content": output.text, "reasoning_content": output.reasoning, "tool_calls": calls}
+    llm = Scripted("Three days.")
+    assert llm.chat([*QUESTION, said, {"role": "tool", "tool_call_id": "a", "content": "mild"}], tools=TOOLS).text == "Three days."
+    assert '<think>\nHm.\n</think>\n\nLook.\n<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>' in llm.prompt
+
+
+@pytest.mark.parametrize(
+    "tools", [["f"], [{"name": "f"}], [{"type": "function", "function": {"name": 3}}], {"function": {"name": "f"}}]
+)
+def test_tools_that_are_none(tools):
+    with pytest.raises(UserError, match="a tool is {|a prompt is"):
+        Scripted("").chat(QUESTION, tools=tools)
+
+
+def test_a_template_without_tools():
+    with pytest.raises(UserError, match="this model's chat template tells it of no tools: leave them out"):
+        Scripted("", "{{ messages[0].content }}").chat(QUESTION, tools=TOOLS)

@@ -194,10 +194,13 @@ class Tokenizer:
         return self._around([next(filled) if id == hole else id for id in ids])
 
     def _template(self, arguments: Mapping[str, Any] | None) -> str:
-        """The one for tools if there are tools and it is there, as transformers chooses."""
-        if arguments and arguments.get("tools") and "tool_use" in self.other_templates:
+        """The one for tools if there are tools and it is there, as transformers chooses. UserError if a model hears of no tools."""
+        tools = bool(arguments and arguments.get("tools"))
+        if tools and "tool_use" in self.other_templates:
             return self.other_templates["tool_use"]
         if self.chat_template is not None:
+            if tools and "tools" not in self.chat_template:
+                raise UserError("this model's chat template tells it of no tools: leave them out, or use a model that calls some")
             return self.chat_template
         if self.other_templates:
             names = listed(self.other_templates)
