@@ -239,7 +239,7 @@ def test_the_library_gives_calls():
     without = llm.chat(QUESTION)
     assert (without.text, without.reasoning, without.tool_calls) == (HERE.partition("\n\n")[2], "Hm.", ())
     assert "".join(llm.submit(QUESTION, template_kwargs={"tools": TOOLS})) == "Look."
-    assert llm.generate("<think>?").text == HERE  # a text is no chat
+    assert llm.generate(ids_of(llm.tokenizer, "<think>?")).text == HERE  # tokens are no chat
 
 
 def test_a_chat_goes_on_with_what_the_library_gave():
@@ -248,14 +248,14 @@ def test_a_chat_goes_on_with_what_the_library_gave():
     said = {"role": "assistant", "content": output.text, "reasoning_content": output.reasoning, "tool_calls": calls}
     llm = Scripted("Three days.")
     assert llm.chat([*QUESTION, said, {"role": "tool", "tool_call_id": "a", "content": "mild"}], tools=TOOLS).text == "Three days."
-    assert '<think>\nHm.\n</think>\n\nLook.\n<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>' in llm.prompt
+    assert '<think>\nHm.\n</think>\n\nLook.<tool_call>\n{"name": "weather", "arguments": {"days": 3}}\n</tool_call>' in llm.prompt
 
 
 @pytest.mark.parametrize(
-    "tools", [["f"], [{"name": "f"}], [{"type": "function", "function": {"name": 3}}], {"function": {"name": "f"}}]
+    "tools", [["f"], [{"name": "f"}], [{"type": "function", "function": {"name": 3}}], 5, {"function": {"name": "f"}}]
 )
 def test_tools_that_are_none(tools):
-    with pytest.raises(UserError, match="a tool is {|a prompt is"):
+    with pytest.raises(UserError, match="a tool is {|tools are a list"):
         Scripted("").chat(QUESTION, tools=tools)
 
 
