@@ -46,6 +46,7 @@ class Sequence:
         self.asked: Continuation | None = None  # of the engine
         self.token_count = self.reasoning_tokens = 0
         self.calls = 0  # of tools
+        self.first_seconds = 0.0  # from the request's start to the first token, once there is one
         self.unsaid: list[Token] = []
         self.finish: Finish | None = None
 
@@ -65,7 +66,6 @@ class Generation:
         self._arrived: deque[tuple[int, Event]] = deque()
         self._news = asyncio.Event()
         self._began = 0.0
-        self.first_seconds: float | None = None  # from start() to the first token
 
     def start(self) -> None:
         """Refused if too many wait, or by the engine."""
@@ -128,8 +128,9 @@ class Generation:
 
     def _continued(self, index: int, token: Token) -> list[Delta]:
         sequence = self.sequences[index]
-        if self.first_seconds is None:
-            self.first_seconds = self.seconds
+        if not sequence.first_seconds:
+            sequence.first_seconds = self.seconds
+            self._state.metrics.time_to_first_token.observe(sequence.first_seconds)
         if sequence.is_over:
             return []  # tokens that were under way when that was seen
         sequence.token_count += 1
@@ -141,6 +142,10 @@ class Generation:
 
     def _finished(self, index: int, finish: Finish) -> list[Delta]:
         sequence = self.sequences[index]
+        self._state.metrics.e2e_request_latency.observe(self.seconds)
+        if sequence.token_count > 1:
+            latency = (self.seconds - sequence.first_seconds) / (sequence.token_count - 1)
+            self._state.metrics.inter_token_latency.observe(latency)
         over = sequence.is_over
         said = [] if over else self._said(index, sequence.text.finish())
         sequence.finish = replace(finish, reason="stop") if over or sequence.text.stopped else finish

@@ -43,17 +43,12 @@ class Metrics:
     def __init__(self, counts: Counts):
         self._registry = CollectorRegistry()
         self._registry.register(OfEngine(counts))
-        for name, text in (
-            ("time_to_first_token", "from the request to its first token"),
-            ("inter_token_latency", "from one token to the next, the mean of each request"),
-            ("e2e_request_latency", "from the request to its end"),
-        ):
-            one = Histogram(f"numatp:{name}_seconds", text, buckets=SECONDS, registry=self._registry)
-            setattr(self, name, one)
+        self.time_to_first_token = self._histogram("time_to_first_token", "from the request to its first token")
+        self.inter_token_latency = self._histogram("inter_token_latency", "from token to token, the mean of each request")
+        self.e2e_request_latency = self._histogram("e2e_request_latency", "from the request to its end")
 
-    time_to_first_token: Histogram
-    inter_token_latency: Histogram
-    e2e_request_latency: Histogram
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(f"numatp:{name}_seconds", text, buckets=SECONDS, registry=self._registry)
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
