@@ -50,6 +50,7 @@ class Tool(Struct):
 
 class ToolChoice(Struct):
     type: Name
+    name: Name | None = None
     disable_parallel_tool_use: bool | None = None
 
 
@@ -127,20 +128,21 @@ def _assistant(content: list[Part], param: str) -> dict[str, Any]:
     return found
 
 
-def _arguments(asked: CountRequest) -> dict[str, Any]:
+def _chosen(asked: CountRequest) -> tools.Chosen:
     """Tools of Anthropic's own making are left out: nobody here could run them."""
-    known = [
-        tools.described(tool.name, tool.description, tool.input_schema)
-        for tool in asked.tools or []
-        if tool.type in (None, "custom")
-    ]
-    choice = asked.tool_choice.type if asked.tool_choice else "auto"
-    if choice not in ("auto", "none"):
-        raise Refused(400, "tool_choice can be auto or none: that a call must come is not supported")
-    given = None
-    if asked.thinking:
-        given = {"enable_thinking": asked.thinking.type != "disabled"}
-    return template_arguments(given, known if choice == "auto" else None, None)
+    given = [tool for tool in asked.tools or [] if tool.type in (None, "custom")]
+    known = [tools.described(tool.name, tool.description, tool.input_schema) for tool in given]
+    choice = asked.tool_choice or ToolChoice("auto")
+    if choice.type not in ("auto", "none", "any", "tool"):
+        raise Refused(400, f"tool_choice.type is {choice.type[:40]!r} and must be auto, any, tool or none")
+    if choice.type == "tool":
+        return tools.chosen(None, choice.name or "", known)
+    return tools.chosen("required" if choice.type == "any" else choice.type, None, known)
+
+
+def _arguments(asked: CountRequest) -> dict[str, Any]:
+    given = {"enable_thinking": asked.thinking.type != "disabled"} if asked.thinking else None
+    return template_arguments(given, _chosen(asked).tools, None)
 
 
 async def count_tokens(call: Call) -> Reply:
@@ -160,7 +162,9 @@ async def messages(call: Call) -> Reply:
     said = Sampling(temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k, stop=asked.stop_sequences)
     params = params_of(said, state.llm.default_params, asked.max_tokens)
     one_call = bool(asked.tool_choice and asked.tool_choice.disable_parallel_tool_use)
-    generation = await ask(state, Chat(_messages(asked), _arguments(asked), params, one_call=one_call))
+    generation = await ask(
+        state, Chat(_messages(asked), _arguments(asked), params, one_call=one_call, must_call=_chosen(asked).must)
+    )
     answer = Answer(state.name)
     if asked.stream:
         return Events(answer.events(generation), generation.cancel, state.settings.ping, PING)

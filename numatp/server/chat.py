@@ -11,6 +11,7 @@ from numatp.engine.token import Token
 from numatp.llm import LLM
 from numatp.server.conversation import Block, Chat, ask, blocks_of, reason_of
 from numatp.server.endpoint import Call
+from numatp.server.forms import ResponseFormat, grammars_of, of_format, one_of
 from numatp.server.generation import Delta, Generation, Sequence
 from numatp.server.logprobs import chat_logprobs
 from numatp.server.messages import Message, Name, as_taken, template_arguments
@@ -46,6 +47,7 @@ class ChatRequest(Sampling):
     tools: Tools | None = None
     tool_choice: Literal["none", "auto", "required"] | Choice | None = None
     parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Name | None = None
     reasoning: Reasoning | None = None
@@ -61,13 +63,18 @@ async def chat_completions(call: Call) -> Reply:
     limit = asked.max_completion_tokens if asked.max_completion_tokens is not None else asked.max_tokens
     if asked.top_logprobs and not asked.logprobs:
         raise Refused(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    known = chosen(asked.tool_choice, tools_of(asked.tools))
+    choice = asked.tool_choice
+    named = choice.function.name if isinstance(choice, Choice) and choice.function else None
+    known = chosen(choice if isinstance(choice, str) else None, named, tools_of(asked.tools))
+    grammar = one_of(of_format(asked.response_format), *grammars_of(asked))
+    logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
     chat = Chat(
         as_taken(asked.messages),
-        template_arguments(asked.chat_template_kwargs, known, effort),
-        params_of(asked, state.llm.default_params, limit, logprobs=(asked.top_logprobs or 0) if asked.logprobs else None),
+        template_arguments(asked.chat_template_kwargs, known.tools, effort),
+        params_of(asked, state.llm.default_params, limit, logprobs=logprobs, grammar=grammar),
         asked.n or 1,
         one_call=asked.parallel_tool_calls is False,
+        must_call=known.must,
     )
     generation = await ask(state, chat, bool(asked.return_progress and asked.stream))
     answer = ChatAnswer(state.name, state.llm, asked)

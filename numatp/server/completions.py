@@ -12,6 +12,7 @@ from numatp.llm import LLM
 from numatp.server.chat import DONE, StreamOptions, event_of
 from numatp.server.conversation import check_length, reason_of
 from numatp.server.endpoint import Call
+from numatp.server.forms import ResponseFormat, grammars_of, of_format, one_of
 from numatp.server.generation import Delta, Generation, Prompt
 from numatp.server.logprobs import CompletionLogprobs
 from numatp.server.messages import Name
@@ -34,6 +35,7 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: Annotated[int, Meta(ge=0, le=20)] | bool | None = None
     echo: bool | None = None
+    response_format: ResponseFormat | None = None
     timings_per_token: bool | None = None
     return_progress: bool | None = None
 
@@ -56,7 +58,11 @@ def prompts_of(llm: LLM, asked: CompletionRequest) -> list[Prompt]:
     limit = asked.max_tokens
     if limit == 0 and not asked.echo:
         raise Refused(400, "max_tokens is 0: nothing would be answered, except with echo", param="max_tokens")
-    params = params_of(asked, llm.default_params, limit, logprobs=logprobs, prompt_logprobs=logprobs if asked.echo else None)
+    grammar = one_of(of_format(asked.response_format), *grammars_of(asked))
+    if grammar:
+        llm.check_grammar(grammar)
+    of_prompt = logprobs if asked.echo else None
+    params = params_of(asked, llm.default_params, limit, logprobs=logprobs, prompt_logprobs=of_prompt, grammar=grammar)
     for text in texts_of(asked.prompt):
         tokens = llm.encode(text)
         if not tokens:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from numatp.engine.sampling import SamplingParams
 from numatp.llm import LLM
+from numatp.server.forms import CallReader, of_call
 from numatp.server.generation import Delta, Generation, Prompt, Sequence
 from numatp.server.refusals import Refused
 from numatp.server.state import State
@@ -20,6 +21,7 @@ class Chat:
     params: SamplingParams
     count: int = 1  # answers
     one_call: bool = False  # the answer ends with its first call of a tool
+    must_call: bool = False  # the answer has to be a call of one of the arguments' tools
 
 
 async def ask(state: State, chat: Chat, progress: bool = False) -> Generation:
@@ -33,15 +35,22 @@ def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
     """In a thread."""
     tokens = llm.encode(chat.messages, chat.arguments)
     check_length(llm, tokens)
+    params = chat.params
+    if chat.must_call:
+        if params.grammar:
+            raise Refused(400, "an answer that must be a call cannot follow a grammar as well", param="tool_choice")
+        params = replace(params, grammar=of_call(chat.arguments["tools"]))
+    if params.grammar:
+        llm.check_grammar(params.grammar)
     parts = llm.tokenizer.parts(chat.arguments)
-    params, seed = chat.params, chat.params.seed or 0
-    return [
-        Prompt(
-            tokens, replace(params, seed=seed + i),
-            TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens), chat.one_call,
-        )
-        for i in range(chat.count)
-    ]  # fmt: skip
+
+    def reader() -> TextStream | CallReader:
+        if chat.must_call:
+            return CallReader(llm.tokenizer)
+        return TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens)
+
+    seeds = range(params.seed or 0, (params.seed or 0) + chat.count)
+    return [Prompt(tokens, replace(params, seed=seed), reader(), chat.one_call) for seed in seeds]
 
 
 def check_length(llm: LLM, tokens: list[int]) -> None:

@@ -12,6 +12,7 @@ from numatp.engine.sampling import SamplingParams
 from numatp.engine.sequence import Continuation
 from numatp.engine.token import Event, Finish, Progress, ScoredPrompt, Token
 from numatp.errors import UserError
+from numatp.server.forms import CallReader
 from numatp.server.refusals import Refused, of_user_error
 from numatp.server.state import State
 from numatp.text.parts.piece import Piece
@@ -24,7 +25,7 @@ class Prompt:
 
     tokens: list[int]
     params: SamplingParams
-    text: TextStream
+    text: TextStream | CallReader
     one_call: bool = False  # it ends with its first call of a tool
 
 

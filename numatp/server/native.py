@@ -12,6 +12,7 @@ from numatp.server.chat import event_of
 from numatp.server.completions import Text, texts_of
 from numatp.server.conversation import check_length
 from numatp.server.endpoint import Call
+from numatp.server.forms import grammars_of, one_of
 from numatp.server.generation import Delta, Generation, Prompt, Sequence
 from numatp.server.messages import Message, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
@@ -46,9 +47,11 @@ def _prompt_of(llm: LLM, asked: NativeRequest) -> Prompt:
     tokens = llm.encode(texts[0])
     check_length(llm, tokens)
     limit = asked.n_predict if asked.n_predict is not None else asked.max_tokens
-    params = params_of(
-        asked, llm.default_params, limit if limit is not None and limit >= 0 else None, logprobs=asked.n_probs or None
-    )
+    limit = limit if limit is not None and limit >= 0 else None
+    grammar = one_of(*grammars_of(asked))
+    if grammar:
+        llm.check_grammar(grammar)
+    params = params_of(asked, llm.default_params, limit, logprobs=asked.n_probs or None, grammar=grammar)
     return Prompt(tokens, params, TextStream(llm.tokenizer, params.stops, min_tokens=params.min_tokens))
 
 

@@ -11,6 +11,7 @@ from numatp.engine.sampling import SamplingParams
 from numatp.server import tools
 from numatp.server.conversation import Block, Chat, ask, blocks_of, joined, reason_of
 from numatp.server.endpoint import Call
+from numatp.server.forms import ResponseFormat, of_format
 from numatp.server.generation import Generation, Sequence
 from numatp.server.messages import Function as Called
 from numatp.server.messages import Message, Name, Part, ToolCall, as_taken, template_arguments
@@ -42,12 +43,13 @@ class Reasoning(Struct):
     effort: Name | None = None
 
 
-class Format(Struct):
-    type: Name = "text"
-
-
 class Text(Struct):
-    format: Format | None = None
+    format: ResponseFormat | None = None
+
+
+class ToolChoice(Struct):
+    type: Name
+    name: Name | None = None
 
 
 class ResponsesRequest(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  # where mypy finds no msgspec
@@ -61,7 +63,7 @@ class ResponsesRequest(Struct, kw_only=True):  # type: ignore[call-arg,unused-ig
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
     top_p: Probability | None = None
     tools: Annotated[list[Tool], Meta(max_length=256)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | dict[str, Any] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     reasoning: Reasoning | None = None
     text: Text | None = None
@@ -96,14 +98,13 @@ def _messages(asked: ResponsesRequest) -> list[Message]:
     return found
 
 
-def _tools(asked: ResponsesRequest) -> list[dict[str, Any]]:
+def _chosen(asked: ResponsesRequest) -> tools.Chosen:
     """Functions; tools of OpenAI's own making are left out: nobody here could run them."""
-    if asked.tool_choice == "none":
-        return []
-    if asked.tool_choice not in (None, "auto"):
-        raise Refused(400, "tool_choice can be 'auto' or 'none': that a call must come is not supported", param="tool_choice")
     given = [tool for tool in asked.tools or [] if tool.type == "function" and tool.name]
-    return [tools.described(tool.name or "", tool.description, tool.parameters) for tool in given]
+    known = [tools.described(tool.name or "", tool.description, tool.parameters) for tool in given]
+    if isinstance(asked.tool_choice, ToolChoice):
+        return tools.chosen(None, asked.tool_choice.name or "", known)
+    return tools.chosen(asked.tool_choice, None, known)
 
 
 async def responses(call: Call) -> Reply:
@@ -114,14 +115,15 @@ async def responses(call: Call) -> Reply:
         raise Refused(400, "nothing is stored here: send the whole input", param="previous_response_id")
     if asked.background:
         raise Refused(400, "background is not supported: leave it out", param="background")
-    if asked.text and asked.text.format and asked.text.format.type != "text":
-        raise Refused(400, f"text.format of type {asked.text.format.type[:40]!r} is not supported", param="text.format")
-    params = params_of(
-        Sampling(temperature=asked.temperature, top_p=asked.top_p), state.llm.default_params, asked.max_output_tokens
-    )
+    grammar = of_format(asked.text.format if asked.text else None, "text.format")
+    said = Sampling(temperature=asked.temperature, top_p=asked.top_p)
+    params = params_of(said, state.llm.default_params, asked.max_output_tokens, grammar=grammar)
     effort = asked.reasoning.effort if asked.reasoning else None
     messages = as_taken(_messages(asked))
-    chat = Chat(messages, template_arguments(None, _tools(asked), effort), params, one_call=asked.parallel_tool_calls is False)
+    known = _chosen(asked)
+    arguments = template_arguments(None, known.tools, effort)
+    one_call = asked.parallel_tool_calls is False
+    chat = Chat(messages, arguments, params, one_call=one_call, must_call=known.must)
     generation = await ask(state, chat)
     answer = Answer(state.name, asked, params)
     if asked.stream:

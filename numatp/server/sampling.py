@@ -47,6 +47,8 @@ class Sampling(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  #
     stop: Stop | Stops | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=(1 << 31) - 1)] | None = None
     ignore_eos: bool | None = None
+    grammar: str | None = None  # GBNF, llama-server's
+    json_schema: dict[str, Any] | None = None  # likewise
 
 
 def params_of(asked: Sampling, usual: SamplingParams, max_tokens: int | None, **more: Any) -> SamplingParams:

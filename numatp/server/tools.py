@@ -1,6 +1,6 @@
 """Tools that a model may call, and which of them it must."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 from msgspec import Meta, Struct
 
@@ -47,10 +47,22 @@ def tools_of(tools: list[Tool] | None) -> list[dict[str, Any]]:
     return taken
 
 
-def chosen(choice: Literal["none", "auto", "required"] | Choice | None, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that the model is told of. Refused for a choice that cannot be enforced."""
+class Chosen(NamedTuple):
+    """The tools that the model is told of; must: its answer has to be a call of one of them."""
+
+    tools: list[dict[str, Any]]
+    must: bool = False
+
+
+def chosen(choice: str | None, name: str | None, tools: list[dict[str, Any]]) -> Chosen:
+    """choice: none, auto or required. name: of the one that must be called, if one is named."""
     if choice == "none":
-        return []
-    if choice in (None, "auto"):
-        return tools
-    raise Refused(400, "tool_choice can be 'auto' or 'none': that a call must come is not supported", param="tool_choice")
+        return Chosen([])
+    if name is not None:
+        named = [tool for tool in tools if tool["function"]["name"] == name]
+        if not named:
+            raise Refused(400, f"tool_choice names {name[:80]!r}, which is none of the tools", param="tool_choice")
+        return Chosen(named[:1], must=True)
+    if choice == "required" and not tools:
+        raise Refused(400, "tool_choice is 'required' and there are no tools", param="tool_choice")
+    return Chosen(tools, must=choice == "required")
