@@ -72,6 +72,7 @@ class Life:
             server_header=False, date_header=False, proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = Server(config, self._signalled)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of everybody who speaks no HTTP
         host, port = listening.getsockname()[:2]
         log.info(f"http://{f'[{host}]' if ':' in host else host}:{port}: answers 503 until the model is loaded")
         engine = self._loop.run_in_executor(None, self._run_engine)
