@@ -134,6 +134,22 @@ def test_answers_with_and_without_beside_each_other(llm):
     assert [answer.output().token_ids for answer in answers] == alone
 
 
+def test_answers_that_are_set_back_are_what_they_are_alone(llm):
+    """Numbers of seeds, counts of tokens, places in grammars and scores of prompts stay with a sequence that is computed again."""
+    wanted = [
+        replace(FREE, seed=i, max_tokens=100, ignore_eos=True, frequency_penalty=0.3, grammar=grammar, prompt_logprobs=told)
+        for i, (grammar, told) in enumerate(
+            [(None, None), (Grammar.regex("[ab]{80,}"), 2), (Grammar.regex("([cd] ){40,}"), None)] * 2
+        )
+    ]
+    alone = [llm.generate(PROMPT, params) for params in wanted]
+    before = llm.counts.set_back
+    outputs = [answer.output() for answer in [llm.submit(PROMPT, params) for params in wanted]]
+    assert llm.counts.set_back > before
+    assert [output.token_ids for output in outputs] == [output.token_ids for output in alone]
+    assert [output.prompt_logprobs for output in outputs] == [output.prompt_logprobs for output in alone]
+
+
 @pytest.mark.parametrize(("grammar", "line"), [
     (Grammar.regex("(ab|"), "unclosed group"),
     (Grammar.regex("(" * 60000 + ")" * 60000), "does not compile"),
