@@ -58,7 +58,7 @@ def main():
     options = parser.parse_args()
     world = MPI.COMM_WORLD
     started = start_ranks(Job(model="", threads=1), None)
-    global np  # numba, which brings numpy along, must not come before the start has chosen its target
+    global np  # not before the start has bound this process
     import numpy as np
 
     from numatp.engine.team import Team

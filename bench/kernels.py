@@ -17,7 +17,6 @@ REPEATS = 5
 
 
 def child(options):
-    isa.set_numba_target(isa.choose())
     import numpy as np
 
     from numatp import quants

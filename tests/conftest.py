@@ -7,11 +7,6 @@ from support import warm
 from support.commands import numatp
 from support.machines import emulated_machine
 
-from numatp.machine import isa
-
-# Kernels in this process, and in scripts that load Numba first, are those of the commands: of NUMATP_ISA, or the strongest level.
-isa.set_numba_target(isa.choose())
-
 # Started in the background of a shell or by nohup this process ignores signals, and so would all commands that it starts, the
 # tests of signals with them. A handler that does nothing goes on ignoring here, and a command that is started gets the default.
 for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):

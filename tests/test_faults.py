@@ -281,7 +281,7 @@ LIMITS = {
 def test_limit_is_named(model_path, way, limit):
     launcher, ranks = WAYS[way]
     before = shared_files()
-    words = [BIN / "numatp", "generate", "-m", model_path, *ranks, *PROMPT, "-c", "8192"]
+    words = [BIN / "numatp", "generate", "-m", model_path, *ranks, *PROMPT, "-c", "8192", "-b", "8192", "-ub", "8192"]
     result = run(*launcher, "prlimit", limit, *words)
     assert re.search(LIMITS[limit], one_line(result))
     nothing_left(before)

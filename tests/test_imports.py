@@ -37,6 +37,7 @@ DOORS = {
     "llguidance": "text",
 }
 DOORS |= dict.fromkeys(("starlette", "uvicorn", "msgspec", "prometheus_client"), "server")
+COMPILERS = {"numba", "llvmlite"}  # which only a process that compiles may load
 
 
 def imports(path):
@@ -77,6 +78,15 @@ def test_imports_point_downwards():
             elif target != place[0] and level(target) <= level(place[0]):
                 wrong.append(f"{'/'.join(place)} imports {name}")
     assert not wrong
+
+
+def test_the_compiler_has_one_door():
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if COMPILERS & {n.split(".")[0] for n in imports(path)}
+    }
+    assert found == {"kernels/jit.py", "kernels/build.py"}
 
 
 def test_one_door_per_library():

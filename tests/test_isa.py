@@ -1,19 +1,19 @@
 """numatp.machine.isa: levels by flags, and what Numba makes of them."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from pkgutil import iter_modules
-from types import SimpleNamespace
 
 import pytest
 from support.machines.sysfs import AVX2, AVX512, write
 
 from numatp.errors import MachineError, UserError
 from numatp.kernels import isa as kernels
-from numatp.machine.isa import LEVELS, Level, choose, level_of, set_numba_target
+from numatp.kernels.compile import compiler_environ
+from numatp.machine import isa
+from numatp.machine.isa import LEVELS, Level, choose
 
 pytestmark = pytest.mark.beside
 
@@ -68,29 +68,18 @@ def test_too_old_a_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_a_level_is_a_row_and_a_file_of_kernels(level: Level) -> None:
-    assert level_of(level.numba_features) is level
-    assert level_of(f"{level.numba_features},+another,-avx512vnni") is level
+def test_a_level_is_a_row_and_a_file_of_kernels(level: Level, tmp_path: Path) -> None:
+    with_flags(tmp_path, " ".join(LEVELS[0].flags))
+    assert choose({"NUMATP_ISA": level.name}, tmp_path) is level
     assert {module.name for module in iter_modules(kernels.__path__)} == {level.name for level in LEVELS}
 
 
-def test_numba_already_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    level, environ = LEVELS[-1], dict[str, str]()
-    config = SimpleNamespace(CPU_NAME=level.numba_cpu, CPU_FEATURES=level.numba_features)
-    monkeypatch.setitem(sys.modules, "numba", SimpleNamespace(config=config))
-    assert set_numba_target(level, environ)
-    config.CPU_FEATURES = None
-    assert not set_numba_target(level, environ)
-    assert environ == {}
-
-
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)
-def test_numba_compiles_for_the_level(level: Level, tmp_path: Path) -> None:
+def test_numba_compiles_for_the_level(level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The features are taken as they are: nothing of this host's is added, and AVX-512 loops are 512 bits wide."""
-    environ = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))
-    # Numba may be loaded in this process by other tests; the child starts afresh.
-    code = f"import os\nfrom numatp.machine.isa import LEVELS, set_numba_target\nset_numba_target(LEVELS[{LEVELS.index(level)}])\n"
-    run = subprocess.run([sys.executable, "-c", code + LOOP], env=environ, capture_output=True, text=True, check=True)
+    monkeypatch.setattr(isa, "level", lambda: level)
+    environ = compiler_environ() | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, "-c", LOOP], env=environ, capture_output=True, text=True, check=True)
     seen = json.loads(run.stdout)
     assert seen["target"] == [level.numba_cpu, level.numba_features]
     assert (seen["ymm"], seen["zmm"]) == ((True, False) if level.name == "avx2" else (seen["ymm"], True))

@@ -9,22 +9,28 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import pytest
+from support.commands import run
 
-from numatp.errors import UserError
+from numatp.errors import MachineError
+from numatp.files.cache import kernels_dir
 from numatp.kernels import compile as compiling
 from numatp.kernels import gate, norm
-from numatp.kernels.compile import PACKAGE, Kernel, make_all_ready
+from numatp.kernels.compile import PACKAGE, Kernel, compiler_environ, make_all_ready
 
 pytestmark = pytest.mark.beside
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(compiling, "kernel_cache", lambda: tmp_path)
+    """The kernels' folder in an empty cache."""
+    monkeypatch.setenv("NUMATP_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(Kernel, "compiled", [])
-    return tmp_path
+    for known in (kernels_dir, compiling.kernel_cache):
+        known.cache_clear()
+    yield compiling.kernel_cache()
+    for known in (kernels_dir, compiling.kernel_cache):
+        known.cache_clear()
 
 
 def fresh(kernel):
@@ -38,32 +44,54 @@ def damages(whole):
     return [b"", whole[:10], whole[:half], whole[:-1], bytes(len(whole)), b"x" * len(whole), bytes(flipped)]
 
 
+# In a process that compiles: each damaged file is compiled again and replaced.
+REPLACED = """
+import sys
+from pathlib import Path
+sys.path.append(sys.argv[1])
+from numatp.kernels import build, gate
+from numatp.kernels.compile import Kernel, read
+from test_kernel_cache import damages
+kernel = gate.silu_gate
+whole = kernel.path.read_bytes()
+for i, damaged in enumerate(damages(whole)):
+    kernel.path.write_bytes(damaged)
+    Kernel.compiled.clear()
+    assert build.build(kernel, wait=True) and build.build(kernel, wait=True)
+    assert Kernel.compiled == ["gate.silu_gate"], i
+    assert read(kernel.path).code, i
+"""
+
+
 def test_a_damaged_file_is_compiled_again_and_replaced(folder):
-    assert fresh(gate.silu_gate).address
-    file = folder / "gate.silu_gate.kernel"
-    whole = file.read_bytes()
+    kernel = fresh(gate.silu_gate)
+    assert kernel.address and Kernel.compiled == ["gate.silu_gate"]
+    whole = kernel.path.read_bytes()
     for i, damaged in enumerate(damages(whole)):
-        file.write_bytes(damaged)
-        Kernel.compiled.clear()
-        again, next_one = fresh(gate.silu_gate), fresh(gate.silu_gate)
-        assert again.address and Kernel.compiled == ["gate.silu_gate"], i
-        assert next_one.address and Kernel.compiled == ["gate.silu_gate"], i  # the file was replaced
+        kernel.path.write_bytes(damaged)
+        assert not fresh(gate.silu_gate).find(), i
+    assert fresh(gate.silu_gate).address and Kernel.compiled == ["gate.silu_gate"] * 2
+    assert fresh(gate.silu_gate).find()  # the file was replaced
+    again = run(sys.executable, "-c", REPLACED, os.path.dirname(__file__), env=compiler_environ())
+    assert again.returncode == 0, again.stderr
     assert sorted(file.suffix for file in folder.iterdir()) == [".kernel", ".lock"]  # no unfinished file stays
 
 
-def test_a_kernel_that_somebody_compiles_is_left_for_later(folder):
+def test_a_kernel_that_somebody_compiles_is_left_for_later(folder, tmp_path, monkeypatch):
     """While one process holds the lock of the first kernel another compiles the second; then it takes what the first has made."""
     first, second = fresh(gate.silu_gate), fresh(norm.rms_norm)
+    elsewhere = run(sys.executable, "-c", SCRIPT, PACKAGE.parent, env={"NUMATP_CACHE_DIR": str(tmp_path / "elsewhere")})
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    made = tmp_path / "elsewhere/kernels" / folder.name / "gate.silu_gate.kernel"
     with open(folder / "gate.silu_gate.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         other = threading.Thread(target=make_all_ready, args=([first, second],))
         other.start()
         while not (folder / "norm.rms_norm.kernel").exists():
             assert other.is_alive()
+            time.sleep(0.01)
         assert not (folder / "gate.silu_gate.kernel").exists()
-        file = compiling.KernelFile(folder / "gate.silu_gate.kernel")
-        assert not file.read()
-        fresh(gate.silu_gate)._take(file)
+        made.rename(folder / "gate.silu_gate.kernel")
     other.join()
     assert Kernel.compiled == ["norm.rms_norm"]
     assert first.address and second.address
@@ -94,34 +122,44 @@ def test_another_install_of_the_same_files_compiles_nothing(tmp_path):
     assert sorted(said.split()) == ["gate.silu_gate", "norm.rms_norm"]
 
 
-def test_without_numbas_compiler_there_is_one_line(monkeypatch):
-    monkeypatch.setattr(numba.config, "DISABLE_JIT", 1)
-    with pytest.raises(UserError, match="unset it"):
-        compiling.kernel_cache.__wrapped__()
+@pytest.mark.parametrize(
+    ("name", "value"), [("DISABLE_JIT", "1"), ("OPT", "0"), ("DEBUGINFO", "1"), ("SLP_VECTORIZE", "2"), ("CPU_NAME", "generic")]
+)
+def test_settings_of_the_users_numba_change_no_kernel(folder, monkeypatch, name, value):
+    usual, there = fresh(gate.silu_gate), folder
+    assert usual.address
+    code = compiling.read(usual.path).code
+    usual.path.unlink()
+    monkeypatch.setenv(f"NUMBA_{name}", value)
+    compiling.kernel_cache.cache_clear()
+    assert compiling.kernel_cache() == there
+    again = fresh(gate.silu_gate)
+    assert again.address and compiling.read(again.path).code == code
 
 
-@pytest.mark.parametrize(("name", "value"), [("OPT", 0), ("DEBUGINFO_DEFAULT", 1), ("SLP_VECTORIZE", 2)])
-def test_settings_of_numba_that_change_machine_code_have_a_folder_of_their_own(monkeypatch, tmp_path, name, value):
-    monkeypatch.setattr(compiling, "kernels_dir", lambda: (tmp_path, ""))
-    usual = compiling.kernel_cache.__wrapped__()
-    monkeypatch.setattr(numba.config, name, value)
-    assert compiling.kernel_cache.__wrapped__() != usual
+def test_what_cannot_be_compiled_is_one_line(folder, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho some trace >&2; echo 'out of memory' >&2; exit 1\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(compiling.sys, "executable", str(python))
+    with pytest.raises(MachineError, match="^kernels cannot be compiled: out of memory$"):
+        make_all_ready([fresh(gate.silu_gate)])
 
 
 def test_threads_of_a_process_load_kernels_one_after_another(folder, monkeypatch):
-    """Numba's tables are not for several threads: `numatp quantize` asks for kernels of two formats at once."""
+    """`numatp quantize` asks for kernels of two formats at once."""
     inside, most = [], []
 
-    def read(file):
-        inside.append(file)
+    def read(path):
+        inside.append(path)
         time.sleep(0.02)
         most.append(len(inside))
-        inside.remove(file)
-        return True
+        inside.remove(path)
+        return compiling.MachineCode("entry", b"", b"")
 
-    monkeypatch.setattr(compiling.KernelFile, "read", read)
-    monkeypatch.setattr(Kernel, "_take", lambda kernel, file: setattr(kernel, "_cfunc", file))
+    monkeypatch.setattr(compiling, "read", read)
+    monkeypatch.setattr(compiling.object_file, "load", lambda code, entry: 1)
     kernels = [fresh(kernel) for kernel in (gate.silu_gate, gate.gelu_gate, norm.rms_norm, norm.layer_norm)]
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(Kernel.make_ready, kernels * 2))
+        assert all(pool.map(Kernel.find, kernels * 2))
     assert most == [1] * 4

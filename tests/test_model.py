@@ -1,7 +1,6 @@
 """The engine against naive.py on tiny models, for any number of ranks, threads and any way to cut the prompt."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from support.commands import SCRIPTS, mpirun, run
 from support.engines import CHUNKS, TOKENS, engine_logits, expected
@@ -115,21 +115,24 @@ print("compiled", *Kernel.compiled)
 """
 
 
-def locks(pid):
-    """What /proc/locks says of a process's flock: "held", "waiting" or nothing."""
-    for line in Path("/proc/locks").read_text().splitlines():
-        words = line.split()[1:]
-        waiting = words[0] == "->"
-        if words[waiting] == "FLOCK" and words[waiting + 3] == str(pid):
-            return "waiting" if waiting else "held"
+def compiler(process, state):
+    """The process that compiles for it, if /proc/locks says of its flock that it is "held", or "waiting"."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    for child in psutil.Process(process.pid).children():
+        for line in lines:
+            words = line.split()[1:]
+            waiting = words[0] == "->"
+            if words[waiting] == "FLOCK" and words[waiting + 3] == str(child.pid) and waiting == (state == "waiting"):
+                return child
     return None
 
 
 def until(seen, process):
     end = time.monotonic() + 60
-    while not seen():
+    while not (found := seen()):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.005)
+    return found
 
 
 def test_who_is_killed_while_compiling_blocks_nobody(tmp_path):
@@ -140,16 +143,17 @@ def test_who_is_killed_while_compiling_blocks_nobody(tmp_path):
     with start() as first:
         try:
             while True:
-                until(lambda: locks(first.pid) == "held", first)
-                first.send_signal(signal.SIGSTOP)
-                os.waitid(os.P_PID, first.pid, os.WSTOPPED)
-                if locks(first.pid) == "held":
+                holder = until(lambda: compiler(first, "held"), first)
+                holder.suspend()
+                until(lambda: holder.status() == psutil.STATUS_STOPPED, first)  # noqa: B023
+                if compiler(first, "held"):
                     break
-                first.send_signal(signal.SIGCONT)
+                holder.resume()
             with start() as second:
                 try:
-                    until(lambda: locks(second.pid) == "waiting", second)
+                    until(lambda: compiler(second, "waiting"), second)
                     first.kill()
+                    holder.kill()
                     compiled = second.communicate(timeout=120)[0].split()
                 finally:
                     second.kill()

@@ -44,7 +44,6 @@ def run(arguments: argparse.Namespace) -> int:
 
         plot = bandwidth_plot.check(arguments.plot)
     limits.check()
-    isa.set_numba_target(isa.choose())
     from numatp.measure.bandwidth import measure
 
     bound = frozenset(policy.bound_nodes(policy.current_policy()))
@@ -67,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(found: "Bandwidth") -> dict[str, Any]:
     """As JSON: GB/s are 1e9 bytes per second."""
     return {
-        "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "isa": isa.choose().name,
+        "host": socket.gethostname(), "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "isa": isa.level().name,
         "cores": found.cores, "area_bytes": found.area_bytes, "together_gbs": round(found.together_gbs, 2),
         "pairs": [rounded(asdict(pair)) for pair in found.pairs], "latency": [rounded(asdict(one)) for one in found.latencies],
         "exchange": [rounded(asdict(one)) for one in found.exchanges], "notes": found.notes,

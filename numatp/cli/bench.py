@@ -208,7 +208,7 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
 
 def _results(service: MeasuringService, tests: list[Workload], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each test gave, as JSON."""
-    from numatp.measure.bench import Bench  # these load Numba
+    from numatp.measure.bench import Bench  # these load numpy
     from numatp.measure.report import describe, profile
 
     engine, repetitions = service.engine(), arguments.repetitions

@@ -127,7 +127,7 @@ def _pages(service: MeasuringService, min_local: float) -> list[RankPages]:
 
 
 def _open_bench(service: MeasuringService) -> "Bench":
-    from numatp.measure.bench import Bench  # loads Numba, whose target is set by now
+    from numatp.measure.bench import Bench
 
     return service.call(partial(Bench, roofline=False))
 

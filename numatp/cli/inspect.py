@@ -28,9 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
 def describe(path: Path) -> dict[str, Any]:
     """All that the command says. UserError for a file that cannot be read."""
     source = Folder(path) if os.path.isdir(path) else read_gguf(path)
-    level = isa.choose()
-    isa.set_numba_target(level)
-    from numatp.advice.inspect import kernels_of, summary_of, support_of  # loads Numba
+    level = isa.level()
+    from numatp.advice.inspect import kernels_of, summary_of, support_of  # loads numpy
 
     support = support_of(path)
     tensors = [

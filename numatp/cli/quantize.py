@@ -11,7 +11,6 @@ from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
-from numatp.machine import isa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     path, out, wanted = resolve_model(arguments.model), arguments.out, arguments.type.upper()
-    isa.set_numba_target(isa.choose())
-    from numatp.weights import convert  # loads Numba
+    from numatp.weights import convert  # loads numpy
 
     if wanted not in convert.type_names():
         raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")

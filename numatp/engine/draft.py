@@ -1,7 +1,7 @@
 """What a model would be on so many ranks of a machine, before anything is loaded: their bytes, their room and how fast they decode.
 
-Everything comes from headers. Sizes are computed by the code that loads, so a draft says the bytes that a load will take. No Numba
-is loaded, because how many ranks there will be is asked before its target is set.
+Everything comes from headers. Sizes are computed by the code that loads, so a draft says the bytes that a load will take. No kernel
+is loaded.
 
 How fast can decoding be? Bytes over bandwidth, and the price of meeting: one formula for every machine and model. A token needs
 each node to read its ranks' weights (of experts only the active ones) and their part of the cache once, at no more than the node's

@@ -103,8 +103,7 @@ def check_kernels(world: World) -> None:
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
             raise MachineError(
-                f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages, NUMATP_ISA "
-                "and NUMBA_ settings"
+                f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages and NUMATP_ISA"
             )
 
 

@@ -1,6 +1,6 @@
-"""From a started process to a rank that knows its place, Numba's target and the others, in the order that matters.
+"""From a started process to a rank that knows its place and the others, in the order that matters.
 
-Nothing here may import numba before the target is set. Only the engine's thread is bound: the caller's own is left alone.
+Only the engine's thread is bound: the caller's own is left alone.
 """
 
 import os
@@ -51,21 +51,17 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
-def take_place(
-    job: Job, seats: int, seat: int, join: "Callable[[bool], Host]", target: list[str | None] | None = None
-) -> StartedRank:
-    """Finds this process its place at seat `seat` of `seats` of this host, sets Numba's target, and only then meets the others.
+def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], Host]") -> StartedRank:
+    """Finds this process its place at seat `seat` of `seats` of this host, and only then meets the others.
 
-    join(crowded) is the meeting. target: what rank 0's Numba was loaded with, if it was. What failed on one rank is raised on all.
+    join(crowded) is the meeting. What failed on one rank is raised on all.
     """
     places, notes, failure = list[placement.Placement](), list[str](), None
     try:
         places = find_places(job, seats)
         notes += filter(None, [kernels_dir()[1]])
-        if target:
-            isa.take_target(target)
-        elif not isa.set_numba_target(isa.choose()) and os.environ.get("NUMATP_ISA"):
-            notes.append("NUMATP_ISA has no effect: this process had loaded Numba before")
+        if isa.choose() != isa.level():
+            notes.append("NUMATP_ISA has no effect: this process had chosen before")
     except NumatpError as error:
         failure = error
     host = join(bool(places) and places[seat].crowded)
@@ -103,9 +99,8 @@ def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker
     if ranks == 1:
         return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
     find_places(job, ranks)
-    isa.choose()  # a wrong wish ends here, before there are workers
-    described = {"job": asdict(job), "target": isa.loaded_target()}
-    workers = _ranks("local").Workers(worker, ranks, described)
+    level = isa.level()  # a wrong wish ends here, before there are workers
+    workers = _ranks("local").Workers(worker, ranks, {"job": asdict(job), "isa": level.name})
     try:
         started = take_place(job, ranks, 0, workers.host)
     except BaseException:
@@ -118,9 +113,8 @@ def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker
 def join_as_worker(described: dict[str, Any]) -> tuple[Job, StartedRank]:
     """A worker process, from the description it was started with."""
     job = Job(**described["job"])
-    return job, take_place(
-        job, described["seats"], described["seat"], lambda crowded: _ranks("local").join(described, crowded), described["target"]
-    )
+    os.environ["NUMATP_ISA"] = described["isa"]  # rank 0 may have chosen before its environment said something else
+    return job, take_place(job, described["seats"], described["seat"], lambda crowded: _ranks("local").join(described, crowded))
 
 
 def _ranks(name: str) -> Any:

@@ -29,7 +29,7 @@ class Team:
 
     def run_each(self, calls: Sequence[tuple[Kernel, np.ndarray]]) -> None:
         """Kernels one after another on all threads of this rank; no thread waits for another in between."""
-        self.run_program(Program("calls", [Op(kernel.name, kernel.address, record, [], []) for kernel, record in calls], 0))
+        self.run_program(Program("calls", [Op(kernel.name, kernel, record, [], []) for kernel, record in calls], 0))
 
     def run_program(self, program: Program) -> None:
         """A program without syncs on this rank alone."""

@@ -10,7 +10,7 @@ from numatp.machine.parent import end_with
 
 
 def main(module: str, name: str) -> int:
-    """The rank's life with an engine of the class `name` of `module`, which loads Numba, so not before the rank has its place."""
+    """The rank's life with an engine of the class `name` of `module`, which loads numpy, so not before the rank has its place."""
     described = json.loads(sys.argv[1])
     end_with(described["parent"])
     try:

@@ -9,9 +9,8 @@ starts (blocks, pitch), and sums and starts for the halves of a block, (blocks, 
 integer dot product with weights that are stored + zero begins with: -zero * the sum of the int8.
 """
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, rows_of
+from numatp.kernels.jit import float32
 from numatp.kernels.simd import (
     abs_f32,
     largest_of_two,

@@ -11,10 +11,9 @@ long runs of memory are what a processor's own prefetching needs.
 
 from types import ModuleType
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import LOG2_E, exp2
+from numatp.kernels.jit import float32
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import GROUP, room_for, with_rows
 from numatp.kernels.scratch import HIGHEST, STATE_ROWS, TOTAL, corrections_of, state_of, sums_of

@@ -8,10 +8,9 @@ head a matrix S, head_size keys by head_size values. The columns of S do not see
 from math import exp as scalar_exp
 from math import log1p, sqrt
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import silu
+from numatp.kernels.jit import float32
 from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32x16, sum_f32x16
 
 

@@ -1,8 +1,7 @@
-"""The file of kernels/isa/ for the level that Numba compiles for."""
+"""The file of kernels/isa/ for this process's level of instructions."""
 
 import importlib
 
-from numatp.kernels.compile import target
-from numatp.machine.isa import level_of
+from numatp.machine.isa import level
 
-isa = importlib.import_module(f"numatp.kernels.isa.{level_of(target()[2]).name}")
+isa = importlib.import_module(f"numatp.kernels.isa.{level().name}")

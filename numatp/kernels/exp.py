@@ -1,9 +1,8 @@
 """exp, and the activation functions made of it, on 16 lanes."""
 
-from numba.extending import intrinsic
-
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
+from numatp.kernels.jit import intrinsic
 from numatp.kernels.simd import f32x16, fma, max_f32x16, min_f32x16, round_f32, splat_f32
 
 # exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.

@@ -12,9 +12,8 @@ places (rows, used): the place of each pair
 
 from math import exp
 
-from numba import float32, int64
-
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.jit import float32, int64
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, store_i64
 

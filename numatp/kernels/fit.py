@@ -6,9 +6,8 @@ squared error wins. Where there is no minimum, errors of large weights count mor
 2026-11-26).
 """
 
-from numba import float32
-
 from numatp.kernels.compile import device
+from numatp.kernels.jit import float32
 from numatp.kernels.simd import (
     abs_f32,
     floor_f32,

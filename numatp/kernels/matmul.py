@@ -7,10 +7,9 @@ so each thread first touches the memory that it will read.
 from math import exp as scalar_exp
 from types import ModuleType
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
+from numatp.kernels.jit import float32
 from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.pread import pread
 from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, with_rows

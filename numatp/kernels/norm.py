@@ -2,10 +2,9 @@
 
 from math import sqrt
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, rows_of, share
 from numatp.kernels.exp import silu
+from numatp.kernels.jit import float32
 from numatp.kernels.simd import (
     fma,
     load_f32,

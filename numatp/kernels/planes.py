@@ -4,12 +4,9 @@ A plane holds `bits` (4, 2 or 1) bits of each of 32 columns x 16 rows in `bits` 
 bytes 4r..4r+3 of vector j % bits, in the field of bits that begins at j // bits * bits.
 """
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
-
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
+from numatp.kernels.jit import intrinsic, ir, types
 from numatp.kernels.rows import Vectors, map_rows
 from numatp.kernels.simd import INT32, constant, i8x64, i32x16, llvm_type, load_i16, load_u8, offset, pointer, splat, store_i16
 

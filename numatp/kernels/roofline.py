@@ -4,12 +4,9 @@ Which way of reading is fastest differs between machines, so there are several a
 part per thread; fill() touches it first. The sums that the loops leave prove that everything was read.
 """
 
-from llvmlite import ir
-from numba import int32, types
-from numba.extending import intrinsic
-
 from numatp.kernels.compile import device, kernel
 from numatp.kernels.dot import isa
+from numatp.kernels.jit import int32, intrinsic, ir, types
 from numatp.kernels.rows import Vectors
 from numatp.kernels.simd import (
     INT32,

@@ -5,12 +5,9 @@ What belongs to a row lies side by side in memory (kernels/activation.py): the r
 and 32 bytes of one row those of the row before.
 """
 
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic, models, register_model
-
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
+from numatp.kernels.jit import intrinsic, ir, models, register_model, types
 from numatp.kernels.simd import (
     FLOAT,
     INT32,

@@ -2,10 +2,9 @@
 
 import math
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
+from numatp.kernels.jit import float32
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.simd import (
     bits_of,

@@ -5,9 +5,8 @@ The most probable tokens of a row are a record of TOP_BYTES: their logits, float
 
 from math import exp
 
-from numba import float32, int32
-
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.jit import float32, int32
 from numatp.kernels.layout import MOST_TOP, TOP_BYTES
 from numatp.kernels.simd import load_f32, load_i32, load_i64, offset, store_f32, store_i32
 

@@ -8,10 +8,7 @@ no integer casts.
 import itertools
 import operator
 
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
+from numatp.kernels.jit import cgutils, intrinsic, ir, lower_builtin, models, register_model, type_callable, types
 
 LANES = 16  # float32 lanes of one vector, and rows of one weight tile
 

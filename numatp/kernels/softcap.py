@@ -1,9 +1,8 @@
 """Soft caps, as Gemma 2 has them: x becomes cap * tanh(x / cap), nearly x where it is small and never beyond the cap."""
 
-from numba import float32
-
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
+from numatp.kernels.jit import float32
 from numatp.kernels.simd import load_f32x16, load_i64, offset, splat_f32, store_f32x16
 
 

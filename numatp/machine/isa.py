@@ -4,9 +4,9 @@ A level is a row of LEVELS and the file of kernels/isa of its name.
 """
 
 import os
-import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
@@ -22,19 +22,13 @@ class Level:
     numba_features: str  # NUMBA_CPU_FEATURES
     lacks: str = ""  # what is slower than on the strongest level, for people
 
-    @property
-    def needs(self) -> set[str]:
-        """What of numba_features adds instructions."""
-        return {feature for feature in self.numba_features.split(",") if feature.startswith("+")}
-
 
 # The LLVM cpu name x86-64-v3 lets the compiler use all of these; it implies them and avx2, fma, f16c.
 V3_FLAGS = frozenset({"avx", "avx2", "fma", "f16c", "bmi1", "bmi2", "abm", "movbe", "popcnt"})
 V4_FLAGS = V3_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"}
 
-# Numba takes the features as they are, in place of the host's. They repeat what the cpu name implies because numatp's kernels
-# look for "+avx512vnni" and the like in them. x86-64-v4 comes tuned to prefer 256-bit vectors (early Skylake lowered its
-# clock); explicit 512-bit vectors stay whole all the same, but loops that LLVM vectorises itself would get half the width.
+# Numba takes the features as they are, in place of the host's. x86-64-v4 comes tuned to prefer 256-bit vectors (early Skylake
+# lowered its clock); explicit 512-bit vectors stay whole all the same, but loops that LLVM vectorises itself would get half of it.
 V3_FEATURES = "+avx2,+fma,+f16c"
 V4_FEATURES = f"{V3_FEATURES},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,-prefer-256-bit"
 
@@ -73,35 +67,10 @@ def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> L
     raise UserError(f"NUMATP_ISA={wish}: {reason}; possible here: {names}")
 
 
-def level_of(features: str) -> Level:
-    """The strongest level whose instructions are among those that Numba compiles for, spelt as NUMBA_CPU_FEATURES is."""
-    there = set(features.split(","))
-    return next(level for level in LEVELS if level.needs <= there)
-
-
-def set_numba_target(level: Level, environ: MutableMapping[str, str] = os.environ) -> bool:
-    """Make Numba compile for `level`. False, and nothing changed, if it is loaded already with another target."""
-    loaded = loaded_target()
-    if loaded is not None:
-        return loaded == [level.numba_cpu, level.numba_features]
-    environ["NUMBA_CPU_NAME"] = level.numba_cpu
-    environ["NUMBA_CPU_FEATURES"] = level.numba_features
-    return True
-
-
-def loaded_target() -> list[str | None] | None:
-    """[cpu, features] that Numba was loaded with in this process, where None is the machine's own; None: not loaded yet."""
-    loaded = getattr(sys.modules.get("numba"), "config", None)
-    return None if loaded is None else [loaded.CPU_NAME, loaded.CPU_FEATURES]
-
-
-def take_target(target: list[str | None], environ: MutableMapping[str, str] = os.environ) -> None:
-    """Before Numba loads: compile for the loaded_target of another process."""
-    for name, value in zip(("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES"), target, strict=True):
-        if value is None:
-            environ.pop(name, None)
-        else:
-            environ[name] = value
+@cache
+def level() -> Level:
+    """Whose instructions the kernels of this process use: what choose() says when it is first asked for."""
+    return choose()
 
 
 def _cpu_flags(root: str | Path) -> frozenset[str]:

@@ -20,7 +20,7 @@ def format_of(gguf_type: str, tensor: str) -> Format:
 
 
 def kernels_of(name: str) -> ModuleType:
-    """The file of a format, e.g. numatp.quants.q4_1, which loads Numba."""
+    """The file of a format, e.g. numatp.quants.q4_1, which loads numpy."""
     return importlib.import_module(FORMATS[name].module)
 
 

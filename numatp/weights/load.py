@@ -130,11 +130,10 @@ class Weights:
     def _convert(self, piece: Slice, target: Matrix, run: "RunEach", pool: ThreadPoolExecutor, threads: int) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
         format, info = piece.format, piece.info
-        from numatp.kernels.compile import specialize
+        from numatp.kernels.compile import make_all_ready, specialize
 
         pack = specialize("pack", "quant", format.module).pack
-        if info.type != format.name:
-            _ = specialize("quantizer", "quant", format.module).quantize.address  # compiled here, not by several threads at once
+        make_all_ready([pack, *([specialize("quantizer", "quant", format.module).quantize] if info.type != format.name else [])])
         # Super-blocks are quantised whole, whatever of them this rank keeps.
         columns = piece.columns if format.columns == UNIT else range(info.shape[-1])
         step = max(CONVERTED // len(columns) // TILE_ROWS, 1) * TILE_ROWS

@@ -14,7 +14,7 @@ class Play:
     """A scheduler of its own on a service's engine; `asked` are the requests, in order, with what came of each."""
 
     def __init__(self, engine, counts):
-        from numatp.engine.scheduler import Scheduler  # loads Numba, which must meet a started engine
+        from numatp.engine.scheduler import Scheduler
 
         self.engine, self.counts, self.asked = engine, counts, []
         self.scheduler = Scheduler(engine, counts)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from support.commands import SCRIPTS
 
-_servers = {}  # by NUMATP_ISA, for which Numba compiles all its life
+_servers = {}  # by NUMATP_ISA, whose kernels they run all their life
 
 
 def run_script(name, *arguments, env=None, timeout=240):

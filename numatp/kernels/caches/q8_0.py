@@ -7,10 +7,9 @@ dot products with queries rounded to 8 bits. Values lie as columns of such a mat
 and rounded to 8 bits, with one scale for 32 tokens.
 """
 
-from numba import float32
-
 from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
+from numatp.kernels.jit import float32
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.scratch import corrections_of, factors_of, prepared_of, sums_of

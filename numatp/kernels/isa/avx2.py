@@ -1,7 +1,6 @@
 """AVX2: as AVX-512 without VNNI, on halves of 256 bits; 16 registers hold fewer rows."""
 
-from llvmlite import ir
-
+from numatp.kernels.jit import ir
 from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, llvm_type
 
 GROUP = 4

@@ -4,8 +4,7 @@ The first step saturates at 32767, so one factor must not exceed 128 where the o
 as their magnitudes, and their signs move to x.
 """
 
-from llvmlite import ir
-
+from numatp.kernels.jit import ir
 from numatp.kernels.simd import BYTE, INT16, INT32, call_llvm, constant, i8x64, i32x16
 
 GROUP = 16

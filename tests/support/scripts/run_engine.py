@@ -45,6 +45,7 @@ def main():
         scores.append(engine.score([span]))
     np.save(out.replace(".npy", ".scores.npy"), np.concatenate(scores))
     print("compiled", *engine.compiled_kernels())
+    assert not {"numba", "llvmlite"} & set(sys.modules)  # an engine has its kernels compiled, and runs them
     engine.close()
     if started.workers:
         started.workers.close()

@@ -7,9 +7,7 @@ import sys
 from importlib import import_module
 
 from numatp.cli.main import main
-from numatp.machine import isa
 
-isa.set_numba_target(isa.choose())  # before what loads Numba
 Bench = import_module("numatp.measure.bench").Bench
 roofline = import_module("numatp.measure.roofline")
 measure, ceiling = roofline.Meter._time, Bench.ceiling

@@ -1,4 +1,4 @@
-"""Runs other scripts of this folder in forks of itself: Python, numpy, Numba and kernels are loaded once for all of them.
+"""Runs other scripts of this folder in forks of itself: Python, numpy and kernels are loaded once for all of them.
 
 python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", and "out" and "err",
 files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is as it is in
@@ -16,18 +16,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from types import SimpleNamespace
 
-from numatp.machine import isa
-
-isa.set_numba_target(isa.choose())
 sys.path.append(str(Path(__file__).parents[2]))
 
-from numba.core.registry import cpu_target  # noqa: E402
-from support.kernels import all_kernels  # noqa: E402
+from support.kernels import all_kernels
 
-from numatp import engine, models  # noqa: E402
-from numatp.engine import worker  # noqa: E402
-from numatp.kernels.compile import kernel_cache  # noqa: E402
-from numatp.ranks import alone, local  # noqa: E402, F401
+from numatp import engine, models
+from numatp.engine import worker
+from numatp.ranks import alone, local  # noqa: F401
 
 LOADED = [f"{package.__name__}.{module.name}" for package in (engine, models) for module in iter_modules(package.__path__)]
 
@@ -94,12 +89,9 @@ def run(case):
 def main():
     for module in LOADED:
         import_module(module)
-    cpu_target.target_context.refresh()
     kernels = all_kernels()
     for line in sys.stdin:
-        for kernel in [kernel for kernel in kernels if (kernel_cache() / f"{kernel.name}.kernel").exists()]:
-            kernel.make_ready()  # somebody has compiled it
-            kernels.remove(kernel)
+        kernels = [kernel for kernel in kernels if not kernel.find()]  # what somebody has compiled
         case = json.loads(line)
         pid = fork(lambda case=case: run(case))
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -1,0 +1,122 @@
+"""Compiles kernels with Numba, in a process of its own (compile_apart): whoever runs them loads neither Numba nor LLVM.
+
+Once this module is imported the files of kernels are those of a compiler (jit.py).
+"""
+
+import fcntl
+import importlib
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import infer_getattr, lower_getattr_generic
+
+from numatp.errors import NumatpError
+from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, kernel_cache, read, specialize, write
+from numatp.kernels.jit import ir, models, register_model, types
+from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
+from numatp.machine.limits import describe
+from numatp.machine.parent import end_with
+
+FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
+
+
+class Args(types.Type):
+    """Address of a kernel's argument record; `args.name` loads the field of that name."""
+
+    def __init__(self, fields: tuple[tuple[str, str], ...]):
+        self.fields = fields
+        super().__init__(name=f"Args({', '.join(f'{name}: {kind}' for name, kind in fields)})")
+
+
+@register_model(Args)
+class ArgsModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, BYTE.as_pointer())
+
+
+@infer_getattr
+class ArgsFields(AttributeTemplate):
+    key = Args
+
+    def generic_resolve(self, args, name):
+        kind = dict(args.fields).get(name)
+        return FIELD_TYPES[kind] if kind else None
+
+
+@lower_getattr_generic(Args)
+def load_field(context, builder, args_type, value, name):
+    index = [field for field, _ in args_type.fields].index(name)
+    kind = args_type.fields[index][1]
+    stored = {"pointer": BYTE.as_pointer(), "int": INT64, "float": DOUBLE}[kind]
+    table = builder.bitcast(value, stored.as_pointer())
+    loaded = builder.load(builder.gep(table, [ir.Constant(INT64, index)]))
+    return builder.fptrunc(loaded, FLOAT) if kind == "float" else loaded
+
+
+def signature(fields: dict[str, str]) -> Any:
+    return types.void(Args(tuple(fields.items())), types.int64, types.int64)
+
+
+class Taken(NullCache):
+    """Takes what Numba would keep in a cache of its own."""
+
+    made: MachineCode
+
+    def save_overload(self, sig: Any, cres: Any) -> None:
+        assert not cres.library.has_dynamic_globals, f"{cres.fndesc.llvm_func_name} would hold addresses of this process"
+        _, _, (code, bitcode) = cres.library.serialize_using_object_code()
+        self.made = MachineCode(cres.fndesc.llvm_cfunc_wrapper_name, code, bitcode)
+
+
+def compiled(kernel: Kernel) -> MachineCode:
+    """Numba's work."""
+    callback: Any = CFunc(kernel.function, normalize_signature(signature(kernel.fields)), locals={}, options=OPTIONS)
+    callback._cache = taken = Taken()
+    callback.compile()
+    return taken.made
+
+
+def build(kernel: Kernel, wait: bool) -> bool:
+    """Compiles the kernel unless it is there. While another process compiles it: waits, or does nothing and returns False."""
+    with open(kernel_cache() / f"{kernel.name}.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        if not read(kernel.path):  # otherwise somebody compiled it while we waited
+            write(kernel.path, compiled(kernel))
+            Kernel.compiled.append(kernel.name)
+    return True
+
+
+def build_all(kernels: Iterable[Kernel]) -> None:
+    """Each process goes on to a kernel that nobody is compiling."""
+    missing = [*kernels]
+    while missing:
+        later = [kernel for kernel in missing if not build(kernel, wait=False)]
+        if len(later) == len(missing):
+            build(later.pop(0), wait=True)
+        missing = later
+
+
+def main() -> None:
+    """The process, whose argument is the one that it ends with.
+
+    Standard input says which kernels: JSON, [module, name, arguments of specialize() or null] of each. Prints the names of those
+    that it compiled itself: processes that want the same share the work.
+    """
+    end_with(int(sys.argv[1]))
+    kernels = []
+    for module, name, arguments in json.load(sys.stdin):
+        kernels.append(getattr(specialize(*arguments) if arguments else importlib.import_module(module), name))
+    try:
+        build_all(kernels)
+    except (NumatpError, MemoryError, OSError, RuntimeError) as error:
+        sys.exit(str(error) if isinstance(error, NumatpError) else describe(error) or repr(error))
+    json.dump(Kernel.compiled, sys.stdout)
