@@ -113,6 +113,7 @@ def test_what_the_server_is(server):
     slots = server.client.get("/slots").json()
     assert len(slots) == 4 and set(slots[0]) == {"id", "n_ctx", "is_processing"}  # and nothing of what anybody said
     assert server.client.get("/health").json()["status"] == "ok"
+    server.post("/v1/completions", greedy(prompt=PROMPT))
     counts = server.counts()
     assert counts["steps_total"] > 0 and counts["generation_tokens_total"] > 0 and counts["num_requests_running"] == 0
 
@@ -163,6 +164,22 @@ def test_echo_as_lm_evaluation_harness_asks_for_it(server):
     assert all(max(top.values()) >= one for top, one in zip(said["top_logprobs"][1:], said["token_logprobs"][1:], strict=True))
     only = server.post("/v1/completions", {"prompt": ids, "max_tokens": 0, "logprobs": 0, "echo": True}).json()["choices"][0]
     assert only["text"] == PROMPT and only["logprobs"]["token_logprobs"][1:] == second["logprobs"]["token_logprobs"][1:-1]
+
+
+def test_a_second_turn_finds_the_first_in_the_cache(server):
+    """On every interface, and in the metrics."""
+    first = [{"role": "user", "content": "Remember these: " + "one two three four five " * 40}]
+    answer = server.post(CHAT, greedy(messages=first)).json()["choices"][0]["message"]["content"]
+    history = [*first, {"role": "assistant", "content": answer}, HELLO[0]]
+    before = server.counts()["prefix_cache_hits_total"]
+    usage = server.post(CHAT, greedy(messages=history)).json()["usage"]
+    cached = usage["prompt_tokens_details"]["cached_tokens"]
+    assert 128 <= cached < usage["prompt_tokens"] and server.counts()["prefix_cache_hits_total"] - before == cached
+    again = server.post("/v1/messages", {"messages": history, "max_tokens": 2}).json()["usage"]
+    assert again["cache_read_input_tokens"] >= cached
+    assert again["cache_read_input_tokens"] + again["input_tokens"] == usage["prompt_tokens"]
+    several = server.post(CHAT, greedy(messages=history, n=3)).json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert several >= cached
 
 
 SCHEMA = {
