@@ -91,56 +91,32 @@ def assert_local(result, nodes):
     assert list(found) == list(enumerate(nodes)) and min(found.values()) >= 99, result.stderr
 
 
-def two_nodes(folder):
+def test_two_nodes(folder, texts):
+    """What starts together saves a start, which takes most of a minute."""
     model = folder / "model.gguf"
     mpich = Path(os.environ.get("NUMATP_TEST_MPICH", BIN)).absolute()
     compared = "--compare one-node,interleave,tp -ts auto -p 0 -n 2 -r 1 -t 1 -o json --audit"
-    return {
-        "killed": killed(generate(folder, "--audit", f"{REFUSED} {MPIRUN} -np 2 --bind-to socket", tokens=8000)),
-        "moved": moved(numatp("audit", model, "-n 200 -o json -t 1", f"{MPIRUN} -np 2")),
-        "forced": numatp("audit", model, "-n 2 -o json -t 1", "numactl --membind=0"),
-        "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
-        "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
-        "srun": generate(folder, "--audit", SRUN),
-        "remote": generate(folder, before=f"numactl --membind=0 {MPIRUN} -np 2"),
-        "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
-        "full": numatp("generate", folder / "wide.gguf", "-p x -ts 5,1"),
-        "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
-        # From here on the bandwidth of the nodes is known.
-        "bandwidth": f"NUMATP_ISA=avx2 {BIN / 'numatp'} bandwidth --size 2 -t 1 -o json",
-        "plan": numatp("plan", model, "--ranks 2 -ts auto -o json"),
-        "doctor": f"{BIN / 'numatp'} doctor -o json",
-        "script": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_two_sockets.py'} {model} '{PROMPT}'; "
-        "status=$?; pgrep -f '[e]ngine.worker' && exit 9; exit $status",
-        "compared": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_compared.py'} bench -m {model} {compared}",
-    }
-
-
-MANY = "-p a --temp 0 --ignore-eos -n 3 --ranks 1"
-# The tests that look at a machine, the machine's shape and commands.
-MACHINES = {
-    "test_two_nodes": (two_nodes, {}),
-    "test_many_cores": (
-        lambda folder: {"wide": numatp("generate", folder / "model.gguf", f"{MANY} --cpus 0-17 -t 18 --allow-remote")},
-        {"cores_per_node": 9},
-    ),
-    "test_sub_numa_nodes_and_memory_alone": (
-        lambda folder: {"plain": generate(folder, "--audit")},
-        {"nodes_per_socket": 2, "cores_per_node": 1, "mib_per_node": 1024, "memory_only": 1},
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def machines(request, folder, texts):
-    """{test: what its machine's commands said, some time}, of the tests that are asked for. Two machines run side by side."""
-    asked = {item.name for item in request.session.items}
-    with emulated_machine.running({name: (of(folder), shape) for name, (of, shape) in MACHINES.items() if name in asked}) as found:
-        yield found
-
-
-def test_two_nodes(folder, texts, machines):
-    results = machines["test_two_nodes"].result()
+    results = emulated_machine.run(
+        {
+            "killed": killed(generate(folder, "--audit", f"{REFUSED} {MPIRUN} -np 2 --bind-to socket", tokens=8000)),
+            "moved": moved(numatp("audit", model, "-n 200 -o json -t 1", f"{MPIRUN} -np 2")),
+            "forced": numatp("audit", model, "-n 2 -o json -t 1", "numactl --membind=0"),
+            "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
+            "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
+            "srun": generate(folder, "--audit", SRUN),
+            "remote": generate(folder, before=f"numactl --membind=0 {MPIRUN} -np 2"),
+            "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
+            "full": numatp("generate", folder / "wide.gguf", "-p x -ts 5,1"),
+            "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
+            # From here on the bandwidth of the nodes is known.
+            "bandwidth": f"NUMATP_ISA=avx2 {BIN / 'numatp'} bandwidth --size 2 -t 1 -o json",
+            "plan": numatp("plan", model, "--ranks 2 -ts auto -o json"),
+            "doctor": f"{BIN / 'numatp'} doctor -o json",
+            "script": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_two_sockets.py'} {model} '{PROMPT}'; "
+            "status=$?; pgrep -f '[e]ngine.worker' && exit 9; exit $status",
+            "compared": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_compared.py'} bench -m {model} {compared}",
+        }
+    )
     # Bare mpirun binds both ranks to socket 0.
     for way in ("killed", "moved", "forced"):
         assert "rank 0 on node 0 (cpus 0), rank 1 on node 1 (cpus 2); 1 thread each" in results[way].stderr, results[way]
@@ -262,17 +238,19 @@ def assert_compared(result):
     assert found["gains"]["tg2"].startswith("tg2, warm: tp ")
 
 
-def test_sub_numa_nodes_and_memory_alone(texts, machines):
+def test_sub_numa_nodes_and_memory_alone(folder, texts):
     """Two nodes in each socket, and one that is memory only: four ranks, none on the fifth node."""
-    results = machines["test_sub_numa_nodes_and_memory_alone"].result()
+    shape = {"nodes_per_socket": 2, "cores_per_node": 1, "mib_per_node": 1024, "memory_only": 1}
+    results = emulated_machine.run({"plain": generate(folder, "--audit")}, **shape)
     assert_local(results["plain"], [0, 1, 2, 3])
     assert results["plain"].stdout == texts[4]
 
 
-def test_many_cores(folder, machines):
+def test_many_cores(folder):
     """More than 16 threads of one rank meet in two levels, one group per L3 cache. They spin, so a Step takes seconds."""
-    outside = run("sh", "-c", numatp("generate", folder / "model.gguf", MANY))
-    results = machines["test_many_cores"].result()
+    command = numatp("generate", folder / "model.gguf", "-p a --temp 0 --ignore-eos -n 3 --ranks 1")
+    outside = run("sh", "-c", command)
+    results = emulated_machine.run({"wide": f"{command} --cpus 0-17 -t 18 --allow-remote"}, cores_per_node=9)
     assert results["wide"].status == 0, results["wide"]
     assert "18 threads" in results["wide"].stderr
     assert results["wide"].stdout == outside.stdout and len(outside.stdout) > 3

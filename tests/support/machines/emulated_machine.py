@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -66,7 +65,6 @@ class Result:
 
 
 said = []  # what the test report tells of the machines that ran
-BESIDE = 2  # machines at a time: most commands keep less than one of this machine's cpus busy
 
 
 def missing():
@@ -179,14 +177,6 @@ def _script(commands):
             f'echo; echo "result {name} $status $((SECONDS - begin)) $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
         ]
     return "\n".join(lines) + "\n"
-
-
-@contextlib.contextmanager
-def running(machines):
-    """{name: (commands, shape as run() takes it)} to {name: future of what run() returns}; the first one starts first."""
-    _accelerator()
-    with ThreadPoolExecutor(BESIDE) as beside:
-        yield {name: beside.submit(run, commands, **shape) for name, (commands, shape) in machines.items()}
 
 
 def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=900):
