@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from support.commands import BIN, run
+from support.kernels import seed
 
 from numatp.machine import isa
 from numatp.machine.topology import format_cpulist, parse_cpulist, read_machine
@@ -317,8 +318,9 @@ def writing_refused(folder, *command):
 
 def test_cache_folder_of_a_users_choice(model_path, tmp_path):
     env = PLAIN | {"NUMATP_CACHE_DIR": str(tmp_path / "mine")}
+    seed(tmp_path / "mine/kernels", "norm.")
     says_paris(start(*generate(model_path, "--ranks", 2), env=env), 2)
-    assert list((tmp_path / "mine/kernels").rglob("*.kernel"))
+    assert list((tmp_path / "mine/kernels").rglob("norm.*.kernel"))
     refused = tmp_path / "refused"
     refused.mkdir()
     command = writing_refused(refused, *generate(model_path, "--ranks", 2))
@@ -333,12 +335,15 @@ def test_no_home(model_path, tmp_path):
     unset = ("HOME", "XDG_CACHE_HOME", "NUMATP_CACHE_DIR")
     env = {name: value for name, value in PLAIN.items() if name not in unset} | {"HOME": str(home), "TMPDIR": str(temporary)}
     private = temporary / f"numatp-{os.getuid()}"
+    asked = (sys.executable, "-c", "from numatp.files.cache import kernels_dir; print(kernels_dir()[0])")
+    assert start(*writing_refused(home, *asked), env=env).stdout == f"{private}/kernels\n"
+    seed(private / "kernels", "norm.")
     for launcher in ([], [BIN / "mpirun", "-np", 2, "--oversubscribe"]):
         result = start(*writing_refused(home, *launcher, *generate(model_path)), env=env)
         assert result.stdout.startswith(" Paris"), result.stderr
         assert result.stderr.count(f"compiled kernels are kept in {private}, because {home}") == 1
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert list(private.rglob("*.kernel"))
+    assert list(private.rglob("norm.*.kernel"))
     private.chmod(0o777)
     assert "set NUMATP_CACHE_DIR" in one_line(start(*writing_refused(home, *generate(model_path)), env=env), 2)
 

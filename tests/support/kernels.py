@@ -1,10 +1,11 @@
 """Kernels called from Python, and all that there are."""
 
 import ctypes
+import shutil
 
 from numatp import quants
 from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, softcap
-from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.quants.table import FORMATS
 
@@ -18,3 +19,11 @@ def all_kernels():
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
     return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
+
+
+def seed(folder, *without):
+    """Puts what has been compiled into another cache's folder of kernels, but for the files whose names begin so."""
+    usual = kernel_cache()
+    shutil.copytree(
+        usual, folder / usual.name, ignore=shutil.ignore_patterns("*.lock", "*.part", *(f"{name}*" for name in without))
+    )
