@@ -87,9 +87,12 @@ def test_openai_no_tools_no_calls(client, server):
 
 def test_openai_one_call_at_most(client, server):
     server.llm.says = CALL + "\n" + CALL
+    tokens = []
     for parallel, count in ((True, 2), (False, 1)):
         made = client.chat.completions.create(model="x", messages=HELLO, tools=TOOLS, parallel_tool_calls=parallel)
         assert len(made.choices[0].message.tool_calls) == count and made.choices[0].finish_reason == "tool_calls"
+        tokens.append(made.usage.completion_tokens)
+    assert tokens[1] < tokens[0]  # what would come after it is not waited for
 
 
 def test_openai_an_answer_that_was_begun(client, server):
