@@ -134,6 +134,8 @@ def test_contents_of_calls_are_none_or_empty_as_the_template_takes_them():
         "{{ '[' + m.content + ']' }}", "{{ m.content if not m.tool_calls }}{{ '!' + 1 if m.content is string and m.tool_calls }}"
     )
     assert render_chat(wants_none, chat(CITY, content="")[:2], {}).startswith("?weather{")
+    says_none = adds.replace("'[' + m.content + ']'", "'[' ~ m.content ~ ']'")
+    assert render_chat(says_none, chat(CITY)[:2], {}).startswith("[?][]weather{")
     assert "Look" in render_chat(adds, chat(CITY, content="Look")[:2], {})
     says = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
     assert render_chat(says, [{"role": "user", "content": "?"}, {"role": "assistant", "content": None}], {}) == "[?][]"

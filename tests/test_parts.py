@@ -14,7 +14,7 @@ from numatp.text.parts.calls import Tools
 from numatp.text.parts.formats import CALLS, THINKING, Parts
 from numatp.text.parts.piece import Piece, ToolCall
 from numatp.text.parts.reader import HELD_SPACE, MarkReader
-from numatp.text.parts.source import LONGEST_NAME
+from numatp.text.parts.source import DEEPEST, LONGEST_NAME
 from numatp.text.parts.start import reader_of
 from numatp.text.stream import TextStream
 from numatp.text.tokenizer import StreamDecoder
@@ -114,7 +114,7 @@ SCRAPS = [
     *'"{}[]\\ \n`<>:=,;xé', "\ufffd", '{"name": "now"}', '{"name": "weather", "arguments": {"city": "a"}}', "functions.now:1",
     '{"tool_name": "now", "parameters": {}}', "```json\n", "now", "call:now", '"a"', "to=functions.now", "final", "Action:",
     "<function=now>", "<parameter=city>", "</parameter>", "</function>", '<invoke name="now">', "<parameter name=a>", "</invoke>",
-    'string="true">', ".call(",
+    'string="true">', ".call(", " " * 70,
 ]  # fmt: skip
 
 
@@ -161,6 +161,19 @@ def test_what_is_no_call_is_shown_as_it_was(said):
     assume("directly-answer" not in text and not any(mark in text for marks in THINKING for mark in marks[:2]))
     pieces = read(*opened(marked._replace(special=()), text))
     assert any(piece.calls for piece in pieces) or "".join(piece.text for piece in pieces) == text
+
+
+def test_white_space_before_a_mark_is_held_as_long_as_it_is_short():
+    said = "a" + " " * 100 + '<tool_call>{"name": "now"}</tool_call>'
+    for places in ([], range(len(said))):
+        parts = cut(as_text(of("Hermes"), "")[0], said, places)
+        assert parts == [answer("a" + " " * (100 - HELD_SPACE)), call("now")]
+
+
+def test_brackets_in_brackets_have_an_end():
+    for depth in (DEEPEST - 2, DEEPEST - 1):
+        text = f'<tool_call>{{"name": "now", "arguments": {{"a": {"[" * depth}{"]" * depth}}}}}'
+        assert any(piece.calls for piece in read(*opened(of("Hermes"), text))) == (depth == DEEPEST - 2)
 
 
 @pytest.mark.parametrize(

@@ -30,19 +30,25 @@ def from_json(text: str) -> Any:
 def to_json(value: Any) -> str:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        text.encode()
-        return text
-    except UnicodeEncodeError:  # half a surrogate pair
-        return json.dumps(value, allow_nan=False)
+        return text if _is_text(text) else json.dumps(value)
     except (ValueError, RecursionError):  # a number like 1e999
         raise NotACall from None
+
+
+def _is_text(said: str) -> bool:
+    """Whether it has no half of a surrogate pair."""
+    try:
+        said.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def call(name: Any, arguments: Any) -> ToolCall:
     """Arguments are an object, or one as a text. NotACall for others."""
     if isinstance(arguments, str) and arguments.strip():
         arguments = from_json(arguments)
-    if not isinstance(name, str) or not name or not isinstance(arguments or {}, dict):
+    if not isinstance(name, str) or not name.strip() or not _is_text(name) or not isinstance(arguments or {}, dict):
         raise NotACall
     return ToolCall(name, to_json(arguments or {}))
 
