@@ -14,9 +14,11 @@ import numpy as np
 import psutil
 import pytest
 from support.commands import BIN, SCRIPTS, TESTS, mpirun, numatp, run
+from support.models import tiny
 
 import numatp as package
 from numatp import LLM, MachineError, NumatpError, RankError, SamplingParams, UserError
+from numatp.engine import engine
 from numatp.engine.token import Token
 from numatp.machine import isa
 
@@ -30,6 +32,15 @@ def llm(model_path):
     with LLM(model_path, ranks=2, ctx=1024, max_sequences=4, ubatch=64) as llm:
         assert os.sched_getaffinity(0) == cpus
         yield llm
+
+
+def test_a_huge_step_is_refused_before_the_ranks_share_its_rows(tmp_path, monkeypatch):
+    tiny.write(tmp_path / "tiny.gguf", sizes=tiny.SIZES | {"context": 1 << 26})
+    monkeypatch.setattr(engine, "Window", lambda *arguments, **named: pytest.fail("the window was taken"))
+    with pytest.raises(
+        MachineError, match=r"GB free and its ranks \[0\] would need \d+\.\d GB there \(weights, cache, what a Step"
+    ):
+        LLM(tmp_path / "tiny.gguf", ranks=1, ctx=1 << 26, ubatch=1 << 26)
 
 
 def test_generate_is_what_the_command_prints(llm, model_path):
@@ -76,6 +87,9 @@ def test_no_tokens(llm):
     limit = llm.place.context
     with pytest.raises(UserError, match=f"the prompt has {limit + 1} tokens, the context {limit}"):
         llm.generate([1] * (limit + 1), SamplingParams(max_tokens=0))
+    assert llm.generate([1] * limit, SamplingParams(max_tokens=0)).prompt_tokens == limit  # nothing comes behind it
+    with pytest.raises(UserError, match=f"the prompt has {limit} tokens"):
+        llm.generate([1] * limit, SamplingParams(max_tokens=1))
 
 
 def test_what_a_chat_template_reads(llm):

@@ -1,11 +1,13 @@
 """Options with llama.cpp's names and meanings, before anything is loaded."""
 
 import argparse
+import io
 
 import pytest
 
+from numatp.cli import chat, generate
 from numatp.cli.main import Parser
-from numatp.cli.options import add_sampling, add_template_arguments, params_of, unescape
+from numatp.cli.options import add_sampling, add_template_arguments, params_of, read_text, unescape
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.text.grammar import Grammar
@@ -111,6 +113,34 @@ def test_what_makes_no_sense_is_refused_by_the_parser(options, line):
 def test_escapes(text, meant):
     assert unescape(argparse.Namespace(escape=True), text) == meant
     assert unescape(argparse.Namespace(escape=False), text) == text
+
+
+def test_escapes_in_what_is_said_to_a_model(monkeypatch):
+    said, lines = [], iter(["hi", None])
+    for command in (generate, chat):
+        monkeypatch.setattr(
+            command, "run_session", lambda job, ranks, work: work(argparse.Namespace(default_params=SamplingParams()))
+        )
+        monkeypatch.setattr(command, "job_of", lambda arguments, **more: None)
+        monkeypatch.setattr(command, "show_answer", lambda llm, prompt, *others: said.append(prompt) or "")
+    monkeypatch.setattr(chat, "read_message", lambda: next(lines))
+    for command, options in (
+        (generate, ("-p", r"a\nb")),
+        (generate, ("--no-escape", "-p", r"a\nb")),
+        (chat, ("--system", r"c\td")),
+    ):
+        parser = Parser()
+        command.add_arguments(parser)
+        command.run(parser.parse_args(["-m", "absent", *options]))
+    assert said[:2] == ["a\nb", r"a\nb"] and said[2][0] == {"role": "system", "content": "c\td"}
+
+
+@pytest.mark.parametrize(("raw", "text"), [(b"a\n", "a"), (b"a\n\n", "a\n"), (b"a\r\nb\r\n", "a\r\nb\r"), (b"\n", ""), (b"a", "a")])
+def test_new_lines_of_a_file(tmp_path, monkeypatch, raw, text):
+    """As llama.cpp takes them: the last one is left out."""
+    (tmp_path / "text").write_bytes(raw)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8"))
+    assert read_text(tmp_path / "text") == read_text("-") == text
 
 
 def test_arguments_of_a_chat_template():

@@ -1,5 +1,6 @@
 """A plan says what a load then takes, is made without kernels, and never predicts less than what somebody has measured."""
 
+import argparse
 import json
 import re
 import sys
@@ -15,6 +16,7 @@ from support.warm import run_script
 
 from numatp import quants
 from numatp.advice import plan
+from numatp.cli import plan as command
 from numatp.engine.cache import CACHE_BLOCK
 from numatp.engine.draft import EXCHANGE_SECONDS, choose_ranks, read_header, seconds_per_token
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
@@ -49,7 +51,7 @@ def test_the_engine_takes_what_was_planned(tmp_path, name):
     assert result.returncode == 0, result.stderr
     engine, made = json.loads(result.stdout), planned(str(model), ranks=ranks, context=32)
     first = made.ranks[0]
-    assert (first.weight_bytes, first.cache_bytes) == (engine["weights"], engine["cache"])
+    assert (first.weight_bytes, first.cache_bytes, first.window_bytes) == (engine["weights"], engine["cache"], engine["window"])
     assert sum(rank.read_bytes for rank in made.ranks) == engine["read"]
     assert (made.exchanges if ranks > 1 else 0) == engine["exchanges"]
 
@@ -68,6 +70,19 @@ def test_each_format_is_a_row_and_a_file():
         assert hasattr(quants.kernels_of(row.name), "quantize") == (row.name in quants.writable())
     with pytest.raises(UserError, match="tensor 'x' has type Q9_9"):
         quants.format_of("Q9_9", "x")
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_plan_says_what_the_loader_would(tmp_path, monkeypatch, capsys, output):
+    tiny.write(tmp_path / "tiny.gguf")
+    header = read_header(str(tmp_path / "tiny.gguf"))
+    header.file.notes.append("2 tensors are left out")
+    monkeypatch.setattr(command, "read_header", lambda model: header)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args(["-m", "tiny", "--machine", "2x-epyc-7532", "-o", output])) == 0
+    said = capsys.readouterr()
+    assert said.err == "numatp: 2 tensors are left out\n" and "left out" not in said.out
 
 
 LIGHT = """

@@ -15,6 +15,7 @@ from support.models.golden import FEATURES, GOLDEN
 from support.models.quantized_folders import write_llama
 
 from numatp import quants
+from numatp.cli import quantize
 from numatp.errors import MachineError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.weights import convert
@@ -66,6 +67,30 @@ def test_every_type_as_the_gguf_package_reads_it(source, tmp_path, format_name):
         assert rmse < 1.4 / 2 ** BITS.get(format_name, 4) if format_name != "F32" else rmse == 0
 
 
+@pytest.mark.parametrize("name", FEATURES)
+def test_what_a_tensor_is_by_its_rule_and_by_its_name(name):
+    """The rules of the architecture count; names, which are all that a file of an unknown one has, say the same of those known."""
+    file = read_gguf(GOLDEN / f"{name}.gguf")
+    kinds = quantize._open_file(GOLDEN / f"{name}.gguf")[2]
+    assert kinds.keys() >= {tensor for tensor in file.tensors if tensor.endswith("weight")}
+    assert convert.choose_types(file, "Q4_K_M", kinds) == convert.choose_types(file, "Q4_K_M")
+    matrix, norm = "token_embd.weight", "output_norm.weight"
+    types = {c.name: c.type for c in convert.choose_types(file, "Q8_0", kinds | {matrix: "router"})}
+    assert (types[matrix], types[norm]) == ("F32", "F32")
+
+
+def test_of_an_unknown_architecture_there_are_names(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "mamba9")
+    for name in ("blk.0.ffn_gate_inp.weight", "blk.0.x.weight", "output.weight"):
+        writer.add_tensor(name, np.ones((4, 256), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file, _, kinds = quantize._open_file(tmp_path / "a.gguf")
+    assert kinds == {} and [c.type for c in convert.choose_types(file, "Q4_K")] == ["F32", "Q4_K", "Q6_K"]
+
+
 def test_what_is_already_of_the_type_keeps_its_bytes(tmp_path):
     tiny.write(tmp_path / "a.gguf", "Q4_0")
     reader = convert_file(tmp_path / "a.gguf", tmp_path / "b.gguf", "Q4_0")
@@ -111,6 +136,7 @@ def test_a_split_model_becomes_one_file(tmp_path):
 @pytest.mark.parametrize(("value", "wanted", "message"), [
     (np.nan, "Q8_0", r"blk.1.ffn_up.weight' holds weights that are no finite numbers"),
     (np.inf, "Q4_K", r"blk.1.ffn_up.weight' holds weights that are no finite numbers"),
+    (np.nan, "F32", r"blk.1.ffn_up.weight' holds weights that are no finite numbers; download it again"),
     (1e5, "F16", r"blk.1.ffn_up.weight' holds 100000, too large for F16; use BF16"),
 ])  # fmt: skip
 def test_weights_that_no_type_holds(tmp_path, value, wanted, message):
@@ -122,6 +148,17 @@ def test_weights_that_no_type_holds(tmp_path, value, wanted, message):
     with pytest.raises(UserError, match=message):
         convert_file(tmp_path / "a.gguf", tmp_path / "out.gguf", wanted)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gguf"]
+
+
+def test_blocks_that_stay_as_they_are_are_looked_at(tmp_path):
+    """A scale that is no number, in a matrix of the type that is wanted."""
+    tiny.write(tmp_path / "a.gguf", "Q8_0", sizes=tiny.SUPER_SIZES)
+    info = read_gguf(tmp_path / "a.gguf").tensors["blk.1.ffn_up.weight"]
+    with open(tmp_path / "a.gguf", "r+b") as file:
+        file.seek(info.offset + 34 * 5)
+        file.write(np.float16(np.nan).tobytes())
+    with pytest.raises(UserError, match="blk.1.ffn_up.weight' holds weights that are no finite numbers; download it again"):
+        convert_file(tmp_path / "a.gguf", tmp_path / "out.gguf", "Q8_0")
 
 
 @pytest.mark.parametrize(("name", "floats"), [*((name, False) for name in FEATURES), ("gpt-oss", True)])

@@ -22,13 +22,13 @@ from numatp.text.grammar import Grammar
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number above 0")
     return int(text)
 
 
 def natural(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number")
     return int(text)
 
@@ -84,10 +84,11 @@ def of_file(kind: Callable[[str], Grammar]) -> Callable[[str], Grammar]:
 
 
 def read_text(path: str) -> str:
-    """A file's text without its last line end, as llama.cpp takes it. UserError for one that cannot be read or is no UTF-8."""
+    """A file's text without its last new line, and with all else as it is, as llama.cpp takes it. UserError for one that cannot be
+    read or is no UTF-8."""
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-        return text.removesuffix("\n")
+        text = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        return text.decode().removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise UserError(f"cannot read {path}: {reason}") from error

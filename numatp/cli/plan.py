@@ -5,7 +5,7 @@ import json
 
 from numatp.advice import plan
 from numatp.cli.main import speaks
-from numatp.cli.options import add_tensor_split, positive, rank_count
+from numatp.cli.options import add_tensor_split, note, positive, rank_count
 from numatp.engine.draft import read_header
 from numatp.engine.job import Job
 from numatp.files.measured import read_bandwidth
@@ -41,7 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
         job = Job(arguments.model, context=arguments.ctx_size, quantize=arguments.quantize, tensor_split=arguments.tensor_split)
         started = read_launch() if named is None else None
         ranks = arguments.ranks or (started.size if started and started.size > 1 else None)
-        made = plan.make_plan(read_header(arguments.model), machine, job, ranks)
+        model = read_header(arguments.model)
+        for line in model.file.notes if speaks() else ():
+            note(line)
+        made = plan.make_plan(model, machine, job, ranks)
         found, lines, fits = plan.to_json(made), plan.describe(made), made.fits
     if speaks():
         print(json.dumps(found) if arguments.output == "json" else "\n".join(lines))

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from numatp.cli import signals
 from numatp.cli.options import note, positive
@@ -11,6 +13,9 @@ from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
+
+if TYPE_CHECKING:
+    from numatp.weights.rules import Kind
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if wanted not in convert.type_names():
         raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")
-    file, metadata = _open_folder(path) if path.is_dir() else _open_file(path)
-    changes = convert.choose_types(file, wanted)
+    file, metadata, kinds = _open_folder(path) if path.is_dir() else _open_file(path)
+    changes = convert.choose_types(file, wanted, kinds)
     for line in (*file.notes, *convert.describe(changes, wanted)):
         note(line)
     signals.unwind()  # removes what was written so far
@@ -40,14 +45,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _open_file(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
-    """A GGUF file of any architecture, and its metadata."""
+Opened = tuple[ModelFile, dict[str, bytes], dict[str, "Kind"]]  # the model, its metadata in GGUF, and what tensors of it are
+
+
+def _open_file(path: Path) -> Opened:
+    """A GGUF file of any architecture. Of one that numatp does not know, or not like this, tensors have names alone."""
+    from numatp import models
+
     file = read_gguf(path)
-    return file, file.encoded_metadata()
+    with suppress(UserError):
+        model = models.find(file)
+        return file, file.encoded_metadata(), {rule.name: rule.kind for rule in model.rules(model.read_spec(file))}
+    return file, file.encoded_metadata(), {}
 
 
-def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
-    """A folder that is complete, and what becomes its metadata."""
+def _open_folder(path: Path) -> Opened:
+    """A folder that is complete."""
     from numatp import models
     from numatp.files.recommended import encoded_sampling
     from numatp.text.gguf_vocabulary import vocabulary
@@ -56,5 +69,7 @@ def _open_folder(path: Path) -> tuple[ModelFile, dict[str, bytes]]:
 
     file, model = models.open_model(path)
     spec = model.read_spec(file)
-    cut(file, model.rules(spec), spec.sizes, split(spec.sizes, 0, 1))
-    return file, file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab, note)
+    rules = model.rules(spec)
+    cut(file, rules, spec.sizes, split(spec.sizes, 0, 1))
+    metadata = file.encoded_metadata() | encoded_sampling(path) | vocabulary(path, spec.sizes.vocab, note)
+    return file, metadata, {rule.name: rule.kind for rule in rules}

@@ -18,6 +18,7 @@ from math import inf
 from numatp import models
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
+from numatp.engine.sections import sections_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
@@ -54,6 +55,7 @@ class RankPlan:
     kv_heads: range
     weight_bytes: int
     cache_bytes: int
+    window_bytes: int  # its part of what ranks share
     read_bytes: int  # of weights, per decoded token: of experts only the active ones, of the embedding one row, left out
     cache_read_bytes: int  # per decoded token when the context is full
     state_read_bytes: int  # the part of it that an empty context needs too
@@ -62,7 +64,7 @@ class RankPlan:
 @dataclass(frozen=True)
 class NodeRoom:
     node: int
-    needed_bytes: int  # weights, cache and margin of its ranks
+    needed_bytes: int  # weights, cache, window and margin of its ranks
     free_bytes: int
 
 
@@ -116,7 +118,7 @@ class Draft:
     def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
         spec, context = model.spec, context_of(job, model.spec.context)
         pools = pools_of(spec, context, job.max_sequences, rows_of(job, context), job.prefix_cache)
-        kept = cache_type_of(job, spec.layers)
+        kept, sections = cache_type_of(job, spec.layers), sections_of(spec, job, context, len(pools))
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
         places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
@@ -132,12 +134,13 @@ class Draft:
                 sum(_read_per_token(s, spec) for s in slices),
             )
             kv_heads = mine.get("kv_heads", range(0))
-            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, weight_bytes, cache.num_bytes, read)
-            self.ranks.append(RankPlan(*own, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept)))
+            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, weight_bytes, cache.num_bytes)
+            window = sections.bytes_of(place.seat)
+            self.ranks.append(RankPlan(*own, window, read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept)))
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
-            needed = sum(rank.weight_bytes + rank.cache_bytes + MARGIN for rank in held)
+            needed = sum(rank.weight_bytes + rank.cache_bytes + rank.window_bytes + MARGIN for rank in held)
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
         self.limit = None if machine.limit is None else max(0, machine.limit - size * PROCESS_BYTES)  # left for the rooms' bytes
         nodes = tuple(sorted({rank.node for rank in self.ranks}))

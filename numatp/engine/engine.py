@@ -26,6 +26,7 @@ from numatp.engine.programs import (
 )
 from numatp.engine.room import check_room
 from numatp.engine.sampler import Sampler
+from numatp.engine.sections import sections_of
 from numatp.engine.start import StartedRank
 from numatp.engine.team import Team
 from numatp.engine.window import Window
@@ -48,7 +49,9 @@ class Engine:
         self.arenas = Arenas(own, job.allow_remote)
         self.loaded = self._place(started)
         self.team = agree(world, lambda: Team(world.host, own.cpus, own.l3))
-        self.window = Window(world.host, self.loaded, job, lanes=min(world.gather(self.team.threads)))
+        sections = sections_of(self.loaded.spec, job, self.loaded.layout.context, len(self.loaded.layout.pools))
+        self._check_room(sections.bytes_of(world.host.seat))  # the window's pages are taken when it is mapped
+        self.window = Window(world.host, sections, lanes=min(world.gather(self.team.threads)))
         self._audit = Audit(world, own.node, self.loaded)
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
@@ -78,12 +81,16 @@ class Engine:
         started.notes += model.file.notes + notes(layout.slices)
         return agree(world, lambda: place(model, layout, self.arenas))
 
+    def _check_room(self, more: int) -> bool:
+        """For weights, cache and `more` bytes, see check_room."""
+        layout = self.loaded.layout
+        needed = layout.weight_bytes + layout.cache.num_bytes + more + MARGIN
+        return check_room(self.world.host, self.placement, self.job.allow_remote, needed)
+
     def _load(self, progress: Callable[[int, int], None]) -> None:
         """Takes the memory, if there is room for it, and reads the weights."""
         world, loaded, team = self.world, self.loaded, self.team
-        # The window needs no room any more: its pages were reserved when it was mapped.
-        needed = loaded.layout.weight_bytes + loaded.layout.cache.num_bytes + activation_bytes(self._recorded) + MARGIN
-        short = check_room(world.host, self.placement, self.job.allow_remote, needed)
+        short = self._check_room(activation_bytes(self._recorded))
         files = {info.path for info in loaded.model.file.tensors.values()} if short else ()
         agree(world, lambda: give_memory(self._recorded))
         agree(world, lambda: loaded.weights.load(team.threads, self.placement.mask, team.run_each, progress, files))

@@ -27,7 +27,7 @@ def read_bandwidth(host: str | None = None) -> dict[int, float]:
     found = {}
     for node, measured in nodes.items() if isinstance(nodes, dict) else ():
         rate = measured.get("read_gbs") if isinstance(measured, dict) else None
-        if node.isdigit() and isinstance(rate, int | float) and math.isfinite(rate) and rate > 0:
+        if node.isdecimal() and len(node) < 10 and isinstance(rate, int | float) and math.isfinite(rate) and rate > 0:
             found[int(node)] = rate * 1e9
     return found
 

@@ -300,7 +300,7 @@ def cgroup_limits(host: Host) -> Finding:
             break
     for folder, _ in topology.cgroup_folders("pids", host.root, host.pid):
         text = topology.read_text(folder / "pids.max")
-        if text.isdigit() and int(text) < THREADS_PER_CPU * cpus:
+        if text.isdecimal() and int(text) < THREADS_PER_CPU * cpus:
             parts.append(f"{text} processes and threads")
             faults.append("a thread per core and those of the libraries need more")
             options.append("--pids-limit")
@@ -389,4 +389,4 @@ def _quota(folder: Path, version: int) -> tuple[int, int]:
         words = topology.read_text(folder / "cpu.max").split()
     else:
         words = [topology.read_text(folder / name) for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
-    return (int(words[0]), int(words[1])) if len(words) == 2 and all(word.isdigit() for word in words) else (0, 0)
+    return (int(words[0]), int(words[1])) if len(words) == 2 and all(word.isdecimal() for word in words) else (0, 0)

@@ -74,7 +74,7 @@ def _pids_max() -> str:
             text = Path(folder, "pids.max").read_text().strip()
         except OSError:
             continue
-        if text.isdigit():
+        if text.isdecimal():
             return text
     return ""
 

@@ -152,7 +152,7 @@ def unused_bytes(node: int, root: str | Path = "/") -> int:
 def numa_balancing(root: str | Path = "/") -> int | None:
     """kernel.numa_balancing: 0 off, 1 moves pages to where they are used, 2 tiers of memory; None where the kernel has none."""
     text = read_text(Path(root, "proc/sys/kernel/numa_balancing"))
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdecimal() else None
 
 
 def huge_page_mode(root: str | Path = "/") -> str:
@@ -194,7 +194,7 @@ def memory_limit_bytes(root: str | Path = "/") -> int | None:
         else:
             limits = [read_text(folder / "memory.limit_in_bytes")]
             usage, prefix = read_text(folder / "memory.usage_in_bytes"), "total_"
-        limit = min((int(text) for text in limits if text.isdigit()), default=NO_LIMIT)
+        limit = min((int(text) for text in limits if text.isdecimal()), default=NO_LIMIT)
         if limit < NO_LIMIT:
             stat = dict(line.split()[:2] for line in read_text(folder / "memory.stat").splitlines() if " " in line)
             dropped = sum(int(stat.get(f"{prefix}{name}_file", 0)) for name in ("active", "inactive"))
@@ -273,7 +273,7 @@ def _l3(cpu_folder: Path, cpu: int) -> int:
 
 def _node_ids(root: str | Path) -> list[int]:
     folders = Path(root, "sys/devices/system/node").glob("node[0-9]*")
-    return sorted(int(folder.name[4:]) for folder in folders if folder.name[4:].isdigit())
+    return sorted(int(folder.name[4:]) for folder in folders if folder.name[4:].isdecimal())
 
 
 def _node_folder(root: str | Path, node: int) -> Path:

@@ -36,6 +36,7 @@ class OpInfo:
     label: str  # the weights that it reads, "" without
     num_bytes: int  # weights that the rank reads in it
     macs: int  # multiplications with weights that the rank does in it for one row
+    head: bool  # makes logits, which few rows of a Step want
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,12 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _info(op: Op) -> tuple[str, str, int, int]:
+def _info(op: Op) -> tuple[str, str, int, int, bool]:
     """As the fields of OpInfo."""
     matrices = [matrix for matrix in op.matrices if matrix.num_bytes]
     weights, held = sum(matrix.rows * matrix.columns for matrix in matrices), sum(matrix.num_bytes for matrix in matrices)
     label = " + ".join(matrix.name.removesuffix(".weight") for matrix in matrices)
-    return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1)
+    return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1), any(matrix.head for matrix in matrices)
 
 
 def _tell(host: Host, value: object) -> list[Any]:

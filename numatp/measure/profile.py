@@ -14,7 +14,6 @@ from numatp.measure.bench import Ceiling
 from numatp.measure.instruments import OpInfo, Timed
 
 SYNC = "sync"
-HEADS = ("token_embd", "output")  # the matrices that only rows with logits need: one of a Step
 
 
 def describe(
@@ -29,7 +28,8 @@ def describe(
         for info, waited, ran in zip(infos, table[:, :, 0].sum(0), table[:, :, 1].sum(0), strict=False):
             key = info.name, kind_of(info.label)
             kind = kinds.setdefault(
-                key, {"op": key[0], "weights": key[1], "count": 0, "us": 0.0, "wait_us": 0.0, "bytes": 0, "macs": 0}
+                key,
+                {"op": key[0], "weights": key[1], "count": 0, "us": 0.0, "wait_us": 0.0, "bytes": 0, "macs": 0, "head": info.head},
             )
             kind["count"] += 1
             kind["us"] += float(ran) / num_threads
@@ -76,12 +76,12 @@ def is_attention(name: str) -> bool:
 
 
 def add_rates(row: dict[str, Any], rows: int, ceiling: Ceiling | None, share: float = 1.0) -> None:
-    """gbs, gops and roofline_percent of something with us, bytes and macs (of one row); None where there is nothing to tell.
+    """gbs, gops and roofline_percent of something with us, bytes, macs (of one row) and head; None where there is nothing to tell.
 
     share: of the machine, that does it.
     """
-    us, num_bytes, num_ops = row["us"], row["bytes"], 2 * row.pop("macs")
-    num_ops *= 1 if row["weights"] in HEADS else rows
+    us, num_bytes = row["us"], row["bytes"]
+    num_ops = 2 * row.pop("macs") * (1 if row.pop("head") else rows)  # only one row of these Steps wants logits
     row["gbs"] = num_bytes / us / 1e3 if us and num_bytes else None
     row["gops"] = num_ops / us / 1e3 if us and num_ops else None
     row["roofline_percent"] = None
@@ -94,7 +94,7 @@ def _ops(infos: list[OpInfo], table: np.ndarray, rows: int, ceiling: Ceiling | N
     for i, info in enumerate(infos):
         row = {
             "op": info.name, "weights": info.label, "us": float(table[:, i, 1].mean()), "slowest_us": float(table[:, i, 1].max()),
-            "wait_us": float(table[:, i, 0].mean()), "bytes": info.num_bytes, "macs": info.macs,
+            "wait_us": float(table[:, i, 0].mean()), "bytes": info.num_bytes, "macs": info.macs, "head": info.head,
         }  # fmt: skip
         add_rates(row, rows, ceiling, share)
         found.append(row)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from numatp.files.folder import rope_parameters
+from numatp.files.gguf_header import quote
 from numatp.files.huggingface import CannotComputeError, Stored
 from numatp.files.layouts import Config
 
@@ -50,8 +51,10 @@ def part_of_heads(config: Config) -> int:
 
 
 def rope_type(rope: Config) -> Any:
-    """As GGUF's rope.scaling.type. A rotation in three dimensions ("mrope") turns texts like any other, as all three are alike."""
-    return "none" if rope["rope_type"] in ("default", "mrope") else rope["rope_type"]
+    """As GGUF's rope.scaling.type. A rotation in three dimensions ("mrope") turns texts like any other, as all three are alike; one
+    that changes with the length ("dynamic") does so beyond the trained context, which no cache goes.
+    """
+    return "none" if rope["rope_type"] in ("default", "mrope", "dynamic") else rope["rope_type"]
 
 
 def _factor(config: Config, rope: Config) -> Any:
@@ -131,14 +134,49 @@ SHARED_EXPERT = {
 
 
 def layer_types(kind: str, period: str = "") -> Callable[[Config], Any]:
-    """A flag per layer: whether it is of that kind; period: what older folders call the number of layers
-    after which one is not, if they have that."""
+    """A flag per layer: whether it is of that kind, and not one that sees all tokens; period: what older folders call the number
+    of layers after which one is not, if they have that."""
 
     def read(config: Config) -> Any:
         kinds = config.get("layer_types")
-        return (config.get(period) if period else None) if kinds is None else [one == kind for one in kinds]
+        if kinds is None:
+            return config.get(period) if period else None
+        others = [one for one in kinds if one not in (kind, "full_attention")]
+        if others:
+            raise CannotComputeError(f"has layers of kind {quote(others[0])} ('layer_types')")
+        return [one == kind for one in kinds]
 
     return read
+
+
+def windows(slides: Callable[[Config, int], bool]) -> Keys:
+    """GGUF's keys of models whose layers see a window of tokens only where `use_sliding_window` is true; slides(config, layer):
+    whether that layer does, where `layer_types` does not say."""
+
+    def pattern(config: Config) -> list[bool] | None:
+        listed = layer_types("sliding_attention")(config)
+        if listed is None:
+            used = config["use_sliding_window"] and config["sliding_window"] is not None
+            listed = [bool(used and slides(config, layer)) for layer in range(config["num_hidden_layers"])]
+        return listed if any(listed) else None
+
+    def window(config: Config) -> Any:
+        if pattern(config) is None:
+            return None
+        if not config["use_sliding_window"] or not config["sliding_window"]:
+            raise CannotComputeError("has layers that see a window, and no window ('use_sliding_window', 'sliding_window')")
+        return config["sliding_window"]
+
+    return {"attention.sliding_window": window, "attention.sliding_window_pattern": pattern}
+
+
+# Whether layers see a window, and what GGUF files of those models mean, which have no word for it.
+USE_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}
+NO_WINDOWS = {"rope.scaling.yarn_truncate": True, "attention.sliding_window": 0, "attention.sliding_window_pattern": []}
+
+
+def above_max_window_layers(config: Config, layer: int) -> bool:
+    return bool(layer >= config["max_window_layers"])
 
 
 def plus_one(name: str) -> Stored:

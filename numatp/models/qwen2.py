@@ -3,9 +3,20 @@
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import Each, HuggingFace
+from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, QKV_BIAS
+from numatp.models.names import (
+    ATTENTION,
+    CONFIG,
+    ENDS,
+    FFN,
+    NO_WINDOWS,
+    ONLY,
+    QKV_BIAS,
+    USE_WINDOW,
+    above_max_window_layers,
+    windows,
+)
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
     DOWN_RULE,
@@ -25,15 +36,16 @@ if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
 HUGGING_FACE = HuggingFace(
-    classes={"Qwen2ForCausalLM": {"rms_norm_eps": 1e-6}},
-    config=CONFIG,
+    classes={"Qwen2ForCausalLM": {"rms_norm_eps": 1e-6, **USE_WINDOW}},
+    config=CONFIG | windows(above_max_window_layers),
     tensors=ENDS
     | ATTENTION
     | QKV_BIAS
     | FFN
     | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
     only=ONLY
-    | {"hidden_act": "silu", "use_sliding_window": False, "layer_types": Each("full_attention")},
+    | {"hidden_act": "silu"},
+    unwritten=NO_WINDOWS,
     texts={
         "qwen2": ("Qwen2ForCausalLM", {
             "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 22016,

@@ -6,9 +6,21 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import Each, HuggingFace
+from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY, QKV_BIAS, SHARED_EXPERT
+from numatp.models.names import (
+    ATTENTION,
+    CONFIG,
+    ENDS,
+    EXPERTS,
+    MIXTURE,
+    NO_WINDOWS,
+    ONLY,
+    QKV_BIAS,
+    SHARED_EXPERT,
+    USE_WINDOW,
+    windows,
+)
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
     EXPERT_DOWN_RULE,
@@ -33,8 +45,9 @@ if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
 HUGGING_FACE = HuggingFace(
-    classes={"Qwen2MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False}},
-    config=CONFIG | MIXTURE,
+    classes={"Qwen2MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False, **USE_WINDOW}},
+    # Every second layer, from the first on.
+    config=CONFIG | MIXTURE | windows(lambda config, layer: layer % 2 == 0 and layer < config["max_window_layers"]),
     tensors=ENDS
     | ATTENTION
     | QKV_BIAS
@@ -42,10 +55,8 @@ HUGGING_FACE = HuggingFace(
     | SHARED_EXPERT
     | {"blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight"},
     only=ONLY
-    | {
-        "hidden_act": "silu", "qkv_bias": True, "use_sliding_window": False, "layer_types": Each("full_attention"),
-        "decoder_sparse_step": 1, "mlp_only_layers": [],
-    },
+    | {"hidden_act": "silu", "qkv_bias": True, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    unwritten=NO_WINDOWS,
 )  # fmt: skip
 
 

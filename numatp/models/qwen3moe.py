@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, ONLY
+from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, MIXTURE, NO_WINDOWS, ONLY, USE_WINDOW, windows
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
     EXPERT_DOWN_RULE,
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
 HUGGING_FACE = HuggingFace(
-    classes={"Qwen3MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False}},
-    config=CONFIG | MIXTURE,
+    classes={"Qwen3MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False, **USE_WINDOW}},
+    config=CONFIG | MIXTURE | windows(lambda config, layer: True),
     tensors=ENDS
     | ATTENTION
     | EXPERTS
@@ -40,9 +40,8 @@ HUGGING_FACE = HuggingFace(
         "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
     },
     only=ONLY
-    | {
-        "hidden_act": "silu", "attention_bias": False, "use_sliding_window": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
-    },
+    | {"hidden_act": "silu", "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": []},
+    unwritten=NO_WINDOWS,
     texts={"qwen3_moe": ("Qwen3MoeForCausalLM", {})},
 )  # fmt: skip
 

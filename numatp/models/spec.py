@@ -129,8 +129,10 @@ def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_r
     sizes = more.pop("sizes", None) or read_sizes(file, **read_ffn(file))
     if "layers" not in more:
         window = file.integer(f"{name}.attention.sliding_window", default=0)
-        layer = Attention(sizes.head_size, sizes.head_size, window if window > 0 else None)
-        more["layers"] = (layer,) * len(read_pattern(file, "block_count", 0))
+        pattern = read_pattern(file, "attention.sliding_window_pattern", 0)
+        more["layers"] = tuple(
+            Attention(sizes.head_size, sizes.head_size, window if slides and window > 0 else None) for slides in pattern
+        )
     if "rope" not in more:
         more["rope"] = read_rope(file, sizes.head_size)
     return kind(

@@ -18,8 +18,6 @@ from numatp.program.step import StepWindow
 from numatp.program.values import ANYHOW, PRIVATE, Access, Buffer, Pointer, Routes, ThreadStride, Value
 from numatp.quants.table import Format
 
-MOST_DIGESTS_PER_LAYER = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Site:

@@ -22,10 +22,12 @@ from numatp.files.safetensors import FLOATS
 from numatp.kernels.fit import MOST_F16
 from numatp.quants.mixes import MIXES, base_of, file_type_of, fitting, gets_better, output_type
 from numatp.quants.table import FORMATS
-from numatp.weights.load import by_piece
+from numatp.weights.load import by_piece, not_finite
+from numatp.weights.rules import Kind
 
 PIECE = 1 << 19  # weights that a thread converts at a time
-# Matrices that are small, and that kernels (here and in llama.cpp) read as floats or whose errors decide too much (routers).
+FLOAT_KINDS = ("vector", "table", "router")  # of Rule.kind: kernels read them as floats, or their errors decide too much
+# The same by names, which is all that there is to go by in a file of an architecture that numatp does not know.
 KEPT = re.compile(r"_norm|ffn_gate_inp|ssm_conv1d|shortconv|position_embd|token_types")
 
 
@@ -50,27 +52,36 @@ def type_names() -> list[str]:
     return sorted({*quants.writable(), *MIXES})
 
 
-def choose_types(file: ModelFile, wanted: str) -> list[Change]:
-    """What becomes of each tensor. UserError for one that numatp cannot read."""
+def choose_types(file: ModelFile, wanted: str, kinds: Mapping[str, Kind] | None = None) -> list[Change]:
+    """What becomes of each tensor. kinds: what tensors are by their rules; of others it goes by names. UserError for a tensor that
+    numatp cannot read.
+    """
     layers = 1 + max((int(match[1]) for match in map(_layer, file.tensors) if match), default=0)
-    tied = "output.weight" not in file.tensors
-    return [Change(info, name, _type_of(name, info, wanted, layers, tied)) for name, info in file.tensors.items()]
+    tied, found = "output.weight" not in file.tensors, kinds or {}
+    named = {name: found.get(name) or _kind_by_name(name, tied) for name in file.tensors}
+    return [Change(info, name, _type_of(name, info, named[name], wanted, layers)) for name, info in file.tensors.items()]
+
+
+def _kind_by_name(name: str, tied: bool) -> Kind:
+    if KEPT.search(name):
+        return "table"
+    return "head" if name == ("token_embd.weight" if tied else "output.weight") else "matrix"
 
 
 def _layer(name: str) -> re.Match[str] | None:
     return re.match(r"blk\.(\d+)\.", name)
 
 
-def _type_of(name: str, info: TensorInfo | Assembled, wanted: str, layers: int, tied: bool) -> str:
-    if not name.endswith(".weight") or len(info.shape) < 2 or KEPT.search(name):
+def _type_of(name: str, info: TensorInfo | Assembled, kind: Kind, wanted: str, layers: int) -> str:
+    if not name.endswith(".weight") or len(info.shape) < 2 or kind in FLOAT_KINDS:
         return "F32" if info.type in FLOATS else info.type
-    kind = base_of(wanted)
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        kind = output_type(kind)
+    type = base_of(wanted)
+    if kind == "head":
+        type = output_type(type)
     elif wanted in MIXES and _matters(name, layers):
-        kind = MIXES[wanted].better
+        type = MIXES[wanted].better
     quants.format_of(info.type, info.name)
-    return fitting(kind, info.shape[-1]) or (info.type if info.type in FLOATS else "F32")
+    return fitting(type, info.shape[-1]) or (info.type if info.type in FLOATS else "F32")
 
 
 def _matters(name: str, layers: int) -> bool:
@@ -152,11 +163,12 @@ def _sources(info: TensorInfo | Assembled) -> Iterator[tuple[Rows, int]]:
 
 def _piece(change: Change, read: Rows, rows: slice, writer: GGUFWriter, position: int) -> int:
     raw = read(rows)
-    if change.type != change.info.type:
+    if change.info.type in FORMATS:  # a tensor that stays as it is may also be of another type
         x = quants.unpack(change.info.type, raw)
         _check(x, change)
-        # A vector need not be whole blocks, which even F32 has here.
-        raw = x if change.type == "F32" else quants.quantize(change.type, x)
+        if change.type != change.info.type:
+            # A vector need not be whole blocks, which even F32 has here.
+            raw = x if change.type == "F32" else quants.quantize(change.type, x)
     data = raw.tobytes()
     writer.write(data, position)
     return len(data)
@@ -181,6 +193,6 @@ def _read(info: TensorInfo, row_bytes: int, rows: slice) -> np.ndarray:
 def _check(x: np.ndarray, change: Change) -> None:
     largest = np.abs(x).max()  # not a number if one is none
     if not np.isfinite(largest):
-        raise UserError(f"{change.info.path}: tensor '{change.info.name}' holds weights that are no finite numbers")
+        raise not_finite(change.info)
     if change.type == "F16" and largest > MOST_F16:
         raise UserError(f"{change.info.path}: tensor '{change.info.name}' holds {largest:g}, too large for F16; use BF16")

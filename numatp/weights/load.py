@@ -86,7 +86,7 @@ class Weights:
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     if not np.isfinite(own).all():
-                        raise _not_finite(info)
+                        raise not_finite(info)
                     _floats_at(target)[:] = (own.T if piece.rule.by == "columns" else own).ravel()
                 elif target.num_bytes and isinstance(info, TensorInfo) and not piece.converted:
                     as_they_are.append((info, piece))
@@ -125,7 +125,7 @@ class Weights:
         for info, _ in compress(batch, failed[:, 0]):
             raise UserError(f"{info.path}: tensor '{info.name}' cannot be read: the file changed or its disk fails")
         for info, _ in compress(batch, failed[:, 1]):
-            raise _not_finite(info)
+            raise not_finite(info)
 
     def _convert(self, piece: Slice, target: Matrix, run: "RunEach", pool: ThreadPoolExecutor, threads: int) -> None:
         """Python threads make blocks of the format, a bounded number of rows at a time; the team packs them."""
@@ -150,11 +150,11 @@ class Weights:
             )  # fmt: skip
             run([(pack, record)])
             if failed[0]:
-                raise _not_finite(info)
+                raise not_finite(info)
             address += tiles * target.tile_bytes
 
 
-def _not_finite(info: TensorInfo | Assembled) -> UserError:
+def not_finite(info: TensorInfo | Assembled) -> UserError:
     return UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
 
 
@@ -165,7 +165,7 @@ def _blocks(read: Rows, rows: slice, info: TensorInfo | Assembled, format: Forma
         return raw
     values = floats(raw.view(DTYPES[info.type]), info.type)
     if not np.isfinite(values).all():
-        raise _not_finite(info)
+        raise not_finite(info)
     return quants.quantize(format.name, values)
 
 

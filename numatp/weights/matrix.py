@@ -17,6 +17,7 @@ class Matrix:
     columns: int
     stacked: int = 1  # so many matrices of equal height, one below the other
     first_column: int = 0  # of the whole matrix
+    head: bool = False  # makes logits
 
     @property
     def tiles(self) -> int:

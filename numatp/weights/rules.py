@@ -113,7 +113,10 @@ class Slice:
         rows = sum(map(len, self.rows))
         if not self.rule.in_tiles:
             return Vector(self.name, arena + self.offset, rows * len(self.columns))
-        return Matrix(self.name, self.format, arena + self.offset, rows, len(self.columns), self.stacked, self.columns.start)
+        return Matrix(
+            self.name, self.format, arena + self.offset, rows, len(self.columns), self.stacked, self.columns.start,
+            head=self.rule.kind == "head",
+        )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:

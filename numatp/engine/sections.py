@@ -1,0 +1,37 @@
+"""What the ranks of a host share while they run Steps, in bytes: made by engine/window.py, counted by plans, without Numba."""
+
+from dataclasses import dataclass
+
+from numatp.engine.cache import num_blocks
+from numatp.engine.job import ROWS_UNIT, Job, rows_of
+from numatp.kernels.layout import TOP_BYTES
+from numatp.models.spec import Spec
+from numatp.program.step import StepShape
+
+MOST_DIGESTS_PER_LAYER = 4  # that program/recorder.py makes where ranks compare their bits
+
+
+@dataclass(frozen=True)
+class Sections:
+    partial: int  # of every seat two: (max_rows, width) float32
+    scores: int  # of every seat: (max_rows, 4) float32, see kernels/score.py
+    tops: int  # of every seat: (max_rows,) of the most probable tokens, see kernels/score.py
+    digests: int  # of every seat: int64, of what all must hold alike; 0 if not wanted
+    logits: tuple[int, int]  # (max_sequences, vocab), both padded, float32, in the part of seat 0
+    step: StepShape  # in the part of seat 0
+
+    def bytes_of(self, seat: int) -> int:
+        rows, vocab = self.logits
+        own = 2 * self.partial + self.scores + self.tops + self.digests
+        return own + (rows * vocab * 4 + self.step.num_bytes if seat == 0 else 0)
+
+
+def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections:
+    """context: tokens of the cache, which has `num_tables` pools of blocks."""
+    max_rows, width = rows_of(job, context), spec.sizes.width
+    rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences, spec.sizes.vocab))
+    return Sections(
+        partial=max_rows * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
+        digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
+        step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables),
+    )  # fmt: skip
