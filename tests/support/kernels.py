@@ -4,7 +4,7 @@ import ctypes
 import shutil
 
 from numatp import quants
-from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, softcap
+from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap
 from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.quants.table import FORMATS
@@ -14,7 +14,7 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def all_kernels():
-    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, softcap]
+    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
