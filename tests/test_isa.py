@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -12,7 +13,7 @@ from support.machines.sysfs import AVX2, AVX512, write
 from numatp.errors import MachineError, UserError
 from numatp.kernels import isa as kernels
 from numatp.kernels.compile import compiler_environ
-from numatp.machine import isa
+from numatp.machine import isa, tiles
 from numatp.machine.isa import LEVELS, Level, choose
 
 pytestmark = pytest.mark.beside
@@ -40,6 +41,8 @@ def with_flags(root: Path, flags: str) -> Path:
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
+        (f"{AVX512} avx512_vnni amx_bf16 amx_tile", "amx"),
+        (f"{AVX512} avx512_vnni amx_tile amx_int8", "avx512vnni"),
         (f"{AVX512} avx512_vnni", "avx512vnni"),
         (AVX512, "avx512bw"),
         (f"{AVX512} avx512_vnni".replace("avx512bw", ""), "avx2"),  # Knights Landing: no bytes and words
@@ -56,8 +59,30 @@ def test_the_wish_counts(tmp_path: Path) -> None:
     assert choose({"NUMATP_ISA": ""}, root).name == "avx512bw"
     with pytest.raises(UserError, match="NUMATP_ISA=avx512vnni: this machine lacks it; possible here: avx512bw, avx2$"):
         choose({"NUMATP_ISA": "avx512vnni"}, root)
-    with pytest.raises(UserError, match="NUMATP_ISA=amx: there is no such level; possible here: avx512bw, avx2$"):
-        choose({"NUMATP_ISA": "amx"}, root)
+    with pytest.raises(UserError, match="NUMATP_ISA=sse: there is no such level; possible here: avx512bw, avx2$"):
+        choose({"NUMATP_ISA": "sse"}, root)
+
+
+def test_tiles_are_tried_and_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine may name them where nobody may use them: its kernel may refuse, or the instruction end the process."""
+    named = isa._cpu_flags("/") | LEVELS[0].flags
+    monkeypatch.setattr(isa, "_cpu_flags", lambda root: named)
+    for fault in (lambda monkeypatch: monkeypatch.setattr(tiles, "TILE_DATA", 63), forbid_tiles):
+        with monkeypatch.context() as patched:
+            fault(patched)
+            works = tiles.work.__wrapped__
+            assert not works()
+            patched.setattr(isa, "LEVELS", (replace(LEVELS[0], work=works), *LEVELS[1:]))
+            assert choose({}).name == "avx512vnni"
+            assert choose({"NUMATP_ISA": "avx512vnni"}).name == "avx512vnni"
+            with pytest.raises(UserError, match="NUMATP_ISA=amx: this machine lacks it"):
+                choose({"NUMATP_ISA": "amx"})
+
+
+def forbid_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ud2 in place of the first tile instruction."""
+    monkeypatch.setattr(tiles, "TRIAL", b"\x0f\x0b" + tiles.TRIAL)
+    monkeypatch.setattr(tiles, "permit", lambda: True)
 
 
 def test_too_old_a_machine(tmp_path: Path) -> None:

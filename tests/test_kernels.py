@@ -17,8 +17,8 @@ from numatp import quants
 from numatp.errors import NumatpError
 from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, softcap
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, conv_bytes
-from numatp.kernels.rows import FEW, GROUP
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, cache_bytes, conv_bytes
+from numatp.kernels.rows import FEW, GROUP, MANY
 from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
@@ -27,6 +27,12 @@ from numatp.weights.splits import part
 pytestmark = pytest.mark.beside
 
 EPSILON = np.finfo(np.float32).eps
+BF16_EPSILON = 2.0**-7
+
+
+def through_tiles(format, rows):
+    """Whether so many rows are multiplied on tile registers, on this level."""
+    return format.expand is not None and MANY > 0 and rows >= MANY
 
 
 def call(kernel, threads=3, **args):
@@ -73,13 +79,14 @@ def load_matrix(tmp_path, format_name, raw, first_unit, units):
     return tiles, tile_bytes, failed
 
 
-def grouped(x, form, pitch, zero=0):
+def grouped(x, form, pitch, zero=0, tiled=True):
     """(groups of rows as the matrix kernels want them, bytes of a group)."""
     rows, width = x.shape
     group = activation.group_bytes(form, width, pitch)
     out = aligned(-(-rows // pitch) * group)
     common = {
-        "x": x, "x_stride": width * 4, "x_thread_stride": 0, "select": np.arange(rows), "rows": np.array([rows]), "out": out,
+        "x": x, "x_stride": width * 4, "x_thread_stride": 0, "select": np.arange(rows), "rows": np.array([rows]), "tiled": tiled,
+        "routed": 0, "company": 0, "out": out,
         "out_group": group, "out_thread_stride": 0, "pitch": pitch, "private": 0,
     }  # fmt: skip
     if form == "q8":
@@ -87,6 +94,12 @@ def grouped(x, form, pitch, zero=0):
     else:
         call(activation.interleave, width=width, **common)
     return out, group
+
+
+def rounded_to_bf16(x):
+    """float32 to the nearest BF16, of two the even one, as float64."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32).view(np.float32).astype(np.float64)
 
 
 def tables_of(group, blocks, pitch):
@@ -175,13 +188,16 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
     format, matmul = quants.kernels_of(format_name), specialize("matmul", "quant", FORMATS[format_name].module).matmul
     padded = -(-rows // 16) * 16
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
+    panels = aligned(3 * PANELS_BYTES)
     for num_rows, add in product([1, 3, GROUP - 1, GROUP, 2 * GROUP + 5], [False, True]):
         x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
         pitch = 1 if num_rows == 1 else GROUP
-        if format.ACTIVATION == "q8":
+        if through_tiles(format, num_rows):
+            source, group, exact = *grouped(x, format.ACTIVATION, pitch), rounded_to_bf16(x)
+        elif format.ACTIVATION == "q8":
             source, group, exact = quantized(x, pitch, format.ZERO)
         else:
-            source, group, exact = *grouped(x, "f32", pitch), x.astype(np.float64)
+            source, group, exact = *grouped(x, "f32", pitch, tiled=format.expand is not None), x.astype(np.float64)
         out = np.full((-(-num_rows // pitch) * pitch, padded), np.nan, np.float32)
         before = np.random.default_rng(2).standard_normal((num_rows, padded)) if add else np.zeros((num_rows, padded))
         if add:
@@ -189,12 +205,64 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
         call(
             matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
             x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
+            panels=panels, panels_thread_stride=PANELS_BYTES,
         )  # fmt: skip
         # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
         before = before[:, :rows]
         magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
         bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
+        if through_tiles(format, num_rows):
+            # Weights are rounded to BF16: independent errors of at most half its epsilon each, so their sum is below 8 deviations.
+            bound += 8 * BF16_EPSILON / 2 / np.sqrt(3) * np.sqrt(exact**2 @ (part**2).T)
         assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add)
+
+
+@pytest.mark.skipif(not MANY, reason="this level has no tile registers")
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name != "F32"])
+@pytest.mark.parametrize(("rows", "first_unit", "units"), [(33, 5, 14), (7, 23, 1), (1040, 0, 66)])
+def test_expanded_weights_are_the_nearest_bf16(tmp_path, format_name, rows, first_unit, units):
+    """Rows that are one in one column and zero in all others show the weights themselves."""
+    columns = -(-(first_unit + units) * 32 // 256) * 256
+    raw, values = weights(format_name, rows, columns)
+    tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
+    format, matmul = quants.kernels_of(format_name), specialize("matmul", "quant", FORMATS[format_name].module).matmul
+    padded, seen = -(-rows // 16) * 16, range(0, units * 32, 31 if units > 32 else 1)
+    source, group = grouped(np.eye(units * 32, dtype=np.float32)[seen], format.ACTIVATION, GROUP)
+    out, panels = np.full((-(-len(seen) // GROUP) * GROUP, padded), np.nan, np.float32), aligned(3 * PANELS_BYTES)
+    call(
+        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([len(seen)]), x=source,
+        x_group=group, x_thread_stride=0, pitch=GROUP, out=out, out_stride=padded * 4, add=False,
+        panels=panels, panels_thread_stride=PANELS_BYTES,
+    )  # fmt: skip
+    wanted = values[:, first_unit * 32 :][:, seen].T.astype(np.float64)
+    # A weight that is the difference of a product and a minimum may be small beside them.
+    terms = np.abs(values).max(-1)[None] * 4 * EPSILON
+    assert (np.abs(out[: len(seen), :rows] - wanted) <= BF16_EPSILON / 2 * np.abs(wanted) + terms).all()
+
+
+@pytest.mark.skipif(not MANY, reason="this level has no tile registers")
+@pytest.mark.parametrize("kernel", [activation.quantize, activation.interleave], ids=lambda kernel: kernel.name)
+def test_rows_that_meet_many_others_become_bf16(kernel):
+    """Each expert's rows are many or not, whatever the others' are."""
+    x = np.random.default_rng(0).standard_normal((2 * GROUP, 64)).astype(np.float32)
+    x[1, :6] = [np.nan, np.inf, -np.inf, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 0]
+    x.view(np.uint32)[1, 6] = 0xFFFFFFFF
+    form = "q8" if kernel is activation.quantize else "f32"
+    group = activation.group_bytes(form, 64, GROUP)
+    out, alone = aligned(2 * group), aligned(2 * group)
+    common = {
+        "x": x, "x_stride": 256, "x_thread_stride": 0, "select": np.arange(2 * GROUP), "out_group": group, "out_thread_stride": 0,
+        "pitch": GROUP, "private": 0, "tiled": 1, **({"blocks": 2, "zero": 3} if form == "q8" else {"width": 64}),
+    }  # fmt: skip
+    company = np.array([MANY] * GROUP + [MANY - 1] * GROUP)
+    call(kernel, rows=np.array([2 * GROUP]), routed=1, company=company, out=out, **common)
+    bits = out[: GROUP * 128].view(np.uint16).reshape(2, GROUP, 32).transpose(1, 0, 2).reshape(GROUP, 64)
+    values = (bits.astype(np.uint32) << 16).view(np.float32)
+    assert np.array_equal(values[:1], rounded_to_bf16(x[:1])) and np.array_equal(values[2:], rounded_to_bf16(x[2:GROUP]))
+    assert np.isnan(values[1, [0, 6]]).all() and values[1, 1:6].tolist() == [np.inf, -np.inf, 1, 1 + 2.0**-6, 0]
+    call(kernel, rows=np.array([2 * GROUP]), routed=1, company=np.full(2 * GROUP, 1), out=alone, **common)
+    size = 64 * GROUP * 4 if form == "f32" else GROUP * (64 + 2 * 28)
+    assert (out[group : group + size] == alone[group : group + size]).all()
 
 
 @pytest.mark.parametrize("format_name", FORMATS)
@@ -786,11 +854,19 @@ def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
     format = quants.kernels_of(format_name)
     wanted = dot.isa.DOT if format.ACTIVATION == "q8" else ["vfmadd"]
     loops = innermost_loops(specialize("matmul", "quant", FORMATS[format_name].module).matmul)
-    products = [loop for loop in loops if any(name.startswith("vfmadd") for name in loop)]
+    fused = [loop for loop in loops if holds(loop, "vfmadd")]
+    products = [loop for loop in fused if all(holds(loop, instruction) for instruction in wanted)]
     assert len(products) >= len({1, FEW, GROUP})
-    for loop in products:
-        assert all(any(name.startswith(instruction) for name in loop) for instruction in wanted), loop
-        assert not any(name.startswith("call") for name in loop)
+    through_tiles = MANY and format.expand
+    assert through_tiles or products == fused
+    tiles = [loop for loop in loops if holds(loop, "tdpbf16ps")]
+    assert len(tiles) >= (4 if through_tiles else 0)  # 1 or 2 groups x 1 or 2 panels
+    for loop in fused + tiles:
+        assert not holds(loop, "call")
+
+
+def holds(loop, instruction):
+    return any(name.startswith(instruction) for name in loop)
 
 
 def test_a_call_in_a_loop_would_be_seen():

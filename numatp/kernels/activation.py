@@ -7,10 +7,14 @@ filled up with rows that mean nothing. Within a group, what a kernel reads at th
 "q8": int8 (blocks, pitch, 32), then float32 scales (blocks, pitch), float32 sums of the quantised values (blocks, pitch), int32
 starts (blocks, pitch), and sums and starts for the halves of a block, (blocks, 2, pitch); padded to 64 bytes. A start is what the
 integer dot product with weights that are stored + zero begins with: -zero * the sum of the int8.
+"bf16": BF16 (blocks, pitch, 32), in place of either where many rows meet one matrix (are_many of kernels/rows.py): all rows of a
+Step, or those of one expert.
 """
 
+from numatp.kernels.bf16 import store_rounded
 from numatp.kernels.compile import device, kernel, rows_of
 from numatp.kernels.jit import float32
+from numatp.kernels.rows import GROUP, MANY, are_many
 from numatp.kernels.simd import (
     abs_f32,
     largest_of_two,
@@ -32,8 +36,9 @@ SMALLEST_SCALE = 1e-30  # below it 1 / scale may overflow; such a block is zero 
 
 
 def group_bytes(form: str, width: int, pitch: int) -> int:
-    """Bytes of one group of `pitch` rows of `width` values, in form "f32" or "q8"."""
-    return (pitch * (4 * width if form == "f32" else width + width // BLOCK * 28) + 63) // 64 * 64
+    """Bytes of one group of `pitch` rows of `width` values, in form "f32" or "q8"; there is room for "bf16" if that may come."""
+    in_form = 4 * width if form == "f32" else width + width // BLOCK * 28
+    return (pitch * max(in_form, 2 * width if MANY and pitch == GROUP else 0) + 63) // 64 * 64
 
 
 # Of a q8 group at x with `values` = blocks * pitch; the tables of halves have twice as many entries.
@@ -112,12 +117,34 @@ def quantize_row(x, blocks, out, pitch, row, zero):
         store_tables(out, values, second, pitch, row, zero, second_scale, sums[2], sums[3])
 
 
+@device
+def meeting(args, row):
+    """How many rows meet the same matrix as this one."""
+    return load_i64(args.company, row) if args.routed else load_i64(args.rows, 0)
+
+
+@device
+def becomes_bf16(args, row):
+    return args.tiled and are_many(meeting(args, row))
+
+
+@device
+def round_row(x, blocks, out, pitch, row):
+    """Float32 x (blocks * 32,) to a row of the "bf16" group at out."""
+    for block in range(blocks):
+        place = (block * pitch + row) * BLOCK
+        store_rounded(out, place, load_f32x16(x, block * BLOCK))
+        store_rounded(out, place + 16, load_f32x16(x, block * BLOCK + 16))
+
+
 @kernel(
-    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", blocks="int",
-    zero="int", out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
+    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", tiled="int", routed="int",
+    company="pointer", blocks="int", zero="int", out="pointer", out_group="int", out_thread_stride="int",
+    pitch="int", private="int",
 )  # fmt: skip
 def quantize(args, thread, threads):
-    """Row i of "q8" groups at out, out_group bytes apart = row select[i] of x, float32 rows x_stride bytes apart.
+    """Row i of "q8" groups at out, out_group bytes apart = row select[i] of x, float32 rows x_stride bytes apart; of "bf16" groups
+    if many rows meet one matrix (all, or if they are routed, company[i]) whose format is tiled, which means that it has panels.
 
     private: every thread makes all rows for itself, at its own place; else the threads share the rows.
     """
@@ -126,12 +153,15 @@ def quantize(args, thread, threads):
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
         out = offset(args.out, row // pitch * args.out_group + thread * args.out_thread_stride)
-        quantize_row(x, args.blocks, out, pitch, row % pitch, args.zero)
+        if becomes_bf16(args, row):
+            round_row(x, args.blocks, out, pitch, row % pitch)
+        else:
+            quantize_row(x, args.blocks, out, pitch, row % pitch, args.zero)
 
 
 @kernel(
-    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", width="int",
-    out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
+    x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", tiled="int", routed="int",
+    company="pointer", width="int", out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
 )  # fmt: skip
 def interleave(args, thread, threads):
     """Row i of "f32" groups at out = row select[i] of x; otherwise as quantize."""
@@ -139,5 +169,8 @@ def interleave(args, thread, threads):
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
         out = offset(args.out, row // args.pitch * args.out_group + thread * args.out_thread_stride)
-        for i in range(args.width):
-            store_f32(out, i * args.pitch + row % args.pitch, load_f32(x, i))
+        if becomes_bf16(args, row):
+            round_row(x, args.width // BLOCK, out, args.pitch, row % args.pitch)
+        else:
+            for i in range(args.width):
+                store_f32(out, i * args.pitch + row % args.pitch, load_f32(x, i))

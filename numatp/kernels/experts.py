@@ -7,6 +7,7 @@ counts: [number of places, number of active experts]
 active (experts, 3): expert, its first group of places, its rows
 rows_of_places: the row at each place, 0 where there is none
 experts_of_places: the expert of each place
+company: of each place, the rows of its expert
 places (rows, used): the place of each pair
 """
 
@@ -128,7 +129,7 @@ def choose_wanted(args, thread, threads):
 
 @kernel(
     rows="pointer", experts="int", used="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
-    rows_of_places="pointer", experts_of_places="pointer", places="pointer", next="pointer",
+    rows_of_places="pointer", experts_of_places="pointer", company="pointer", places="pointer", next="pointer",
 )  # fmt: skip
 def arrange(args, thread, threads):
     """By one thread: the places of all pairs (see above); next (experts,) int64 is scratch."""
@@ -151,6 +152,7 @@ def arrange(args, thread, threads):
             end = group + (count + args.pitch - 1) // args.pitch
             for place in range(group * args.pitch, end * args.pitch):
                 store_i64(args.experts_of_places, place, expert)
+                store_i64(args.company, place, count)
             group = end
             found += 1
     store_i64(args.counts, 0, group * args.pitch)

@@ -8,6 +8,9 @@ QUERY_PITCH = (
 ) * 4  # bytes from query to query in scratch; no power of two, or few cache sets would be crowded
 SCORES_PITCH = CACHE_BLOCK * 4  # bytes from query to query of their scores of one block
 CACHE_TYPES = ("f16", "q8_0")  # kernels/caches
+PANEL_UNIT_BYTES = 16 * 32 * 2  # of a panel of weights (kernels/bf16.py)
+PANEL_UNITS, PANELS = 32, 32  # what is multiplied from one thread's memory (kernels/panels.py)
+PANELS_BYTES = PANELS * PANEL_UNITS * PANEL_UNIT_BYTES
 NO_WINDOW = 1 << 30  # tokens; must fit int32
 
 

@@ -12,7 +12,7 @@ from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32
 from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import FEW, GROUP, load_rows, store_rows, with_rows
+from numatp.kernels.rows import FEW, GROUP, MANY, are_many, load_rows, store_rows, with_rows
 from numatp.kernels.score import LOWEST, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
@@ -56,11 +56,8 @@ def multiply(weights, units, rows, x, pitch, out, out_stride, add):
 
 
 @device
-def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add):
-    """out (rows, 16 columns of each tile) = [out +] `rows` rows, in groups at x, times the tiles [first, last) of a matrix.
-
-    Every product but that of a score goes through here: the place for another algorithm where rows are many (README.md).
-    """
+def multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add):
+    """multiply_tiles, a group of rows after the other."""
     # As many tiles as stay in the L2 cache while all groups of rows pass by.
     batch = max(L2_BYTES // max(tile_bytes, 1), 1)
     for nth in range((last - first + batch - 1) // batch):
@@ -73,33 +70,58 @@ def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pi
                 )  # fmt: skip
 
 
+if MANY and quant.expand:
+    from numatp.kernels.panels import panel_multiplier
+
+    multiply_panels = panel_multiplier(quant)
+
+    @device
+    def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add, panels):
+        if are_many(rows):
+            multiply_panels(weights, tile_bytes, first, last, units, rows, x, x_group, out, out_stride, add, panels)
+        else:
+            multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add)
+else:
+
+    @device
+    def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add, panels):
+        """out (rows, 16 columns of each tile) = [out +] `rows` rows, in groups at x, times the tiles [first, last) of a matrix.
+
+        panels: this thread's scratch memory for many rows on tile registers (kernels/panels.py).
+        """
+        multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add)
+
+
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", rows="pointer",
     x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int", add="int",
+    panels="pointer", panels_thread_stride="int",
 )  # fmt: skip
 def matmul(args, thread, threads):
     """out (rows, tiles * 16) = [out +] x (rows, units * 32) times the transposed matrix.
 
     x: groups of `pitch` rows, x_group bytes apart. out_stride: bytes from row to row; the last group's spare rows are written too.
+    panels: scratch memory of each thread, if rows may be many.
     """
-    x = offset(args.x, thread * args.x_thread_stride)
+    x, panels = offset(args.x, thread * args.x_thread_stride), offset(args.panels, thread * args.panels_thread_stride)
     first, last = share(args.tiles, thread, threads)
     multiply_tiles(
         args.weights, args.tile_bytes, first, last, args.units, load_i64(args.rows, 0), x, args.x_group, args.pitch,
-        args.out, args.out_stride, args.add,
+        args.out, args.out_stride, args.add, panels,
     )  # fmt: skip
 
 
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", counts="pointer", active="pointer",
     x="pointer", x_group="int", x_thread_stride="int", pitch="int", out="pointer", out_stride="int",
+    panels="pointer", panels_thread_stride="int",
 )  # fmt: skip
 def experts(args, thread, threads):
     """out (places, tiles * 16) = x (places, units * 32) times the transposed matrix of each place's expert (kernels/experts.py).
 
     weights: the experts' matrices of `tiles` tiles one after another. Threads share the tiles of all active experts.
     """
-    x = offset(args.x, thread * args.x_thread_stride)
+    x, panels = offset(args.x, thread * args.x_thread_stride), offset(args.panels, thread * args.panels_thread_stride)
     item, last = share(load_i64(args.counts, 1) * args.tiles, thread, threads)
     while item < last:
         found, tile = item // args.tiles, item % args.tiles
@@ -109,27 +131,29 @@ def experts(args, thread, threads):
         multiply_tiles(
             offset(args.weights, expert * args.tiles * args.tile_bytes), args.tile_bytes, tile, stop, args.units, rows,
             offset(x, group * args.x_group), args.x_group, args.pitch,
-            offset(args.out, group * args.pitch * args.out_stride), args.out_stride, False,
+            offset(args.out, group * args.pitch * args.out_stride), args.out_stride, False, panels,
         )  # fmt: skip
         item += stop - tile
 
 
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
-    rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_stride="int", cap="float",
+    rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_thread_stride="int", cap="float",
     out="pointer", out_thread_stride="int", tops="pointer", tops_thread_stride="int", num_top="pointer",
+    panels="pointer", panels_thread_stride="int",
 )  # fmt: skip
 def score(args, thread, threads):
     """What each row's log-softmax over the tokens [first_token, first_token + vocab) needs of this thread's tiles.
 
     out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), which is not-a-number if a logit is infinite or no
     number, and the logit of the row's target if it is here, else LOWEST. The logits themselves are never stored; scratch:
-    (pitch, 16) floats per thread. cap: of the logits (kernels/softcap.py), 0 for none. tops: likewise per thread the num_top most
-    probable tokens of each row (kernels/score.py).
+    16 floats per thread for each row, whole groups of them. cap: of the logits (kernels/softcap.py), 0 for none. tops: likewise per
+    thread the num_top most probable tokens of each row (kernels/score.py).
     """
     tops, most = offset(args.tops, thread * args.tops_thread_stride), load_i64(args.num_top, 0)
     rows, pitch = load_i64(args.rows, 0), args.pitch
-    logits, out = offset(args.scratch, thread * args.scratch_stride), offset(args.out, thread * args.out_thread_stride)
+    logits, out = offset(args.scratch, thread * args.scratch_thread_stride), offset(args.out, thread * args.out_thread_stride)
+    panels = offset(args.panels, thread * args.panels_thread_stride)
     first, last = share(args.tiles, thread, threads)
     for row in range(rows):
         store_f32(out, row * 4, float32(LOWEST))
@@ -138,33 +162,30 @@ def score(args, thread, threads):
         clear_top(offset(tops, row * TOP_BYTES), most)
     for tile in range(first, last):
         here = args.vocab - tile * 16  # logits of this tile, if less than 16
-        for group in range((rows + pitch - 1) // pitch):
-            count = min(rows - group * pitch, pitch)
-            multiply(
-                offset(args.weights, tile * args.tile_bytes), args.units, count, offset(args.x, group * args.x_group), pitch,
-                logits, 64, False,
-            )  # fmt: skip
-            if args.cap > 0:
-                cap_rows(logits, 64, count, 16, args.cap)
-            for m in range(count):
-                row = group * pitch + m
-                values = keep_lanes(here, load_f32x16(logits, m * 16), splat_f32(LOWEST))
-                highest, total = load_f32(out, row * 4), load_f32(out, row * 4 + 1)
-                top = largest(values)
-                if top > highest:
-                    total *= float32(scalar_exp(highest - top))
-                    highest = top
-                store_f32(out, row * 4, highest)
-                powers = keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))
-                # Of what is infinite or not a number, the difference to itself is not a number: the sum then is none either.
-                store_f32(out, row * 4 + 1, total + sum_f32x16(powers + (values - values)))
-                target = load_i64(args.targets, row) - args.first_token - tile * 16
-                if target >= 0 and target < min(here, 16):
-                    store_f32(out, row * 4 + 2, load_f32(logits, m * 16 + target))
-                if most > 0 and top > load_f32(offset(tops, row * TOP_BYTES), most - 1):
-                    for i in range(min(here, 16)):
-                        token = args.first_token + tile * 16 + i
-                        insert_top(offset(tops, row * TOP_BYTES), most, load_f32(logits, m * 16 + i), token)
+        multiply_tiles(
+            offset(args.weights, tile * args.tile_bytes), args.tile_bytes, 0, 1, args.units, rows, args.x, args.x_group, pitch,
+            logits, 64, False, panels,
+        )  # fmt: skip
+        if args.cap > 0:
+            cap_rows(logits, 64, rows, 16, args.cap)
+        for row in range(rows):
+            values = keep_lanes(here, load_f32x16(logits, row * 16), splat_f32(LOWEST))
+            highest, total = load_f32(out, row * 4), load_f32(out, row * 4 + 1)
+            top = largest(values)
+            if top > highest:
+                total *= float32(scalar_exp(highest - top))
+                highest = top
+            store_f32(out, row * 4, highest)
+            powers = keep_lanes(here, exp(values - splat_f32(highest)), splat_f32(0))
+            # Of what is infinite or not a number, the difference to itself is not a number: the sum then is none either.
+            store_f32(out, row * 4 + 1, total + sum_f32x16(powers + (values - values)))
+            target = load_i64(args.targets, row) - args.first_token - tile * 16
+            if target >= 0 and target < min(here, 16):
+                store_f32(out, row * 4 + 2, load_f32(logits, row * 16 + target))
+            if most > 0 and top > load_f32(offset(tops, row * TOP_BYTES), most - 1):
+                for i in range(min(here, 16)):
+                    token = args.first_token + tile * 16 + i
+                    insert_top(offset(tops, row * TOP_BYTES), most, load_f32(logits, row * 16 + i), token)
 
 
 @kernel(

@@ -1,24 +1,28 @@
-"""What no kernel can beat: reading memory without computing, and integer dot products without reading memory.
+"""What no kernel can beat: reading memory without computing, and dot products without reading memory.
 
 Which way of reading is fastest differs between machines, so there are several and the best one counts. Memory is cut into one
 part per thread; fill() touches it first. The sums that the loops leave prove that everything was read.
 """
 
+import numpy as np
+
 from numatp.kernels.compile import device, kernel
 from numatp.kernels.dot import isa
 from numatp.kernels.jit import int32, intrinsic, ir, types
-from numatp.kernels.rows import Vectors
+from numatp.kernels.rows import MANY, Vectors
 from numatp.kernels.simd import (
     INT32,
     call_llvm,
     i8x64,
     i32x16,
+    load_f32x16,
     load_i8x64,
     load_i64,
     loader,
     offset,
     pointer,
     prefetch,
+    round_to_i32,
     splat_i32,
     store_i64,
     storer,
@@ -27,7 +31,22 @@ from numatp.kernels.simd import (
 UNIT = 2048  # bytes: parts are multiples of it
 DOTS = 12 if isa.GROUP == 16 else 2  # independent sums: enough to hide the latency, few enough for the registers
 DOT_TABLE = 1024  # bytes that the dot loop reads from, in the L1 cache
-DOT_OPS = DOTS * 64 * 2  # multiplications and additions of one round
+TABLE_TILES = 4  # on tile registers: two of rows and two panels
+DOT_OPS = (4 * 16 * 16 * 32 if MANY else DOTS * 64) * 2  # multiplications and additions of one round
+DOT_SUM = 4 if MANY else 4 * DOTS  # what a round adds to each lane of a thread's sums
+
+
+def dot_table(threads: int) -> np.ndarray:
+    """What the dot loop reads, on a 64-byte boundary, and room for the sums of tile registers behind it."""
+    memory = np.ones(max(DOT_TABLE, 64 * DOTS, TABLE_TILES * 1024 + threads * 4096) + 64, np.uint8)
+    table = memory[-memory.ctypes.data % 64 :]
+    if MANY:
+        # As BF16: of each row the first column is one, of each panel the first column of every row, all others are zero.
+        tiles = table[: TABLE_TILES * 1024].view(np.uint16).reshape(TABLE_TILES, 16, 32)
+        tiles[:] = 0
+        tiles[:2, :, 0] = tiles[2:, 0, ::2] = 0x3F80
+    return table
+
 
 load_i32x16, store_i32x16 = loader(i32x16, INT32, 4), storer(i32x16, INT32, 4)
 
@@ -193,17 +212,40 @@ def sum_totals(typing_context, totals):
     return i32x16(totals), emit
 
 
-@kernel(table="pointer", rank="int", control="pointer", sums="pointer")
-def dot(args, thread, threads):
-    """DOTS dot products of 64 bytes a round, in registers but for one operand from a table (DOT_TABLE,) in the L1 cache.
+if not MANY:
 
-    From the table, so that no compiler finds a product that it can take out of the loop.
-    """
-    if works(args.control, args.rank, thread):
-        totals, weights = zero_totals(), load_weights(args.table)
-        for i in range(load_i64(args.control, ROUNDS)):
-            totals = dot_all(totals, weights, load_i8x64(args.table, (i * 64) & (DOT_TABLE - 64)))
-        store_i32x16(args.sums, thread * 32, sum_totals(totals))
+    @kernel(table="pointer", rank="int", control="pointer", sums="pointer")
+    def dot(args, thread, threads):
+        """DOTS dot products of 64 bytes a round, in registers but for one operand from a table (DOT_TABLE,) in the L1 cache.
+
+        From the table, so that no compiler finds a product that it can take out of the loop.
+        """
+        if works(args.control, args.rank, thread):
+            totals, weights = zero_totals(), load_weights(args.table)
+            for i in range(load_i64(args.control, ROUNDS)):
+                totals = dot_all(totals, weights, load_i8x64(args.table, (i * 64) & (DOT_TABLE - 64)))
+            store_i32x16(args.sums, thread * 32, sum_totals(totals))
+else:
+    from numatp.kernels.isa.amx import block_of, configure, release
+
+    start, _, add_unit, finish = block_of(2, 2)
+
+    @kernel(table="pointer", rank="int", control="pointer", sums="pointer")
+    def dot(args, thread, threads):
+        """Four products of tile registers a round: two groups of rows x two panels from the table, in the L1 cache.
+
+        Each adds one to every sum, which float32 counts up to 2**24.
+        """
+        if works(args.control, args.rank, thread):
+            room = offset(args.table, TABLE_TILES * 1024 + thread * 4096)
+            configure()
+            start()
+            for _ in range(load_i64(args.control, ROUNDS)):
+                add_unit(args.table, 1024, offset(args.table, 2048), 1024)
+            finish(room, 128, 2048)
+            release()
+            total = (load_f32x16(room, 0) + load_f32x16(room, 16)) + (load_f32x16(room, 512) + load_f32x16(room, 528))
+            store_i32x16(args.sums, thread * 32, round_to_i32(total))
 
 
 @kernel(memory="pointer", part_bytes="int", rounds="int")

@@ -26,6 +26,7 @@ from numatp.kernels.simd import (
 
 GROUP = isa.GROUP  # rows that one pass over a tile multiplies
 FEW = 4  # fewer are multiplied this many at a time; divides GROUP
+MANY = isa.MANY
 
 
 class Vectors(types.Type):
@@ -73,6 +74,12 @@ def with_rows(count, work, *args):
         work(zero_group(), *args)
     else:
         work(zero_few_rows(), *args)
+
+
+@device
+def are_many(rows):
+    """Whether so many rows that meet one matrix go through tile registers: as "bf16", and all with one panel."""
+    return MANY > 0 and rows >= MANY
 
 
 @intrinsic

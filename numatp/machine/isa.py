@@ -4,12 +4,13 @@ A level is a row of LEVELS and the file of kernels/isa of its name.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from numatp.errors import MachineError, UserError
+from numatp.machine import tiles
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Level:
     numba_cpu: str  # NUMBA_CPU_NAME
     numba_features: str  # NUMBA_CPU_FEATURES
     lacks: str = ""  # what is slower than on the strongest level, for people
+    work: Callable[[], bool] | None = None  # tries what this machine may name and not have, or not let this process use
 
 
 # The LLVM cpu name x86-64-v3 lets the compiler use all of these; it implies them and avx2, fma, f16c.
@@ -32,8 +34,14 @@ V4_FLAGS = V3_FLAGS | {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512cd"
 V3_FEATURES = "+avx2,+fma,+f16c"
 V4_FEATURES = f"{V3_FEATURES},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,-prefer-256-bit"
 
+VNNI_FLAGS, VNNI_FEATURES = V4_FLAGS | {"avx512_vnni"}, f"{V4_FEATURES},+avx512vnni"
+
 LEVELS = (  # strongest first
-    Level("avx512vnni", V4_FLAGS | {"avx512_vnni"}, "x86-64-v4", f"{V4_FEATURES},+avx512vnni"),
+    Level("amx", VNNI_FLAGS | {"amx_tile", "amx_bf16"}, "x86-64-v4", f"{VNNI_FEATURES},+amx-tile,+amx-bf16", work=tiles.work),
+    Level(
+        "avx512vnni", VNNI_FLAGS, "x86-64-v4", VNNI_FEATURES,
+        lacks="multiplies prompts without tile registers, in twice the time",
+    ),
     Level(
         "avx512bw", V4_FLAGS, "x86-64-v4", V4_FEATURES,
         lacks="needs three instructions for the 8-bit dot product, which long prompts feel",
@@ -52,7 +60,8 @@ def choose(environ: Mapping[str, str] = os.environ, root: str | Path = "/") -> L
     UserError if the machine lacks the one asked for, MachineError if it has none.
     """
     flags = _cpu_flags(root)
-    possible = [level for level in LEVELS if level.flags <= flags]
+    here = Path(root) == Path("/")  # another machine's folder says what it names, no more
+    possible = [level for level in LEVELS if level.flags <= flags and not (here and level.work and not level.work())]
     if not possible:
         missing = ", ".join(sorted(LEVELS[-1].flags - flags))
         raise MachineError(f"this machine's cpus lack {missing}: numatp needs an x86-64 cpu with AVX2, FMA and F16C")

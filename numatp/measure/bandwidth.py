@@ -259,6 +259,7 @@ def _multiply(area: Area, team: Team) -> float:
     record = kernel.record(
         weights=area.address, tiles=tiles, tile_bytes=tile, units=COLUMNS // UNIT, rows=rows.ctypes.data, x=x.ctypes.data,
         x_group=len(x), x_thread_stride=0, pitch=1, out=out.ctypes.data, out_stride=out.nbytes, add=0,
+        panels=0, panels_thread_stride=0,
     )  # fmt: skip
 
     def run(rounds: int) -> None:

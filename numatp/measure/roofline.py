@@ -65,7 +65,7 @@ class Loops:
     """One rank's argument records; control int64 (CONTROL_WORDS,) and sums int32 (threads, 32) may lie in the window."""
 
     def __init__(self, area: Area, rank: int, control: np.ndarray, sums: np.ndarray):
-        self._table = np.ones(max(loops.DOT_TABLE, 64 * loops.DOTS), np.uint8)
+        self._table = loops.dot_table(area.threads)
         common = {"rank": rank, "control": control.ctypes.data, "sums": sums.ctypes.data}
         self.calls: list[tuple[str, Kernel, np.ndarray]] = [
             (name, kernel, kernel.record(memory=area.address, part_bytes=area.part_bytes, ahead=ahead, **common))
@@ -105,8 +105,8 @@ class Meter:
         return max(found, key=lambda rate: rate.per_second)
 
     def dot(self, *, threads: int | None = None, ranks: int | None = None) -> Rate:
-        """Multiplications and additions of 8-bit integers, in registers."""
-        seconds, total = self._time(DOT, 0, threads, ranks, expected=4 * loops.DOTS)
+        """Multiplications and additions in registers: of 8-bit integers, on tile registers of BF16."""
+        seconds, total = self._time(DOT, 0, threads, ranks, expected=loops.DOT_SUM)
         return Rate(loops.DOT_OPS * total / seconds, "dot", 0)
 
     def _time(self, index: int, part_bytes: int, threads: int | None, ranks: int | None, expected: int) -> tuple[float, int]:

@@ -12,7 +12,8 @@ import numpy as np
 from numatp import quants
 from numatp.kernels import activation
 from numatp.kernels.digest import digest
-from numatp.kernels.rows import GROUP
+from numatp.kernels.layout import PANELS_BYTES
+from numatp.kernels.rows import GROUP, MANY
 from numatp.program.builder import Builder, Program
 from numatp.program.step import StepWindow
 from numatp.program.values import ANYHOW, PRIVATE, Access, Buffer, Pointer, Routes, ThreadStride, Value
@@ -65,7 +66,7 @@ class Recorder:
         self._zeros: dict[int, int] = {}
         self._row_numbers = Buffer("row numbers")  # 0, 1, 2, ...: for kernels that take some rows, and here take all
         self._most_rows = 0  # of them
-        self._activations: dict[tuple[Value, str, int, Routes | None], Activation] = {}
+        self._activations: dict[tuple[Value, str, int, bool, Routes | None], Activation] = {}
         self._until_end: list[Buffer] = []
         self._num_exchanges = 0
         self._partials = [
@@ -134,28 +135,29 @@ class Recorder:
     def _activation(self, x: Value, format: Format, routes: Routes | None = None) -> Activation:
         """x as matrices of a format want it, made once for all that read it.
 
-        routes: x has the rows of the Step, and they are wanted at the places of their experts.
+        routes: it is wanted at the places of their experts; x has these places or the rows of the Step.
         """
         x.check()
         kernels = quants.kernels_of(format.name)
-        wanted = x, kernels.ACTIVATION, kernels.ZERO, routes
+        wanted = x, kernels.ACTIVATION, kernels.ZERO, kernels.expand is not None, routes
         if wanted not in self._activations:
             self._activations[wanted] = self._make_activation(*wanted)
         return self._activations[wanted]
 
-    def _make_activation(self, x: Value, form: str, zero: int, routes: Routes | None) -> Activation:
+    def _make_activation(self, x: Value, form: str, zero: int, tiled: bool, routes: Routes | None) -> Activation:
         # A product reads all rows on every thread, however they were written.
-        if form == "f32" and self.private and not routes:
+        if form == "f32" and self.private and (x.most or not routes):
             access = Access(x.buffer, PRIVATE if x.division == PRIVATE else ANYHOW)
             return Activation(x.pointer, x.stride, x.thread_stride, access)
         group = activation.group_bytes(form, x.width, self.pitch)
         reads, name = x.accesses(), f"{x.name}.{form}"
         most, rows = x.most or self.max_rows, x.rows
         select = self._every_row(most)
+        company: int | Pointer = 0
         if routes:
-            reads, name = [*reads, Access(routes.buffer)], f"{name}.routed"
-            most, rows = routes.most, routes.counts
-            select = routes.rows_of_places
+            reads, name, company = [*reads, Access(routes.buffer)], f"{name}.routed", routes.company
+            if not x.most:
+                most, rows, select = routes.most, routes.counts, routes.rows_of_places
         out = self._buffer(name, group, self.private, rows=most // self.pitch)
         # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
         division = self._share_of_rows(rows)
@@ -165,10 +167,18 @@ class Recorder:
         self._builder.add(
             kernel, reads, [Access(out, division)],
             x=x.pointer, x_stride=x.stride, x_thread_stride=x.thread_stride, select=select, rows=rows,
+            tiled=tiled, routed=routes is not None, company=company,
             out=out.at(0), out_group=group, out_thread_stride=out.thread_stride, pitch=self.pitch, private=self.private,
             **width,
         )  # fmt: skip
         return Activation(out.at(0), group, out.thread_stride, Access(out, PRIVATE if self.private else ANYHOW))
+
+    def _panels(self) -> tuple[dict[str, Pointer | ThreadStride | int], list[Access]]:
+        """(arguments of a product, what it writes): each thread's room for panels of weights, where rows may be many."""
+        if self.private or not MANY:
+            return {"panels": 0, "panels_thread_stride": 0}, []
+        room = self._buffer("panels", PANELS_BYTES, per_thread=True, rows=1)
+        return {"panels": room.at(0), "panels_thread_stride": room.thread_stride}, [Access(room, PRIVATE)]
 
     # ------------------------------------------------------------ ranks that compare
 

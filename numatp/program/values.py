@@ -220,6 +220,7 @@ class Routes:
     active: Pointer
     rows_of_places: Pointer
     experts_of_places: Pointer
+    company: Pointer
     places: Pointer
     chosen: Pointer
     shares: Pointer

@@ -10,9 +10,11 @@ import numpy as np
 
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import fit_scales, fit_whole_scales, keep_f16, reciprocal, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import plane_element, store_words
 from numatp.kernels.rows import add_dot_biased
 from numatp.kernels.simd import (
@@ -89,6 +91,15 @@ def dot_tile(tile, x, first, pitch, units, total):
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here, both = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
+        d = widen(load_f16x16(both, 0)) * widen_i8(load_i8x16(here, 256))
+        store_pairs(out, load_values(here), d, d * splat_f32(-ZERO))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

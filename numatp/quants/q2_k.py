@@ -10,9 +10,11 @@ import numpy as np
 
 from numatp.kernels.activation import half_sums, scales
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import first_half, plane_element, plane_loader, second_half, store_pair_plane
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
@@ -88,6 +90,23 @@ def dot_tile(tile, x, first, pitch, units, total):
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here, both = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
+        weights, constants = load_pairs(here), offset(here, 128)
+        d, minus_dmin = widen(load_f16x16(both, 0)), negative(widen(load_f16x16(both, 16)))
+        nibbles, second_nibbles = load_i8x16(constants, 0), load_i8x16(constants, 16)
+        store_pairs(
+            out, first_half(weights), d * widen_u8(low_nibbles(nibbles)), minus_dmin * widen_u8(high_nibbles(nibbles))
+        )  # fmt: skip
+        store_pairs(
+            offset(out, PANEL_UNIT_BYTES // 2), second_half(weights), d * widen_u8(low_nibbles(second_nibbles)),
+            minus_dmin * widen_u8(high_nibbles(second_nibbles)),
+        )  # fmt: skip
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

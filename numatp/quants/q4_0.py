@@ -8,9 +8,11 @@ import numpy as np
 
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot_from
 from numatp.kernels.simd import (
@@ -62,6 +64,15 @@ def dot_tile(tile, x, first, pitch, units, total):
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here = offset(tile, unit * TILE_BYTES)
+        d = widen(load_f16x16(offset(here, 256), 0))
+        store_pairs(out, load_nibbles(here), d, d * splat_f32(-ZERO))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -8,9 +8,11 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_line, keep_f16, line_codes, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import load_nibbles, plane_element, store_halves, store_words
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import load_f16, load_f16x16, load_f32x16, offset, widen
@@ -56,6 +58,15 @@ def dot_tile(tile, x, first, pitch, units, total):
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here = offset(tile, unit * TILE_BYTES)
+        constants = offset(here, 256)
+        store_pairs(out, load_nibbles(here), widen(load_f16x16(constants, 0)), widen(load_f16x16(constants, 16)))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

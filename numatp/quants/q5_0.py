@@ -9,9 +9,11 @@ import numpy as np
 
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import (
     load_fifth_bits,
     load_nibbles,
@@ -77,6 +79,15 @@ def dot_tile(tile, x, first, pitch, units, total):
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here = offset(tile, unit * TILE_BYTES)
+        d = widen(load_f16x16(offset(here, 320), 0))
+        store_pairs(out, merged(load_nibbles(here), load_fifth_bits(offset(here, 256))), d, d * splat_f32(-ZERO))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -9,9 +9,11 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_line, keep_f16, line_codes
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import (
     load_fifth_bits,
     load_nibbles,
@@ -69,6 +71,15 @@ def dot_tile(tile, x, first, pitch, units, total):
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here = offset(tile, unit * TILE_BYTES)
+        weights, constants = merged(load_nibbles(here), load_fifth_bits(offset(here, 256))), offset(here, 320)
+        store_pairs(out, weights, widen(load_f16x16(constants, 0)), widen(load_f16x16(constants, 16)))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -10,9 +10,11 @@ import numpy as np
 
 from numatp.kernels.activation import block_sums, scales
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import bits_above, fit_lines, fit_whole_lines, keep_f16, line_codes, store_bytes, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import load_fifth_bits, load_nibbles, merged, plane_element, store_bit_plane, store_nibble_plane
 from numatp.kernels.rows import add_dot, add_outer
 from numatp.kernels.simd import (
@@ -82,6 +84,17 @@ def dot_tile(tile, x, first, pitch, units, total):
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here, both = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
+        weights, constants = merged(load_nibbles(here), load_fifth_bits(offset(here, 256))), offset(here, 320)
+        d = widen(load_f16x16(both, 0)) * widen_u8(load_i8x16(constants, 0))
+        minus_m = negative(widen(load_f16x16(both, 16))) * widen_u8(load_i8x16(constants, 16))
+        store_pairs(out, weights, d, minus_m)
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -10,9 +10,11 @@ import numpy as np
 
 from numatp.kernels.activation import half_starts, scales
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import supers_finite
 from numatp.kernels.fit import bits_above, fit_scales, fit_whole_scales, keep_f16, reciprocal, rounded, store_bytes, store_nibbles
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import (
     first_half,
     load_nibbles,
@@ -96,6 +98,18 @@ def dot_tile(tile, x, first, pitch, units, total):
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here, both = unit_at(tile, unit, SUPER_BYTES, TILE_BYTES), shared(tile, super_of(tile, unit), SUPER_BYTES, TILE_BYTES)
+        weights, constants = merged(load_nibbles(here), load_high(offset(here, 256))), offset(here, 384)
+        d, zero = widen(load_f16x16(both, 0)), splat_f32(-ZERO)
+        scale, second_scale = d * widen_i8(load_i8x16(constants, 0)), d * widen_i8(load_i8x16(constants, 16))
+        store_pairs(out, first_half(weights), scale, scale * zero)
+        store_pairs(offset(out, PANEL_UNIT_BYTES // 2), second_half(weights), second_scale, second_scale * zero)
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -9,9 +9,11 @@ import numpy as np
 
 from numatp.kernels.activation import scales, starts
 from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
 from numatp.kernels.finite import units_finite
 from numatp.kernels.fit import fit_scale, keep_f16, reciprocal, rounded, store_bytes
+from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import store_halves, store_words
 from numatp.kernels.rows import add_dot_biased, block
 from numatp.kernels.simd import (
@@ -55,19 +57,34 @@ finite = units_finite(TILE_BYTES, 512, 1)
 
 
 @device
+def load_bytes(tile):
+    """A unit as the 8 weight vectors of 16 rows x 32 columns."""
+    return block(
+        load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
+        load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),
+    )  # fmt: skip
+
+
+@device
 def dot_tile(tile, x, first, pitch, units, total):
     x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
     x = offset(x, first * 32)
     for _ in range(units):
-        weights = block(
-            load_i8x64(tile, 0), load_i8x64(tile, 64), load_i8x64(tile, 128), load_i8x64(tile, 192),
-            load_i8x64(tile, 256), load_i8x64(tile, 320), load_i8x64(tile, 384), load_i8x64(tile, 448),
-        )  # fmt: skip
+        weights = load_bytes(tile)
         prefetch_unit(tile, TILE_BYTES)
         total = add_dot_biased(total, weights, widen(load_f16x16(offset(tile, 512), 0)), x, x_scales, x_starts)
         tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
         x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 4)
     return total
+
+
+@device
+def expand(tile, first, last, out):
+    for unit in range(first, last):
+        here = offset(tile, unit * TILE_BYTES)
+        d = widen(load_f16x16(offset(here, 512), 0))
+        store_pairs(out, load_bytes(here), d, d * splat_f32(-ZERO))
+        out = offset(out, PANEL_UNIT_BYTES)
 
 
 @device

@@ -4,6 +4,7 @@ from numatp.kernels.jit import ir
 from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, llvm_type
 
 GROUP = 4
+MANY = 0  # no tiles
 DOT = ("vpmaddubsw", "vpmaddwd")
 HALF_BYTES, HALF_WORDS, HALF_INTS = (ir.VectorType(ir.IntType(bits), 256 // bits) for bits in (8, 16, 32))
 

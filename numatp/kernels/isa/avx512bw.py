@@ -8,6 +8,7 @@ from numatp.kernels.jit import ir
 from numatp.kernels.simd import BYTE, INT16, INT32, call_llvm, constant, i8x64, i32x16
 
 GROUP = 16
+MANY = 0  # no tiles
 DOT = ("vpmaddubsw", "vpmaddwd")
 
 

@@ -3,9 +3,10 @@
 from numatp.kernels.isa.avx512bw import lookup, times_power
 from numatp.kernels.simd import call_llvm
 
-__all__ = ["DOT", "GROUP", "dot", "dot_biased", "lookup", "start", "times_power"]
+__all__ = ["DOT", "GROUP", "MANY", "dot", "dot_biased", "lookup", "start", "times_power"]
 
 GROUP = 16
+MANY = 0  # no tiles
 DOT = ("vpdpbusd",)
 
 

@@ -57,11 +57,12 @@ class Dense(Recorder):
     def _product(self, x: Value, weights: Sequence[Matrix], out: Access, add: bool = False) -> None:
         """out = [out +] weights x; the matrices follow each other in memory."""
         weight, activation = joined(weights), self._activation(x, weights[0].format)
+        panels, scratch = self._panels()
         self._builder.add(
-            kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out], weights,
+            kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out, *scratch], weights,
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
             rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
-            pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add,
+            pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add, **panels,
         )  # fmt: skip
 
     def add_bias(self, x: Value, *biases: Vector) -> Value:

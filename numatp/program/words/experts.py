@@ -33,8 +33,8 @@ class Experts(Together):
         pairs = self.max_rows * used
         most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
         lengths = {
-            "counts": 2, "active": 3 * count, "rows_of_places": most, "experts_of_places": most, "places": pairs, "chosen": pairs,
-            "shares": pairs, "next": count,
+            "counts": 2, "active": 3 * count, "rows_of_places": most, "experts_of_places": most, "company": most,
+            "places": pairs, "chosen": pairs, "shares": pairs, "next": count,
         }  # fmt: skip
         buffer = self._buffer(f"routes by {scores.name}", 8 * sum(lengths.values()), rows=1, indexes=True)
         starts = np.cumsum([0, *lengths.values()]).tolist()
@@ -52,7 +52,7 @@ class Experts(Together):
             experts.arrange, [Access(buffer)], [Access(buffer)],
             rows=scores.rows, experts=count, used=used, pitch=self.pitch, chosen=routes.chosen, counts=routes.counts,
             active=routes.active, rows_of_places=routes.rows_of_places, experts_of_places=routes.experts_of_places,
-            places=routes.places, next=following,
+            company=routes.company, places=routes.places, next=following,
         )  # fmt: skip
         return routes
 
@@ -64,13 +64,14 @@ class Experts(Together):
         for weight in weights:
             rows = weight.rows // weight.stacked
             parts.append(range(first, first + 4 * rows))
-            activation = self._activation(x, weight.format, None if x.most else routes)
+            activation, (panels, scratch) = self._activation(x, weight.format, routes), self._panels()
             self._builder.add(
-                kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)], [Access(out, columns=parts[-1])],
+                kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)],
+                [Access(out, columns=parts[-1]), *scratch],
                 [weight], weight.num_bytes // weight.stacked * routes.used,
                 weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
                 active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
-                x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride,
+                x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride, **panels,
             )  # fmt: skip
             first += 4 * rows
         return self._made(out, width, routes.counts, most=routes.most, parts=tuple(parts))

@@ -142,18 +142,19 @@ class Together(Dense):
 
     def _score(self, x: Value, weight: Matrix, first_token: int, cap: float) -> None:
         activation = self._activation(x, weight.format)
-        scratch = self._buffer("score scratch", 64, per_thread=True, rows=self.pitch)
+        scratch = self._buffer("score scratch", 64, per_thread=True)
+        panels, more = self._panels()
         parts = self._buffer("scores", 16, per_thread=True)
         tops = self._buffer("most probable", TOP_BYTES, per_thread=True)
         step, mine = self.site.step, self._columns(weight.rows)
         self._builder.add(
             kernel_of(weight, "score"), [activation.access],
-            [Access(parts, mine), Access(tops, mine), Access(scratch, PRIVATE)], [weight],
+            [Access(parts, mine), Access(tops, mine), Access(scratch, PRIVATE), *more], [weight],
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
             first_token=first_token, targets=step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
-            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_stride=scratch.thread_stride, cap=cap,
-            out=parts.at(0), out_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
-            num_top=step.num_top.ctypes.data,
+            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_thread_stride=scratch.thread_stride,
+            cap=cap, out=parts.at(0), out_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
+            num_top=step.num_top.ctypes.data, **panels,
         )  # fmt: skip
         told = [Buffer("window scores", address=self.site.scores), Buffer("window tops", address=self.site.tops)]
         self._builder.add(

@@ -1,0 +1,108 @@
+"""AMX: products of many rows on tile registers, 16 rows of 64 bytes each; one row and a few go on as with AVX-512 VNNI.
+
+tdpbf16ps multiplies a tile of 16 activation rows x 32 columns with a panel's 16 weight rows x 32 columns (kernels/bf16.py) and adds
+the 16 x 16 sums to a third tile. Nobody but these functions gives tiles their numbers: 0 to 3 are sums, 4 and 5 rows, 6 and 7
+weights.
+"""
+
+from numatp.errors import MachineError
+from numatp.kernels.isa.avx512vnni import DOT, GROUP, dot, dot_biased, lookup, start, times_power
+from numatp.kernels.jit import intrinsic, ir, types
+from numatp.kernels.simd import BYTE, INT64, call_llvm, pointer
+from numatp.machine import tiles
+
+__all__ = ["DOT", "GROUP", "MANY", "configure", "dot", "dot_biased", "lookup", "release", "start", "times_power"]
+
+MANY = 32  # rows from which on a product goes through tiles: with fewer, making panels costs what tiles save
+
+if not tiles.permit():
+    raise MachineError("this process may not use AMX, though a child of it might: set NUMATP_ISA=avx512vnni")
+
+
+def tile(number):
+    return ir.Constant(BYTE, number)
+
+
+@intrinsic
+def configure(typing_context):
+    """Of the calling thread, before it uses tiles: all have 16 rows of 64 bytes. They are zero then."""
+
+    def emit(context, builder, signature, args):
+        stored = ir.Constant(ir.ArrayType(BYTE, len(tiles.CONFIGURATION)), bytearray(tiles.CONFIGURATION))
+        place = ir.GlobalVariable(builder.module, stored.type, builder.module.get_unique_name("tile_configuration"))
+        place.initializer, place.global_constant, place.linkage = stored, True, "internal"
+        call_llvm(builder, "llvm.x86.ldtilecfg", ir.VoidType(), builder.bitcast(place, BYTE.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+@intrinsic
+def release(typing_context):
+    """Of the calling thread: tiles in use make its switches slower and keep the core awake."""
+
+    def emit(context, builder, signature, args):
+        call_llvm(builder, "llvm.x86.tilerelease", ir.VoidType())
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+def _move(builder, name, number, p, stride):
+    call_llvm(builder, f"llvm.x86.{name}", ir.VoidType(), tile(number), p, stride)
+
+
+def block_of(groups, panels):
+    """(start, start_from, add_unit, finish) of the sums of `groups` groups of 16 rows x `panels` panels, 1 or 2 of each.
+
+    start(): zeros; start_from(out, stride, group): what is at out, float32 rows `stride` bytes apart, groups `group` bytes.
+    add_unit(x, group, panel, apart): plus 32 columns at x of each group, `group` bytes apart, times each panel's, `apart` bytes.
+    finish(out, stride, group): the sums to out.
+    """
+    sums = [(i, j, 2 * i + j) for i in range(groups) for j in range(panels)]
+
+    def each_sum(name, builder, out, stride, group):
+        for i, j, number in sums:
+            place = builder.gep(out, [builder.add(builder.mul(group, INT64(i)), INT64(64 * j))])
+            _move(builder, name, number, place, stride)
+
+    @intrinsic
+    def start(typing_context):
+        def emit(context, builder, signature, args):
+            for _, _, number in sums:
+                call_llvm(builder, "llvm.x86.tilezero", ir.VoidType(), tile(number))
+            return context.get_dummy_value()
+
+        return types.void(), emit
+
+    @intrinsic
+    def start_from(typing_context, out, stride, group):
+        def emit(context, builder, signature, args):
+            each_sum("tileloadd64", builder, *args)
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, types.int64), emit
+
+    @intrinsic
+    def add_unit(typing_context, x, group, panel, apart):
+        def emit(context, builder, signature, args):
+            x, group, panel, apart = args
+            for j in range(panels):
+                _move(builder, "tileloadd64", 6 + j, builder.gep(panel, [builder.mul(apart, INT64(j))]), INT64(64))
+                for i in range(groups):
+                    if j == 0:
+                        _move(builder, "tileloadd64", 4 + i, builder.gep(x, [builder.mul(group, INT64(i))]), INT64(64))
+                    call_llvm(builder, "llvm.x86.tdpbf16ps", ir.VoidType(), tile(2 * i + j), tile(4 + i), tile(6 + j))
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, pointer, types.int64), emit
+
+    @intrinsic
+    def finish(typing_context, out, stride, group):
+        def emit(context, builder, signature, args):
+            each_sum("tilestored64", builder, *args)
+            return context.get_dummy_value()
+
+        return types.void(pointer, types.int64, types.int64), emit
+
+    return start, start_from, add_unit, finish

@@ -1,0 +1,42 @@
+"""AMX, the tile registers of some x86-64 processors: the kernel's permission, and whether their instructions work here.
+
+A processor may name them where nobody may use them (virtual machines, kernels before 5.16, sandboxes), and then they end a process.
+"""
+
+import ctypes
+import mmap
+import os
+import resource
+import signal
+from functools import cache
+
+ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # system call, its code, the component of the processor's state
+# Palette 1, then bytes of a row of each of 8 tiles, 16 bits each, and rows of each: 16 rows of 64 bytes.
+CONFIGURATION = bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes([16] * 8) + bytes(8)
+# ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbf16ps %tmm2, %tmm1, %tmm0; tilerelease; ret
+TRIAL = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26a5cc1 c4e27849c0 c3")
+
+
+def permit() -> bool:
+    """Asks for the permission, which is the process's and its children's: True if all threads may use tiles from now on."""
+    library = ctypes.CDLL(None)
+    library.syscall.restype = ctypes.c_long
+    return library.syscall(*map(ctypes.c_long, (ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA))) == 0
+
+
+@cache
+def work() -> bool:
+    """Whether a child of this process could use them; tried once."""
+    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    page[: len(CONFIGURATION) + len(TRIAL)] = CONFIGURATION + TRIAL
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    trial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address + len(CONFIGURATION))
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGILL, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if permit():
+            trial(address)
+            os._exit(0)
+        os._exit(1)
+    return os.waitpid(child, 0)[1] == 0
