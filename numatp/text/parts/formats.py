@@ -14,6 +14,7 @@ THINKING = (
     Thinking("<|START_THINKING|>", "<|END_THINKING|>"),
     Thinking("<|channel>thought\n", "<channel|>", ("<|channel>",)),
     Thinking("<seed:think>", "</seed:think>"),
+    Thinking("◁think▷", "◁/think▷"),
 )
 # The first whose marks are all in the template.
 CALLS = (
