@@ -167,8 +167,8 @@ class Continuation(Sequence):
         return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
 
     def tell_progress(self) -> None:
-        """After a Step that had some of its prompt."""
-        if self.progress:
+        """After a Step that had some of its prompt, the first time that it is computed."""
+        if self.progress and not self._first_token:
             self.put(Progress(min(self.done, self.prompt_tokens), self.cached_tokens, self.prompt_tokens))
 
     def take(self, token: Token) -> Reason | None:
