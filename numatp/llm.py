@@ -173,7 +173,8 @@ class LLM:
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
     prefix_cache: whether what was computed of a text is kept for others that begin with it. step_ms: that a Step with rows of
-    prompts should take at most while somebody waits for his next token.
+    prompts should take at most while somebody waits for his next token. spec: whether tokens are guessed from what the text has
+    said before and checked, several in one Step, with the same text as without: "auto" is so where rows are cheap.
     others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks
     are started; the model is there when open() returns. progress(done, total): bytes, while loading. A Job in place of `model`
     says all but ranks, others, wait and progress.
@@ -201,6 +202,7 @@ class LLM:
         cache_type: Literal["f16", "q8_0"] = "f16",
         prefix_cache: bool = True,
         step_ms: int = 250,
+        spec: Literal["off", "ngram", "auto"] = "auto",
         others: Literal["call", "serve"] = "call",
         wait: bool = True,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -220,7 +222,7 @@ class LLM:
                 threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
                 max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
                 quantize=quantize, tensor_split=tensor_split, cache_type=cache_type,
-                prefix_cache=bool(prefix_cache), step_ms=_whole(step_ms, "step_ms") or Job.step_ms,
+                prefix_cache=bool(prefix_cache), step_ms=_whole(step_ms, "step_ms") or Job.step_ms, spec=spec,
             )  # fmt: skip
         self._others = others
         self._service = Service(job, count, progress)

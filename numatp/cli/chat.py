@@ -5,7 +5,17 @@ import sys
 
 from numatp.cli import signals
 from numatp.cli.generate import show_answer
-from numatp.cli.options import add_model, add_prefix_cache, add_sampling, add_template_arguments, job_of, note, params_of, unescape
+from numatp.cli.options import (
+    add_model,
+    add_prefix_cache,
+    add_sampling,
+    add_spec,
+    add_template_arguments,
+    job_of,
+    note,
+    params_of,
+    unescape,
+)
 from numatp.cli.session import run_session
 from numatp.errors import RankError, UserError
 from numatp.llm import LLM, Message
@@ -17,12 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add_sampling(parser)
     add_template_arguments(parser)
+    add_spec(parser)
     add_prefix_cache(parser)
     parser.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    job = job_of(arguments, prefix_cache=arguments.prefix_cache)
+    job = job_of(arguments, prefix_cache=arguments.prefix_cache, spec=arguments.spec)
     start: list[Message] = [{"role": "system", "content": unescape(arguments, arguments.system)}] if arguments.system else []
 
     def converse(llm: LLM) -> int:

@@ -6,7 +6,17 @@ import sys
 from collections.abc import Iterable
 
 from numatp.cli.audit import add_option, audited
-from numatp.cli.options import add_model, add_sampling, add_template_arguments, job_of, note, params_of, read_text, unescape
+from numatp.cli.options import (
+    add_model,
+    add_sampling,
+    add_spec,
+    add_template_arguments,
+    job_of,
+    note,
+    params_of,
+    read_text,
+    unescape,
+)
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
@@ -22,11 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("-f", "--file", metavar="FILE", help="file of the text to continue; - is standard input")
     parser.add_argument("--chat", action="store_true", help="the text is a message: answer it by the model's chat template")
     add_template_arguments(parser)
+    add_spec(parser)
     add_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    job = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit)
+    job = job_of(arguments, allow_remote=arguments.allow_remote or arguments.audit, spec=arguments.spec)
     prompt = unescape(arguments, arguments.prompt) if arguments.file is None else read_text(arguments.file)
     if not prompt:
         raise UserError("the prompt is empty: give some text with -p or -f")

@@ -13,7 +13,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from numatp.engine.job import Job
+from numatp.engine.job import SPECS, Job
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.files.models import resolve_model
@@ -165,12 +165,17 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add_loading(parser)
 
 
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    text = "guess tokens from the text so far and check several at once, for the same text (default auto: dense models)"
+    parser.add_argument("--spec", choices=SPECS, default="auto", help=text)
+
+
 def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
     text = "compute every prompt whole, although the cache may hold its beginning"
     parser.add_argument("--no-prefix-cache", dest="prefix_cache", action="store_false", help=text)
 
 
-def job_of(arguments: argparse.Namespace, **changes: int) -> Job:
+def job_of(arguments: argparse.Namespace, **changes: int | str) -> Job:
     if arguments.cache_type_k != arguments.cache_type_v:
         raise UserError(DIFFERENT.format(arguments.cache_type_k, arguments.cache_type_v))
     described = {

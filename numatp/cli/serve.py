@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numatp.cli.options import add_model, add_prefix_cache, job_of, natural, number, positive, show_log
+from numatp.cli.options import add_model, add_prefix_cache, add_spec, job_of, natural, number, positive, show_log
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--hang-timeout", type=seconds, default=300.0, metavar="S", help="/health fails when a Step takes longer (default 300)")
     add_prefix_cache(parser)
+    add_spec(parser)
     add(
         "--step-ms", type=positive, default=Job.step_ms, metavar="MS",
         help="milliseconds between two tokens of a stream while prompts come in beside it (default 250)",
@@ -103,7 +104,8 @@ def _take_environment(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
     job = job_of(
-        arguments, max_sequences=arguments.parallel, prefix_cache=arguments.prefix_cache, step_ms=arguments.step_ms
+        arguments, max_sequences=arguments.parallel, prefix_cache=arguments.prefix_cache, step_ms=arguments.step_ms,
+        spec=arguments.spec,
     )  # fmt: skip
     show_log()
     from numatp.server.serve import serve

@@ -18,4 +18,6 @@ class Counts:
     cached_tokens: int = 0  # of them, found in the cache
     computed_tokens: int = 0  # of prompts, scored texts and what was set back: rows of Steps
     generated_tokens: int = 0
+    guessed_tokens: int = 0  # that were checked in Steps of their sequences (engine/drafts.py)
+    right_guesses: int = 0  # of them
     set_back: int = 0  # times that a sequence gave its blocks to an older one

@@ -49,7 +49,8 @@ class Engine:
         self.arenas = Arenas(own, job.allow_remote)
         self.loaded = self._place(started)
         self.team = agree(world, lambda: Team(world.host, own.cpus, own.l3))
-        sections = sections_of(self.loaded.spec, job, self.loaded.layout.context, len(self.loaded.layout.pools))
+        layout = self.loaded.layout
+        sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
         self._check_room(sections.bytes_of(world.host.seat))  # the window's pages are taken when it is mapped
         self.window = Window(world.host, sections, lanes=min(world.gather(self.team.threads)))
         self._audit = Audit(world, own.node, self.loaded)

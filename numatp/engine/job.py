@@ -10,9 +10,12 @@ from numatp.kernels.layout import CACHE_TYPES
 if TYPE_CHECKING:
     from numatp.files.model_file import ModelFile
     from numatp.models.layers import Layer
+    from numatp.models.spec import Spec
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
+SPECS = ("off", "ngram", "auto")  # never; from what the text has said before; so where it pays
+MOST_DRAFTS = 8  # guessed tokens in one Step, of all sequences
 PROCESS_BYTES = 64 << 20  # of a rank before it loads anything: interpreter, libraries and headers; a memory limit counts them
 ROWS_UNIT = 16  # whole groups of rows on every ISA
 
@@ -36,6 +39,7 @@ class Job:
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
     measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
+    spec: str = "off"  # whether tokens are guessed and checked, several in one Step: one of SPECS
     check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
 
 
@@ -62,6 +66,19 @@ def cache_type_of(job: Job, layers: "Iterable[Layer]") -> str:
         if refusal := layer.refusal(job.cache_type):
             raise UserError(refusal)
     return job.cache_type
+
+
+def drafts_of(job: Job, spec: "Spec") -> int:
+    """Tokens that may be guessed in one Step. UserError where a guess that was wrong cannot be taken back."""
+    from numatp.models.layers import InSlots
+
+    if job.spec not in SPECS:
+        raise UserError(f"spec is {job.spec!r}; choose from {', '.join(SPECS)}")
+    recurrent = any(isinstance(layer, InSlots) for layer in spec.layers)
+    if job.spec == "ngram" and recurrent:
+        raise UserError("spec ngram: this model has recurrent layers, whose state cannot be taken back; use off or auto")
+    # Each row of a mixture of experts reads experts of its own, so rows are not cheap.
+    return 0 if job.spec == "off" or recurrent or (job.spec == "auto" and spec.experts_used) else MOST_DRAFTS
 
 
 def default_quantize(file: "ModelFile") -> str:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 
 from numatp.engine.admission import Admission
 from numatp.engine.counts import Counts
@@ -14,6 +15,24 @@ from numatp.kernels.sampling import NO_NUMBERS, NO_TOKEN
 from numatp.program.step import Span
 
 
+@dataclass
+class Choosing:
+    """A sequence whose next token is chosen after a Step."""
+
+    sequence: Continuation
+    row: int  # of the logits; those after its guesses follow
+    guess: list[int]  # tokens that were computed after it
+    num_right: int = 0  # of them
+
+    def right(self, token: Token) -> bool:
+        """Whether a token that was taken is the next one of the guess, so that its logits are there."""
+        if self.num_right == len(self.guess) or token.id != self.guess[self.num_right]:
+            return False
+        self.num_right += 1
+        self.sequence.guessed_right()
+        return True
+
+
 class Scheduler:
     """On rank 0's engine thread."""
 
@@ -24,6 +43,7 @@ class Scheduler:
         self._max_rows = layout.max_rows
         places, context = job.max_sequences, layout.context
         self._admission = Admission(engine.blocks, engine.prefixes, places, context, engine.copy_states)
+        self._drafts = engine.window.step.shape.drafts  # rows for guesses in one Step
         self._pace = Pace(job.step_ms / 1000, layout.max_rows)
         self._scores_next = False  # whose turn it is where both kinds run
 
@@ -69,36 +89,40 @@ class Scheduler:
 
     def _continue(self, continued: list[Continuation]) -> None:
         """A row for each that decodes, whose next token must not wait for prompts; beside them rows of prompts."""
-        decoding = [s for s in continued if s.decodes]
-        room, began = self._pace.rows(len(decoding)), time.perf_counter()
+        decoding = sum(s.decodes for s in continued)
+        room, began = self._pace.rows(decoding), time.perf_counter()
+        guesses = min(self._drafts - decoding, room)  # rows for them
         spans: list[Span] = []
         prompts: list[Continuation] = []
-        chosen: list[Continuation] = []
+        choosing: list[Choosing] = []
         parts: list[Sequence] = []
         for sequence in continued:
-            count = self._take_part(sequence, 1 if sequence.decodes else room)
+            decodes = sequence.decodes
+            count = self._take_part(sequence, 1 if decodes else room)
             if not count:
                 continue
-            if not sequence.decodes:
+            guess = sequence.guess(guesses) if decodes else []
+            if not decodes:
                 room -= count
                 prompts.append(sequence)
             span = sequence.next_span(count)
             parts.append(sequence)
-            spans.append(span)
             if span.want_logits:
-                chosen.append(sequence)
+                choosing.append(Choosing(sequence, sum(earlier.want_logits for earlier in spans), guess))
+            spans += [span, *sequence.spans_of(guess)]
+            guesses, room = guesses - len(guess), room - len(guess)
         if not spans:
             return
+        places = {sequence.place for sequence in prompts}
         self._engine.run(spans)
         self._admission.passed(parts)
-        rows = sum(len(span.tokens) for span in spans)
-        prompt_rows = rows - sum(sequence in decoding for sequence in chosen)
+        prompt_rows = sum(len(span.tokens) for span in spans if span.sequence in places)
         self._pace.measured(prompt_rows, time.perf_counter() - began)
         self._counts.computed_tokens += prompt_rows
         for sequence in prompts:
             sequence.tell_progress()
-        if chosen:
-            self._choose(chosen)
+        if choosing:
+            self._choose(choosing)
 
     def _take_part(self, sequence: Sequence, room: int) -> int:
         """Rows that it has in the next Step, with blocks for them; 0 where it was set back meanwhile, or has to wait."""
@@ -109,19 +133,32 @@ class Scheduler:
         count = sequence.rows(room, stop)
         return count if count and self._admission.make_room(sequence, count) else 0
 
-    def _choose(self, chosen: list[Continuation]) -> None:
-        """The next token of each, in the order of the rows of logits."""
-        choices = [s.chooser.choice(s.tokens) for s in chosen]
-        for sequence, token in zip(chosen, self._engine.sampler.choose(choices), strict=True):
-            if token.id == NO_NUMBERS:
-                self._fail_damaged(sequence)
-                continue
-            if token.id == NO_TOKEN:
-                self._fail(sequence, UserError(sequence.chooser.refusal))
-                continue
-            self._counts.generated_tokens += 1
-            if reason := sequence.take(token):
-                self._end(sequence, reason)
+    def _choose(self, choosing: list[Choosing]) -> None:
+        """The next token of each, and the one after it for those whose guess was right, as often as it was."""
+        turn, still = 0, choosing
+        while still:
+            choices = [one.sequence.chooser.choice(one.sequence.tokens) for one in still]
+            tokens = self._engine.sampler.choose(choices, [one.row + turn for one in still])
+            still = [one for one, token in zip(still, tokens, strict=True) if self._take(one.sequence, token) and one.right(token)]
+            turn += 1
+        for one in choosing:
+            if one.guess:
+                one.sequence.drafts.checked(len(one.sequence.tokens), len(one.guess), one.num_right)
+                self._counts.guessed_tokens += len(one.guess)
+                self._counts.right_guesses += one.num_right
+
+    def _take(self, sequence: Continuation, token: Token) -> bool:
+        """Whether it goes on after this token."""
+        if token.id == NO_NUMBERS:
+            self._fail_damaged(sequence)
+            return False
+        if token.id == NO_TOKEN:
+            self._fail(sequence, UserError(sequence.chooser.refusal))
+            return False
+        self._counts.generated_tokens += 1
+        if reason := sequence.take(token):
+            self._end(sequence, reason)
+        return not reason
 
     def _score(self, scored: list[Sequence], decoding: int) -> bool:
         """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py).

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from numatp.engine.cache import num_blocks
-from numatp.engine.job import ROWS_UNIT, Job, rows_of
+from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of
 from numatp.kernels.layout import TOP_BYTES
 from numatp.models.spec import Spec
 from numatp.program.step import StepShape
@@ -17,7 +17,7 @@ class Sections:
     scores: int  # of every seat: (max_rows, 4) float32, see kernels/score.py
     tops: int  # of every seat: (max_rows,) of the most probable tokens, see kernels/score.py
     digests: int  # of every seat: int64, of what all must hold alike; 0 if not wanted
-    logits: tuple[int, int]  # (max_sequences, vocab), both padded, float32, in the part of seat 0
+    logits: tuple[int, int]  # (max_spans, vocab), both padded, float32, in the part of seat 0
     step: StepShape  # in the part of seat 0
 
     def bytes_of(self, seat: int) -> int:
@@ -29,9 +29,10 @@ class Sections:
 def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections:
     """context: tokens of the cache, which has `num_tables` pools of blocks."""
     max_rows, width = rows_of(job, context), spec.sizes.width
-    rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences, spec.sizes.vocab))
+    drafts = drafts_of(job, spec)
+    rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences + drafts, spec.sizes.vocab))
     return Sections(
         partial=max_rows * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
         digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
-        step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables),
+        step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts),
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from numatp.engine.blocks import Tables
 from numatp.engine.chooser import Chooser
+from numatp.engine.drafts import Drafts
 from numatp.engine.prefixes import Known, last_border
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Progress, Reason, ScoredPrompt, Token
@@ -111,7 +112,8 @@ class Continuation(Sequence):
         self.scored = [Token(self.tokens[0])]  # of the prompt, as far as it is scored, if it shall be
         self.cached_tokens = 0  # of the prompt, found in the cache when it began
         self.limit = 0  # tokens at most, the prompt included, once it has started
-        self._decoded = 0  # Steps that were fed a generated token for the first time
+        self.drafts = Drafts()
+        self._decoded = 0  # generated tokens that were fed
         self._began = self._first_token = 0.0
 
     @property
@@ -165,6 +167,23 @@ class Continuation(Sequence):
             targets, most = self.tokens[first + 1 : self.done + 1], self.params.prompt_logprobs or 0
             return Span(self.place, tokens, first, tables, want_logits=False, targets=targets, num_top=most)
         return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
+
+    def guess(self, most: int) -> list[int]:
+        """Tokens that may come after the one that is fed next, as far as there is room for them."""
+        assert self.tables
+        guess = self.drafts.guess(self.tokens, min(most, self.limit - len(self.tokens) - 1)) if most > 0 else []
+        return guess if self.tables.has_room(self.done, 1 + len(guess)) else []
+
+    def spans_of(self, guess: list[int]) -> list[Span]:
+        """After next_span: a row of its own for each, as it has if it is no guess, so that its logits have the same bits."""
+        assert self.tables
+        tables = self.tables.prepare(self.done, len(guess))
+        return [Span(self.place, [token], self.done + i, tables) for i, token in enumerate(guess)]
+
+    def guessed_right(self) -> None:
+        """The token that was taken last is the guess whose row is computed already."""
+        self.done += 1
+        self._decoded = max(self._decoded, self.done - self.prompt_tokens)
 
     def tell_progress(self) -> None:
         """After a Step that had some of its prompt, the first time that it is computed."""

@@ -39,7 +39,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finish:
-    """The end of a continuation. decoded_tokens: Steps that were fed a generated token, one less than the tokens."""
+    """The end of a continuation. decoded_tokens: generated ones that were fed, one less than there are."""
 
     reason: Reason
     prompt_tokens: int

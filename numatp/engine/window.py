@@ -36,5 +36,5 @@ class Window:
         others = [0] * (host.seats - 1)
         rows, padded = sections.logits
         logits = host.map_shared([rows * padded * 4, *others])[0]
-        self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_sequences, vocab), both padded, in the part of seat 0
+        self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_spans, vocab), both padded, in the part of seat 0
         self.step = StepWindow(sections.step, host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64))

@@ -197,11 +197,11 @@ def heads_of(args, piece, pieces):
 
 
 @device
-def attend_row(args, scratch, table, sequence, row, position, first_kv_head, last_kv_head, first, last, split, num_splits):
+def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv_head, first, last, split, num_splits):
     """Blocks [first, last) of one row, for the query heads that read the KV heads [first_kv_head, last_kv_head)."""
     size, part_size = args.head_size, (PART_HEAD + args.head_size) * 4
     q, out = offset(args.q, row * args.q_stride), offset(args.out, row * args.heads * size * 4)
-    parts = offset(args.parts, sequence * args.heads * SPLITS * part_size)
+    parts = offset(args.parts, span * args.heads * SPLITS * part_size)
     pieces, end = (args.group + GROUP - 1) // GROUP, position // CACHE_BLOCK
     room = room_for(min(args.group, GROUP))
     states = STATE_ROWS // room
@@ -240,7 +240,7 @@ def attend_row(args, scratch, table, sequence, row, position, first_kv_head, las
                     store_part(state, m, size, offset(parts, ((head + m) * SPLITS + split) * part_size))
     if num_splits > 1:
         for kv_head in range(first_kv_head, last_kv_head):
-            finished = offset(args.finished, (sequence * args.kv_heads + kv_head) * 8)
+            finished = offset(args.finished, (span * args.kv_heads + kv_head) * 8)
             if fetch_add(finished, 1) == num_splits - 1:
                 store_i64(finished, 0, 0)
                 for piece in range(kv_head * pieces, (kv_head + 1) * pieces):
@@ -263,8 +263,8 @@ def attention(args, thread, threads):
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
     spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,
-    from thread to thread of scratch (SCRATCH_BYTES each). parts: (sequences, heads, SPLITS, part_bytes); finished: int64
-    (sequences, kv_heads), zeros.
+    from thread to thread of scratch (SCRATCH_BYTES each). parts: (spans, heads, SPLITS, part_bytes); finished: int64
+    (spans, kv_heads), zeros.
     """
     scratch = offset(args.scratch, thread * args.scratch_stride)
     unit = 0  # one thread's piece of work
@@ -282,7 +282,7 @@ def attention(args, thread, threads):
                 for split in range(begin // args.kv_heads, (end - 1) // args.kv_heads + 1):
                     start, stop = share(blocks, split, num_splits)
                     attend_row(
-                        args, scratch, table, sequence, row, position, max(begin - split * args.kv_heads, 0),
+                        args, scratch, table, number, row, position, max(begin - split * args.kv_heads, 0),
                         min(end - split * args.kv_heads, args.kv_heads), first + start, first + stop, split, num_splits,
                     )  # fmt: skip
         else:

@@ -33,7 +33,7 @@ class Site:
     width: int  # of the residual stream
     step: StepWindow
     partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (seats,), each of (max_rows, width) float32
-    logits: int  # address of (max_sequences, logit_stride bytes), in the part of seat 0
+    logits: int  # address of (max_spans, logit_stride bytes), in the part of seat 0
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
     tops: int  # and of its most probable tokens, likewise

@@ -14,11 +14,16 @@ class StepShape:
     max_sequences: int  # sequences that have a place in the caches
     table_length: int  # cache blocks of one sequence
     num_tables: int  # kinds of cache that are cut in blocks
+    drafts: int = 0  # tokens that are guessed, each a span of its own
+
+    @property
+    def max_spans(self) -> int:
+        return self.max_sequences + self.drafts
 
     @property
     def num_bytes(self) -> int:
         rows, sequences = self.max_rows, self.max_sequences
-        return 8 * (5 + 5 * rows + 6 * sequences + self.num_tables * sequences * self.table_length)
+        return 8 * (5 + 5 * rows + 4 * self.max_spans + 2 * sequences + self.num_tables * sequences * self.table_length)
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,16 @@ class StepWindow:
         """memory: int64 (shape.num_bytes // 8,)."""
         self.shape = shape
         rows, sequences = shape.max_rows, shape.max_sequences
-        parts = np.split(memory, np.cumsum([1, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * sequences, 2 * sequences]))
+        parts = np.split(memory, np.cumsum([1, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 2 * sequences]))
         self.num_rows, self.num_logits, self.num_spans, self.num_copies, self.num_top = parts[:5]
         self.tokens, self.positions, self.sequences = parts[5:8]  # per row
         self.logit_rows, self.targets = parts[8:10]  # per row that wants logits or a score: its row; the token to score
-        self.spans = parts[10].reshape(sequences, 4)  # sequence, first row, number of rows, first position
+        self.spans = parts[10].reshape(shape.max_spans, 4)  # sequence, first row, number of rows, first position
         self.copies = parts[11].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
         self.tables = parts[12].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
-        """At most max_rows tokens in all, at most one span per sequence."""
+        """At most max_rows tokens in all. Several spans of one sequence follow each other, as tokens do."""
         row = wanted = 0
         for i, span in enumerate(spans):
             count = len(span.tokens)

@@ -66,10 +66,10 @@ class Attention(Recorder):
     ) -> Value:
         """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero; cap: of the scores
         (kernels/softcap.py), 0 for none."""
-        kernels, sequences = _by_cache("attention", cache), self.site.step.shape.max_sequences
+        kernels, spans = _by_cache("attention", cache), self.site.step.shape.max_spans
         width = len(heads.queries) * heads.size
         scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
-        parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(heads.size), rows=sequences)
+        parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(heads.size), rows=spans)
         out = self._buffer("attention", width * 4)
         self._builder.add(
             kernels.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
@@ -77,7 +77,7 @@ class Attention(Recorder):
             q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale, window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
-            parts=parts.at(0), finished=self._counters(sequences * max(len(heads.keys), 1)),
+            parts=parts.at(0), finished=self._counters(spans * max(len(heads.keys), 1)),
             sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, out=out.at(0),
             **self._cache(cache, heads.size),
         )  # fmt: skip

@@ -1,0 +1,36 @@
+"""Guesses of how a sequence goes on, checked by the model in rows of one Step: as it went on after the same tokens before.
+
+A guess costs rows, which are cheap only as long as the way of the weights from memory is what a Step takes. So guesses grow while
+they are right, and pause where they are wrong.
+"""
+
+ALIKE = 3  # tokens that must be the same
+MOST_DRAFT = 8  # tokens of one guess
+LONGEST_PAUSE = 64  # tokens without a guess after several that were wholly wrong
+
+
+class Drafts:
+    """Of one sequence."""
+
+    def __init__(self) -> None:
+        self._after: dict[tuple[int, ...], int] = {}  # the place after the last time that these tokens came
+        self._indexed = ALIKE  # tokens before it have their places
+        self._length, self._pause, self._resume = MOST_DRAFT // 2, 0, 0
+
+    def guess(self, tokens: list[int], most: int) -> list[int]:
+        """What may follow, at most so many."""
+        for place in range(self._indexed, len(tokens)):
+            self._after[tuple(tokens[place - ALIKE : place])] = place
+        self._indexed = max(self._indexed, len(tokens))
+        found = self._after.get(tuple(tokens[-ALIKE:])) if len(tokens) >= self._resume else None
+        return [] if found is None else tokens[found : found + min(self._length, most)]
+
+    def checked(self, tokens: int, guessed: int, right: int) -> None:
+        """So many of a guess were right, and the sequence has so many tokens now."""
+        if right:
+            self._length = min(2 * self._length, MOST_DRAFT) if right == guessed else max(right, 1)
+            self._pause = 0
+        else:
+            self._length = max(self._length // 2, 1)
+            self._pause = min(2 * self._pause + 1, LONGEST_PAUSE)
+            self._resume = tokens + self._pause
