@@ -55,7 +55,7 @@ class Endpoint:
                 body = await read_body(receive, scope["headers"])
                 await self._until_hung_up(self._answer(scope, body, send), receive)
             except HungUp:
-                log.debug("a client of %s has hung up", scope["path"])
+                log.debug("a client of %r has hung up", scope["path"])
             except Refused as refused:  # a body was not read to its end: the connection ends
                 await refusal(scope["path"], refused, {"connection": "close"}).send(send)
 
@@ -68,7 +68,7 @@ class Endpoint:
             reply = refusal(scope["path"], of_user_error(error, self._state.llm.model))
         except Exception as error:
             # A mistake of ours: nothing of the request is logged but where it went.
-            log.error("%s: %s in %s", scope["path"], type(error).__name__, _place(error))
+            log.error("%r: %s in %s", scope["path"], type(error).__name__, _place(error))
             reply = refusal(scope["path"], Refused(500, "the server made a mistake: its log says where"))
         await reply.send(send)
 
