@@ -200,20 +200,7 @@ def test_answers_of_a_form(server):
     assert set(json.loads(answer.json()["output"][0]["content"][0]["text"])) == {"name", "size"}
 
 
-def test_a_call_that_must_come(server):
-    """From any model, also one whose template knows no tools."""
-    function = {"name": "measure", "parameters": SCHEMA}
-    tools = [{"type": "function", "function": function}, {"type": "function", "function": {"name": "other"}}]
-    for choice, names in (("required", {"measure", "other"}), ({"type": "function", "function": {"name": "measure"}}, {"measure"})):
-        body = greedy(messages=HELLO, max_tokens=80, tools=tools, tool_choice=choice)
-        (answer,) = server.post(CHAT, body).json()["choices"]
-        (call,) = answer["message"]["tool_calls"]
-        assert (
-            call["function"]["name"] in names and answer["finish_reason"] == "tool_calls" and answer["message"]["content"] is None
-        )
-        json.loads(call["function"]["arguments"])
-        streamed = [one for chunk in server.chunks(CHAT, body) for one in chunk["choices"][0]["delta"].get("tool_calls", [])]
-        assert [one["function"] for one in streamed] == [call["function"]]
-    named = {"tools": [{"name": "measure", "input_schema": SCHEMA}], "tool_choice": {"type": "tool", "name": "measure"}}
-    made = server.post("/v1/messages", {"messages": HELLO, "max_tokens": 80, **named}).json()
-    assert made["stop_reason"] == "tool_use" and set(made["content"][0]["input"]) == {"name", "size"}
+def test_tools_that_the_template_tells_nothing_of(server):
+    body = greedy(messages=HELLO, tools=[{"type": "function", "function": {"name": "measure", "parameters": SCHEMA}}])
+    refused = server.post(CHAT, body)
+    assert refused.status_code == 400 and "tells it of no tools" in refused.json()["error"]["message"]

@@ -93,6 +93,27 @@ def test_openai_one_call_at_most(client, server):
     assert tokens[1] < tokens[0]  # what would come after it is not waited for
 
 
+def test_openai_a_call_that_must_come(client, server):
+    """As JSON whatever format the model would write calls in, by a grammar of the tools that may be called."""
+    server.llm.says = json.dumps({"name": "weather", "arguments": ASKS})
+    other = {"type": "function", "function": {"name": "other"}}
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice, known in (("required", {"weather", "other"}), (named, {"weather"})):
+        body = {"model": "x", "messages": HELLO, "tools": [*TOOLS, other], "tool_choice": choice}
+        (answer,) = client.chat.completions.create(**body).choices
+        (call,) = answer.message.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == ("weather", ASKS)
+        assert answer.finish_reason == "tool_calls" and answer.message.content is None
+        schema = json.loads(server.llm.params.grammar.text)
+        found = {one["properties"]["name"]["const"] for one in schema.get("anyOf", [schema])}
+        assert found == known and SCHEMA in [one["properties"]["arguments"] for one in schema.get("anyOf", [schema])]
+        chunks = list(client.chat.completions.create(**body, stream=True))
+        streamed = [one for chunk in chunks for one in chunk.choices[0].delta.tool_calls or []]
+        assert [one.function.arguments for one in streamed] == [call.function.arguments]
+        (cut,) = client.chat.completions.create(**body, max_tokens=4).choices
+        assert cut.finish_reason == "length" and cut.message.tool_calls is None and cut.message.content.startswith('{"name')
+
+
 def test_openai_an_answer_that_was_begun(client, server):
     server.llm.says = " and four"
     begun = [*HELLO, {"role": "assistant", "content": "Three<|im_end|>"}]
@@ -169,6 +190,16 @@ def test_anthropic_a_tool_is_called(claude, server):
     made = claude.messages.create(model="x", max_tokens=500, messages=history, tools=CLAUDE_TOOLS)
     assert (made.content[0].text, made.stop_reason) == ("It is 20 degrees.", "end_turn")
     assert "20 degrees<|im_end|>" in server.llm.prompt and THINKS in server.llm.prompt
+
+
+def test_anthropic_a_call_that_must_come(claude, server):
+    server.llm.says = json.dumps({"name": "weather", "arguments": ASKS})
+    for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
+        made = claude.messages.create(model="x", max_tokens=99, messages=HELLO, tools=CLAUDE_TOOLS, tool_choice=choice)
+        assert made.stop_reason == "tool_use" and made.content[0].input == ASKS and server.llm.params.grammar
+    with pytest.raises(anthropic.BadRequestError, match="none of the tools"):
+        choice = {"type": "tool", "name": "absent"}
+        claude.messages.create(model="x", max_tokens=9, messages=HELLO, tools=CLAUDE_TOOLS, tool_choice=choice)
 
 
 def test_anthropic_a_stream(claude):
