@@ -82,7 +82,7 @@ class Generation:
             self.cancel()
             for _ in range(len(self._prompts) - started):
                 self._state.leave(0.0)
-            raise self._state_refusal(error) from None
+            raise self._refusal(error) from None
 
     def _receiver(self, index: int) -> Callable[[Event], None]:
         loop = asyncio.get_running_loop()
@@ -107,7 +107,7 @@ class Generation:
             while self._arrived:
                 index, item = self._arrived.popleft()
                 if isinstance(item, BaseException):
-                    raise self._state_refusal(item)
+                    raise self._refusal(item)
                 if isinstance(item, Progress):
                     yield Delta(index, progress=item)
                     continue
@@ -175,7 +175,7 @@ class Generation:
             if sequence.asked:
                 sequence.asked.cancelled.set()
 
-    def _state_refusal(self, error: BaseException) -> BaseException:
+    def _refusal(self, error: BaseException) -> BaseException:
         if isinstance(error, UserError):
             return of_user_error(error, self._state.llm.model)
         if isinstance(error, Exception) and not isinstance(error, Refused):

@@ -19,10 +19,7 @@ async def health(call: Call) -> Reply:
             raise Refused(503, f"a Step has taken {state.llm.step_seconds:.0f} s: the engine hangs", code=503)
     except Refused as refused:
         status = "hanging" if state.phase == "ready" else state.phase
-        body = {"status": status, **openai_error(refused)}
-        if status == "loading":
-            body["progress"] = round(state.loaded, 3)
-        return Body(body, 503, refused.headers)
+        return Body({"status": status, **openai_error(refused)}, 503, refused.headers)
     return Body({"status": "ok", "steps": state.llm.steps})
 
 

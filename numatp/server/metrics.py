@@ -22,6 +22,8 @@ COUNTERS = {
     "generation_tokens": ("tokens generated", lambda c: c.generated_tokens),
     "prefix_cache_queries": ("tokens looked for in the cache", lambda c: c.prompt_tokens),
     "prefix_cache_hits": ("tokens found there", lambda c: c.cached_tokens),
+    "spec_decode_num_draft_tokens": ("tokens guessed and checked", lambda c: c.guessed_tokens),
+    "spec_decode_num_accepted_tokens": ("guesses that were right", lambda c: c.right_guesses),
     "num_preemptions": ("times that a sequence was set back", lambda c: c.set_back),
 }
 

@@ -35,7 +35,6 @@ class State:
         self.responses = 0  # requests that are being answered
         self.quiet = asyncio.Event()  # there are none
         self.quiet.set()
-        self.loaded = 0.0  # share of the weights
         self._lasted: deque[float] = deque(maxlen=REMEMBERED)  # seconds from asking the engine to its end
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="numatp-text")
 
