@@ -37,7 +37,9 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     prefix = f"{name}.rope.scaling"
     kind, frequencies = file.text(f"{prefix}.type", default="linear"), plain(base, rotated)
     if kind not in KINDS:
-        file.fail(f"metadata '{prefix}.type' is {quote(kind)}; numatp knows {', '.join(KINDS)}: use another model")
+        # Long texts have other frequencies from their first token on, and keys in a cache keep those that they were stored with.
+        why = ", by which long texts turn otherwise from their beginning" if kind == "longrope" else ""
+        file.fail(f"metadata '{prefix}.type' is {quote(kind)}{why}; numatp knows {', '.join(KINDS)}: use another model")
     scale = file.positive(f"{prefix}.attn_factor", default=1.0)
     if kind == "none":
         return Rope(frequencies, scale)
