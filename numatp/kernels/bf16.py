@@ -4,7 +4,6 @@ A panel is 16 rows of a matrix x some units of 32 columns, 1 KB each: columns 2i
 of the i-th 64 bytes. Each quant format makes panels of its tiles (`expand`).
 """
 
-from numatp.kernels.compile import device
 from numatp.kernels.jit import intrinsic, ir, types
 from numatp.kernels.rows import fused
 from numatp.kernels.simd import INT16, INT64, LANES, constant, f32x16, i32x16, llvm_type, pointer
@@ -40,30 +39,6 @@ def store_pairs(typing_context, out, weights, scale, shift):
         return context.get_dummy_value()
 
     return types.void(pointer, weights, f32x16, f32x16), emit
-
-
-@intrinsic
-def store_pair(typing_context, out, index, even, odd):
-    """The index-th pair of columns of a panel at out."""
-
-    def emit(context, builder, signature, args):
-        out, index, even, odd = args
-        _store_pair(builder, out, builder.mul(index, INT64(64)), even, odd)
-        return context.get_dummy_value()
-
-    return types.void(pointer, types.int64, f32x16, f32x16), emit
-
-
-def expand_values(values_at):
-    """The `expand` of a format of plain numbers; values_at: device function (tile, k), those of 16 rows in the k-th column."""
-
-    @device
-    def expand(tile, first, last, out):
-        for pair in range((last - first) * 16):
-            k = first * 32 + 2 * pair
-            store_pair(out, pair, values_at(tile, k), values_at(tile, k + 1))
-
-    return expand
 
 
 @intrinsic

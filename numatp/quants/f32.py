@@ -31,7 +31,7 @@ def values_at(tile, k):
     return load_f32x16(tile, k * 16)
 
 
-finite, expand = values_finite(values_at), None  # who keeps float32 wants no BF16
+finite, expand = values_finite(values_at), None  # plain numbers are multiplied in float32
 
 
 @device
