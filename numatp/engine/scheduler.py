@@ -161,7 +161,7 @@ class Scheduler:
         return not reason
 
     def _score(self, scored: list[Sequence], decoding: int) -> bool:
-        """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (sequence.py).
+        """In Steps of their own. Scores have the same bits whatever else runs, because a prompt has them (numatp/README.md).
 
         decoding: how many others wait for their next token. False where nobody has a part in it now.
         """
