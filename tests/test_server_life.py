@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import random
@@ -16,6 +17,9 @@ import psutil
 import pytest
 from support.commands import BIN, numatp
 from support.server import Server
+
+from numatp import UserError
+from numatp.cli.serve import settings_of
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Say hi"}]
@@ -201,6 +205,12 @@ def test_a_port_that_is_taken(model_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused = numatp("serve", "-m", model_path, "--ranks", 2, "-c", 64, "--port", taken.getsockname()[1])
     assert refused.returncode == 2 and "cannot listen there: Address already in use" in refused.stderr.splitlines()[-1]
+
+
+def test_without_its_libraries(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"^serve needs starlette: pip install 'numatp\[server\]'$"):
+        settings_of(None)
 
 
 def test_help_says_everything():
