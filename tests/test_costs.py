@@ -15,9 +15,8 @@ SIZES = tiny.SIZES | {"width": 1024, "heads": 16, "kv_heads": 4, "head_size": 64
 
 def costs(path, case, ranks, prefix=()):
     command = [*prefix, sys.executable, SCRIPTS / "run_costs.py", path, case]
-    for _ in range(2):  # the second time with compiled kernels
-        result = mpirun(ranks, *command) if ranks > 1 else run(*command)
-        assert result.returncode == 0, result.stderr
+    result = mpirun(ranks, *command) if ranks > 1 else run(*command)
+    assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -31,7 +30,7 @@ def test_each_rank_reads_and_holds_its_slice(tmp_path, ranks):
     by_columns = 2 * SIZES["layers"] * SIZES["width"] * (SIZES["heads"] * SIZES["head_size"] + SIZES["ffn"])
     for rank in found:
         assert rank["read"] <= 1.1 * (rank["weights"] + by_columns * (ranks - 1) / ranks)
-        assert rank["peak"] <= rank["weights"] + rank["cache"] + 250 * MB
+        assert rank["peak"] <= rank["weights"] + rank["cache"] + 150 * MB
         assert rank["mpi_ended"] == (ranks > 1)
     # Twice are stored only the norms, and keys and values of a head that two ranks need.
     assert sum(rank["weights"] for rank in found) <= 1.02 * path.stat().st_size
@@ -41,7 +40,7 @@ def test_each_rank_reads_and_holds_its_slice(tmp_path, ranks):
 def test_smollm2_in_parts_is_hardly_larger(model_path, ranks):
     found = costs(model_path, "memory", ranks)
     assert sum(rank["weights"] for rank in found) <= 1.02 * model_path.stat().st_size
-    assert all(rank["peak"] <= rank["weights"] + rank["cache"] + 250 * MB for rank in found)
+    assert all(rank["peak"] <= rank["weights"] + rank["cache"] + 150 * MB for rank in found)
 
 
 @pytest.fixture(scope="module")

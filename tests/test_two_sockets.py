@@ -60,7 +60,7 @@ def texts(folder):
     """What one, two and four ranks generate outside. All kernels are compiled then."""
     measured = f"NUMATP_ISA=avx2 {BIN / 'numatp'} bandwidth --size 1 -t 1 --no-keep"
     benched = numatp("bench", folder / "model.gguf", "--ranks 2 -t 1 -p 0 -n 1 -r 1 --roofline 0")
-    assert run("sh", "-c", f"{measured} && {benched}").returncode == 0
+    assert run("sh", "-c", f"{measured} && {benched}", timeout=1200).returncode == 0
     found = {ranks: run("sh", "-c", generate(folder, f"--ranks {ranks}")) for ranks in (1, 2, 4)}
     assert all(result.returncode == 0 and len(result.stdout) > 8 for result in found.values()), found
     return {ranks: result.stdout for ranks, result in found.items()}

@@ -106,14 +106,12 @@ def build_all(kernels: Iterable[Kernel]) -> None:
 
 
 def main() -> None:
-    """The process, whose argument is the one that it ends with.
-
-    Standard input says which kernels: JSON, [module, name, arguments of specialize() or null] of each. Prints the names of those
-    that it compiled itself: processes that want the same share the work.
+    """The process. Its arguments are the one that it ends with, and JSON: [module, name, arguments of specialize() or null] of each
+    kernel. Prints the names of those that it compiled itself: processes that want the same share the work.
     """
     end_with(int(sys.argv[1]))
     kernels = []
-    for module, name, arguments in json.load(sys.stdin):
+    for module, name, arguments in json.loads(sys.argv[2]):
         kernels.append(getattr(specialize(*arguments) if arguments else importlib.import_module(module), name))
     try:
         build_all(kernels)

@@ -34,6 +34,10 @@ OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}  # kern
 PACKAGE = Path(__file__).parent.parent
 SOURCES = (PACKAGE / "kernels", PACKAGE / "quants")  # all that machine code is made of
 DIGEST_BYTES = hashlib.sha256().digest_size
+MOST_COMPILERS, WORTH_A_COMPILER = (
+    4,
+    4,
+)  # processes that compile for a rank, of 200 MB each; kernels that are worth a process's start
 
 
 def device(function: Callable[..., Any]) -> Any:
@@ -166,16 +170,32 @@ def make_all_ready(kernels: Iterable[Kernel]) -> None:
 
 
 def compile_apart(kernels: Sequence[Kernel]) -> None:
-    """Compiles kernels into the cache folder, in a process that ends with this one. Nothing of the user's Numba is its concern."""
+    """Compiles kernels into the cache folder, in processes that end with this one and share the work as those of other ranks do.
+
+    Nothing of the user's Numba is their concern.
+    """
     functions = [kernel.function for kernel in kernels]
     wanted = [(function.__module__, function.__name__, _specialized.get(function.__module__)) for function in functions]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", "from numatp.kernels.build import main; main()", str(os.getpid())],
-        input=json.dumps(wanted), capture_output=True, text=True, env=compiler_environ(), cwd=kernel_cache(), check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise MachineError(f"kernels cannot be compiled: {(done.stderr.splitlines() or [f'status {done.returncode}'])[-1]}")
-    Kernel.compiled += json.loads(done.stdout)
+    command = [sys.executable, "-P", "-c", "from numatp.kernels.build import main; main()", str(os.getpid()), json.dumps(wanted)]
+    compilers: list[subprocess.Popen[str]] = []
+    try:
+        for _ in range(max(1, min(MOST_COMPILERS, len(os.sched_getaffinity(0)), len(kernels) // WORTH_A_COMPILER))):
+            pipes: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": subprocess.PIPE,
+                "stderr": subprocess.PIPE,
+                "text": True,
+            }
+            compilers.append(subprocess.Popen(command, env=compiler_environ(), cwd=kernel_cache(), **pipes))
+        for compiler in compilers:
+            said, errors = compiler.communicate()
+            if compiler.returncode:
+                raise MachineError(f"kernels cannot be compiled: {(errors.splitlines() or [f'status {compiler.returncode}'])[-1]}")
+            Kernel.compiled += json.loads(said)
+    finally:
+        for compiler in compilers:
+            with compiler:
+                compiler.kill()
 
 
 def compiler_environ() -> dict[str, str]:
