@@ -12,13 +12,13 @@ COMPILES = "numatp.kernels.build" in sys.modules
 if COMPILES:
     import numba
     from llvmlite import ir
-    from numba import float32, int32, int64, njit, types
+    from numba import float32, int16, int32, int64, njit, types
     from numba.core import cgutils
     from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
     __all__ = [
-        "cgutils", "float32", "int32", "int64", "intrinsic", "ir", "lower_builtin", "models", "njit", "numba", "register_model",
-        "type_callable", "types",
+        "cgutils", "float32", "int16", "int32", "int64", "intrinsic", "ir", "lower_builtin", "models", "njit", "numba",
+        "register_model", "type_callable", "types",
     ]  # fmt: skip
 
 

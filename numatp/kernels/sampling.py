@@ -4,7 +4,7 @@ import math
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
-from numatp.kernels.jit import float32
+from numatp.kernels.jit import float32, int16
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.simd import (
     bits_of,
@@ -240,9 +240,51 @@ def keep_top_p(kept, count, logits, top, top_p):
 
 
 @device
+def mass(logits, first, end, top, per, floor):
+    """The sum of exp((logit - top) * per) of at most 64 tokens that are not below the floor, always the same for the same ones."""
+    total = float32(0)
+    if end - first == 64:
+        sums = splat_f32(0)
+        for i in range(first, end, 16):
+            values = load_f32x16(logits, i)
+            powers = exp((values - splat_f32(top)) * splat_f32(per))
+            sums = sums + keep_bits(int16(bits_of(splat_f32(floor) - values)), splat_f32(0), powers)
+        return sum_f32x16(sums)
+    for token in range(first, end):
+        if load_f32(logits, token) >= floor:
+            total += float32(math.exp((load_f32(logits, token) - top) * per))
+    return total
+
+
+@device
+def draw_of_all(logits, vocab, best, choice):
+    """Without top-k and top-p the order of the tokens makes no difference, and the sum over blocks of them finds the one."""
+    top, min_p = load_f32(logits, best), load_f64(choice, MIN_P)
+    floor = float32(max(top + math.log(min_p), LOWEST) if min_p > 0 else LOWEST)
+    per = float32(min(1 / load_f64(choice, TEMPERATURE), 1e30))
+    total = 0.0
+    for first in range(0, vocab, 64):
+        total += mass(logits, first, min(first + 64, vocab), top, per, floor)
+    left, last = load_f64(choice, UNIFORM) * total, best
+    for first in range(0, vocab, 64):
+        end = min(first + 64, vocab)
+        part = mass(logits, first, end, top, per, floor)
+        if left < part:
+            for token in range(first, end):
+                if left >= 0 and load_f32(logits, token) >= floor:
+                    left -= math.exp((load_f32(logits, token) - top) * per)
+                    last = token
+            break
+        left -= part
+    return last
+
+
+@device
 def draw(logits, vocab, best, choice, kept):
     top, k = float(load_f32(logits, best)), load_i64(choice, TOP_K)
     top_p, min_p, temperature = load_f64(choice, TOP_P), load_f64(choice, MIN_P), load_f64(choice, TEMPERATURE)
+    if top_p >= 1 and not 0 < k < vocab:
+        return draw_of_all(logits, vocab, best, choice)
     end = keep_top_k(kept, logits, vocab, k if 0 < k < vocab else vocab)
     first = keep_top_p(kept, end, logits, top, top_p) if top_p < 1 else 0
     floor = max(top + math.log(min_p), LOWEST) if min_p > 0 else LOWEST
