@@ -355,7 +355,8 @@ class Attention:
                 append.rotate_and_append, qkv=qkv, heads=heads, kv_heads=kv_heads, head_size=size, angles=angles,
                 pairs=size // 2, step=2 if neighbours else 1, apart=1 if neighbours else size // 2,
                 sequences=np.full(length, sequence), tables=self.tables, table_length=self.table_length, keys=self.cache,
-                values=self.cache[self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes, **common,
+                values=self.cache[self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes,
+                value_bytes=self.head_bytes, **common,
             )  # fmt: skip
             assert np.abs(qkv[:, :heads] - exact[:, :heads]).max() <= 4 * EPSILON * np.abs(exact).max()
             self.q.append(qkv[:, :heads])
@@ -448,11 +449,12 @@ class Attention:
         finished = np.zeros((len(self.q), len(kv_heads)), np.int64)
         call(
             attention.attention, threads=threads, q=q, q_stride=len(heads) * self.size * 4, heads=len(heads),
-            kv_heads=len(kv_heads), head_size=self.size, first_head=heads.start, first_kv_head=kv_heads.start, group=group,
-            scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]), tables=self.tables,
-            table_length=self.table_length, keys=self.cache[offset:], values=self.cache[offset + self.stride // 2 :],
-            block_stride=self.stride, head_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts,
-            finished=finished, sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap, out=out,
+            kv_heads=len(kv_heads), head_size=self.size, value_size=self.size, first_head=heads.start,
+            first_kv_head=kv_heads.start, group=group, scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]),
+            tables=self.tables, table_length=self.table_length, keys=self.cache[offset:],
+            values=self.cache[offset + self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes,
+            value_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts, finished=finished,
+            sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap, out=out,
         )  # fmt: skip
         assert (finished == 0).all()
         return out

@@ -18,7 +18,7 @@ from numatp.files import layouts
 from numatp.files.folder import Folder, refuse_lost, refuse_unlisted, rope_differs
 from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
-from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed
+from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed, Turned
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
 
@@ -41,7 +41,8 @@ class Stored:
     name: with {layer}, and with {expert} where every expert's matrix is a tensor of its own. values: makes of the folder's numbers
     those of a GGUF file, for vectors and small tables. order: of its rows, or of a vector's numbers; columns: of its columns.
     transposed: the name under which other folders have the matrices of all experts, (experts, columns, rows). together: the name
-    under which still others have them, (experts, rows, columns), and the order of these rows.
+    under which still others have them, (experts, rows, columns), and the order of these rows. turned: from the metadata, runs of
+    rows, their length, and how many of each are columns of a matrix: see Turned; `order` is of the rows that come of it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Stored:
     transposed: str = ""
     together: "tuple[str, Order] | None" = None
     columns: "Order | None" = None
+    turned: Callable[[ModelFile], tuple[int, int, int]] | None = None
 
     def of_layer(self, layer: int) -> "Stored":
         name, transposed = (name.replace("{layer}", str(layer)) for name in (self.name, self.transposed))
@@ -358,7 +360,7 @@ class HuggingFaceFile(ModelFile):
             what = f"has type {info.type} and shape {info.shape}"
             fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
         shape = info.shape if len(info.shape) < 2 else tuple(size for size in info.shape if size != 1)
-        if not stored.values and not stored.order and not stored.columns and shape == info.shape:
+        if not (stored.values or stored.order or stored.columns or stored.turned) and shape == info.shape:
             return info
         change = stored.values or (lambda values: values)
         if len(shape) == 1 and stored.order:
@@ -392,6 +394,10 @@ class HuggingFaceFile(ModelFile):
         if isinstance(first, Plain) and not others:
             whole = tuple(size for size in first.info.shape if size != 1)
         order = None
+        if stored.turned:
+            (piece,) = pieces
+            turned = Turned(piece, *stored.turned(self), partial(fail, infos[0].path))
+            pieces, whole = (turned,), turned.shape
         if stored.order:
             order = self._order(infos[0], name, stored.order, prod(whole[:-1]))
             whole, order = (*order.shape, whole[-1]), order.ravel()

@@ -2,24 +2,18 @@
 
 from types import ModuleType
 
-from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.layout import CACHE_BLOCK
+from numatp.kernels.compile import kernel, share
+from numatp.kernels.places import cache_place
 from numatp.kernels.rope import rotate_pairs
 from numatp.kernels.simd import load_i64, offset
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
 
 
-@device
-def cache_place(tables, table_length, sequence, position):
-    """Block of the cache and place in it for a position of a sequence."""
-    return load_i64(tables, sequence * table_length + position // CACHE_BLOCK), position % CACHE_BLOCK
-
-
 @kernel(
     qkv="pointer", rows="pointer", heads="int", kv_heads="int", head_size="int", angles="pointer", pairs="int", step="int",
     apart="int", positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
-    block_stride="int", head_bytes="int",
+    block_stride="int", head_bytes="int", value_bytes="int",
 )  # fmt: skip
 def rotate_and_append(args, thread, threads):
     """Rotates the q and k heads of qkv (rows, heads + 2 * kv_heads, head_size) in place; stores k and v in the cache.
@@ -36,8 +30,8 @@ def rotate_and_append(args, thread, threads):
         if head >= args.heads:
             block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
             kv_head = (head - args.heads) % args.kv_heads
-            start = block * args.block_stride + kv_head * args.head_bytes
+            start = block * args.block_stride
             if head < args.heads + args.kv_heads:
-                cache.store_key(offset(args.keys, start), place, args.head_size, values)
+                cache.store_key(offset(args.keys, start + kv_head * args.head_bytes), place, args.head_size, values)
             else:
-                cache.store_value(offset(args.values, start), place, args.head_size, values)
+                cache.store_value(offset(args.values, start + kv_head * args.value_bytes), place, args.head_size, values)

@@ -48,13 +48,14 @@ def part_bytes(head_size: int) -> int:
 
 
 @device
-def load_queries(state, q, stride, count, size, scale):
+def load_queries(state, q, stride, count, size, value_size, scale):
     """`count` queries, `stride` bytes apart, times scale / ln 2, as the cache wants them, and sums of nothing."""
     room, factor = room_for(count), splat_f32(scale * float32(LOG2_E))
     for m in range(room):
         row = offset(state, m * QUERY_PITCH)
         for d in range(0, size, 16):
             store_f32x16(row, d, load_f32x16(offset(q, m * stride), d) * factor if m < count else splat_f32(0))
+        for d in range(0, value_size, 16):
             store_f32x16(sums_of(row), d, splat_f32(0))
         store_f32x16(offset(row, TOTAL), 0, splat_f32(0))
         store_f32(offset(row, HIGHEST), 0, float32(LOWEST))
@@ -101,18 +102,23 @@ def softmax(scratch, state, m):
 
 
 @device
-def place_of(args, table, block, kv_head):
-    """Bytes from the beginning of the keys, or the values, to those of a KV head in the block-th block of a sequence."""
-    return load_i64(table, block) * args.block_stride + kv_head * args.head_bytes
+def keys_of(args, table, block, kv_head):
+    """Those of a KV head in the block-th block of a sequence."""
+    return offset(args.keys, load_i64(table, block) * args.block_stride + kv_head * args.head_bytes)
 
 
 @device
-def attend(args, scratch, state, block, place, next_place, count, position, step):
-    """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_place: of what is
-    wanted from memory next.
+def values_of(args, table, block, kv_head):
+    return offset(args.values, load_i64(table, block) * args.block_stride + kv_head * args.value_bytes)
+
+
+@device
+def attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, step):
+    """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_block,
+    next_kv_head: of what is wanted from memory next.
     """
-    keys, next_keys = offset(args.keys, place), offset(args.keys, next_place)
-    values, next_values = offset(args.values, place), offset(args.values, next_place)
+    keys, next_keys = keys_of(args, table, block, kv_head), keys_of(args, table, next_block, next_kv_head)
+    values, next_values = values_of(args, table, block, kv_head), values_of(args, table, next_block, next_kv_head)
     tokens = min(position + (count - 1) * step + 1 - block * CACHE_BLOCK, CACHE_BLOCK)
     with_rows(count, cache.score, scratch, state, keys, args.head_size, next_keys)
     if args.cap > 0:
@@ -126,7 +132,7 @@ def attend(args, scratch, state, block, place, next_place, count, position, step
         softmax(scratch, state, m)
         if not whole:
             replace_unseen(row_scores, unseen, seen, 0.0)
-    with_rows(count, cache.add_values, scratch, state, values, args.head_size, count, tokens, next_values)
+    with_rows(count, cache.add_values, scratch, state, values, args.value_size, count, tokens, next_values)
 
 
 @device
@@ -174,15 +180,16 @@ def attend_prompt(args, scratch, table, head, row, count, position):
     """Rows [row, row + count) of one sequence, one query head."""
     size, state = args.head_size, state_of(scratch, 0, GROUP)
     kv_head = (args.first_head + head) // args.group - args.first_kv_head
-    load_queries(state, offset(args.q, row * args.q_stride + head * size * 4), args.q_stride, count, size, args.scale)
+    q = offset(args.q, row * args.q_stride + head * size * 4)
+    load_queries(state, q, args.q_stride, count, size, args.value_size, args.scale)
     if args.sunk:
         add_sinks(state, offset(args.sinks, head * 4), count, 0)
     last = (position + count - 1) // CACHE_BLOCK
     for block in range(max(position + 1 - args.window, 0) // CACHE_BLOCK, last + 1):
-        place, next_place = place_of(args, table, block, kv_head), place_of(args, table, min(block + 1, last), kv_head)
-        attend(args, scratch, state, block, place, next_place, count, position, 1)
+        attend(args, scratch, state, table, block, kv_head, min(block + 1, last), kv_head, count, position, 1)
     for m in range(count):
-        store_result(state, m, size, offset(args.out, ((row + m) * args.heads + head) * size * 4))
+        out = offset(args.out, ((row + m) * args.heads + head) * args.value_size * 4)
+        store_result(state, m, args.value_size, out)
 
 
 @device
@@ -199,8 +206,8 @@ def heads_of(args, piece, pieces):
 @device
 def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv_head, first, last, split, num_splits):
     """Blocks [first, last) of one row, for the query heads that read the KV heads [first_kv_head, last_kv_head)."""
-    size, part_size = args.head_size, (PART_HEAD + args.head_size) * 4
-    q, out = offset(args.q, row * args.q_stride), offset(args.out, row * args.heads * size * 4)
+    size, value_size, part_size = args.head_size, args.value_size, (PART_HEAD + args.value_size) * 4
+    q, out = offset(args.q, row * args.q_stride), offset(args.out, row * args.heads * value_size * 4)
     parts = offset(args.parts, span * args.heads * SPLITS * part_size)
     pieces, end = (args.group + GROUP - 1) // GROUP, position // CACHE_BLOCK
     room = room_for(min(args.group, GROUP))
@@ -211,33 +218,31 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
             head, count = heads_of(args, piece, pieces)
             if count > 0:
                 state = state_of(scratch, piece - begin, room)
-                load_queries(state, offset(q, head * size * 4), size * 4, count, size, args.scale)
+                load_queries(state, offset(q, head * size * 4), size * 4, count, size, value_size, args.scale)
                 if args.sunk and split == 0:
                     add_sinks(state, offset(args.sinks, head * 4), count, 1)
         for block in range(first, last):
             for piece in range(begin, stop):
                 head, count = heads_of(args, piece, pieces)
                 kv_head = piece // pieces
-                place = place_of(args, table, block, kv_head)
+                next_block, next_kv_head = min(block + 1, end), 0  # of another part, perhaps on this thread
                 if (kv_head + 1) * pieces < stop:
-                    next_place = place_of(args, table, block, kv_head + 1)
+                    next_block, next_kv_head = block, kv_head + 1
                 elif block + 1 < last:
-                    next_place = place_of(args, table, block + 1, begin // pieces)
+                    next_block, next_kv_head = block + 1, begin // pieces
                 elif stop < last_kv_head * pieces:
-                    next_place = place_of(args, table, first, stop // pieces)
-                else:  # another part, perhaps on this thread
-                    next_place = place_of(args, table, min(block + 1, end), 0)
+                    next_block, next_kv_head = first, stop // pieces
                 if count > 0:
                     state = state_of(scratch, piece - begin, room)
-                    attend(args, scratch, state, block, place, next_place, count, position, 0)
+                    attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, 0)
         for piece in range(begin, stop):
             head, count = heads_of(args, piece, pieces)
             state = state_of(scratch, piece - begin, room)
             for m in range(count):
                 if num_splits == 1:
-                    store_result(state, m, size, offset(out, (head + m) * size * 4))
+                    store_result(state, m, value_size, offset(out, (head + m) * value_size * 4))
                 else:
-                    store_part(state, m, size, offset(parts, ((head + m) * SPLITS + split) * part_size))
+                    store_part(state, m, value_size, offset(parts, ((head + m) * SPLITS + split) * part_size))
     if num_splits > 1:
         for kv_head in range(first_kv_head, last_kv_head):
             finished = offset(args.finished, (span * args.kv_heads + kv_head) * 8)
@@ -246,17 +251,19 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
                 for piece in range(kv_head * pieces, (kv_head + 1) * pieces):
                     head, count = heads_of(args, piece, pieces)
                     for h in range(head, head + count):
-                        join_parts(offset(parts, h * SPLITS * part_size), num_splits, part_size, size, offset(out, h * size * 4))
+                        own, result = offset(parts, h * SPLITS * part_size), offset(out, h * value_size * 4)
+                        join_parts(own, num_splits, part_size, value_size, result)
 
 
 @kernel(
-    q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", first_head="int", first_kv_head="int",
-    group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer", table_length="int",
-    keys="pointer", values="pointer", block_stride="int", head_bytes="int", scratch="pointer", scratch_stride="int",
-    parts="pointer", finished="pointer", sinks="pointer", sunk="int", cap="float", out="pointer",
+    q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", value_size="int", first_head="int",
+    first_kv_head="int", group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer",
+    table_length="int", keys="pointer", values="pointer", block_stride="int", head_bytes="int", value_bytes="int",
+    scratch="pointer", scratch_stride="int", parts="pointer", finished="pointer", sinks="pointer", sunk="int", cap="float",
+    out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
-    """out (rows, heads, head_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
+    """out (rows, heads, value_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
 
     sunk: the softmax of each head has one more term, exp(sinks[head]) (float32), whose value is zero. cap: of the
     scores (kernels/softcap.py), 0 for none; a sink has none.

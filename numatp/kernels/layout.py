@@ -2,7 +2,7 @@
 
 CACHE_BLOCK = 64  # tokens of a block of keys and values
 KEY_TILE = 16  # tokens of a vector of scores
-MAX_HEAD_SIZE = 256
+MAX_HEAD_SIZE = 576  # of the keys that are latent rows and what is rotated of them, in DeepSeek-V3
 QUERY_PITCH = (
     2 * MAX_HEAD_SIZE + 32
 ) * 4  # bytes from query to query in scratch; no power of two, or few cache sets would be crowded

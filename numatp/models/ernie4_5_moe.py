@@ -24,7 +24,7 @@ from numatp.weights.splits import Split
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-STYLE = Style(gate=SOFTMAX, neighbours=True)
+STYLE = Style(gate=SOFTMAX, neighbours=True, normalized=True)
 
 
 def _dense_layers(config: Config) -> int:

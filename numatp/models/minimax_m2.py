@@ -25,7 +25,7 @@ from numatp.weights.splits import Split
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-STYLE = Style(norm_of_all=True)
+STYLE = Style(norm_of_all=True, normalized=True)
 
 
 def _rotated(config: Config) -> int:

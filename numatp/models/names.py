@@ -34,7 +34,7 @@ def rotation(layers: str | None = None) -> Keys:
         "rope.scaling.original_context_length": key("original_max_position_embeddings", "yarn", "llama3"),
         "rope.scaling.yarn_beta_fast": key("beta_fast", "yarn"),
         "rope.scaling.yarn_beta_slow": key("beta_slow", "yarn"),
-        "rope.scaling.yarn_attn_factor": lambda config: _attention_factor(config, rope_parameters(config, layers)),
+        "rope.scaling.yarn_attn_factor": lambda config: attention_factor(config, rope_parameters(config, layers)),
         "rope.scaling.yarn_truncate": lambda config: _truncate(rope_parameters(config, layers), layers),
     }
 
@@ -71,7 +71,7 @@ def _truncate(rope: Config, layers: str | None) -> Any:
     return rope.get("truncate", True)
 
 
-def _attention_factor(config: Config, rope: Config) -> Any:
+def attention_factor(config: Config, rope: Config) -> Any:
     """What YaRN multiplies the turned values by, where config.json says it; mscale and mscale_all_dim count only together."""
     if rope["rope_type"] != "yarn":
         return None

@@ -17,6 +17,7 @@ KINDS = ("none", "linear", "yarn")
 class Rope:
     frequencies: np.ndarray  # float64 (pairs,): radians per token; the values of a head after its pairs are not turned
     scale: float = 1.0  # of the turned values
+    score_scale: float = 1.0  # of the scores, besides
 
 
 def plain(base: float, rotated: int) -> np.ndarray:
@@ -24,8 +25,9 @@ def plain(base: float, rotated: int) -> np.ndarray:
     return base ** (-np.arange(0, rotated, 2) / rotated)
 
 
-def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
-    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say.
+def read_rope(file: ModelFile, head_size: int, truncate: bool = True, scores: bool = False) -> Rope:
+    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say. scores: whether the
+    architecture lets YaRN scale the scores instead of the turned values, if the file says by how much.
 
     UserError for a scaling that numatp does not know, and for more rotated values than a head has.
     """
@@ -50,16 +52,17 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True) -> Rope:
     if kind == "linear":
         return Rope(frequencies / factor, scale)
     trained = file.count(f"{prefix}.original_context_length", default=file.count(f"{name}.context_length"))
-    for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+    multiplier = file.number(f"{prefix}.yarn_log_multiplier", default=0.0) if scores else 0.0
+    for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", multiplier)):
         if file.number(f"{prefix}.{key}", default=expected) != expected:
             file.fail(f"metadata '{prefix}.{key}' is not {expected:g}, which numatp cannot compute; use another model")
     fast, slow = (file.positive(f"{prefix}.yarn_beta_{key}", default) for key, default in (("fast", 32.0), ("slow", 1.0)))
     if not 1e-6 <= slow < fast <= 1e6:
         file.fail(f"claims bounds of YaRN of {fast:g} and {slow:g} turns; convert the model again")
-    scale *= file.positive(f"{prefix}.yarn_attn_factor", default=0.1 * log(factor) + 1)
+    scale *= file.positive(f"{prefix}.yarn_attn_factor", default=1.0 if multiplier else 0.1 * log(factor) + 1)
     truncate = file.flag(f"{prefix}.yarn_truncate", default=truncate)
     frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
-    return Rope(frequencies, scale)
+    return Rope(frequencies, scale, (1 + multiplier * log(factor)) ** 2)
 
 
 def read_base(file: ModelFile, key: str) -> float:

@@ -2,16 +2,16 @@
 and experts whose router has a bias per expert, which chooses but does not weigh; most have experts that all rows go through.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from numatp.files.huggingface import CannotComputeError
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.names import CONFIG, Keys
 from numatp.models.spec import (
-    ATTENTION_OUTPUT_RULE,
     DOWN_RULE,
     EXPERT_DOWN_RULE,
     EXPERT_GATE_UP_RULES,
@@ -31,7 +31,7 @@ from numatp.models.spec import (
 from numatp.program.values import Heads, LayerCache, Router, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
-from numatp.weights.splits import COLUMN_UNIT, Cut, Split, cut_columns
+from numatp.weights.splits import COLUMN_UNIT, Cut, Sizes, Split, cut_columns
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
@@ -46,41 +46,67 @@ class Style:
 
     ffn_norm: str = "ffn_norm.weight"
     bias: str = "exp_probs_b.bias"  # of the router
+    bias_may_lack: bool = False
     gate: int = SIGMOID  # where a file is silent
     routers_tell: bool = False  # whether the layers without experts are those without a router, where a file is silent
     neighbours: bool = False  # whether the two values of a head that turn together lie side by side
+    normalized: bool = False  # whether shares always add up to 1, else where a file says so
+    output_columns: str = "heads*head_size"  # of attention's output matrix
     norm_of_all: bool = False  # whether all heads' queries, and keys, are normalised together instead of each head
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoutedSpec(Spec):
+class MixtureSpec(Spec):
     router: Router
+    biased: bool  # the router
     dense_layers: int  # which have a feed-forward network; the others have experts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutedSpec(MixtureSpec):
     qkv_bias: bool
     heads_normalized: bool
 
 
+MixtureKind = TypeVar("MixtureKind", bound=MixtureSpec)
+
+
 def read_routed(file: ModelFile, style: Style) -> RoutedSpec:
+    return read_mixture(
+        file, RoutedSpec, style, read_sizes(file, **feed_forward_sizes(file, style)), layer_exchanges=3 if style.norm_of_all else 2,
+        qkv_bias=any(f"blk.0.attn_{part}.bias" in file.tensors for part in ("q", "k", "v", "qkv")),
+        heads_normalized="blk.0.attn_q_norm.weight" in file.tensors,
+    )  # fmt: skip
+
+
+def read_mixture(file: ModelFile, kind: type[MixtureKind], style: Style, sizes: Sizes, **more: Any) -> MixtureKind:
+    """What the metadata says of all of these; `more`: see read_common."""
     name = file.text("general.architecture")
-    layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
-    dense = 0
+    step = file.integer(f"{name}.interleave_moe_layer_step", default=1)
+    if step != 1:
+        file.fail(f"has experts in each {step}-th layer, which numatp cannot compute; use another model")
+    return read_common(
+        file, kind, sizes=sizes, dense_layers=_dense_layers(file, style), router=read_router(file, style),
+        biased=not style.bias_may_lack or any(tensor.endswith(f".{style.bias}") for tensor in file.tensors),
+        experts_used=file.count(f"{name}.expert_used_count"), **more,
+    )  # fmt: skip
+
+
+def feed_forward_sizes(file: ModelFile, style: Style) -> dict[str, int | Cut]:
+    """Of experts, shared ones, and the layers that have none."""
+    return {**read_experts(file), **_read_shared(file), **(read_ffn(file) if _dense_layers(file, style) else {})}
+
+
+def _dense_layers(file: ModelFile, style: Style) -> int:
+    name = file.text("general.architecture")
+    layers, dense = file.count(f"{name}.block_count", most=max(len(file.tensors), 1)), 0
     if style.routers_tell:
         with_experts = [layer for layer in range(layers) if f"blk.{layer}.ffn_gate_inp.weight" in file.tensors]
         dense = min(with_experts, default=layers)
     dense = file.integer(f"{name}.leading_dense_block_count", default=dense)
     if not 0 <= dense <= layers:
         file.fail(f"claims that the first {dense} of its {layers} layers have no experts; convert the model again")
-    step = file.integer(f"{name}.interleave_moe_layer_step", default=1)
-    if step != 1:
-        file.fail(f"has experts in each {step}-th layer, which numatp cannot compute; use another model")
-    experts = read_experts(file)
-    sizes = read_sizes(file, **experts, **_read_shared(file), **(read_ffn(file) if dense else {}))
-    return read_common(
-        file, RoutedSpec, sizes=sizes, dense_layers=dense, router=read_router(file, style.gate),
-        experts_used=file.count(f"{name}.expert_used_count"), layer_exchanges=3 if style.norm_of_all else 2,
-        qkv_bias=any(f"blk.0.attn_{part}.bias" in file.tensors for part in ("q", "k", "v", "qkv")),
-        heads_normalized="blk.0.attn_q_norm.weight" in file.tensors,
-    )  # fmt: skip
+    return dense
 
 
 def _read_shared(file: ModelFile) -> dict[str, Cut]:
@@ -94,10 +120,9 @@ def _read_shared(file: ModelFile) -> dict[str, Cut]:
     return {"shared_ffn": cut_columns(width)} if width else {}
 
 
-def read_router(file: ModelFile, gate: int) -> Router:
-    """gate: the function that makes shares of scores where the file is silent."""
+def read_router(file: ModelFile, style: Style) -> Router:
     name = file.text("general.architecture")
-    gate = file.integer(f"{name}.expert_gating_func", default=gate)
+    gate = file.integer(f"{name}.expert_gating_func", default=style.gate)
     if gate not in (SOFTMAX, SIGMOID):
         file.fail(f"routes by function {gate} ('{name}.expert_gating_func'), which numatp cannot compute; use another model")
     factor = file.number(f"{name}.expert_weights_scale", default=1.0)
@@ -106,25 +131,30 @@ def read_router(file: ModelFile, gate: int) -> Router:
     if not 1 <= groups_used <= groups or experts % groups or used > experts // groups * groups_used:
         file.fail(f"claims {used} experts of {groups_used} of {groups} groups of {experts} experts; convert the model again")
     return Router(
-        used=used, sigmoid=gate == SIGMOID, normalize=file.flag(f"{name}.expert_weights_norm", default=True),
+        used=used, sigmoid=gate == SIGMOID, normalize=style.normalized or file.flag(f"{name}.expert_weights_norm", default=False),
         factor=factor or 1.0, groups=groups, groups_used=groups_used,
     )  # fmt: skip
 
 
 def routed_rules(spec: RoutedSpec, style: Style) -> list[Rule]:
     norms = NORM_OF_ALL_RULES if style.norm_of_all else HEAD_NORM_RULES if spec.heads_normalized else ()
+    return mixture_rules(spec, style, (*QKV_RULES, *(QKV_BIAS_RULES if spec.qkv_bias else ()), *norms))
+
+
+def mixture_rules(spec: MixtureSpec, style: Style, attention: Sequence[Rule]) -> list[Rule]:
+    """attention: the rules between a layer's first norm and the matrix of attention's output."""
+    dense = (*GATE_UP_RULES, DOWN_RULE)
+    bias = (Rule.vector(style.bias, "experts"),) if spec.biased else ()
     shared = SHARED_EXPERT_RULES[1:] if "shared_ffn" in spec.sizes else ()
-    mixture = (ROUTER_RULE, Rule.vector(style.bias, "experts"), *shared, *EXPERT_GATE_UP_RULES, EXPERT_DOWN_RULE)
+    mixture = (ROUTER_RULE, *bias, *shared, *EXPERT_GATE_UP_RULES, EXPERT_DOWN_RULE)
     return decoder_rules(
         spec,
         lambda layer: (
             Rule.vector("attn_norm.weight", "width"),
-            *QKV_RULES,
-            *(QKV_BIAS_RULES if spec.qkv_bias else ()),
-            *norms,
-            ATTENTION_OUTPUT_RULE,
+            *attention,
+            Rule.matrix("attn_output.weight", "width", style.output_columns),
             Rule.vector(style.ffn_norm, "width"),
-            *((*GATE_UP_RULES, DOWN_RULE) if layer < spec.dense_layers else mixture),
+            *(dense if layer < spec.dense_layers else mixture),
         ),
     )
 
@@ -148,13 +178,24 @@ def routed_forward(p: "Ops", spec: RoutedSpec, style: Style, split: Split, weigh
         qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=style.neighbours)
         return p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
 
+    mixture_forward(p, spec, style, split, weights, caches, attention)
+
+
+def mixture_forward(
+    p: "Ops", spec: MixtureSpec, style: Style, split: Split, weights: Weights, caches: list[LayerCache],
+    attention: Callable[[str, Value, LayerCache], Value],
+) -> None:  # fmt: skip
+    """attention(block, h, cache): of normalised rows, before the output matrix."""
+    matrix, vector = weights.matrix, weights.vector
+
     def feed_forward(blk: str, h: Value, kind: str = "") -> Value:
         return p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate{kind}.weight"), matrix(f"{blk}.ffn_up{kind}.weight")))
 
     def mixture(blk: str, x: Value, h: Value) -> Value:
-        routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, vector(f"{blk}.{style.bias}"))
+        bias = vector(f"{blk}.{style.bias}") if spec.biased else None
+        routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, bias)
         shared = []
-        if "shared_ffn" in sizes:
+        if "shared_ffn" in spec.sizes:
             shared = [(feed_forward(blk, h, "_shexp"), matrix(f"{blk}.ffn_down_shexp.weight"))]
         h = p.silu_gate(p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))))
         return p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared)
@@ -162,14 +203,14 @@ def routed_forward(p: "Ops", spec: RoutedSpec, style: Style, split: Split, weigh
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
-        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
+        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"))
-        h = p.rms_norm(x, vector(f"{blk}.{style.ffn_norm}"), epsilon)
+        h = p.rms_norm(x, vector(f"{blk}.{style.ffn_norm}"), spec.epsilon)
         if layer < spec.dense_layers:
             x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"))
         else:
             x = mixture(blk, x, h)
-    x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
+    x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)
 
 

@@ -95,6 +95,27 @@ SHAPES = {
         "expert_used_count": 8, "expert_feed_forward_length": 1408, "expert_shared_count": 1, "leading_dense_block_count": 1,
         "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
     }, optional=("blk.0.attn_q.bias",)),
+    "deepseek-v3": Shape("deepseek2", 129280, {
+        "embedding_length": 7168, "block_count": 61, "attention.head_count": 128, "attention.kv_lora_rank": 512,
+        "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64,
+        "attention.q_lora_rank": 1536, "feed_forward_length": 18432, "leading_dense_block_count": 3, "expert_count": 256,
+        "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1,
+        "context_length": 163840, "attention.layer_norm_rms_epsilon": 1e-6,
+    }, optional=("blk.0.exp_probs_b.bias",)),
+    "kimi-k2": Shape("deepseek2", 163840, {
+        "embedding_length": 7168, "block_count": 61, "attention.head_count": 64, "attention.kv_lora_rank": 512,
+        "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64,
+        "attention.q_lora_rank": 1536, "feed_forward_length": 18432, "leading_dense_block_count": 1, "expert_count": 384,
+        "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1,
+        "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-6,
+    }, optional=("blk.0.exp_probs_b.bias",)),
+    "deepseek-v2-lite": Shape("deepseek2", 102400, {
+        "embedding_length": 2048, "block_count": 27, "attention.head_count": 16, "attention.kv_lora_rank": 512,
+        "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64,
+        "feed_forward_length": 10944, "leading_dense_block_count": 1, "expert_count": 64, "expert_used_count": 6,
+        "expert_feed_forward_length": 1408, "expert_shared_count": 2,
+        "context_length": 163840, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
     "minimax-m2": Shape("minimax-m2", 200064, {
         "embedding_length": 3072, "block_count": 62, "attention.head_count": 48, "attention.head_count_kv": 8,
         "attention.key_length": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,
@@ -120,7 +141,8 @@ SHAPES = {
 # Later models of the same shape.
 SAME = {
     "qwen3-coder-next": "qwen3-next-80b-a3b", "qwen3.6-27b": "qwen3.5-27b", "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
-    "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2", "minimax-m2.5": "minimax-m2",
+    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2",
+    "minimax-m2.5": "minimax-m2",
 }  # fmt: skip
 
 

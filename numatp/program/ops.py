@@ -3,10 +3,9 @@
 A word that writes in the place of one of its values says so. That value can be read no more: go on with what the word returned.
 """
 
-from numatp.program.words.attention import Attention
-from numatp.program.words.experts import Experts
+from numatp.program.words.latent import Latent
 from numatp.program.words.linear import Linear
 
 
-class Ops(Attention, Linear, Experts):
-    """All words; see Recorder for what is recorded. Experts has Together's words, and those Dense's."""
+class Ops(Linear, Latent):
+    """All words; see Recorder for what is recorded. Latent has Attention's and Experts' words, and those Together's and Dense's."""

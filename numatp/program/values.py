@@ -98,6 +98,7 @@ class Value:
     most: int = 0  # rows at most, 0: those of a Step
     first: int = 0  # of its columns, in bytes of a row
     whole: "Value | None" = None  # whose columns these are, if they are not all
+    heads: int = 1  # rows that each row of the memory is taken as
 
     def check(self) -> None:
         """Overwritten if another value lies in its memory."""
@@ -124,6 +125,11 @@ class Value:
             parts=tuple(part for part in parts if part),
         )  # fmt: skip
 
+    def by_heads(self, count: int, width: int) -> "Value":
+        """Each row as `count` rows below each other, one for each head, and of these the first `width` columns."""
+        assert self.width % count == 0 and self.stride == self.width * 4, self.name
+        return replace(self, name=f"{self.name} by heads", width=width, parts=(), whole=self.whole or self, heads=count)
+
     @property
     def pointer(self) -> Pointer:
         return self.buffer.at(self.first)
@@ -133,7 +139,7 @@ class Value:
 
     @property
     def stride(self) -> int:
-        return self.buffer.stride
+        return self.buffer.stride // self.heads
 
     @property
     def thread_stride(self) -> ThreadStride | int:

@@ -47,6 +47,10 @@ ROUTED = {
     "routed_scaling_factor": 1.7, "norm_topk_prob": True, "intermediate_size": 64, "n_group": 1, "topk_group": 1,
     "tie_word_embeddings": False,
 }  # fmt: skip
+LATENT = {
+    "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "num_attention_heads": 5,
+    "num_key_value_heads": 5, "head_dim": 16, "scoring_func": "sigmoid",
+}  # fmt: skip
 
 # name: (class of the model, what its configuration has besides COMMON)
 MODELS = {
@@ -110,6 +114,10 @@ MODELS = {
         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_shared_experts": 1, "intermediate_size": 64,
         "router_scaling_factor": 1.7, "rope_parameters": PLAIN, "tie_word_embeddings": False,
     }),
+    "deepseek2": ("DeepseekV3", {
+        **ROUTED, **LATENT, "num_hidden_layers": 2, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": 32,
+        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
+    }),
     "gpt-oss": ("GptOss", {
         "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
         "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],
@@ -154,6 +162,12 @@ def model_of(name):
 def round_cache(model):
     """From now on this kind of model's attention sees keys and values that have been float16."""
     module = sys.modules[type(model).__module__]
+    for layer in model.model.layers:
+        if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
+            expand = layer.self_attn.expand_kv
+            layer.self_attn.expand_kv = lambda *kept, expand=expand: expand(*(rows.half().to(rows.dtype) for rows in kept))
+    if hasattr(model.model.layers[0].self_attn, "expand_kv"):
+        return
     true = module.eager_attention_forward
     if true.__name__ != "rounded":
 

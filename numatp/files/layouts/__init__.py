@@ -111,6 +111,32 @@ class Reordered:
         return read
 
 
+class Turned:
+    """Of a layout's rows runs, of each run the first ones as columns of a matrix: gives these matrices' rows below each other."""
+
+    def __init__(self, layout: Layout, runs: int, length: int, columns: int, fail: Fail):
+        """Of `runs` runs of `length` rows each the first `columns`."""
+        if layout.type not in FLOATS:
+            fail(f"is {layout.type}, and numatp can turn floats only; use another model")
+        self._layout, self._length, self._height = layout, length, layout.shape[1]
+        self.shape, self.type, self.note = (runs * self._height, columns), layout.type, layout.note
+
+    def cut(self, rows: np.ndarray, columns: range) -> Rows:
+        item = np.dtype(f"u{ITEM_BYTES[self.type]}")
+
+        def matrix(run: int) -> np.ndarray:
+            first = run * self._length
+            read = self._layout.cut(np.arange(first + columns.start, first + columns.stop), range(self._height))
+            return read(slice(None)).view(item).T
+
+        def read(some: slice) -> np.ndarray:
+            runs, numbers = np.divmod(rows[some], self._height)
+            own = [matrix(run)[numbers[runs == run]] for run in np.unique(runs)]
+            return np.ascontiguousarray(np.concatenate(own)).view(np.uint8)
+
+        return read
+
+
 def names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in iter_modules(__path__))
 

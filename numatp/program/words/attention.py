@@ -53,33 +53,37 @@ class Attention(Recorder):
         pairs = angles.width // 2 if angles else 0
         mine = qkv.accesses(self._heads(heads.count))
         self._builder.add(
-            _by_cache("append", cache).rotate_and_append, [*mine, *(angles.accesses() if angles else [])],
+            by_cache("append", cache).rotate_and_append, [*mine, *(angles.accesses() if angles else [])],
             [*mine, Access(cache.keys), Access(cache.values)],
             qkv=qkv.pointer, rows=self._rows, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             angles=angles.pointer if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
-            positions=self._positions, sequences=self._sequences, **self._cache(cache, heads.size),
+            positions=self._positions, sequences=self._sequences, **self._cache(cache, heads.size, heads.size),
         )  # fmt: skip
         return self._changed(qkv, f"{qkv.name}, rotated")
 
     def attention(
-        self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None, cap: float = 0.0
-    ) -> Value:
-        """(rows, queries * size). sinks: per head the score of one more token that all see, whose value is zero; cap: of the scores
-        (kernels/softcap.py), 0 for none."""
-        kernels, spans = _by_cache("attention", cache), self.site.step.shape.max_spans
-        width = len(heads.queries) * heads.size
+        self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None, cap: float = 0.0,
+        value_size: int = 0,
+    ) -> Value:  # fmt: skip
+        """(rows, queries * value_size), by default as large as keys. sinks: per head the score of one more token that all see,
+        whose value is zero; cap: of the scores (kernels/softcap.py), 0 for none.
+        """
+        kernels, spans = by_cache("attention", cache), self.site.step.shape.max_spans
+        value_size = value_size or heads.size
+        width = len(heads.queries) * value_size
         scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
-        parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(heads.size), rows=spans)
+        parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(value_size), rows=spans)
         out = self._buffer("attention", width * 4)
         self._builder.add(
             kernels.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
             [Access(out), Access(parts), Access(scratch, PRIVATE)],
             q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
-            first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale, window=cache.window,
+            value_size=value_size, first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale,
+            window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
             parts=parts.at(0), finished=self._counters(spans * max(len(heads.keys), 1)),
             sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, out=out.at(0),
-            **self._cache(cache, heads.size),
+            **self._cache(cache, heads.size, value_size),
         )  # fmt: skip
         return self._made(out, width, self._rows)
 
@@ -89,14 +93,14 @@ class Attention(Recorder):
             self._zeros[count] = self._constant(np.zeros(count, np.int64))
         return self._zeros[count]
 
-    def _cache(self, cache: LayerCache, size: int) -> dict[str, int | Pointer]:
+    def _cache(self, cache: LayerCache, size: int, value_size: int) -> dict[str, int | Pointer]:
         step = self.site.step
         return {
-            "head_bytes": cache_bytes(cache.type, size),
+            "head_bytes": cache_bytes(cache.type, size), "value_bytes": cache_bytes(cache.type, value_size),
             "tables": step.tables[cache.table].ctypes.data, "table_length": step.shape.table_length,
             "keys": cache.keys.at(0), "values": cache.values.at(0), "block_stride": cache.keys.stride,
         }  # fmt: skip
 
 
-def _by_cache(template: str, cache: LayerCache) -> ModuleType:
+def by_cache(template: str, cache: LayerCache) -> ModuleType:
     return specialize(template, "cache", f"numatp.kernels.caches.{cache.type}")

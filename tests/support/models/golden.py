@@ -191,6 +191,12 @@ FEATURES = {
     "dots1": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)},
     "ernie4_5-moe": COMMON | NORMS | ROUTER | UNGATED | {"gate": GATE},
     "hy_v3": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE},
+    "deepseek2": NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)} | {
+        "scale of the scores": spec(rope=changed(score_scale=1.0)),
+        "rope scaling": spec(rope=lambda rope: changed(frequencies=plain_rope(rope).frequencies)(rope)),
+        "weight of the queries' norm": tensors("attn_q_a_norm", 1),
+        "weight of the latent norm": tensors("attn_kv_a_norm", 1),
+    },
     "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
         "all experts of a token": MIXTURE["all experts of a token"],
         "sinks": tensors("attn_sinks", -1e4),

@@ -98,6 +98,24 @@ def routed(tensors, name):
     return found
 
 
+def deepseek(tensors):
+    """kv_b_proj: of each head its rows for keys, which GGUF has as columns, then those for values."""
+    names = {
+        "attn_q_a.weight": "q_a_proj.weight", "attn_q_a_norm.weight": "q_a_layernorm.weight", "attn_q_b.weight": "q_b_proj.weight",
+        "attn_kv_a_mqa.weight": "kv_a_proj_with_mqa.weight", "attn_kv_a_norm.weight": "kv_a_layernorm.weight",
+    }  # fmt: skip
+    found = {}
+    for theirs, values in routed(tensors, "deepseek2").items():
+        prefix, _, rest = theirs.partition(".attn_")
+        if rest.startswith("k_b"):
+            value_rows = tensors[f"blk.{prefix.split('.')[2]}.attn_v_b.weight"]
+            both = np.concatenate([values.swapaxes(1, 2), value_rows], 1)
+            found[f"{prefix}.self_attn.kv_b_proj.weight"] = both.reshape(-1, both.shape[-1])
+        elif not rest.startswith("v_b"):
+            found[f"{prefix}.self_attn.{names[f'attn_{rest}']}" if rest else theirs] = values
+    return found
+
+
 ROUTED = ("glm4moe", "minimax-m2", "dots1", "ernie4_5-moe", "hy_v3")
 
 
@@ -116,6 +134,8 @@ def write(folder, name, floats=False):
         found = folders.qwen3next(tensors, sizes)[1] if name == "qwen3next" else folders.qwen35(tensors, sizes)
     elif name in ROUTED:
         found = routed(tensors, name)
+    elif name == "deepseek2":
+        found = deepseek(tensors)
     else:
         kinds = {"gemma2": gemma, "gemma3": gemma, "gpt-oss": partial(gpt_oss, floats=floats)}
         found = kinds.get(name, folders.renamed)(tensors)
