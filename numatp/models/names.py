@@ -149,16 +149,16 @@ def layer_types(kind: str, period: str = "") -> Callable[[Config], Any]:
     return read
 
 
-def windows(slides: Callable[[Config, int], bool]) -> Keys:
+def windows(slides: Callable[[Config, int], bool], listed: bool = True) -> Keys:
     """GGUF's keys of models whose layers see a window of tokens only where `use_sliding_window` is true; slides(config, layer):
-    whether that layer does, where `layer_types` does not say."""
+    whether that layer does, where `layer_types` does not say. listed: `layer_types` counts also where windows are used."""
 
     def pattern(config: Config) -> list[bool] | None:
-        listed = layer_types("sliding_attention")(config)
-        if listed is None:
-            used = config["use_sliding_window"] and config["sliding_window"] is not None
-            listed = [bool(used and slides(config, layer)) for layer in range(config["num_hidden_layers"])]
-        return listed if any(listed) else None
+        used = config["use_sliding_window"] and config["sliding_window"] is not None
+        flags = layer_types("sliding_attention")(config)
+        if flags is None or (used and not listed):
+            flags = [bool(used and slides(config, layer)) for layer in range(config["num_hidden_layers"])]
+        return flags if any(flags) else None
 
     def window(config: Config) -> Any:
         if pattern(config) is None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HUGGING_FACE = HuggingFace(
     classes={"Qwen3MoeForCausalLM": {"rms_norm_eps": 1e-6, "norm_topk_prob": False, **USE_WINDOW}},
-    config=CONFIG | MIXTURE | windows(lambda config, layer: True),
+    config=CONFIG | MIXTURE | windows(lambda config, layer: True, listed=False),
     tensors=ENDS
     | ATTENTION
     | EXPERTS
