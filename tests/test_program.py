@@ -84,7 +84,8 @@ def test_a_rank_and_its_seat_are_two_numbers():
         return {op.name: op for op in ops.finish().ops}
 
     here = ops_of(rank=2, seat=1)
-    assert {access.buffer.address for access in here["matmul_q8_0.matmul"].writes} == {200}
+    # What has no address yet is a thread's own scratch.
+    assert {access.buffer.address for access in here["matmul_q8_0.matmul"].writes} - {None} == {200}
     assert {access.buffer.address for access in here["matmul_q8_0.embed"].writes} == {250}
     assert here["exchange.sum_partials"].record["ranks"][0] == 3
     assert "sync" in here

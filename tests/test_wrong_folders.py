@@ -62,7 +62,7 @@ def test_a_folder_without_fault(write):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"architectures": ["T5Model"]}, ["architecture 'T5Model' is not supported", "LlamaForCausalLM"]),
+        ({"architectures": ["T5Model"]}, ["architecture 'T5Model' is not supported", "with ForCausalLM behind: ", " Llama,"]),
         ({"architectures": "LlamaForCausalLM"}, ['"architectures" is']),
         ({"hidden_size": None}, ["lacks 'hidden_size' (a whole number)"]),
         ({"hidden_size": "96"}, ["'hidden_size' should be a whole number and is '96'"]),
@@ -71,7 +71,7 @@ def test_a_folder_without_fault(write):
         ({"num_hidden_layers": 3}, ["'model.layers.2.input_layernorm.weight' is missing"]),
         ({"num_hidden_layers": 1}, ["'model.layers.1.input_layernorm.weight' is not part"]),
         ({"intermediate_size": 128}, ["gate_proj.weight' has shape (160, 96)", "needs (128, 96)"]),
-        ({"rope_scaling": {"rope_type": "longrope"}}, ["'longrope'; numatp knows none, linear"]),
+        ({"rope_scaling": {"rope_type": "longrope"}}, ["'longrope', by which long texts", "numatp knows none, linear"]),
         ({"rope_scaling": [2.0]}, ["'rope_scaling' is [2.0], and should be an object or null"]),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["lacks 'rope.scaling.low_freq_factor'"]),
         ({"rope_scaling": LLAMA3 | {"low_freq_factor": 4.0}}, ["scales its rotary embedding by 8 between factors 4 and 4"]),

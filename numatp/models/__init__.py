@@ -16,6 +16,7 @@ from numatp.files.model_file import ModelFile
 NOT_ARCHITECTURES = {"hybrid", "layers", "names", "rope", "routed", "shapes", "spec"}
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
+BEHIND = "ForCausalLM"  # what the names of architectures in folders end with
 
 
 def architectures() -> dict[str, str]:
@@ -58,5 +59,5 @@ def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
             folder.config = {**sizes, **folder.config}
             return HuggingFaceFile(folder, table, architecture, name), module
         supported += table.classes if table else ()
-    known = ", ".join(sorted(supported))
-    fail(folder.config_path, f"architecture {quote(folder.architecture)} is not supported; supported: {known}")
+    known = ", ".join(sorted(supported)).replace(BEHIND, "")  # a line must stay one
+    fail(folder.config_path, f"architecture {quote(folder.architecture)} is not supported; with {BEHIND} behind: {known}")
