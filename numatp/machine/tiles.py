@@ -10,6 +10,9 @@ import resource
 import signal
 from functools import cache
 
+from numatp.errors import MachineError
+from numatp.machine import limits
+
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # system call, its code, the component of the processor's state
 # Palette 1, then bytes of a row of each of 8 tiles, 16 bits each, and rows of each: 16 rows of 64 bytes.
 CONFIGURATION = bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes([16] * 8) + bytes(8)
@@ -26,7 +29,14 @@ def permit() -> bool:
 
 @cache
 def work() -> bool:
-    """Whether a child of this process could use them; tried once."""
+    """Whether a child of this process could use them; tried once. MachineError where nothing can be tried."""
+    try:
+        return _try()
+    except OSError as error:
+        raise MachineError(limits.describe(error) or f"this processor's tiles cannot be tried: {error}") from error
+
+
+def _try() -> bool:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page[: len(CONFIGURATION) + len(TRIAL)] = CONFIGURATION + TRIAL
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
