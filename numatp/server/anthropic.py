@@ -13,7 +13,7 @@ from numatp.server.endpoint import Call
 from numatp.server.generation import Generation, Sequence
 from numatp.server.messages import Name, template_arguments
 from numatp.server.refusals import Refused, anthropic_error
-from numatp.server.reply import Body, Events, Reply, encode
+from numatp.server.reply import Body, Reply, encode, reply
 from numatp.server.sampling import Count, Probability, Sampling, Stops, params_of
 
 PING = b'event: ping\ndata: {"type": "ping"}\n\n'
@@ -166,12 +166,7 @@ async def messages(call: Call) -> Reply:
         state, Chat(_messages(asked), _arguments(asked), params, one_call=one_call, must_call=_chosen(asked).must)
     )
     answer = Answer(state.name)
-    if asked.stream:
-        return Events(answer.events(generation), generation.cancel, state.settings.ping, PING)
-    try:
-        return Body(await answer.whole(generation))
-    finally:
-        generation.cancel()
+    return await reply(answer, generation, bool(asked.stream), state.settings.ping, PING)
 
 
 class Answer:

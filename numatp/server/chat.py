@@ -16,7 +16,7 @@ from numatp.server.generation import Delta, Generation, Sequence
 from numatp.server.logprobs import chat_logprobs
 from numatp.server.messages import Message, Name, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
-from numatp.server.reply import Body, Events, Reply, encode
+from numatp.server.reply import Reply, encode, reply
 from numatp.server.sampling import Count, Sampling, params_of
 from numatp.server.tools import Choice, Tools, chosen, tools_of
 from numatp.server.usage import progress_of, timings_of, usage_of
@@ -78,12 +78,7 @@ async def chat_completions(call: Call) -> Reply:
     )
     generation = await ask(state, chat, bool(asked.return_progress and asked.stream))
     answer = ChatAnswer(state.name, state.llm, asked)
-    if asked.stream:
-        return Events(answer.events(generation), generation.cancel, state.settings.ping)
-    try:
-        return Body(await answer.whole(generation))
-    finally:
-        generation.cancel()
+    return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 
 
 class ChatAnswer:

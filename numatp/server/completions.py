@@ -17,7 +17,7 @@ from numatp.server.generation import Delta, Generation, Prompt
 from numatp.server.logprobs import CompletionLogprobs
 from numatp.server.messages import Name
 from numatp.server.refusals import Refused, openai_error
-from numatp.server.reply import Body, Events, Reply
+from numatp.server.reply import Reply, reply
 from numatp.server.sampling import Sampling, TokenId, params_of
 from numatp.server.usage import progress_of, timings_of, usage_of
 from numatp.text.stream import TextStream
@@ -85,12 +85,7 @@ async def completions(call: Call) -> Reply:
     generation = Generation(state, prompts, bool(asked.return_progress and asked.stream))
     answer = CompletionAnswer(state.name, state.llm, asked, prompts)
     generation.start()
-    if asked.stream:
-        return Events(answer.events(generation), generation.cancel, state.settings.ping)
-    try:
-        return Body(await answer.whole(generation))
-    finally:
-        generation.cancel()
+    return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 
 
 class CompletionAnswer:

@@ -16,7 +16,7 @@ from numatp.server.forms import grammars_of, one_of
 from numatp.server.generation import Delta, Generation, Prompt, Sequence
 from numatp.server.messages import Message, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
-from numatp.server.reply import Body, Events, Reply
+from numatp.server.reply import Body, Reply, reply
 from numatp.server.sampling import Sampling, TokenId, params_of
 from numatp.server.usage import progress_of, timings_of
 from numatp.text.stream import TextStream
@@ -63,17 +63,15 @@ async def completion(call: Call) -> Reply:
     generation = Generation(state, [prompt], bool(asked.return_progress and asked.stream))
     answer = NativeAnswer(state.name, state.llm, asked, prompt)
     generation.start()
-    if asked.stream:
-        return Events(answer.events(generation), generation.cancel, state.settings.ping)
-    try:
-        return Body(answer.end(generation.sequences[0], [delta async for delta in generation.deltas()]))
-    finally:
-        generation.cancel()
+    return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 
 
 class NativeAnswer:
     def __init__(self, model: str, llm: LLM, asked: NativeRequest, prompt: Prompt):
         self._model, self._llm, self._asked, self._prompt = model, llm, asked, prompt
+
+    async def whole(self, generation: Generation) -> dict[str, Any]:
+        return self.end(generation.sequences[0], [delta async for delta in generation.deltas()])
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         sequence = generation.sequences[0]

@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from numatp.server.guard import Send
+
+if TYPE_CHECKING:
+    from numatp.server.generation import Generation
 
 encode = msgspec.json.encode
 PING = b": ping\n\n"  # a comment, which every reader of server-sent events passes over
@@ -15,6 +18,16 @@ PING = b": ping\n\n"  # a comment, which every reader of server-sent events pass
 class Reply(Protocol):
     def send(self, send: Send) -> Awaitable[None]:
         """All of it, to the client."""
+
+
+class Answer(Protocol):
+    """What a route makes of a generation."""
+
+    async def whole(self, generation: "Generation") -> Any:
+        """What becomes JSON."""
+
+    def events(self, generation: "Generation") -> AsyncIterator[bytes]:
+        """Server-sent events."""
 
 
 class Body:
@@ -66,3 +79,13 @@ class Events:
                 self._last = loop.time()
                 await send({"type": "http.response.body", "body": self._ping, "more_body": True})
             await asyncio.sleep(max(self._last + self._silence - loop.time(), 0.01))
+
+
+async def reply(answer: Answer, generation: "Generation", streamed: bool, silence: float, ping: bytes = PING) -> Reply:
+    """What a client gets of a generation, which is cancelled at the end, however that comes. silence, ping: as Events has them."""
+    if streamed:
+        return Events(answer.events(generation), generation.cancel, silence, ping)
+    try:
+        return Body(await answer.whole(generation))
+    finally:
+        generation.cancel()

@@ -16,7 +16,7 @@ from numatp.server.generation import Generation, Sequence
 from numatp.server.messages import Function as Called
 from numatp.server.messages import Message, Name, Part, ToolCall, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
-from numatp.server.reply import Body, Events, Reply, encode
+from numatp.server.reply import Reply, encode, reply
 from numatp.server.sampling import Count, Probability, Sampling, params_of
 
 
@@ -126,12 +126,7 @@ async def responses(call: Call) -> Reply:
     chat = Chat(messages, arguments, params, one_call=one_call, must_call=known.must)
     generation = await ask(state, chat)
     answer = Answer(state.name, asked, params)
-    if asked.stream:
-        return Events(answer.events(generation), generation.cancel, state.settings.ping)
-    try:
-        return Body(await answer.whole(generation))
-    finally:
-        generation.cancel()
+    return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 
 
 class Answer:
