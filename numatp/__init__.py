@@ -12,7 +12,8 @@ from numatp.errors import MachineError, NumatpError, RankError, UserError
 
 if TYPE_CHECKING:
     from numatp.engine.sampling import SamplingParams
-    from numatp.llm import LLM, Output, Place, RankPages, Scores, Stats
+    from numatp.llm import LLM
+    from numatp.results import Output, Place, RankPages, Scores, Stats
     from numatp.text.grammar import Grammar
 
 __version__ = "0.1.0"

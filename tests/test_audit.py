@@ -12,9 +12,9 @@ from support.commands import BIN, SCRIPTS, mpirun, numatp, run
 
 from numatp import LLM, SamplingParams
 from numatp.cli.audit import FINDING, audited, per_cent
-from numatp.llm import RankPages
 from numatp.machine import pages
 from numatp.machine.pages import Region
+from numatp.results import RankPages
 
 PAGE = 4096
 AUDIT = ("audit", "-n", 8, "-o", "json", "-c", 256)

@@ -12,7 +12,8 @@ from numatp.engine.collective import Collective
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish, Token
 from numatp.errors import UserError
-from numatp.llm import LLM, Output
+from numatp.llm import LLM
+from numatp.results import Output
 from numatp.text.chat_template import END, render_chat
 from numatp.text.parts.formats import Parts
 from numatp.text.parts.piece import Piece, ToolCall

@@ -17,6 +17,7 @@ LAYERS = [
     {"cli"},
     {"server"},
     {"llm.py"},
+    {"results.py"},
     {"measure", "advice"},
     {"engine"},
     {"models", "text"},

@@ -10,7 +10,7 @@ from support.models import folders, tiny
 from support.reference import naive
 
 from numatp import LLM, SamplingParams, UserError
-from numatp.llm import Output
+from numatp.results import Output
 
 VOCAB = tiny.SIZES["vocab"]
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]

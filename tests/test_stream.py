@@ -9,7 +9,7 @@ from support.answers import ids_of, vocabulary
 from numatp.cli.generate import show_answer, show_pieces
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.token import Finish
-from numatp.llm import Stats
+from numatp.results import Stats
 from numatp.text.stream import Piece, TextStream, ToolCall
 from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, end_ids
 

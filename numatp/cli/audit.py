@@ -12,7 +12,8 @@ from numatp.cli.options import add_model, job_of, natural, note
 from numatp.cli.session import run_session
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
-from numatp.llm import LLM, RankPages
+from numatp.llm import LLM
+from numatp.results import RankPages
 
 FINDING = 3  # exit status
 PROMPT = [0] * 16  # what the tokens are does not matter; several, so that both programs run

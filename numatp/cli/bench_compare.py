@@ -18,12 +18,13 @@ from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
 from numatp.errors import MachineError, UserError
-from numatp.llm import RankPages, count_pages
+from numatp.llm import count_pages
 from numatp.machine import placement, snapshot
 from numatp.machine.launch import read_launch
 from numatp.machine.topology import format_cpulist
 from numatp.measure.service import MeasuringService
 from numatp.measure.workload import Workload
+from numatp.results import RankPages
 
 if TYPE_CHECKING:
     from numatp.measure.bench import Bench, Result
