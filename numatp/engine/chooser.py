@@ -52,10 +52,12 @@ class Chooser:
 
     def choice(self, tokens: list[int]) -> Choice:
         """Of the token that comes next; tokens: all so far, the prompt included."""
-        matcher, mask, may_end = self._matcher, None, self._taken >= self._params.min_tokens and not self._params.ignore_eos
-        if matcher:
-            matcher.wait()
-            mask, may_end = matcher.mask, may_end or matcher.complete
+        mask = None
+        may_end = self._taken >= self._params.min_tokens and not self._params.ignore_eos
+        if self._matcher:
+            self._matcher.wait()
+            mask = self._matcher.mask
+            may_end = may_end or self._matcher.complete
         counts = self._counts.pairs if self._counts else NO_PAIRS
         biases = self._biases[self._num_ends if may_end else 0 :]
         return Choice(self._params, uniform(self._seed, self._taken), tokens, self._vocab, biases, counts, mask)

@@ -90,7 +90,8 @@ class Engine:
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         """Takes the memory, if there is room for it, and reads the weights."""
-        world, loaded, team = self.world, self.loaded, self.team
+        world, team = self.world, self.team
+        loaded = self.loaded
         short = self._check_room(activation_bytes(self._recorded))
         files = {info.path for info in loaded.model.file.tensors.values()} if short else ()
         agree(world, lambda: give_memory(self._recorded))

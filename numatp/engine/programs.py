@@ -26,7 +26,8 @@ class Recorded:
 
 def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
     """The programs ONE_ROW, MANY_ROWS and SCORES."""
-    model, layout, seat = loaded.model, loaded.layout, world.host.seat
+    model, layout = loaded.model, loaded.layout
+    seat = world.host.seat
     site = Site(
         rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
         width=model.spec.sizes.width, step=window.step, partials=window.partials,
@@ -45,7 +46,8 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
 
 def record_copies(loaded: Loaded, window: Window, team: Team) -> Program:
     """COPIES: states of recurrent layers, from slot to slot, as the Step says."""
-    cache, step, builder = loaded.layout.cache, window.step, Builder("copies", team.threads)
+    cache, step = loaded.layout.cache, window.step
+    builder = Builder("copies", team.threads)
     states = Access(Buffer("states", address=loaded.cache_at + cache.slots_at))
     builder.add(
         copy_slots, [states], [states],

@@ -209,7 +209,10 @@ class Scheduler:
         sequence.put(finish)
 
     def _count_sequences(self) -> None:
-        counts, admission, blocks = self._counts, self._admission, self._engine.blocks
+        counts, blocks = self._counts, self._engine.blocks
         if blocks.pools:
-            counts.blocks, (counts.blocks_held, counts.blocks_cached) = blocks.pools[0].blocks, blocks.count(0)
-        counts.waiting, counts.running, counts.set_back = len(admission.waiting), len(admission.running), admission.set_back_count
+            counts.blocks = blocks.pools[0].blocks
+            counts.blocks_held, counts.blocks_cached = blocks.count(0)
+        counts.waiting = len(self._admission.waiting)
+        counts.running = len(self._admission.running)
+        counts.set_back = self._admission.set_back_count

@@ -56,7 +56,9 @@ def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], Host]") 
 
     join(crowded) is the meeting. What failed on one rank is raised on all.
     """
-    places, notes, failure = list[placement.Placement](), list[str](), None
+    places: list[placement.Placement] = []
+    notes: list[str] = []
+    failure = None
     try:
         places = find_places(job, seats)
         notes += filter(None, [kernels_dir()[1]])

@@ -120,7 +120,8 @@ def transparent_huge_pages(host: Host) -> Finding:
 
 def reserved_huge_pages(host: Host) -> Finding:
     """Kernel documentation, admin-guide/mm/hugetlbpage.rst: a reserved page serves nobody else."""
-    idle, commands, size = [], [], 0
+    idle, commands = [], []
+    size = 0
     for node in host.machine.nodes:
         for pages in node.huge_pages:
             unused = pages.free * pages.page_bytes
@@ -281,8 +282,10 @@ def shared_memory(host: Host, statvfs: Callable[[Path], os.statvfs_result] = os.
 
 def cgroup_limits(host: Host) -> Finding:
     """Memory, cpu time and number of threads that the cgroups around this process leave (kernel: admin-guide/cgroup-v2.rst)."""
-    faults, options, properties, parts = [], [], [], []
-    room, total = topology.memory_limit_bytes(host.root), sum(node.memory_bytes for node in host.machine.nodes)
+    faults, options = [], []
+    properties, parts = [], []
+    room = topology.memory_limit_bytes(host.root)
+    total = sum(node.memory_bytes for node in host.machine.nodes)
     if room is not None and room < total:
         parts.append(f"{room / 1e9:.1f} GB of memory left of {total / 1e9:.1f}")
         if room < FULL_SHARE * total:

@@ -228,7 +228,9 @@ def _spread(machine: Machine, allowed: frozenset[int], size: int, nodes: list[No
     shares = []
     for rank, home in enumerate(homes):
         available = [core for core in cores if core.node == nodes[home].id]
-        sharers, place_in_line, total = homes.count(home), rank - homes.index(home), len(available)
+        sharers = homes.count(home)
+        place_in_line = rank - homes.index(home)
+        total = len(available)
         first, end = place_in_line * total // sharers, (place_in_line + 1) * total // sharers
         shares.append(available[first : max(end, first + 1)])  # more ranks than cores: some share one
     return shares

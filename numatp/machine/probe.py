@@ -21,7 +21,8 @@ def call(name: str) -> str:
     page[0] = 1
     address, null = ctypes.addressof(ctypes.c_char.from_buffer(page)), ctypes.c_void_p(None)
     pages, status = (ctypes.c_void_p * 1)(address), ctypes.c_int(0)
-    zero, one, size = ctypes.c_ulong(0), ctypes.c_ulong(1), ctypes.c_ulong(mmap.PAGESIZE)
+    zero, one = ctypes.c_ulong(0), ctypes.c_ulong(1)
+    size = ctypes.c_ulong(mmap.PAGESIZE)
     number, arguments = {
         "set_mempolicy": (SET_MEMPOLICY, (zero, null, zero)),
         "mbind": (MBIND, (ctypes.c_void_p(address), size, zero, null, zero, zero)),

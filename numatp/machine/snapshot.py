@@ -156,7 +156,8 @@ def _from_json(saved: dict[str, Any], name: str) -> Snapshot:
         return value
 
     cores = tuple(Core(cpus(text), whole(package), whole(node), whole(l3)) for text, package, node, l3 in saved["cores"])
-    nodes, free, rates = [], {}, {}
+    nodes = []
+    free, rates = {}, {}
     for entry in saved["nodes"]:
         pages = tuple(HugePages(*(whole(p[key]) for key in ("page_bytes", "total", "free"))) for p in entry["huge_pages"])
         distances = tuple(whole(distance) for distance in entry["distances"])

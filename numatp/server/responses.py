@@ -157,7 +157,8 @@ class Answer:
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
         yield self._event("response.created", response=self._response("in_progress"))
         yield self._event("response.in_progress", response=self._response("in_progress"))
-        sequence, now, name = generation.sequences[0], Block("text"), ""  # the item that is being said, if it has a name
+        sequence = generation.sequences[0]
+        now, name = Block("text"), ""  # the item that is being said, if it has a name
         try:
             async for delta in generation.deltas():
                 for block in blocks_of(delta):

@@ -180,7 +180,8 @@ class Tokenizer:
             return self.encode(text)
         # The template's special tokens are cut out, each leaves a hole, and between the holes is text as it was said.
         found = self._bpe.encode(text, add_special_tokens=False)
-        pieces, holes, end = [], [], 0
+        pieces, holes = [], []
+        end = 0
         for id, (start, stop) in zip(found.ids, found.offsets, strict=True):
             if self.kinds[id] in (UNKNOWN, CONTROL) and text[start:stop].strip() == self.tokens[id].strip():
                 pieces.append(text[end:start])

@@ -56,7 +56,8 @@ class Together(Dense):
 
         One exchange. all_heads: queries of the model; weights (this rank's heads * size).
         """
-        width, partial, counts = self.site.width, self._next_partial(), self._buffer("rows of sums", 8, rows=1, indexes=True)
+        width = self.site.width
+        partial, counts = self._next_partial(), self._buffer("rows of sums", 8, rows=1, indexes=True)
         # A key that several ranks hold is counted by the one that has the first of its queries.
         first = -(-heads.queries.start // heads.group)
         counted = range(first, max(first, -(-heads.queries.stop // heads.group)))
