@@ -3,10 +3,11 @@ loads as transformers loads it, and one line says what was left out; what contra
 
 import json
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from support.models import folders, golden_folders, tiny
+from support.models import folders, golden_folders, quantized_folders, tiny
 from support.models.opening import opened, refused
 
 from numatp import models
@@ -234,3 +235,38 @@ def test_texts_of_qwen_vl(tmp_path, golden, kind, name):
     file, spec = opened(folders.write(tmp_path / "folder", whole, tensors))
     assert file.tensors.keys() == wanted.tensors.keys() and "visual left out" in file.notes[0]
     assert spec.rope.scale == 1 and spec.rope.frequencies[1] == pytest.approx(1000 ** (-2 / 16))
+
+
+def test_kimi_k2_with_experts_of_4_bits_beside_images(tmp_path):
+    """As K2-Thinking to K2.6 have them: experts in whole numbers with a BF16 scale for 32, all else as floats."""
+    folder = golden_folders.write(tmp_path / "plain", "deepseek2")
+    config, stored = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    rng, tensors, weights = np.random.default_rng(0), {}, {}
+    for name, values in stored.items():
+        if ".experts." in name:
+            q, scales = (
+                rng.integers(0, 16, values.shape),
+                folders.bf16(rng.uniform(0.01, 0.02, (len(values), values.shape[1] // 32))),
+            )
+            stem = f"language_model.{name.removesuffix('weight')}"
+            tensors |= {f"{stem}weight_packed": quantized_folders.words(q, 4), f"{stem}weight_scale": scales}
+            tensors[f"{stem}weight_shape"] = np.array(values.shape, np.int32)
+            scale = (scales.astype(np.uint32) << 16).view(np.float32).astype(np.float16).astype(np.float32)
+            weights[name] = (q.astype(np.float32) - 8) * scale.repeat(32, 1)
+        else:
+            tensors[f"language_model.{name}"] = values
+    tensors["vision_tower.patch_embed.weight"] = np.zeros((4, 4), np.float16)
+    kimi = {
+        "architectures": ["KimiK25ForConditionalGeneration"], "model_type": "kimi_k25",
+        "text_config": config | {"model_type": "kimi_k2", "quantization_config": quantized_folders.compressed("pack-quantized")},
+    }  # fmt: skip
+    file, spec = opened(folders.write(tmp_path / "kimi", kimi, tensors))
+    assert repr(spec) == repr(opened(folder)[1]).replace(str(folder), str(file.path.parent))
+    assert any("images" in note for note in file.notes)
+    for part in ("gate", "up", "down"):
+        info = file.tensors[f"blk.1.ffn_{part}_exps.weight"]
+        assert isinstance(info, Assembled) and (info.type, info.note) == ("Q4_0", "")
+        for expert, piece in enumerate(info.pieces):
+            raw = piece.cut(np.arange(piece.shape[0]), range(piece.shape[1]))(slice(None))
+            own = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
+            assert (own == weights[f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight"]).all()

@@ -13,7 +13,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
 
-NOT_ARCHITECTURES = {"hybrid", "layers", "names", "rope", "routed", "shapes", "spec"}
+NOT_ARCHITECTURES = {"hybrid", "latent", "layers", "names", "rope", "routed", "shapes", "spec"}
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
 BEHIND = "ForCausalLM"  # what the names of architectures in folders end with

@@ -1,80 +1,68 @@
-"""DeepSeek-V3, R1, Kimi K2 and V2-Lite: latent attention, and experts routed in groups (routed.py). Of each token one normalised
-row and a rotated key are kept, the same on every rank; heads read them through their own matrices.
-"""
+"""DeepSeek-V2 and V3, R1, Kimi K2, GLM-4.7-Flash: latent attention (latent.py), and experts routed in groups."""
 
-from dataclasses import dataclass
-from math import log, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.folder import rope_parameters
-from numatp.files.huggingface import CannotComputeError, HuggingFace, Stored, numbered_rows
+from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.kernels.layout import MAX_HEAD_SIZE
-from numatp.models.layers import Attention
-from numatp.models.names import ENDS, EXPERTS, FFN, ONLY, attention_factor
-from numatp.models.rope import read_rope
-from numatp.models.routed import (
-    FFN_NORM,
-    ROUTED_CONFIG,
-    SHARED_EXPERTS,
-    SIGMOID,
-    SOFTMAX,
-    MixtureSpec,
-    Style,
-    feed_forward_sizes,
-    gate_of,
-    mixture_forward,
-    mixture_rules,
-    read_mixture,
+from numatp.models.latent import (
+    LATENT_CONFIG,
+    LATENT_ONLY,
+    LATENT_TENSORS,
+    LatentSpec,
+    latent_forward,
+    latent_rules,
+    read_latent,
 )
-from numatp.program.values import Heads, LayerCache, Value
+from numatp.models.routed import SIGMOID, SOFTMAX, dense_layers_listed, gate_of
+from numatp.program.values import LayerCache
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
-from numatp.weights.splits import COLUMN_UNIT, Shared, Sizes, Split, cut_heads, cut_rows
+from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-LAYER = "model.layers.{layer}.self_attn"
+V2, V3, LITE = "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"
 
 
-def _turned_keys(file: ModelFile) -> tuple[int, int, int]:
-    """Of kv_b_proj, which has a head's rows for keys, then those for values: heads, rows of a head, those for keys."""
-    heads, key, value = (file.count(f"deepseek2.attention.{name}") for name in ("head_count", "key_length_mla", "value_length_mla"))
-    nope = key - file.count("deepseek2.rope.dimension_count")
-    return heads, nope + value, nope
+def _is(config: Config, name: str) -> bool:
+    return bool(config["architectures"][0] == name)
 
 
-def _latent_rows(file: ModelFile) -> tuple[np.ndarray, int]:
-    rows = numbered_rows(file, file.count("deepseek2.attention.head_count"), file.count("deepseek2.attention.kv_lora_rank"))
-    return rows, rows.size
+def _gate(config: Config) -> int:
+    """DeepSeek-V2's is a softmax."""
+    if not _is(config, V2):
+        return gate_of(config) or SIGMOID
+    if config.get("scoring_func") not in (None, "softmax"):
+        raise CannotComputeError(f"routes by {config['scoring_func']!r} ('scoring_func')")
+    return SOFTMAX
 
 
-def _value_rows(file: ModelFile) -> tuple[np.ndarray, int]:
-    heads, both, nope = _turned_keys(file)
-    rows = numbered_rows(file, heads, both)
-    return rows[:, nope:], rows.size
+def _normalized(config: Config) -> bool:
+    if _is(config, V2) and config["norm_topk_prob"]:  # which its own code does instead of scaling, and transformers never
+        raise CannotComputeError("divides the shares of experts by their sum ('norm_topk_prob')")
+    return bool(config["norm_topk_prob"])
 
 
-def _log_multiplier(config: Config) -> float | None:
-    """GGUF has a tenth of mscale_all_dim."""
-    rope = rope_parameters(config)
-    scale = rope.get("mscale_all_dim")
-    if scale and rope["rope_type"] not in ("default", "yarn"):
-        raise CannotComputeError("scales scores without YaRN ('mscale_all_dim')")
-    return 0.1 * scale if scale and rope["rope_type"] == "yarn" else None
+def _groups(config: Config) -> int | None:
+    """DeepSeek-V2 takes the groups with the one most wanted expert, if it takes groups at all."""
+    if not _is(config, V2):
+        return config.get("n_group")
+    method = config.get("topk_method")
+    if method == "group_limited_greedy" and config.get("n_group") == config.get("topk_group") == 1:
+        return None
+    if method != "greedy":
+        raise CannotComputeError(f"chooses experts by {method!r} ('topk_method')")
+    return None
 
 
-def _turned_scale(config: Config) -> Any:
-    """Of the turned values by YaRN, which a file that scales scores must say."""
-    scale = attention_factor(config, rope_parameters(config))
-    rope = rope_parameters(config)
-    if scale is None and rope["rope_type"] == "yarn" and rope.get("mscale_all_dim"):
-        return 0.1 * log(max(rope["factor"], 1)) + 1
-    return scale
+def _groups_used(config: Config) -> int | None:
+    return None if _is(config, V2) else config.get("topk_group")
+
+
+def _dense_layers(config: Config) -> int | None:
+    return dense_layers_listed(config) if _is(config, LITE) else config.get("first_k_dense_replace")
 
 
 DEFAULTS = {
@@ -82,134 +70,39 @@ DEFAULTS = {
     "routed_scaling_factor": 2.5, "rope_interleave": True,
 }  # fmt: skip
 HUGGING_FACE = HuggingFace(
-    classes={"DeepseekV3ForCausalLM": DEFAULTS},
-    config=ROUTED_CONFIG
-    | {
-        "attention.head_count_kv": lambda config: 1,
-        "attention.key_length": lambda config: config["kv_lora_rank"] + config["qk_rope_head_dim"],
-        "attention.value_length": "kv_lora_rank",
-        "attention.q_lora_rank": "q_lora_rank",
-        "attention.kv_lora_rank": "kv_lora_rank",
-        "attention.key_length_mla": lambda config: config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
-        "attention.value_length_mla": "v_head_dim",
-        "rope.dimension_count": "qk_rope_head_dim",
-        "rope.scaling.yarn_log_multiplier": _log_multiplier,
-        "rope.scaling.yarn_attn_factor": _turned_scale,
-        "expert_gating_func": lambda config: gate_of(config) or SIGMOID,
+    classes={
+        V3: DEFAULTS,
+        V2: {
+            "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": False, "n_shared_experts": 2,
+            "routed_scaling_factor": 1.0, "topk_method": "greedy",
+        },
+        LITE: {
+            "rms_norm_eps": 1e-5, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+            "routed_scaling_factor": 1.8, "rope_interleave": True,
+        },
     },
-    tensors=ENDS
-    | FFN
-    | EXPERTS
-    | FFN_NORM
-    | SHARED_EXPERTS
+    config=LATENT_CONFIG
     | {
-        "blk.{layer}.attn_norm.weight": "model.layers.{layer}.input_layernorm.weight",
-        "blk.{layer}.attn_q.weight": f"{LAYER}.q_proj.weight",
-        "blk.{layer}.attn_q_a.weight": f"{LAYER}.q_a_proj.weight",
-        "blk.{layer}.attn_q_a_norm.weight": f"{LAYER}.q_a_layernorm.weight",
-        "blk.{layer}.attn_q_b.weight": f"{LAYER}.q_b_proj.weight",
-        "blk.{layer}.attn_kv_a_mqa.weight": f"{LAYER}.kv_a_proj_with_mqa.weight",
-        "blk.{layer}.attn_kv_a_norm.weight": f"{LAYER}.kv_a_layernorm.weight",
-        "blk.{layer}.attn_k_b.weight": Stored(f"{LAYER}.kv_b_proj.weight", order=_latent_rows, turned=_turned_keys),
-        "blk.{layer}.attn_v_b.weight": Stored(f"{LAYER}.kv_b_proj.weight", order=_value_rows),
-        "blk.{layer}.attn_output.weight": f"{LAYER}.o_proj.weight",
-        "blk.{layer}.exp_probs_b.bias": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+        "expert_gating_func": _gate,
+        "expert_weights_norm": _normalized,
+        "expert_group_count": _groups,
+        "expert_group_used_count": _groups_used,
+        "leading_dense_block_count": _dense_layers,
     },
-    # transformers takes 1e-6 in the norms of queries and latent rows, whatever the others have.
-    only=ONLY | {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True, "rms_norm_eps": 1e-6},
+    tensors=LATENT_TENSORS,
+    only=LATENT_ONLY | {"mlp_bias": False},
     further_layers=True,
-    texts={"deepseek_v3": ("DeepseekV3ForCausalLM", {}), "kimi_k2": ("DeepseekV3ForCausalLM", {})},
-)
-
-STYLE = Style(gate=SOFTMAX, bias_may_lack=True, output_columns="heads*value_size")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentSpec(MixtureSpec):
-    low_rank_queries: bool
+    texts={"deepseek_v3": (V3, {}), "kimi_k2": (V3, {})},
+)  # fmt: skip
 
 
 def read_spec(file: ModelFile) -> LatentSpec:
-    name = file.text("general.architecture")
-
-    def count(key: str) -> int:
-        return file.count(f"{name}.{key}")
-
-    for key in ("attention.temperature_scale", "attention.temperature_length"):
-        if file.number(f"{name}.{key}", default=0.0):
-            file.fail(f"scales queries by their position ('{name}.{key}'), which numatp cannot compute; use another model")
-    if not file.integer(f"{name}.attention.key_length_mla", default=0):
-        file.fail("has heads' keys and values in one matrix ('attn_kv_b'); convert the model again with a current converter")
-    width, heads, latent = (
-        count("embedding_length"),
-        file.count_of_layers(f"{name}.attention.head_count"),
-        count("attention.kv_lora_rank"),
-    )
-    head_size, value_size, rotated = (
-        count("attention.key_length_mla"),
-        count("attention.value_length_mla"),
-        count("rope.dimension_count"),
-    )
-    nope, rank = head_size - rotated, file.integer(f"{name}.attention.q_lora_rank", default=0)
-    if nope < 1 or latent + rotated > MAX_HEAD_SIZE or any(size % COLUMN_UNIT for size in (width, latent, nope, value_size, rank)):
-        file.fail(
-            f"has heads of {nope} + {rotated} and {value_size} values, rows of {latent} and {rank} for them: numatp computes "
-            f"multiples of {COLUMN_UNIT} up to {MAX_HEAD_SIZE}; use another model"
-        )
-    if rotated % 16:
-        file.fail(f"rotates {rotated} values of a head, no multiple of 16, which numatp cannot compute; use another model")
-    vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
-    sizes = Sizes(
-        width=width, heads=cut_heads(heads, value_size), latent_heads=Shared(1, "heads", heads), head_size=head_size,
-        nope=nope, rotated=rotated, value_size=value_size, latent=latent, latent_row=latent + rotated,
-        **({"query_rank": rank} if rank else {}),
-        vocab=cut_rows(vocab), **feed_forward_sizes(file, STYLE),
-    )  # fmt: skip
-    layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
-    return read_mixture(
-        file, LatentSpec, STYLE, sizes, layers=(Attention(latent + rotated, latent, heads="latent_heads"),) * layers,
-        rope=read_rope(file, rotated, scores=True), low_rank_queries=rank > 0,
-    )  # fmt: skip
+    return read_latent(file)
 
 
 def rules(spec: LatentSpec) -> list[Rule]:
-    queries: tuple[Rule, ...] = (Rule.matrix("attn_q.weight", "heads*head_size", "width"),)
-    if spec.low_rank_queries:
-        queries = (
-            Rule.matrix("attn_q_a.weight", "query_rank", "width"),
-            Rule.vector("attn_q_a_norm.weight", "query_rank"),
-            Rule.matrix("attn_q_b.weight", "heads*head_size", "query_rank"),
-        )
-    return mixture_rules(
-        spec,
-        STYLE,
-        (
-            *queries,
-            Rule.matrix("attn_kv_a_mqa.weight", "latent_row", "width"),
-            Rule.vector("attn_kv_a_norm.weight", "latent"),
-            Rule.stacked("attn_k_b.weight", "heads", "latent", "nope"),
-            Rule.stacked("attn_v_b.weight", "heads", "value_size", "latent"),
-        ),
-    )
+    return latent_rules(spec)
 
 
 def forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes, epsilon = spec.sizes, spec.epsilon
-    matrix, vector = weights.matrix, weights.vector
-    heads = Heads(split.heads, split.latent_heads, sizes.heads, sizes.latent_row)
-    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
-    routes = p.route_heads(len(split.heads))
-    scale = spec.rope.score_scale / sqrt(sizes.head_size)
-
-    def attention(blk: str, h: Value, cache: LayerCache) -> Value:
-        row = p.matmul(h, matrix(f"{blk}.attn_kv_a_mqa.weight"))
-        p.append_latent(row, vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, sizes.rotated, angles, cache)
-        if spec.low_rank_queries:
-            h = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
-        q = p.matmul(h, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
-        queries = p.head_matmul(q, sizes.nope, routes, matrix(f"{blk}.attn_k_b.weight"))
-        queries = p.latent_queries(queries, q, sizes.rotated, angles, routes)
-        rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent)
-        return p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, matrix(f"{blk}.attn_v_b.weight")), routes)
-
-    mixture_forward(p, spec, STYLE, split, weights, caches, attention)
+    latent_forward(p, spec, split, weights, caches)

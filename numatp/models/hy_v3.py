@@ -2,8 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from numatp.files.huggingface import CannotComputeError, HuggingFace
-from numatp.files.layouts import Config
+from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, ONLY
 from numatp.models.routed import (
@@ -12,6 +11,7 @@ from numatp.models.routed import (
     SIGMOID,
     RoutedSpec,
     Style,
+    dense_layers_listed,
     read_routed,
     routed_forward,
     routed_rules,
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 STYLE = Style(bias="exp_probs_b", routers_tell=True)
 
 
-def _dense_layers(config: Config) -> int:
-    kinds = config.get("mlp_layer_types")
-    if kinds is None:
-        return min(1, config["num_hidden_layers"])
-    dense = kinds.count("dense")
-    if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense) or len(kinds) != config["num_hidden_layers"]:
-        raise CannotComputeError("has layers without experts behind those with them ('mlp_layer_types')")
-    return int(dense)
-
-
 MLP = "model.layers.{layer}.mlp"
 DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 11158840.0, "num_shared_experts": 1, "router_scaling_factor": 2.826}
 HUGGING_FACE = HuggingFace(
@@ -47,7 +37,7 @@ HUGGING_FACE = HuggingFace(
         "expert_used_count": "num_experts_per_tok",
         "expert_feed_forward_length": "moe_intermediate_size",
         "expert_shared_feed_forward_length": lambda config: config["num_shared_experts"] * config["moe_intermediate_size"],
-        "leading_dense_block_count": _dense_layers,
+        "leading_dense_block_count": dense_layers_listed,
         "expert_weights_norm": lambda config: True,
         "expert_weights_scale": "router_scaling_factor",
         "expert_gating_func": lambda config: SIGMOID,

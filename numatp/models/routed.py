@@ -225,6 +225,17 @@ def gate_of(config: Config) -> int | None:
     return None if name is None else SIGMOID
 
 
+def dense_layers_listed(config: Config) -> int:
+    """By mlp_layer_types; where it is not there, the first layer."""
+    kinds = config.get("mlp_layer_types")
+    if kinds is None:
+        return min(1, config["num_hidden_layers"])
+    dense = kinds.count("dense")
+    if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense) or len(kinds) != config["num_hidden_layers"]:
+        raise CannotComputeError("has layers without experts behind those with them ('mlp_layer_types')")
+    return int(dense)
+
+
 ROUTED_CONFIG: Keys = CONFIG | {
     "expert_count": "n_routed_experts",
     "expert_used_count": "num_experts_per_tok",

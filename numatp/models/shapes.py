@@ -116,6 +116,13 @@ SHAPES = {
         "expert_feed_forward_length": 1408, "expert_shared_count": 2,
         "context_length": 163840, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
+    "glm-4.7-flash": Shape("deepseek2", 154880, {
+        "embedding_length": 2048, "block_count": 47, "attention.head_count": 20, "attention.q_lora_rank": 768,
+        "attention.kv_lora_rank": 512, "attention.key_length_mla": 256, "attention.value_length_mla": 256,
+        "rope.dimension_count": 64, "feed_forward_length": 10240, "leading_dense_block_count": 1, "expert_count": 64,
+        "expert_used_count": 4, "expert_feed_forward_length": 1536, "expert_shared_count": 1,
+        "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
+    }, optional=("blk.0.exp_probs_b.bias",)),
     "minimax-m2": Shape("minimax-m2", 200064, {
         "embedding_length": 3072, "block_count": 62, "attention.head_count": 48, "attention.head_count_kv": 8,
         "attention.key_length": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,

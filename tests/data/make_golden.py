@@ -51,6 +51,7 @@ LATENT = {
     "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "num_attention_heads": 5,
     "num_key_value_heads": 5, "head_dim": 16, "scoring_func": "sigmoid",
 }  # fmt: skip
+YARN_LATENT = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
 
 # name: (class of the model, what its configuration has besides COMMON)
 MODELS = {
@@ -116,8 +117,13 @@ MODELS = {
     }),
     "deepseek2": ("DeepseekV3", {
         **ROUTED, **LATENT, "num_hidden_layers": 2, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": 32,
-        "rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7},
+        "rope_parameters": YARN_LATENT,
     }),
+    "deepseek2-lite": ("DeepseekV2", {
+        **ROUTED, **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "rope_parameters": YARN_LATENT,
+        "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False,
+    }),
+    "deepseek2-flash": ("Glm4MoeLite", {**ROUTED, **LATENT, "q_lora_rank": 32, "rope_parameters": PLAIN, "v_head_dim": 64}),
     "gpt-oss": ("GptOss", {
         "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
         "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],

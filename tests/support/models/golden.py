@@ -147,6 +147,11 @@ ROUTER = {
 }
 FACTOR = {"factor of the shares": router(factor=1.0)}
 UNGATED = {"shared experts": word("add_experts", lambda true, p, x, h, routes, down, shared: true(p, x, h, routes, down))}
+LATENT = {"weight of the latent norm": tensors("attn_kv_a_norm", 1)}
+YARN_SCORES = {
+    "scale of the scores": spec(rope=changed(score_scale=1.0)),
+    "rope scaling": spec(rope=lambda rope: changed(frequencies=plain_rope(rope).frequencies)(rope)),
+}
 
 FEATURES = {
     "llama": COMMON | NORMS | {"rope scaling": spec(divided=lambda divided: False), "gate": GATE},
@@ -191,12 +196,17 @@ FEATURES = {
     "dots1": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)},
     "ernie4_5-moe": COMMON | NORMS | ROUTER | UNGATED | {"gate": GATE},
     "hy_v3": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE},
-    "deepseek2": NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)} | {
-        "scale of the scores": spec(rope=changed(score_scale=1.0)),
-        "rope scaling": spec(rope=lambda rope: changed(frequencies=plain_rope(rope).frequencies)(rope)),
+    "deepseek2": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | {
+        "gate": GATE,
+        "groups of experts": router(groups_used=4),
         "weight of the queries' norm": tensors("attn_q_a_norm", 1),
-        "weight of the latent norm": tensors("attn_kv_a_norm", 1),
     },
+    "deepseek2-lite": FACTOR | UNGATED | LATENT | YARN_SCORES | {
+        "all experts of a token": ROUTER["all experts of a token"],
+        "function of the router": ROUTER["function of the router"],
+        "shares as they are": router(normalize=True),
+    },
+    "deepseek2-flash": ROUTER | FACTOR | UNGATED | LATENT,
     "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
         "all experts of a token": MIXTURE["all experts of a token"],
         "sinks": tensors("attn_sinks", -1e4),

@@ -134,7 +134,7 @@ def write(folder, name, floats=False):
         found = folders.qwen3next(tensors, sizes)[1] if name == "qwen3next" else folders.qwen35(tensors, sizes)
     elif name in ROUTED:
         found = routed(tensors, name)
-    elif name == "deepseek2":
+    elif name.startswith("deepseek2"):
         found = deepseek(tensors)
     else:
         kinds = {"gemma2": gemma, "gemma3": gemma, "gpt-oss": partial(gpt_oss, floats=floats)}

@@ -1,0 +1,229 @@
+"""What DeepSeek-V2 and V3, Kimi K2, GLM-4.7-Flash and Mistral 4 have in common: latent attention, and experts routed in groups
+(routed.py). Of each token one normalised row and a rotated key are kept, the same on every rank; heads read them through their own
+matrices.
+"""
+
+from dataclasses import dataclass, replace
+from math import log, sqrt
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from numatp.files.folder import rope_parameters
+from numatp.files.huggingface import CannotComputeError, Stored, numbered_rows
+from numatp.files.layouts import Config
+from numatp.files.model_file import ModelFile
+from numatp.kernels.layout import MAX_HEAD_SIZE
+from numatp.models.layers import Attention
+from numatp.models.names import ENDS, EXPERTS, FFN, ONLY, Keys, attention_factor
+from numatp.models.rope import read_rope
+from numatp.models.routed import (
+    FFN_NORM,
+    ROUTED_CONFIG,
+    SHARED_EXPERTS,
+    SIGMOID,
+    SOFTMAX,
+    MixtureSpec,
+    Style,
+    feed_forward_sizes,
+    gate_of,
+    mixture_forward,
+    mixture_rules,
+    read_mixture,
+)
+from numatp.program.values import Heads, LayerCache, Value
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
+from numatp.weights.splits import COLUMN_UNIT, Shared, Sizes, Split, cut_heads, cut_rows
+
+if TYPE_CHECKING:
+    from numatp.program.ops import Ops
+
+STYLE = Style(gate=SOFTMAX, bias_may_lack=True, output_columns="heads*value_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec(MixtureSpec):
+    low_rank_queries: bool
+
+
+def _style(file: ModelFile) -> Style:
+    """Files of GLM-4.7-Flash do not say that it routes by sigmoids: llama.cpp knows it by these numbers."""
+    name = file.text("general.architecture")
+    embedding = file.tensors.get("token_embd.weight")
+    flash = file.count(f"{name}.block_count") in (47, 48) and embedding is not None and embedding.shape[0] == 154880
+    return replace(STYLE, gate=SIGMOID) if name == "deepseek2" and flash else STYLE
+
+
+def read_latent(file: ModelFile) -> LatentSpec:
+    name = file.text("general.architecture")
+
+    def count(key: str) -> int:
+        return file.count(f"{name}.{key}")
+
+    for key in ("attention.temperature_scale", "attention.temperature_length"):
+        if file.number(f"{name}.{key}", default=0.0):
+            file.fail(f"scales queries by their position ('{name}.{key}'), which numatp cannot compute; use another model")
+    if not file.integer(f"{name}.attention.key_length_mla", default=0):
+        file.fail("has heads' keys and values in one matrix ('attn_kv_b'); convert the model again with a current converter")
+    width, heads, latent = (
+        count("embedding_length"),
+        file.count_of_layers(f"{name}.attention.head_count"),
+        count("attention.kv_lora_rank"),
+    )
+    head_size, value_size, rotated = (
+        count("attention.key_length_mla"),
+        count("attention.value_length_mla"),
+        count("rope.dimension_count"),
+    )
+    nope, rank = head_size - rotated, file.integer(f"{name}.attention.q_lora_rank", default=0)
+    if nope < 1 or latent + rotated > MAX_HEAD_SIZE or any(size % COLUMN_UNIT for size in (width, latent, nope, value_size, rank)):
+        file.fail(
+            f"has heads of {nope} + {rotated} and {value_size} values, rows of {latent} and {rank} for them: numatp computes "
+            f"multiples of {COLUMN_UNIT} up to {MAX_HEAD_SIZE}; use another model"
+        )
+    if rotated % 16:
+        file.fail(f"rotates {rotated} values of a head, no multiple of 16, which numatp cannot compute; use another model")
+    vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
+    sizes = Sizes(
+        width=width, heads=cut_heads(heads, value_size), latent_heads=Shared(1, "heads", heads), head_size=head_size,
+        nope=nope, rotated=rotated, value_size=value_size, latent=latent, latent_row=latent + rotated,
+        **({"query_rank": rank} if rank else {}),
+        vocab=cut_rows(vocab), **feed_forward_sizes(file, STYLE),
+    )  # fmt: skip
+    layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
+    return read_mixture(
+        file, LatentSpec, _style(file), sizes, layers=(Attention(latent + rotated, latent, heads="latent_heads"),) * layers,
+        rope=read_rope(file, rotated, scores=True), low_rank_queries=rank > 0,
+    )  # fmt: skip
+
+
+def latent_rules(spec: LatentSpec) -> list[Rule]:
+    queries: tuple[Rule, ...] = (Rule.matrix("attn_q.weight", "heads*head_size", "width"),)
+    if spec.low_rank_queries:
+        queries = (
+            Rule.matrix("attn_q_a.weight", "query_rank", "width"),
+            Rule.vector("attn_q_a_norm.weight", "query_rank"),
+            Rule.matrix("attn_q_b.weight", "heads*head_size", "query_rank"),
+        )
+    return mixture_rules(
+        spec,
+        STYLE,
+        (
+            *queries,
+            Rule.matrix("attn_kv_a_mqa.weight", "latent_row", "width"),
+            Rule.vector("attn_kv_a_norm.weight", "latent"),
+            Rule.stacked("attn_k_b.weight", "heads", "latent", "nope"),
+            Rule.stacked("attn_v_b.weight", "heads", "value_size", "latent"),
+        ),
+    )
+
+
+def latent_forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+    sizes, epsilon = spec.sizes, spec.epsilon
+    matrix, vector = weights.matrix, weights.vector
+    heads = Heads(split.heads, split.latent_heads, sizes.heads, sizes.latent_row)
+    angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
+    routes = p.route_heads(len(split.heads))
+    scale = spec.rope.score_scale / sqrt(sizes.head_size)
+
+    def attention(blk: str, h: Value, cache: LayerCache) -> Value:
+        row = p.matmul(h, matrix(f"{blk}.attn_kv_a_mqa.weight"))
+        p.append_latent(row, vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, sizes.rotated, angles, cache)
+        if spec.low_rank_queries:
+            h = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
+        q = p.matmul(h, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
+        queries = p.head_matmul(q, sizes.nope, routes, matrix(f"{blk}.attn_k_b.weight"))
+        queries = p.latent_queries(queries, q, sizes.rotated, angles, routes)
+        rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent)
+        return p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, matrix(f"{blk}.attn_v_b.weight")), routes)
+
+    mixture_forward(p, spec, STYLE, split, weights, caches, attention)
+
+
+# ---------------------------------------------------------------- folders
+
+LAYER = "model.layers.{layer}.self_attn"
+
+
+def _turned_keys(file: ModelFile) -> tuple[int, int, int]:
+    """Of kv_b_proj, which has a head's rows for keys, then those for values: heads, rows of a head, those for keys."""
+    name = file.text("general.architecture")
+    heads, key, value = (file.count(f"{name}.attention.{one}") for one in ("head_count", "key_length_mla", "value_length_mla"))
+    nope = key - file.count(f"{name}.rope.dimension_count")
+    return heads, nope + value, nope
+
+
+def _latent_rows(file: ModelFile) -> tuple[np.ndarray, int]:
+    name = file.text("general.architecture")
+    rows = numbered_rows(file, file.count(f"{name}.attention.head_count"), file.count(f"{name}.attention.kv_lora_rank"))
+    return rows, rows.size
+
+
+def _value_rows(file: ModelFile) -> tuple[np.ndarray, int]:
+    heads, both, nope = _turned_keys(file)
+    rows = numbered_rows(file, heads, both)
+    return rows[:, nope:], rows.size
+
+
+def _log_multiplier(config: Config) -> float | None:
+    """GGUF has a tenth of mscale_all_dim."""
+    rope = rope_parameters(config)
+    scale = rope.get("mscale_all_dim")
+    if scale and rope["rope_type"] not in ("default", "yarn"):
+        raise CannotComputeError("scales scores without YaRN ('mscale_all_dim')")
+    return 0.1 * scale if scale and rope["rope_type"] == "yarn" else None
+
+
+def _turned_scale(config: Config) -> Any:
+    """Of the turned values by YaRN, which a file that scales scores must say."""
+    scale = attention_factor(config, rope_parameters(config))
+    rope = rope_parameters(config)
+    if scale is None and rope["rope_type"] == "yarn" and rope.get("mscale_all_dim"):
+        return 0.1 * log(max(rope["factor"], 1)) + 1
+    return scale
+
+
+def _epsilon(config: Config) -> Any:
+    """transformers takes 1e-6 in the norms of queries and latent rows whatever the others have, llama.cpp the same in all: where it
+    is small, both are alike.
+    """
+    epsilon = config["rms_norm_eps"]
+    if epsilon > 1e-5:
+        raise CannotComputeError(f"has an epsilon of norms above 1e-5 ('rms_norm_eps': {epsilon:g})")
+    return epsilon
+
+
+LATENT_CONFIG: Keys = ROUTED_CONFIG | {
+    "attention.head_count_kv": lambda config: 1,
+    "attention.key_length": lambda config: config["kv_lora_rank"] + config["qk_rope_head_dim"],
+    "attention.value_length": "kv_lora_rank",
+    "attention.layer_norm_rms_epsilon": _epsilon,
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "attention.key_length_mla": lambda config: config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
+    "attention.value_length_mla": "v_head_dim",
+    "rope.dimension_count": "qk_rope_head_dim",
+    "rope.scaling.yarn_log_multiplier": _log_multiplier,
+    "rope.scaling.yarn_attn_factor": _turned_scale,
+    "expert_gating_func": lambda config: gate_of(config) or SIGMOID,
+}
+LATENT_TENSORS: dict[str, str | Stored] = {
+    **ENDS,
+    **FFN,
+    **EXPERTS,
+    **FFN_NORM,
+    **SHARED_EXPERTS,
+    "blk.{layer}.attn_norm.weight": "model.layers.{layer}.input_layernorm.weight",
+    "blk.{layer}.attn_q.weight": f"{LAYER}.q_proj.weight",
+    "blk.{layer}.attn_q_a.weight": f"{LAYER}.q_a_proj.weight",
+    "blk.{layer}.attn_q_a_norm.weight": f"{LAYER}.q_a_layernorm.weight",
+    "blk.{layer}.attn_q_b.weight": f"{LAYER}.q_b_proj.weight",
+    "blk.{layer}.attn_kv_a_mqa.weight": f"{LAYER}.kv_a_proj_with_mqa.weight",
+    "blk.{layer}.attn_kv_a_norm.weight": f"{LAYER}.kv_a_layernorm.weight",
+    "blk.{layer}.attn_k_b.weight": Stored(f"{LAYER}.kv_b_proj.weight", order=_latent_rows, turned=_turned_keys),
+    "blk.{layer}.attn_v_b.weight": Stored(f"{LAYER}.kv_b_proj.weight", order=_value_rows),
+    "blk.{layer}.attn_output.weight": f"{LAYER}.o_proj.weight",
+    "blk.{layer}.exp_probs_b.bias": "model.layers.{layer}.mlp.gate.e_score_correction_bias",
+}
+LATENT_ONLY = ONLY | {"hidden_act": "silu", "attention_bias": False, "rope_interleave": True}
