@@ -17,7 +17,7 @@ from numatp import quants
 from numatp.errors import NumatpError
 from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, softcap
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, cache_bytes, conv_bytes
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP, MANY
 from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.machine import isa
@@ -215,6 +215,37 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
             # Weights are rounded to BF16: independent errors of at most half its epsilon each, so their sum is below 8 deviations.
             bound += 8 * BF16_EPSILON / 2 / np.sqrt(3) * np.sqrt(exact**2 @ (part**2).T)
         assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add)
+
+
+@pytest.mark.parametrize("format_name", [name for name, format in FORMATS.items() if format.block == 1])
+def test_thin_matrices(tmp_path, format_name):
+    """Right, and the same bits for any number of threads, alone or among other rows."""
+    rows, units, threads = 40, PART_UNITS * 2 + 1, (1, 2, 5, 64)
+    raw, values = weights(format_name, rows, units * 32)
+    tiles, _ = packed_matrix(tmp_path, format_name, raw, 0, units)
+    thin = specialize("thin", "quant", FORMATS[format_name].module)
+    x = np.random.default_rng(1).standard_normal((2 * GROUP + 5, units * 32)).astype(np.float32)
+    matrix = {"weights": tiles, "tiles": 3, "units": units, "unit_bytes": FORMATS[format_name].tile_bytes}
+    made = []
+    for count in threads:
+        alone = aligned(len(x) * 3 * 64).view(np.float32).reshape(len(x), 48)
+        for row, out in zip(x, alone, strict=True):
+            sums = aligned(3 * 3 * 64)
+            call(thin.multiply_parts, count, x=row, x_thread_stride=0, sums=sums, **matrix)
+            call(thin.join_parts, count, sums=sums, tiles=3, units=units, out=out)
+        made.append(alone)
+        for num_rows in (2, 4, 7, len(x)):
+            source, group = grouped(x[:num_rows], "f32", GROUP, tiled=False)
+            together = np.full((-(-num_rows // GROUP) * GROUP, 48), np.nan, np.float32)
+            call(
+                thin.multiply_groups, count, rows=np.array([num_rows]), x=source, x_group=group, pitch=GROUP, out=together,
+                out_stride=48 * 4, **matrix,
+            )  # fmt: skip
+            assert (together[:num_rows] == alone[:num_rows]).all(), num_rows
+    exact = x.astype(np.float64)
+    bound = 8 * EPSILON * np.sqrt(units) * (np.abs(exact) @ np.abs(values.astype(np.float64)).T)
+    assert (np.abs(made[0][:, :rows] - exact @ values.T) <= bound).all()
+    assert all((other == made[0]).all() for other in made)
 
 
 @pytest.mark.skipif(not MANY, reason="this level has no tile registers")

@@ -224,6 +224,17 @@ def add_outer_apart(typing_context, total, w, s, pitch):
 
 
 @intrinsic
+def add_rows(typing_context, a, b):
+    """a[m] + b[m]."""
+
+    def emit(context, builder, signature, args):
+        a, b = args
+        return map_rows(builder, a, lambda m, row: builder.fadd(row, builder.extract_value(b, m)))
+
+    return a(a, b), emit
+
+
+@intrinsic
 def scale_rows(typing_context, rows, s):
     """rows[m] * s[m], s float32 (rows,)."""
 

@@ -16,6 +16,7 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 def all_kernels():
     modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
+    modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
     return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]

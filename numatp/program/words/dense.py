@@ -1,13 +1,17 @@
 """Norms, matrix products, biases and gates."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from numatp.kernels import bias, gate, norm
 from numatp.kernels.compile import Kernel, specialize
+from numatp.kernels.layout import PART_UNITS
 from numatp.kernels.simd import LANES
 from numatp.program.recorder import Recorder
 from numatp.program.values import ANYHOW, Access, Buffer, Pointer, Value
 from numatp.weights.matrix import Matrix, Vector, joined, neighbours, side_by_side
+
+THIN_TILES = 32  # 512 experts
 
 
 class Dense(Recorder):
@@ -46,7 +50,8 @@ class Dense(Recorder):
         for group in neighbours(weights):
             last = first + 4 * -(-joined(group).rows // LANES) * LANES
             parts.append(range(first, last))
-            self._product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
+            product = self._thin_product if is_thin(joined(group)) else self._product
+            product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
             first = last
         return self._made(out, sum(weight.rows for weight in weights), x.rows, parts=tuple(parts))
 
@@ -64,6 +69,27 @@ class Dense(Recorder):
             rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
             pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add, **panels,
         )  # fmt: skip
+
+    def _thin_product(self, x: Value, weights: Sequence[Matrix], out: Access) -> None:
+        """out = weights x, of a matrix that has too few tiles for many threads (kernels/thin.py)."""
+        weight, activation = joined(weights), self._activation(x, weights[0].format)
+        kernels = specialize("thin", "quant", weight.format.module)
+        shape = {"tiles": weight.tiles, "units": weight.units}
+        matrix = {"weights": weight.address, "unit_bytes": weight.format.tile_bytes, **shape}
+        if not self.private:
+            self._builder.add(
+                kernels.multiply_groups, [activation.access], [replace(out, division=ANYHOW)], weights,
+                rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, pitch=self.pitch,
+                out=out.pointer, out_stride=out.buffer.stride, **matrix,
+            )  # fmt: skip
+            return
+        parts = -(-weight.units // PART_UNITS)
+        sums = self._buffer(f"parts of {out.buffer.name}", weight.tiles * parts * LANES * 4)
+        self._builder.add(
+            kernels.multiply_parts, [activation.access], [Access(sums)], weights,
+            x=activation.pointer, x_thread_stride=activation.thread_stride, sums=sums.at(0), **matrix,
+        )  # fmt: skip
+        self._builder.add(kernels.join_parts, [Access(sums)], [out], sums=sums.at(0), out=out.pointer, **shape)
 
     def add_bias(self, x: Value, *biases: Vector) -> Value:
         """x + the biases side by side, in x's place; x is a product of as many matrices."""
@@ -124,6 +150,11 @@ class Dense(Recorder):
 def shortened(weight: Matrix | Vector) -> str:
     """A weight's name, as values made with it are called."""
     return weight.name.removesuffix(".weight")
+
+
+def is_thin(weight: Matrix) -> bool:
+    """Whether its columns are cut for the threads; the rule is the same for all numbers of threads, and so are the bits."""
+    return weight.format.block == 1 and weight.tiles <= THIN_TILES and weight.units > PART_UNITS
 
 
 def kernel_of(weight: Matrix, name: str) -> Kernel:
