@@ -256,6 +256,31 @@ def drains(server):
     assert said[-1] == "[DONE]" and json.loads(said[-2])["choices"][0]["finish_reason"] == "length"
 
 
+def test_prompts_outlive_the_server(model_path, tmp_path):
+    """After SIGTERM, and after a kill once it was idle; the text is the same."""
+    arguments = ("--ranks", 1, "-c", 1024, "-np", 2, "--prompt-cache-dir", tmp_path / "kept")
+    question = {
+        "messages": [{"role": "user", "content": "Tell me of the sea and its ships. " * 20}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
+    said = []
+    for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        server = Server(model_path, *arguments).ready()
+        try:
+            answer = server.post(CHAT, question).json()
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            said.append((answer["choices"], cached, answer["usage"]["prompt_tokens"]))
+            server.process.send_signal(end)
+            assert server.wait() == (0 if end == signal.SIGTERM else -signal.SIGKILL)
+        finally:
+            server.close()
+    assert said[0][0] == said[1][0] == said[2][0]
+    assert said[0][1] == 0 and said[1][1] == said[2][1] >= said[0][2] - 65
+    refused = numatp("serve", "-m", model_path, "--prompt-cache-dir", tmp_path / "kept", "--no-prefix-cache")
+    assert refused.returncode == 2 and refused.stderr.splitlines()[-1].endswith("leave out --no-prefix-cache")
+
+
 def test_a_second_signal_ends_it(model_path):
     server = Server(model_path, "--ranks", 2, "-c", 2048).ready()
     try:

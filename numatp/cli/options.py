@@ -175,7 +175,7 @@ def add_prefix_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-prefix-cache", dest="prefix_cache", action="store_false", help=text)
 
 
-def job_of(arguments: argparse.Namespace, **changes: int | str) -> Job:
+def job_of(arguments: argparse.Namespace, **changes: int | str | None) -> Job:
     if arguments.cache_type_k != arguments.cache_type_v:
         raise UserError(DIFFERENT.format(arguments.cache_type_k, arguments.cache_type_v))
     described = {

@@ -77,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add("--hang-timeout", type=seconds, default=300.0, metavar="S", help="/health fails when a Step takes longer (default 300)")
     add_prefix_cache(parser)
+    add("--prompt-cache-dir", metavar="DIR", help="where prompts are kept for the next start of the same model (default: nowhere)")
+    add(
+        "--prompt-cache-mib", type=positive, default=Job.prompt_cache_mib, metavar="N",
+        help="MiB that they may take there; what was not used for the longest time goes first (default 8192)",
+    )  # fmt: skip
     add_spec(parser)
     add(
         "--step-ms", type=positive, default=Job.step_ms, metavar="MS",
@@ -103,9 +108,11 @@ def _take_environment(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = settings_of(arguments)
+    if arguments.prompt_cache_dir and not arguments.prefix_cache:
+        raise UserError("--prompt-cache-dir keeps what the prefix cache knows: leave out --no-prefix-cache")
     job = job_of(
         arguments, max_sequences=arguments.parallel, prefix_cache=arguments.prefix_cache, step_ms=arguments.step_ms,
-        spec=arguments.spec,
+        spec=arguments.spec, prompt_cache_dir=arguments.prompt_cache_dir, prompt_cache_mib=arguments.prompt_cache_mib,
     )  # fmt: skip
     show_log()
     from numatp.server.serve import serve

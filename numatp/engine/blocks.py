@@ -33,6 +33,10 @@ class Blocks:
         """Blocks that can be taken."""
         return len(self._free[pool]) + len(self._kept[pool])
 
+    def free(self, pool: int) -> int:
+        """Blocks that can be taken without forgetting anything."""
+        return len(self._free[pool])
+
     def count(self, pool: int) -> tuple[int, int]:
         """(held, kept)."""
         return self.pools[pool].blocks - self.available(pool), len(self._kept[pool])

@@ -58,6 +58,7 @@ class CacheLayout:
         self._split, self._type = split, cache_type
         self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
         self._in_slots: dict[int, int] = {}  # its start
+        self.parts: list[tuple[int, int]] = []  # (start of the first, bytes of one): blocks of each pool, then states, if there are
         end = 0
         for table, pool in enumerate(pools):
             start = end
@@ -65,12 +66,15 @@ class CacheLayout:
             for i, size in sizes.items():
                 self._in_blocks[i] = start, sum(sizes.values()), table
                 start += size
+            self.parts.append((end, sum(sizes.values())))
             end += pool.blocks * sum(sizes.values())
         self.slots, self.slots_at, self.slot_bytes = slots, end, 0
         for i, layer in enumerate(spec.layers):
             if isinstance(layer, InSlots):
                 self._in_slots[i] = end + self.slot_bytes
                 self.slot_bytes += (layer.slot_bytes(split) + 63) // 64 * 64
+        if self.slot_bytes:
+            self.parts.append((self.slots_at, self.slot_bytes))
         self.num_bytes = max(end + slots * self.slot_bytes, 1)
 
     def at(self, address: int) -> list[Kept]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numatp.engine.agree import agree
 from numatp.engine.arenas import Arenas
 from numatp.engine.audit import Audit
 from numatp.engine.blocks import Blocks
+from numatp.engine.carry import Carry
 from numatp.engine.job import MARGIN, Job
 from numatp.engine.load import Loaded, check_kernels, check_pages, lay_out, open_model, place
 from numatp.engine.prefixes import Prefixes
@@ -32,6 +34,7 @@ from numatp.engine.team import Team
 from numatp.engine.window import Window
 from numatp.errors import MachineError, NumatpError
 from numatp.files.measured import read_bandwidth
+from numatp.files.prompt_cache import open_key
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits
 from numatp.program.step import Span
@@ -46,18 +49,24 @@ class Engine:
         self.job, self.world, self.placement = job, world, own
         started.bind()
         began = time.perf_counter()
+        folder = job.prompt_cache_dir if world.rank == 0 else None
+        self.prompt_key = agree(world, lambda: open_key(Path(folder)) if folder else None)
         self.arenas = Arenas(own, job.allow_remote)
         self.loaded = self._place(started)
         self.team = agree(world, lambda: Team(world.host, own.cpus, own.l3))
         layout = self.loaded.layout
         sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
-        self._check_room(sections.bytes_of(world.host.seat))  # the window's pages are taken when it is mapped
+        carried = max((size for _, size in layout.cache.parts), default=0) if job.prompt_cache_dir else 0
+        self._check_room(sections.bytes_of(world.host.seat) + carried)  # the window's pages are taken when it is mapped
         self.window = Window(world.host, sections, lanes=min(world.gather(self.team.threads)))
         self._audit = Audit(world, own.node, self.loaded)
+        self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
+        self.cuts: list[str] = world.gather(str(layout.split)) if job.prompt_cache_dir else []  # by rank: its part of the model
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []
-        self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies]  # by index
+        carries = [self.carry.program] if self.carry else []
+        self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies, *carries]  # by index
         self.team.set_programs(self.programs)
         read = world.gather([own.node, self.programs[ONE_ROW].weight_bytes])
         self.reads: list[tuple[int, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
@@ -68,7 +77,7 @@ class Engine:
             self.blocks = Blocks(self.loaded.layout.pools, self.loaded.layout.max_rows)
             cache = self.loaded.layout.cache
             checkpoints = range(job.max_sequences, cache.slots if cache.slot_bytes else 0)
-            self.prefixes = Prefixes(self.blocks, checkpoints, job.checkpoint_every, job.prefix_cache)
+            self.prefixes = Prefixes(self.blocks, checkpoints, job.checkpoint_every, job.prefix_cache, self.prompt_key)
             self.sampler = Sampler(self.window.logits, self.loaded.spec.sizes.vocab, self.team)
 
     def _place(self, started: StartedRank) -> Loaded:
@@ -151,6 +160,10 @@ class Engine:
             step.copies[: len(some)] = some
             step.num_copies[0] = len(some)
             self.team.step(COPIES)
+
+    def run_carry(self) -> None:
+        """A Step of the program of `carry`, which is the last one."""
+        self.team.step(len(self.programs) - 1)
 
     def _run_step(self, program: int) -> None:
         self.team.step(program)

@@ -33,6 +33,8 @@ class Job:
     max_rows: int = 512  # tokens in one Step; taken up to a multiple of 16
     max_sequences: int = 1  # at the same time
     prefix_cache: bool = False  # whether what was computed of a text is kept for others that begin with it
+    prompt_cache_dir: str | None = None  # where that is kept for the next process
+    prompt_cache_mib: int = 8192  # MiB that it may take there
     checkpoint_every: int = 1024  # tokens between two states of recurrent layers that are kept for that; whole blocks of the cache
     step_ms: int = 250  # that a Step with rows of prompts should take at most while somebody waits for his next token
     allow_remote: bool = False

@@ -3,14 +3,16 @@
 Each full block of a sequence has a name: a hash over the name of the block before it and its own tokens, with a key that every
 process draws for itself, so that nobody can make two texts that share a name; tokens are compared as well. Names are kept for the
 blocks of sequences that run and that have ended, until the block is taken for something else. A sequence releases its last blocks
-first, so of a text the end is forgotten before the beginning.
+first, so of a text the end is forgotten before the beginning. Where prompts outlive the process (engine/saved.py) the key does too.
 
 Layers with windows need the blocks of the last window alone. Recurrent layers need their state at the end of what was found: it
 is copied into a slot beside those of the running sequences (a checkpoint) where a Step ends on the border of a block: at the end of
 a prompt, every so many tokens, where another sequence has branched off, and, by turns, at the last border that a sequence passed.
 """
 
+import time
 from array import array
+from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -28,6 +30,7 @@ class Prefix:
     tokens: bytes
     blocks: list[int | None]  # per pool: where its keys and values are
     exact: bool  # computed in prompts alone, whose bits do not depend on how they were cut
+    used: int = 0  # when a sequence took it over or computed it last, in ns since 1970
     state: int | None = None  # slot of the recurrent layers' state after it
 
 
@@ -35,6 +38,7 @@ class Prefix:
 class Known:
     """How much of a sequence with blocks is known."""
 
+    began: int  # in ns since 1970
     last: Prefix | None = None
     blocks: int = 0  # from its first on
     exact: bool = True
@@ -57,10 +61,10 @@ class Found:
 class Prefixes:
     """On rank 0."""
 
-    def __init__(self, blocks: Blocks, states: range, every: int, enabled: bool = True):
+    def __init__(self, blocks: Blocks, states: range, every: int, enabled: bool = True, key: bytes | None = None):
         """states: slots for checkpoints, none where no layer is recurrent. every: tokens between two checkpoints that stay."""
         self._blocks, self._every, self.enabled = blocks, every, enabled
-        self._key = token_bytes(32)
+        self._key = key or token_bytes(32)
         self._named: dict[bytes, Prefix] = {}
         self._of_block: list[dict[int, Prefix]] = [{} for _ in blocks.pools]
         self.recurrent = len(states) > 0
@@ -95,12 +99,15 @@ class Prefixes:
                 tables.numbers[pool].append(block)
                 if i >= first:
                     self._blocks.hold(pool, block)
+        began = time.time_ns()
         if not chain:
-            return tables, Known(branch=found.branch)
+            return tables, Known(began, branch=found.branch)
         last = chain[-1]
         if last.state is not None:
             self._states[last.state] = self._states.pop(last.state)
-        return tables, Known(last, len(chain), last.exact, found.branch)
+        for i, prefix in enumerate(chain):
+            prefix.used = used_at(began, i)
+        return tables, Known(began, last, len(chain), last.exact, found.branch)
 
     def add(self, tables: Tables, known: Known, tokens: Tokens[int], done: int) -> None:
         """So many tokens of the sequence are done: its full blocks are known from now on."""
@@ -114,7 +121,44 @@ class Prefixes:
                     prefix.blocks[pool] = numbers[number]
                     self._of_block[pool][numbers[number]] = prefix
                     self._blocks.remember(pool, numbers[number])
+            prefix.used = max(prefix.used, used_at(known.began, number))
             known.last, known.blocks = prefix, number + 1
+
+    # ------------------------------------------------------------ from one process to the next
+
+    def parts(self) -> Iterator[tuple[Prefix, int, int]]:
+        """All that is known: whose it is, its part (of the cache: a pool, or behind the last one states) and its block or slot."""
+        for prefix in self._named.values():
+            for part, number in enumerate([*prefix.blocks, prefix.state]):
+                if number is not None:
+                    yield prefix, part, number
+
+    def room(self) -> list[int]:
+        """Of each part: how much is free."""
+        return [*(self._blocks.free(pool) for pool in range(len(self._blocks.pools))), len(self._free_states)]
+
+    def restore(self, prefix: Prefix, part: int) -> int:
+        """Where a part of it lies from now on, as one that was just released. Of what is restored the parts come one by one."""
+        exact, prefix = prefix.exact, self._named.setdefault(prefix.name, prefix)
+        prefix.exact &= exact
+        if part == len(prefix.blocks):
+            prefix.state = self._free_states.pop()
+            self._states[prefix.state] = prefix
+            return prefix.state
+        block = self._blocks.take(part)
+        assert block is not None, "there is room"
+        prefix.blocks[part] = block
+        self._of_block[part][block] = prefix
+        self._blocks.remember(part, block)
+        self._blocks.release(part, [block])
+        return block
+
+    def restored(self) -> None:
+        """All that there was."""
+        for prefix in list(self._states.values()):
+            if not self._sees_all(prefix):
+                self._drop_state(prefix)
+                self._forget_empty(prefix)
 
     # ------------------------------------------------------------ checkpoints
 
@@ -177,6 +221,9 @@ class Prefixes:
         prefix.blocks[pool] = None
         if prefix.state is not None and not self._sees_all(prefix):
             self._drop_state(prefix)
+        self._forget_empty(prefix)
+
+    def _forget_empty(self, prefix: Prefix) -> None:
         if prefix.state is None and not any(block is not None for block in prefix.blocks):
             del self._named[prefix.name]
 
@@ -184,6 +231,11 @@ class Prefixes:
 def last_border(fed: int) -> int:
     """The last border of a block before the last two tokens: what is behind it is always computed, and not as a row of its own."""
     return max(fed - 2, 0) // CACHE_BLOCK * CACHE_BLOCK
+
+
+def used_at(began: int, number: int) -> int:
+    """When a block was used, in a sequence that began then: a later one counts as earlier, so that it is the first to go."""
+    return began - 1000 * number
 
 
 def _part(tokens: Tokens[int], number: int) -> bytes:

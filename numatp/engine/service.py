@@ -4,10 +4,10 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from numatp.engine.counts import Counts
 from numatp.engine.job import Job
@@ -17,10 +17,12 @@ from numatp.machine import limits, native
 
 if TYPE_CHECKING:
     from numatp.engine.engine import Engine
+    from numatp.engine.saved import SavedPrompts
     from numatp.engine.scheduler import Scheduler
     from numatp.engine.sequence import Sequence
 
 T = TypeVar("T")
+WRITTEN: Literal["written"] = "written"  # wakes the engine's thread: one more of its prompts is in a file
 PATIENCE = 3  # seconds for the Step that is under way when the model is closed; nobody wants what it computes
 
 
@@ -51,10 +53,16 @@ class Service:
         self.started: StartedRank = start_ranks(job, ranks, self.WORKER)
         self.counts = Counts()  # written by the engine's thread, read by any
         self._pid = os.getpid()
-        self._inbox: SimpleQueue[Sequence | Call | None] = SimpleQueue()
+        self._inbox: SimpleQueue[Sequence | Call | Literal["written"] | None] = SimpleQueue()
         self._ready: Future[Engine] = Future()
         self._failed: BaseException | None = None
         self._ended: BaseException | None = None  # what a request gets that comes too late
+        self._writer: ThreadPoolExecutor | None = None
+        if job.prompt_cache_dir and self.rank == 0:
+            self._writer = ThreadPoolExecutor(1, "numatp-prompts")
+            self._writer.submit(int)  # it starts here, because threads that the engine's thread starts are bound as that is
+        self._saved: SavedPrompts | None = None
+        self._finishing = False  # all was computed, and what is known of it is written
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
         try:
             self._thread.start()
@@ -102,11 +110,15 @@ class Service:
             return
         self._inbox.put(None)
         self._thread.join(PATIENCE if self.rank == 0 else None)  # the others serve until rank 0 has closed
+        if self._finishing:
+            self._thread.join()
         if self._thread.is_alive():  # in a long Step, or in one that another rank does not finish because somebody has stopped it
             self.abort("closed in the middle of a Step")
             self._thread.join()
         if self.started.workers:
             self.started.workers.close()
+        if self._writer:
+            self._writer.shutdown()
 
     def abort(self, text: str) -> None:
         """Ends the job on every rank at once."""
@@ -124,8 +136,13 @@ class Service:
             from numatp.engine.scheduler import Scheduler  # now, because a fork once we are ready must not meet a half-done import
 
             engine = self._open_engine(job, progress)
-            self._ready.set_result(engine)
             try:
+                if self._writer:
+                    from numatp.engine.saved import SavedPrompts
+
+                    self._saved = SavedPrompts(engine, self._writer, lambda: self._inbox.put(WRITTEN))
+                    self._saved.restore()
+                self._ready.set_result(engine)
                 if self.rank:
                     engine.serve()
                 else:
@@ -151,12 +168,18 @@ class Service:
             while scheduler.busy or not closing:
                 with contextlib.suppress(Empty):
                     while True:  # all that is there; waiting only when there is nothing else to do
-                        request = self._inbox.get(block=not scheduler.busy and not closing)
+                        idle = not scheduler.busy and not closing
+                        if idle and self._saved:
+                            self._saved.save_next()
+                        request = self._inbox.get(block=idle)
                         if request is None:
                             closing = True
                             scheduler.cancel()
+                        elif request == WRITTEN:
+                            continue
                         elif isinstance(request, Call):
                             request.run(engine)
+                            self._cache_changed()
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:
@@ -164,14 +187,22 @@ class Service:
                     scheduler.step()
                     self.counts.steps += 1
                     self.counts.step_began = 0.0
+                    self._cache_changed()
+            if self._saved:
+                self._finishing = True
+                self._saved.finish()
         except BaseException as error:
             scheduler.fail(error)
             raise
+
+    def _cache_changed(self) -> None:
+        if self._saved:
+            self._saved.changed()
 
     def _refuse_waiting(self) -> None:
         assert self._ended
         with contextlib.suppress(Empty):
             while True:
                 request = self._inbox.get_nowait()
-                if request is not None:
+                if request is not None and request != WRITTEN:
                     request.put(self._ended)
