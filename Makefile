@@ -7,20 +7,27 @@ BIN := $(VENV)/bin
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 
-.PHONY: run test test-numa lint bench clean
+.PHONY: run test test-beside test-cores test-numa lint bench clean
 
 run: $(VENV)/run
 	@$(BIN)/numatp pull smollm2 >/dev/null
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mpirun -np 2 --bind-to socket $(MPI_FLAGS) \
 	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
 
-# Two lanes (tests/README.md): what may run beside other tests on two cores, then what needs them for itself. Each lists its
-# slowest twenty.
+# Three lanes (tests/README.md): two workers that keep one core each, and the emulated machine beside them; then what needs the
+# cores for itself. Each lists its slowest twenty.
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs --durations=20
-test: $(VENV)/test $(VENV)/mpich/test lint
-	$(PYTEST) -n 2 --dist loadfile -m beside; beside=$$?; $(PYTEST) -m "not beside" && exit $$beside
+test: $(VENV)/test $(VENV)/mpich/test
+	@$(MAKE) --no-print-directory -k -j 3 lint test-numa test-beside; beside=$$?; \
+	  $(MAKE) --no-print-directory test-cores && exit $$beside
 
-# Only the tests on an emulated machine with several NUMA nodes; they are skipped, with the reason, where there is no emulator.
+test-beside: $(VENV)/test $(VENV)/mpich/test
+	$(PYTEST) -n 2 --dist loadfile -m "not cores and not emulated"
+
+test-cores: $(VENV)/test $(VENV)/mpich/test
+	$(PYTEST) -m cores
+
+# The tests on an emulated machine with several NUMA nodes; they are skipped, with the reason, where there is no emulator.
 test-numa: $(VENV)/test $(VENV)/mpich/test
 	$(PYTEST) -m emulated
 

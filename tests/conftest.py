@@ -21,6 +21,13 @@ os.environ |= {
 }
 
 
+def pytest_configure():
+    """A worker of pytest-xdist and what it starts keep one core: ranks that share it nap while they wait, and disturb nobody."""
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        cpus = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
+
+
 @pytest.fixture(scope="session")
 def model_path():
     """SmolLM2, pulled once; NUMATP_TEST_MODEL names another place."""

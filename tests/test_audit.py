@@ -8,7 +8,8 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from support.commands import BIN, SCRIPTS, mpirun, numatp, run
+from support.commands import BIN, SCRIPTS, mpirun, run
+from support.warm import numatp
 
 from numatp import LLM, SamplingParams
 from numatp.cli.audit import FINDING, audited, per_cent

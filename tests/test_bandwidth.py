@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 import pytest
-from support.commands import BIN, mpirun, numatp
+from support.commands import BIN, mpirun
+from support.warm import numatp
 
 from numatp.cli import bandwidth as command
 from numatp.files.measured import keep_bandwidth, read_bandwidth
@@ -16,6 +17,7 @@ from numatp.measure import bandwidth
 from numatp.measure.roofline import Area
 
 SIZE = 4 << 20
+pytestmark = pytest.mark.cores
 ALLOWED = frozenset(os.sched_getaffinity(0))
 
 

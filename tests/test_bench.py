@@ -6,8 +6,9 @@ import re
 import sys
 
 import pytest
-from support.commands import BIN, SCRIPTS, mpirun, numatp, run
+from support.commands import BIN, SCRIPTS, mpirun, run
 from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
+from support.warm import numatp
 
 from numatp.cli import bench_output
 from numatp.cli.bench import numbers, pair

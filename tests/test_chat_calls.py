@@ -19,8 +19,6 @@ from numatp.text.parts.formats import Parts
 from numatp.text.parts.piece import Piece, ToolCall
 from numatp.text.stream import TextStream
 
-pytestmark = pytest.mark.beside
-
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"properties": {"days": {"type": "integer"}}}}}]
 CALLS = "{% if m.tool_calls %}{% for c in m.tool_calls %}{% set f = c.function %}"
 DONE = "{% endfor %}{% endif %}"

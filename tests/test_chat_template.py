@@ -4,7 +4,7 @@ import json
 
 import pytest
 import tokenizers
-from support.commands import numatp
+from support.warm import numatp
 from tokenizers import decoders, models, pre_tokenizers
 
 from numatp.errors import UserError
@@ -15,8 +15,6 @@ from numatp.text.gguf_vocabulary import vocabulary
 from numatp.text.shield import PRIVATE, Names
 from numatp.text.tokenizer import BYTE_OF_CHAR, HOLE, Tokenizer, open_tokenizer
 from numatp.text.tokenizer_json import FolderTokenizer
-
-pytestmark = pytest.mark.beside
 
 HELLO = [{"role": "user", "content": "Hello"}]
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -3,8 +3,9 @@
 import sys
 
 import pytest
-from support.commands import SCRIPTS, mpirun, numatp
+from support.commands import SCRIPTS, mpirun
 from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
+from support.warm import numatp
 
 MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3moe": tiny_qwen3moe, "qwen3next": tiny_qwen3next}
 

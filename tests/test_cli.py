@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 from support.commands import BIN, mpirun, numatp, run
 from support.models import tiny
+from support.shared_memory import nothing_left, shared_files
+from support.warm import numatp as warm_numatp
 
 PROMPT = ("-p", "The capital of France is", "-n", "8", "--temp", "0")
 NOT_MPIRUN = re.compile(r"^(numatp: .*)$", re.M)  # mpirun adds lines of its own when a rank fails
-
-
-def leftovers():
-    return set(os.listdir("/dev/shm"))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
@@ -33,13 +31,13 @@ def test_paris_with_local_ranks(model_path, ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_paris_under_mpirun(model_path, ranks):
-    before = leftovers()
+    before = shared_files()
     result = mpirun(ranks, "--oversubscribe", BIN / "numatp", "generate", "-m", model_path, *PROMPT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(" Paris")
     assert result.stdout.count("Paris") == 1
     assert f"{ranks} rank" in result.stderr
-    assert leftovers() == before
+    nothing_left(before)
 
 
 def bad_models(folder, model_path):
@@ -60,17 +58,17 @@ def bad_models(folder, model_path):
 
 
 def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
-    before = leftovers()
+    before = shared_files()
     for name, line in bad_models(tmp_path, model_path).items():
         arguments = ("generate", "-m", tmp_path / name, *PROMPT)
-        for result in (numatp(*arguments), numatp(*arguments, "--ranks", 2), mpirun(2, BIN / "numatp", *arguments)):
+        for result in (warm_numatp(*arguments), warm_numatp(*arguments, "--ranks", 2), mpirun(2, BIN / "numatp", *arguments)):
             ours = [text for text in NOT_MPIRUN.findall(result.stderr) if " rank" not in text[:17]]
             assert len(ours) == 1, result.stderr
             assert re.search(line, ours[0])
             assert "Traceback" not in result.stderr
             assert result.returncode == 2
             assert result.stdout == ""
-    assert leftovers() == before
+    nothing_left(before)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +86,7 @@ def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
     ],
 )
 def test_bad_arguments_in_one_line(model_path, arguments, line):
-    result = numatp(*(str(model_path) if a == "MODEL" else a for a in arguments))
+    result = warm_numatp(*(str(model_path) if a == "MODEL" else a for a in arguments))
     assert result.returncode == 2
     assert line in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
@@ -97,7 +95,7 @@ def test_bad_arguments_in_one_line(model_path, arguments, line):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_too_little_memory_is_seen_before_loading(tmp_path, ranks):
     tiny.write_huge(tmp_path / "huge.gguf")
-    result = numatp("generate", "-m", tmp_path / "huge.gguf", *PROMPT, "--ranks", ranks, timeout=60)
+    result = warm_numatp("generate", "-m", tmp_path / "huge.gguf", *PROMPT, "--ranks", ranks, timeout=60)
     assert result.returncode == 1
     line = result.stderr.splitlines()[-1]
     assert re.search(r"numatp: node 0 has [\d.]+ GB free and its ranks \[.*\] would need [\d.]+ GB there", line), result.stderr
@@ -248,14 +246,14 @@ def test_killed_rank_0_takes_the_others_along(model_path):
 
 
 def test_killed_mpi_rank_ends_the_job(model_path):
-    before = leftovers()
+    before = shared_files()
     process = start_long_run(model_path, (BIN / "mpirun", "-np", "2"), ())
     ranks = [pid for pid, command in descendants(process.pid) if "numatp" in command]
     os.kill(ranks[-1], signal.SIGKILL)
     _, status = finish(process)
     assert status != 0
     assert gone(ranks)
-    assert leftovers() == before
+    nothing_left(before)
 
 
 def test_ctrl_c(model_path):

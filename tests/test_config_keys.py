@@ -16,8 +16,6 @@ from numatp.errors import UserError
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 RECORDED = json.loads((TESTS / "data/config_keys.json").read_text())
 # As for the golden models: a cached float16 that rounds to its neighbour, and recorded logits that are float16.
 PROMPT = 90  # tokens

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from support.commands import BIN, SCRIPTS, run
+from support.shared_memory import SECONDS, nothing_left, shared_files
 
-SECONDS = 60  # a hang, on a machine however slow
 WAYS = {
     "alone": ([], ["--ranks", "1"]),
     "local": ([], ["--ranks", "2"]),
@@ -90,18 +90,6 @@ def ranks_of(pid):
         elif worker:
             ranks[int(worker[1])] = member
     return ranks if 0 in ranks else ranks | {0: pid}
-
-
-def shared_files():
-    return set(os.listdir("/dev/shm"))
-
-
-def nothing_left(before):
-    """In /dev/shm. Other people's jobs, which also have files there, end some time."""
-    end = time.monotonic() + SECONDS
-    while left := shared_files() - before:
-        assert time.monotonic() < end, left
-        time.sleep(0.1)
 
 
 def ended(process, members):

@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from support.commands import numatp
 from support.engines import ALONE, MODELS, SEQUENCES, check, engine_logits, expected, run_plan
 from support.logits import F16_ROUNDING, TOLERANCE, error
 from support.models import folders, golden_folders, tiny, tiny_qwen3moe
 from support.models.golden import GOLDEN
+from support.warm import numatp
 
 from numatp import models, quants
 from numatp.errors import UserError

@@ -25,8 +25,6 @@ from numatp.text.tokenizer import Tokenizer
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 CASES = int(os.environ.get("NUMATP_FUZZ_CASES", 0))
 HANGS = 20  # seconds of work, others' not counted, after which a case counts as hanging
 # A dictionary entry takes 13 bytes in a file, and with its objects some 300 in Python; reading goes on by at most 1 MiB at a time.

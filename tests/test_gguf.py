@@ -21,8 +21,6 @@ from numatp.files import gguf_header
 from numatp.files.gguf import read_gguf
 from numatp.quants.mixes import MIXES, file_type_of
 
-pytestmark = pytest.mark.beside
-
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
 
 

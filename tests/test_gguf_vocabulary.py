@@ -17,8 +17,6 @@ from numatp.text import words
 from numatp.text.gguf_vocabulary import vocabulary
 from numatp.text.tokenizer import Tokenizer, open_tokenizer
 
-pytestmark = pytest.mark.beside
-
 
 def written(folder: Path, size: int) -> Path:
     path = folder / "vocabulary.gguf"

@@ -7,12 +7,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from support.commands import numatp
+from support.warm import numatp
 
 from numatp.errors import UserError
 from numatp.files import hub
-
-pytestmark = pytest.mark.beside
 
 CONTENT = random.Random(2).randbytes(3_000_000)
 LARGE = random.Random(3).randbytes(20_000_000)

@@ -3,11 +3,7 @@
 import ast
 from pathlib import Path
 
-import pytest
-
 import numatp
-
-pytestmark = pytest.mark.beside
 
 PACKAGE = Path(numatp.__file__).parent
 # A folder may import itself and what stands below it. errors.py stands at the bottom, and the table of formats, which is plain data

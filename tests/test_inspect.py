@@ -4,13 +4,11 @@ import json
 
 import gguf
 import pytest
-from support.commands import numatp
 from support.models import folders, tiny
+from support.warm import numatp
 
 from numatp.cli.inspect import describe, lines_of
 from numatp.errors import UserError
-
-pytestmark = pytest.mark.beside
 
 
 def test_a_model_that_works(model_path):

@@ -12,8 +12,6 @@ import pytest
 from packaging.requirements import Requirement
 from support.commands import run
 
-pytestmark = pytest.mark.beside
-
 ROOT = Path(__file__).parent.parent
 # What is in the project's folder and not in the project.
 IGNORED = shutil.ignore_patterns(

@@ -16,8 +16,6 @@ from numatp.kernels.compile import compiler_environ
 from numatp.machine import isa, tiles
 from numatp.machine.isa import LEVELS, Level, choose
 
-pytestmark = pytest.mark.beside
-
 # A loop that LLVM vectorises by itself, and the cpu it compiled for.
 LOOP = """
 import json, numba, re

@@ -18,8 +18,6 @@ from numatp.kernels import compile as compiling
 from numatp.kernels import gate, norm
 from numatp.kernels.compile import PACKAGE, Kernel, compiler_environ, make_all_ready
 
-pytestmark = pytest.mark.beside
-
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

@@ -24,8 +24,6 @@ from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
 
-pytestmark = pytest.mark.beside
-
 EPSILON = np.finfo(np.float32).eps
 BF16_EPSILON = 2.0**-7
 

@@ -15,8 +15,6 @@ from numatp.errors import MachineError
 from numatp.machine.launch import OWN_AFFINITY, Launch, allowed_cpus, find_launcher, read_launch
 from numatp.machine.topology import format_cpulist, read_machine
 
-pytestmark = pytest.mark.beside
-
 OPENMPI = {f"OMPI_COMM_WORLD_{name}": str(n) for name, n in [("RANK", 3), ("SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_SIZE", 2)]}
 HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 BATCH = {"SLURM_JOB_ID": "9", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -221,6 +219,7 @@ def cores_given() -> int:
     return sum(1 for core in read_machine().cores if not given.isdisjoint(core.cpus))
 
 
+@pytest.mark.cores
 @pytest.mark.skipif(MPIRUN is None, reason="no mpirun here")
 @pytest.mark.skipif(cores_given() < 2, reason="mpirun refuses two ranks on one core")
 def test_bare_mpirun() -> None:

@@ -28,7 +28,8 @@ def cores():
     return [min(given & set(core.cpus)) for core in read_machine().cores if given & set(core.cpus)]
 
 
-two_cores = pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")
+def two_cores(test):
+    return pytest.mark.cores(pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")(test))
 
 
 def generate(model_path, *options, bin=BIN):
@@ -77,6 +78,7 @@ def test_mpirun_with_two_ranks(model_path, binding):
     assert first | second == set(cores())
 
 
+@pytest.mark.cores
 @pytest.mark.parametrize("ranks", [4, 5])
 def test_more_ranks_than_cores(model_path, ranks):
     few = cores()[:2]
@@ -94,6 +96,7 @@ def test_mpirun_with_few_cpus_is_not_left(model_path):
     assert says_paris(result, 2) == [{int(last)}] * 2
 
 
+@pytest.mark.cores
 def test_bind_none_keeps_the_launchers_cpus(model_path):
     result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", "--bind-to", "none", *generate(model_path, "--bind", "none"))
     assert says_paris(result, 2) == [set(cores())] * 2
@@ -190,6 +193,7 @@ def mpich(tmp_path_factory):
     return folder / "venv/bin"
 
 
+@pytest.mark.cores
 @pytest.mark.parametrize("options", [[], ["-bind-to", "core"], ["-bind-to", "socket"], ["-bind-to", "none"]])
 def test_mpich(model_path, mpich, options):
     cpus = says_paris(start(mpich / "mpiexec", "-n", 2, *options, *generate(model_path, bin=mpich)), 2)
@@ -197,6 +201,7 @@ def test_mpich(model_path, mpich, options):
         assert not cpus[0] & cpus[1]
 
 
+@pytest.mark.cores
 def test_mpich_with_more_ranks_than_cores(model_path, mpich):
     few = format_cpulist(cores()[:2])
     says_paris(start("taskset", "-c", few, mpich / "mpiexec", "-n", 4, *generate(model_path, bin=mpich)), 4)
@@ -248,6 +253,7 @@ def test_prterun(model_path):
 # ---------------------------------------------------------------- no launcher
 
 
+@pytest.mark.cores
 def test_without_any_option(model_path):
     nodes = {core.node for core in read_machine().cores if set(core.cpus) & os.sched_getaffinity(0)}
     for options in ([], ["--ranks", "auto"]):
@@ -255,6 +261,7 @@ def test_without_any_option(model_path):
         assert set.union(*cpus) == set(cores())
 
 
+@pytest.mark.cores
 @pytest.mark.parametrize("ranks", [2, 5])
 def test_local_ranks(model_path, ranks):
     cpus = says_paris(start(*generate(model_path, "--ranks", ranks)), ranks)

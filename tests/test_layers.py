@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
 from numatp.files.model_file import TensorInfo
 from numatp.kernels.layout import CACHE_BLOCK
@@ -13,8 +11,6 @@ from numatp.models.layers import Attention, InBlocks, Recurrent
 from numatp.program.values import Buffer, Kept
 from numatp.weights.rules import Rule, cut
 from numatp.weights.splits import Cut, Shared, Sizes, split
-
-pytestmark = pytest.mark.beside
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,6 @@ from numatp.weights import load as loading
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 
 def load(path, rank, ranks, threads=2):
     """(bytes of all weights, calls of the progress function)."""

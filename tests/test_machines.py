@@ -17,8 +17,6 @@ from numatp.engine.draft import read_header
 from numatp.engine.job import Job
 from numatp.machine import snapshot
 
-pytestmark = pytest.mark.beside
-
 FOLDER = Path(__file__).parent / "data/machines"
 
 

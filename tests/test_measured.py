@@ -6,8 +6,6 @@ import pytest
 
 from numatp.files.measured import keep_bandwidth, path, read_bandwidth
 
-pytestmark = pytest.mark.beside
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ def test_formats_agree_with_naive(tmp_path, matrix_type, tied):
     assert error(got, expected(tensors)) < TOLERANCE[matrix_type]
 
 
+@pytest.mark.cores
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
 @pytest.mark.parametrize("matrix_type", ["F32", "Q4_1"])
 def test_ranks_agree_with_naive(tmp_path, ranks, matrix_type):

@@ -15,8 +15,6 @@ from numatp.models.layers import Attention, Recurrent
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 LONGROPE, YARN = gguf.RopeScalingType.LONGROPE, gguf.RopeScalingType.YARN
 
 

@@ -11,8 +11,6 @@ from support.logits import F16_ROUNDING, error
 from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
 from support.reference import naive_cohere2, naive_qwen3, naive_qwen3moe, naive_qwen3next
 
-pytestmark = pytest.mark.beside
-
 RECORDED = json.loads((TESTS / "data/tiny_logits.json").read_text())
 
 

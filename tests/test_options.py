@@ -12,8 +12,6 @@ from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.text.grammar import Grammar
 
-pytestmark = pytest.mark.beside
-
 
 def parsed(*options):
     parser = Parser()

@@ -19,8 +19,6 @@ from numatp.text.parts.start import reader_of
 from numatp.text.stream import TextStream
 from numatp.text.tokenizer import StreamDecoder
 
-pytestmark = pytest.mark.beside
-
 
 def tool(name, **properties):
     schema = {"type": "object", "properties": properties, "$defs": {"count": {"type": "integer"}}}

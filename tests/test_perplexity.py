@@ -5,7 +5,8 @@ import json
 from math import inf
 
 import pytest
-from support.commands import BIN, TESTS, mpirun, numatp
+from support.commands import BIN, TESTS, mpirun
+from support.warm import numatp
 
 from numatp.cli import perplexity
 from numatp.text.tokenizer import open_tokenizer

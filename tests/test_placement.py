@@ -16,8 +16,6 @@ from numatp.machine.placement import Placement, bind, describe, mark_crowded, pl
 from numatp.machine.policy import OURS, bound_nodes, current_policy, prefer_node
 from numatp.machine.topology import Machine, format_cpulist, parse_cpulist, read_machine
 
-pytestmark = pytest.mark.beside
-
 
 def everything(machine: Machine) -> frozenset[int]:
     return frozenset(cpu for core in machine.cores for cpu in core.cpus)
@@ -261,6 +259,7 @@ print(os.sched_getaffinity(0), seen[0])
 """
 
 
+@pytest.mark.cores
 def test_bind_holds_for_later_threads() -> None:
     cpu = max(os.sched_getaffinity(0))
     run = subprocess.run([sys.executable, "-c", BIND, str(cpu)], capture_output=True, text=True, check=True)

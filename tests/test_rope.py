@@ -10,8 +10,6 @@ from support.models.golden import GOLDEN
 from numatp.files.gguf import read_gguf
 from numatp.models.rope import llama3_factors, plain, read_rope
 
-pytestmark = pytest.mark.beside
-
 RECORDED = json.loads((GOLDEN / "ropes.json").read_text())
 # transformers computes in float32: a logarithm of a base, an exponential of it, and the quotients of the ramp.
 ROUNDING = 16 * np.finfo(np.float32).eps

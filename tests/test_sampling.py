@@ -6,7 +6,7 @@ from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
-from support.commands import numatp
+from support.warm import numatp
 
 from numatp.engine.chooser import Chooser, uniform
 from numatp.engine.sampler import PAIR, Choice, Sampler

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from support.commands import numatp
 from support.server import Server
+from support.warm import numatp
 
 PROMPT = "The capital of France is"
 CHAT = "/v1/chat/completions"

@@ -9,8 +9,6 @@ from support.scripted import ScriptedServer
 
 from numatp.errors import RankError, UserError
 
-pytestmark = pytest.mark.beside
-
 HELLO = [{"role": "user", "content": "How warm is it in Paris?"}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": SCHEMA}}]

@@ -15,8 +15,9 @@ import time
 import httpx
 import psutil
 import pytest
-from support.commands import BIN, numatp
+from support.commands import BIN
 from support.server import Server
+from support.warm import numatp
 
 from numatp import UserError
 from numatp.cli.serve import settings_of

@@ -7,8 +7,6 @@ from numatp.models.hybrid import linear_sizes
 from numatp.models.spec import decoder_sizes
 from numatp.weights.splits import Cut, Shared, Sizes, cut_columns, part, shares_of, split
 
-pytestmark = pytest.mark.beside
-
 
 @pytest.mark.parametrize("size", range(1, 9))
 @pytest.mark.parametrize(("count", "unit"), [(9, 1), (48, 32), (1536, 32), (29568, 32), (200, 16), (1, 32), (64, 64)])

@@ -13,8 +13,6 @@ from numatp.results import Stats
 from numatp.text.stream import Piece, TextStream, ToolCall
 from numatp.text.tokenizer import BYTE_OF_CHAR, CONTROL, NORMAL, end_ids
 
-pytestmark = pytest.mark.beside
-
 MARKS = ["<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
 ANSWER = (
     "<|channel|>analysis<|message|>Hm, né STOP?<|end|><|start|>assistant<|channel|>commentary to=f<|message|>{}<|end|>"

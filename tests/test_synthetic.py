@@ -6,7 +6,8 @@ import sys
 import gguf
 import numpy as np
 import pytest
-from support.commands import TESTS, numatp, run
+from support.commands import TESTS, run
+from support.warm import numatp
 
 sys.path.insert(0, str(TESTS.parent / "bench"))
 import synthetic

@@ -15,8 +15,6 @@ from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import BYTE_OF_CHAR, StreamDecoder, Tokenizer
 
-pytestmark = pytest.mark.beside
-
 DATA = Path(__file__).parent / "data"
 NORMAL, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 3, 4, 5, 6
 

@@ -12,8 +12,6 @@ from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import StreamDecoder, Tokenizer, open_tokenizer
 
-pytestmark = pytest.mark.beside
-
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
 
 

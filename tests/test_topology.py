@@ -8,8 +8,6 @@ from support.machines.sysfs import GIB, desktop, epyc, make_machine, write, writ
 from numatp.errors import MachineError, UserError
 from numatp.machine.topology import Core, format_cpulist, free_bytes, memory_limit_bytes, parse_cpulist, read_machine
 
-pytestmark = pytest.mark.beside
-
 
 @pytest.mark.parametrize(
     ("text", "cpus"),

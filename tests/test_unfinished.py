@@ -17,8 +17,6 @@ import pytest
 from numatp.files import gguf_writer, measured, models, unfinished
 from numatp.machine.uninterrupted import ENDING, uninterrupted
 
-pytestmark = pytest.mark.beside
-
 PARTS = {module.__file__ for module in (gguf_writer, measured, models, unfinished, contextlib)}
 
 

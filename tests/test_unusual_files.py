@@ -14,8 +14,6 @@ from numatp.models.layers import Recurrent
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 U32 = gguf.GGUFValueType.UINT32
 
 

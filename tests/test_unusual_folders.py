@@ -15,10 +15,6 @@ from numatp.errors import UserError
 from numatp.files.huggingface import Assembled
 from numatp.files.safetensors import read_floats
 
-pytestmark = pytest.mark.beside
-
-pytestmark = pytest.mark.beside
-
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 

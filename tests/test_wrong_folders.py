@@ -16,8 +16,6 @@ from numatp.files.safetensors import read_header
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 
-pytestmark = pytest.mark.beside
-
 
 def check(path):
     """All that an engine does before it loads, as one of two ranks."""

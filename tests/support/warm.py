@@ -37,6 +37,11 @@ def run_script(name, *arguments, env=None, timeout=240):
         return subprocess.CompletedProcess([name, *words], status, out.read_text(), err.read_text())
 
 
+def numatp(*arguments, **options):
+    """As commands.numatp, for what is asked of a command and not of its start."""
+    return run_script("numatp.cli.main", *arguments, **options)
+
+
 def _server(level):
     """One that lives."""
     if level in _servers and _servers[level].poll() is not None:

@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 
-import numba
 import numpy as np
 
 from numatp import LLM, RankError, SamplingParams, UserError
@@ -13,17 +12,31 @@ from numatp import LLM, RankError, SamplingParams, UserError
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
-@numba.njit(parallel=True)
-def users_own(values):
-    total = 0.0
-    for i in numba.prange(len(values)):
-        total += values[i]
-    return total
+class UsersNumba:
+    """What the script does with Numba itself, and how it has set it."""
 
+    def __init__(self):
+        import numba
 
-def settings_of_numba():
-    config = numba.config
-    return numba.get_num_threads(), config.CACHE_DIR, config.NUMBA_NUM_THREADS, config.CPU_NAME, config.CPU_FEATURES
+        @numba.njit(parallel=True)
+        def add(values):
+            total = 0.0
+            for i in numba.prange(len(values)):
+                total += values[i]
+            return total
+
+        self.numba, self.add, self.ones = numba, add, np.ones(1000)
+        numba.set_num_threads(1)
+        numba.config.CACHE_DIR = "/of/the/user"
+        self.before = self.settings()
+        add(self.ones)
+
+    def settings(self):
+        config = self.numba.config
+        return self.numba.get_num_threads(), config.CACHE_DIR, config.NUMBA_NUM_THREADS, config.CPU_NAME, config.CPU_FEATURES
+
+    def afterwards(self):
+        return {"settings": self.settings() == self.before, "sum": self.add(self.ones)}
 
 
 def everything(llm):
@@ -60,18 +73,17 @@ def failing(llm):
     llm.generate("One two three", GREEDY)
 
 
+def short(llm):
+    return {"text": llm.generate("The capital of France is", GREEDY).text}
+
+
 def main(model, case, ranks="auto"):
-    before, ones = os.sched_getaffinity(0), np.ones(1000)
-    numba.set_num_threads(1)
-    numba.config.CACHE_DIR = "/of/the/user"
-    settings = settings_of_numba()
-    users_own(ones)
+    before = os.sched_getaffinity(0)
+    numba = UsersNumba() if case == "everything" else None
     with LLM(model, ranks=ranks if ranks == "auto" else int(ranks), ctx=1024) as llm:
         said = globals()[case](llm)
-    said["settings"] = settings_of_numba() == settings
     said["affinity"] = os.sched_getaffinity(0) == before
-    said["sum"] = users_own(ones)
-    print(json.dumps(said), flush=True)
+    print(json.dumps(said | numba.afterwards() if numba else said), flush=True)
 
 
 if __name__ == "__main__":

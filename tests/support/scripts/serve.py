@@ -1,4 +1,4 @@
-"""Runs other scripts of this folder in forks of itself: Python, numpy and kernels are loaded once for all of them.
+"""Runs other scripts of this folder, or numatp.cli.main, in forks of itself: Python, numpy and kernels are loaded once for all.
 
 python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", and "out" and "err",
 files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is as it is in
@@ -14,17 +14,19 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
+from runpy import run_module
 from types import SimpleNamespace
 
 sys.path.append(str(Path(__file__).parents[2]))
 
 from support.kernels import all_kernels
 
-from numatp import engine, models
-from numatp.engine import worker
+from numatp import cli, engine, measure, models
 from numatp.ranks import alone, local  # noqa: F401
 
-LOADED = [f"{package.__name__}.{module.name}" for package in (engine, models) for module in iter_modules(package.__path__)]
+LOADED = [
+    f"{package.__name__}.{module.name}" for package in (cli, engine, measure, models) for module in iter_modules(package.__path__)
+]
 
 
 def fork(life):
@@ -46,16 +48,17 @@ def fork(life):
 
 
 class ForkedRank:
-    """What ranks/local.py uses of subprocess.Popen, for `python -m numatp.engine.worker JOB`."""
+    """What ranks/local.py uses of subprocess.Popen, for `python -P -m MODULE JOB`."""
 
     def __init__(self, command, **_):
         def life():
             os.setsid()
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            sys.argv = [worker.__file__, command[-1]]
-            return worker.main("numatp.engine.engine", "Engine")
+            *_, module, job = command
+            sys.argv = [module, job]
+            sys.modules.pop(module, None)
+            run_module(module, run_name="__main__")
 
-        assert command[-2] == "numatp.engine.worker", command
         self.pid, self.returncode = fork(life), None
 
     def poll(self):
@@ -90,7 +93,7 @@ def main():
     for module in LOADED:
         import_module(module)
     kernels = all_kernels()
-    for line in sys.stdin:
+    for line in os.fdopen(os.dup(0)):  # of which a case's own standard input is no part
         kernels = [kernel for kernel in kernels if not kernel.find()]  # what somebody has compiled
         case = json.loads(line)
         pid = fork(lambda case=case: run(case))
