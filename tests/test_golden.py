@@ -18,7 +18,13 @@ from support.warm import run_script
 STEPS = [[[0, 30]], [[0, 1], [1, 20]], *[[[0, 1], [1, 1]]] * 4, [[0, 40], [1, 5]], *[[[1, 1], [0, 1]]] * 12, [[0, 3]]]
 # Once for a cached float16 that rounds to its neighbour, and once for the recorded logits, which are float16.
 ALLOWED = 2 * F16_ROUNDING
-VARIANTS = ("llama-linear", "command-r", "deepseek2-lite", "deepseek2-flash")  # of an architecture that another model stands for
+VARIANTS = (
+    "llama-linear",
+    "command-r",
+    "deepseek2-lite",
+    "deepseek2-flash",
+    "gemma4-dense",
+)  # of an architecture that another model stands for
 
 
 def run_golden(path, name, tmp_path, ranks):

@@ -15,7 +15,7 @@ from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, softcap
+from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, scale, softcap
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP, MANY
@@ -330,10 +330,10 @@ def test_rms_norm_selects_rows():
     x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
     weight, out = np.linspace(0.5, 2, 64, dtype=np.float32), np.empty((2, 64), np.float32)
     call(
-        norm.rms_norm, x=x, rows=np.array([2]), select=np.array([4, 1]), weight=weight, width=64, epsilon=1e-3, out=out,
-        out_thread_stride=0, private=0,
+        norm.rms_norm, x=x, rows=np.array([2]), select=np.array([4, 1]), weight=weight, width=64, epsilon=1e-3, scale=0.3,
+        out=out, out_thread_stride=0, private=0,
     )  # fmt: skip
-    wanted = x[[4, 1]] / np.sqrt((x[[4, 1]].astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3) * weight
+    wanted = 0.3 * x[[4, 1]] / np.sqrt((x[[4, 1]].astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-3) * weight
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
 
 
@@ -660,9 +660,48 @@ def test_soft_cap():
 def test_add_rms_norm(private):
     x, out = np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32)
     weight, before = np.linspace(0.5, 2, 64, dtype=np.float32), out.copy()
-    call(norm.add_rms_norm, x=x, rows=np.array([5]), weight=weight, width=64, epsilon=1e-3, out=out, private=private)
-    wanted = before + rms_normed(x, weight, 1e-3)
+    named = {"x": x, "rows": np.array([5]), "weight": weight, "width": 64, "epsilon": 1e-3, "out": out, "private": private}
+    call(norm.add_rms_norm, **named, add=1, scale=0.7)
+    wanted = 0.7 * (before + rms_normed(x, weight, 1e-3))
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+    out[:] = np.nan
+    call(norm.add_rms_norm, **named, add=0, scale=1.0)
+    assert np.abs(out - rms_normed(x, weight, 1e-3)).max() <= 16 * EPSILON * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("from_keys", [0, 1])
+def test_rms_norm_values(from_keys):
+    x = np.random.default_rng(0).standard_normal((5, 3 + 2 + 2, 32)).astype(np.float32)
+    wanted = x.astype(np.float64)
+    wanted[:, 5:] = rms_normed(x[:, 3:5] if from_keys else x[:, 5:], 1, 1e-3)
+    call(norm.rms_norm_values, x=x, rows=np.array([5]), heads=7, k_heads=2, size=32, from_keys=from_keys, epsilon=1e-3)
+    assert np.abs(x - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+
+
+def test_scale_columns():
+    x = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    wanted = x.copy()
+    wanted[:, :48] *= np.float32(0.3)
+    call(scale.scale_columns, x=x, x_stride=64 * 4, rows=np.array([5]), width=40, factor=0.3)
+    assert np.abs(x - wanted).max() <= EPSILON * np.abs(wanted).max()
+
+
+def test_temper_heads():
+    x = np.random.default_rng(0).standard_normal((5, 3 + 2 + 2, 32)).astype(np.float32)
+    positions, wanted = np.array([0, 19, 38, 39, 1000]), x.astype(np.float64)
+    wanted[:, :3] *= (1 + 0.2 * np.log(1 + (positions + 1) // 20))[:, None, None]
+    call(
+        scale.temper_heads, x=x, rows=np.array([5]), heads=7, q_heads=3, size=32, positions=positions, every=20, by=0.2, shift=1,
+    )  # fmt: skip
+    assert np.abs(x - wanted).max() <= 4 * EPSILON * np.abs(wanted).max()
+
+
+def test_shares_by_the_factors_of_experts():
+    chosen, shares = np.array([[2, 0], [1, 2], [0, 1]]), np.random.default_rng(0).uniform(0, 1, (3, 2)).astype(np.float32)
+    factors = np.array([0.5, 2, 3], np.float32)
+    wanted = shares * factors[chosen]
+    call(experts.weigh, rows=np.array([3]), used=2, chosen=chosen, shares=shares, factors=factors)
+    assert (shares == wanted).all()
 
 
 def test_layer_norm_heads_have_weights_of_their_own():

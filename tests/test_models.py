@@ -92,11 +92,13 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
         return str(refused.value)
 
     optional = {"output.weight", "rope_freqs.weight"} | {f"blk.0.attn_{part}_norm.weight" for part in "qk"}
+    if name.startswith("gemma4"):  # without values the keys are taken
+        optional.add("blk.0.attn_v.weight")
     for tensor, info in tensors.items():
         if tensor.startswith("blk.0.") or not tensor.startswith("blk."):
             file.tensors = {other: value for other, value in tensors.items() if other != tensor}
             if tensor not in optional:
-                assert f"'{tensor}' is missing" in refusal()
+                assert f"'{tensor.replace('gate_up', 'gate')}' is missing" in refusal()
             file.tensors = tensors | {tensor: replace(info, shape=(*info.shape[:-1], info.shape[-1] + 1))}
             if tensor != "token_embd.weight":
                 assert f"'{tensor}' has shape" in refusal()

@@ -129,6 +129,7 @@ def test_shapes_have_the_size_of_their_files(name):
         ("deepseek-v3", 671, 37), ("kimi-k2", 1026, 32), ("deepseek-v2-lite", 15.7, 2.4), ("glm-4.6", 353, 32),
         ("glm-4.5-air", 107, 12.5), ("glm-4.7-flash", 29.9, 3.6), ("minimax-m2", 229, 10), ("qwen3.5-397b-a17b", 397, 17),
         ("qwen3.5-122b-a10b", 122, 10 - 0.76), ("qwen3.5-35b-a3b", 35, 3), ("qwen3.5-27b", 27, 27 - 1.27),
+        ("gemma-4-31b", 30.7, 30.7), ("gemma-4-26b-a4b", 25.2, 3.8),
     ],
 )  # fmt: skip
 def test_shapes_have_the_parameters_of_their_models(name, parameters, active):

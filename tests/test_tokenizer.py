@@ -72,6 +72,14 @@ def test_sentencepiece_and_special_tokens(tmp_path):
     assert [tokenizer.token_bytes(id) for id in ids[-4:]] == [bytes([byte]) for byte in "\U0001f9a9".encode()]
 
 
+def test_pieces_by_their_merges(tmp_path):
+    """Gemma 4's kind: as without a first space, because the merges are in the order of the pieces."""
+    tokenizer = of_rule(tmp_path / "x.gguf", "gemma4")
+    for text, ids in zip(WORDS["texts"], WORDS["ids"]["llama without prefix"], strict=True):
+        assert tokenizer.encode(text) == [1, *ids]
+        assert tokenizer.decode(ids) == text
+
+
 def test_a_start_token_where_the_metadata_does_not_say(tmp_path):
     for rule, expected in (("llama-bpe", [258]), ("qwen2", [])):
         tokenizer = Tokenizer.from_gguf(small(tmp_path / f"{rule}.gguf", pre=rule, add_bos_token=None, add_eos_token=None))

@@ -127,6 +127,15 @@ def choose_wanted(args, thread, threads):
             store_f32(args.shares, row * args.used + slot, load_f32(args.shares, row * args.used + slot) * factor)
 
 
+@kernel(rows="pointer", used="int", chosen="pointer", shares="pointer", factors="pointer")
+def weigh(args, thread, threads):
+    """shares (rows, used) *= the factor of the expert that each is of; factors (experts,) float32."""
+    first, last = share(load_i64(args.rows, 0) * args.used, thread, threads)
+    for pair in range(first, last):
+        factor = load_f32(args.factors, load_i64(args.chosen, pair))
+        store_f32(args.shares, pair, load_f32(args.shares, pair) * factor)
+
+
 @kernel(
     rows="pointer", experts="int", used="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
     rows_of_places="pointer", experts_of_places="pointer", company="pointer", places="pointer", next="pointer",

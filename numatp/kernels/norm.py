@@ -48,11 +48,11 @@ def mean_and_inverse_deviation(x, size, epsilon):
 
 
 @kernel(
-    x="pointer", rows="pointer", select="pointer", weight="pointer", width="int", epsilon="float",
+    x="pointer", rows="pointer", select="pointer", weight="pointer", width="int", epsilon="float", scale="float",
     out="pointer", out_thread_stride="int", private="int",
 )  # fmt: skip
 def rms_norm(args, thread, threads):
-    """out[i] = x[select[i]] / sqrt(mean(x**2) + epsilon) * weight, for rows of `width` floats, a multiple of 16.
+    """out[i] = x[select[i]] / sqrt(mean(x**2) + epsilon) * weight * scale, for rows of `width` floats, a multiple of 16.
 
     select: int64 per output row. private: every thread makes all rows for itself; else the threads share the rows. One row is
     always summed by one thread in one order, so that all threads and ranks get the same bits.
@@ -61,7 +61,7 @@ def rms_norm(args, thread, threads):
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.width * 4)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
-        scale = inverse_rms(x, args.width, args.epsilon)
+        scale = splat_f32(args.scale) * inverse_rms(x, args.width, args.epsilon)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
 
@@ -101,6 +101,21 @@ def rms_norm_heads(args, thread, threads):
                 store_f32x16(x, i, load_f32x16(x, i) * scale * load_f32x16(weight, i))
 
 
+@kernel(x="pointer", rows="pointer", heads="int", k_heads="int", size="int", from_keys="int", epsilon="float")
+def rms_norm_values(args, thread, threads):
+    """Each of the last k_heads of x (rows, heads, size), the values, becomes its rms_norm without a weight; from_keys: that of the
+    key head, which stands k_heads before it. Threads divide heads as in rms_norm_heads.
+    """
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        out = offset(args.x, item * args.size * 4)
+        if item % args.heads >= args.heads - args.k_heads:
+            x = offset(out, -args.k_heads * args.size * 4) if args.from_keys else out
+            scale = inverse_rms(x, args.size, args.epsilon)
+            for i in range(0, args.size, 16):
+                store_f32x16(out, i, load_f32x16(x, i) * scale)
+
+
 @kernel(
     x="pointer", x_stride="int", gate="pointer", gate_stride="int", rows="pointer", heads="int", size="int", weight="pointer",
     epsilon="float", out="pointer", out_thread_stride="int", private="int",
@@ -121,10 +136,12 @@ def gated_rms_norm(args, thread, threads):
 
 
 @kernel(
-    x="pointer", rows="pointer", weight="pointer", width="int", epsilon="float", out="pointer", private="int",
+    x="pointer", rows="pointer", weight="pointer", width="int", epsilon="float", out="pointer", add="int", scale="float",
+    private="int",
 )  # fmt: skip
 def add_rms_norm(args, thread, threads):
-    """out += rms_norm of x, both (rows, width). private: rows are few, and threads share the columns; else they share the rows.
+    """out = ([out +] rms_norm of x) * scale, all (rows, width). private: rows are few, and threads share the columns; else they
+    share the rows.
 
     A row is always summed as a whole, so that all threads and ranks get the same bits.
     """
@@ -132,11 +149,13 @@ def add_rms_norm(args, thread, threads):
     start, stop = 0, args.width // 16
     if args.private:
         start, stop = share(args.width // 16, thread, threads)
+    factor = splat_f32(args.scale)
     for row in range(first, last):
         x, out = offset(args.x, row * args.width * 4), offset(args.out, row * args.width * 4)
         scale = inverse_rms(x, args.width, args.epsilon)
         for i in range(start * 16, stop * 16, 16):
-            store_f32x16(out, i, load_f32x16(out, i) + load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
+            before = load_f32x16(out, i) if args.add else splat_f32(float32(0))
+            store_f32x16(out, i, (before + load_f32x16(x, i) * scale * load_f32x16(args.weight, i)) * factor)
 
 
 @kernel(

@@ -10,9 +10,9 @@ import numpy as np
 from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace, HuggingFaceFile, Stored, numbered_rows
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile, TensorInfo
+from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, rope_type
-from numatp.models.rope import check_factors, llama3_factors, plain, read_base
+from numatp.models.rope import llama3_factors, plain, read_base, read_factors
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
     DOWN_RULE,
@@ -103,10 +103,7 @@ class LlamaSpec(Spec):
 
 
 def read_spec(file: ModelFile) -> LlamaSpec:
-    factors = file.tensors.get("rope_freqs.weight")
-    if isinstance(factors, TensorInfo):  # not computed here, as those of folders are
-        check_factors(file, "rope_freqs.weight")
-    return read_common(file, LlamaSpec, divided=factors is not None)
+    return read_common(file, LlamaSpec, divided=read_factors(file))
 
 
 def rules(spec: LlamaSpec) -> list[Rule]:

@@ -8,8 +8,9 @@ import numpy as np
 
 from numatp.files.folder import rope_parameters
 from numatp.files.gguf_header import quote
-from numatp.files.huggingface import CannotComputeError, Stored
+from numatp.files.huggingface import CannotComputeError, Order, Stored, numbered_rows
 from numatp.files.layouts import Config
+from numatp.files.model_file import ModelFile
 
 Keys = dict[str, str | Callable[[Config], Any]]
 
@@ -116,6 +117,31 @@ EXPERTS = {
     f"blk.{{layer}}.ffn_{name}_exps.weight": f"model.layers.{{layer}}.mlp.experts.{{expert}}.{name}_proj.weight"
     for name in ("gate", "up", "down")
 } | {"blk.{layer}.ffn_gate_inp.weight": "model.layers.{layer}.mlp.gate.weight"}
+
+
+def half_of_experts(which: int) -> Order:
+    """Of every expert the first or the second half of its rows, where a folder has gate above up."""
+
+    def read(file: ModelFile) -> tuple[np.ndarray, int]:
+        name = file.text("general.architecture")
+        height = file.count_of_layers(f"{name}.expert_feed_forward_length")
+        rows = numbered_rows(file, file.count(f"{name}.expert_count"), 2, height)
+        return rows[:, which], rows.size
+
+    return read
+
+
+def whole_experts(file: ModelFile) -> tuple[np.ndarray, int]:
+    """The rows of every expert's down."""
+    name = file.text("general.architecture")
+    rows = numbered_rows(file, file.count(f"{name}.expert_count"), file.count(f"{name}.embedding_length"))
+    return rows, rows.size
+
+
+# GGUF's part of a name: what folders call the matrices of all experts, and their rows.
+TOGETHER = {
+    "gate": ("gate_up_proj", half_of_experts(0)), "up": ("gate_up_proj", half_of_experts(1)), "down": ("down_proj", whole_experts),
+}  # fmt: skip
 
 
 # Values of keys of any class: nothing else is computed.

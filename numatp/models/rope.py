@@ -6,7 +6,7 @@ from math import ceil, floor, log, pi
 import numpy as np
 
 from numatp.files.gguf_header import quote
-from numatp.files.model_file import ModelFile
+from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import read_floats
 
 BASE = 10000.0  # where a file names none
@@ -70,6 +70,14 @@ def read_base(file: ModelFile, key: str) -> float:
     if base <= 1:
         file.fail(f"metadata '{key}' is {base:g}, and should be above 1; convert the model again")
     return base
+
+
+def read_factors(file: ModelFile) -> bool:
+    """Whether the file has a tensor that the frequencies are divided by. UserError for one that they cannot be divided by."""
+    factors = file.tensors.get("rope_freqs.weight")
+    if isinstance(factors, TensorInfo):  # not computed here, as those of folders are
+        check_factors(file, "rope_freqs.weight")
+    return factors is not None
 
 
 def check_factors(file: ModelFile, name: str) -> None:

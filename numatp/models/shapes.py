@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from numatp import models
 from numatp.errors import UserError
 from numatp.files.gguf import GGUFFile, Metadata
+from numatp.files.gguf_header import LazyArray
 from numatp.files.model_file import TensorInfo
 from numatp.models.spec import Spec
 from numatp.quants.mixes import MIXES, base_of, fitting, gets_better, output_type
@@ -22,17 +25,24 @@ from numatp.weights.rules import Rule, whole_shape
 
 TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose files have been compared with a plan
 DEFAULT_TYPE = "q4_k_m"
+INT32 = 5  # as GGUF numbers kinds of values
 
 
 @dataclass(frozen=True)
 class Shape:
     architecture: str
     vocab: int
-    metadata: dict[str, int | float]  # without the architecture's prefix
+    metadata: dict[str, int | float | list[int]]  # without the architecture's prefix
     tied: bool = False
     optional: tuple[str, ...] = ()  # tensors that not every model of the architecture has: the first of each kind
 
 
+# Of six layers the last sees all tokens, with heads of 512 whose keys are the values too.
+GEMMA4: dict[str, int | float | list[int]] = {
+    "attention.key_length": 512, "attention.value_length": 512, "attention.key_length_swa": 256, "attention.value_length_swa": 256,
+    "attention.sliding_window": 1024, "rope.freq_base_swa": 10000.0, "context_length": 262144,
+    "attention.layer_norm_rms_epsilon": 1e-6,
+}  # fmt: skip
 SHAPES = {
     "qwen2.5-72b": Shape("qwen2", 152064, {
         "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
@@ -129,6 +139,15 @@ SHAPES = {
         "expert_feed_forward_length": 1536, "context_length": 196608,
         "attention.layer_norm_rms_epsilon": 1e-6,
     }),
+    "gemma-4-31b": Shape("gemma4", 262144, {
+        **GEMMA4, "embedding_length": 5376, "block_count": 60, "attention.head_count": 32, "feed_forward_length": 21504,
+        "attention.head_count_kv": [4 if layer % 6 == 5 else 16 for layer in range(60)],
+    }, tied=True, optional=tuple(f"blk.{layer}.attn_v.weight" for layer in range(60) if layer % 6 != 5)),
+    "gemma-4-26b-a4b": Shape("gemma4", 262144, {
+        **GEMMA4, "embedding_length": 2816, "block_count": 30, "attention.head_count": 16, "feed_forward_length": 2112,
+        "attention.head_count_kv": [2 if layer % 6 == 5 else 8 for layer in range(30)],
+        "expert_count": 128, "expert_used_count": 8, "expert_feed_forward_length": 704,
+    }, tied=True, optional=tuple(f"blk.{layer}.attn_v.weight" for layer in range(30) if layer % 6 != 5)),
     "command-a": Shape("cohere2", 256000, {
         "embedding_length": 12288, "block_count": 64, "attention.head_count": 96, "attention.head_count_kv": 8,
         "feed_forward_length": 36864, "attention.sliding_window": 4096, "logit_scale": 0.25, "context_length": 131072,
@@ -180,10 +199,9 @@ def header(name: str) -> GGUFFile | None:
     if (kind or DEFAULT_TYPE) not in TYPES:
         raise UserError(f"{name}: no type {kind!r} is known; known types: {', '.join(TYPES)}")
     shape, path = SHAPES[base], Path(f"{base}:{kind or DEFAULT_TYPE}")
-    metadata = {f"{shape.architecture}.{key}": value for key, value in shape.metadata.items()}
-    file = GGUFFile(path, 0, Metadata({"general.architecture": shape.architecture, **metadata}, b"", {}))
+    file = GGUFFile(path, 0, _metadata(shape))
     # Readers look for the vocabulary in the embedding, for the output matrix, and for a tensor per layer at least.
-    width, layers = int(shape.metadata["embedding_length"]), int(shape.metadata["block_count"])
+    width, layers = file.count(f"{shape.architecture}.embedding_length"), file.count(f"{shape.architecture}.block_count")
     file.tensors = {f"blk.{layer}": TensorInfo(f"blk.{layer}", "F32", (1,), 0, 4, path) for layer in range(layers)}
     for tensor in shape.optional:
         file.tensors[tensor] = TensorInfo(tensor, "F32", (1,), 0, 4, path)
@@ -194,6 +212,18 @@ def header(name: str) -> GGUFFile | None:
     file.tensors = _tensors(model.rules(spec), spec, path, (kind or DEFAULT_TYPE).upper())
     file.size = sum(info.num_bytes for info in file.tensors.values())
     return file
+
+
+def _metadata(shape: Shape) -> Metadata:
+    entries: dict[str, int | float | str | LazyArray] = {"general.architecture": shape.architecture}
+    arrays = b""
+    for key, value in shape.metadata.items():
+        if isinstance(value, list):
+            entries[f"{shape.architecture}.{key}"] = LazyArray(INT32, len(value), len(arrays))
+            arrays += np.array(value, "<i4").tobytes()
+        else:
+            entries[f"{shape.architecture}.{key}"] = value
+    return Metadata(entries, arrays, {})
 
 
 def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, wanted: str) -> dict[str, TensorInfo]:

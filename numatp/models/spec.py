@@ -56,17 +56,26 @@ def read_sizes(file: ModelFile, **others: int | Cut | Shared) -> Sizes:
     kv_heads = file.count_of_layers(f"{name}.attention.head_count_kv", default=heads)
     head_size = file.count(f"{name}.attention.key_length", default=max(width // heads, 1))
     value_size = file.count(f"{name}.attention.value_length", default=head_size)
-    if heads % kv_heads:
-        file.fail(f"{heads} heads cannot share {kv_heads} KV heads evenly: damaged; download it again")
     if value_size != head_size:
         file.fail(f"has keys of {head_size} values and values of {value_size}, which numatp cannot compute; use another model")
+    check_heads(file, width, heads, kv_heads, head_size)
+    return decoder_sizes(width, heads, kv_heads, head_size, read_vocab(file), **others)
+
+
+def check_heads(file: ModelFile, width: int, heads: int, kv_heads: int, head_size: int) -> None:
+    """UserError unless KV heads serve as many heads each, in sizes that kernels take."""
+    if heads % kv_heads:
+        file.fail(f"{heads} heads cannot share {kv_heads} KV heads evenly: damaged; download it again")
     if head_size % 16 or head_size > MAX_HEAD_SIZE or width % COLUMN_UNIT:
         file.fail(
             f"head size {head_size} and width {width} must be multiples of 16 up to {MAX_HEAD_SIZE} and of {COLUMN_UNIT}; "
             "this model cannot be computed yet"
         )
-    vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
-    return decoder_sizes(width, heads, kv_heads, head_size, vocab, **others)
+
+
+def read_vocab(file: ModelFile) -> int:
+    """Rows of the embedding; 0 where it is missing, which loading says."""
+    return int(file.tensors["token_embd.weight"].shape[0]) if "token_embd.weight" in file.tensors else 0
 
 
 def read_ffn(file: ModelFile) -> dict[str, Cut]:

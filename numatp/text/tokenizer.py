@@ -1,4 +1,4 @@
-"""Text to token ids and back: byte-level BPE ("gpt2") and SentencePiece BPE ("llama"), as GGUF files name them."""
+"""Text to token ids and back: byte-level BPE ("gpt2") and SentencePiece BPE ("llama", "gemma4"), as GGUF files name them."""
 
 import codecs
 import os
@@ -29,7 +29,7 @@ TEMPLATE = "tokenizer.chat_template."  # and the name of one for a special use
 END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 END_NAMES = {
     "<|endoftext|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
-    "<end_of_turn>", "<eos>", "</s>", "[EOS]", "[EOT]", "<EOT>", "<｜end▁of▁sentence｜>",
+    "<end_of_turn>", "<turn|>", "<|tool_response>", "<eos>", "</s>", "[EOS]", "[EOT]", "<EOT>", "<｜end▁of▁sentence｜>",
     "<|END_OF_TURN_TOKEN|>", "<|EOS_TOKEN|>",
 }  # fmt: skip
 
@@ -342,19 +342,12 @@ BYTE_NAME = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[int]) -> "tokenizers.Tokenizer":
     """The piece with the highest score is made first; what no piece can spell is given as bytes."""
-    from tokenizers import models, normalizers
-
     scores = gguf.numbers("tokenizer.ggml.scores")
     if len(scores) != len(tokens):
         gguf.fail(f"{len(tokens)} tokens and {len(scores)} scores: damaged; download it again")
     for id, token in enumerate(tokens):
-        if kinds[id] == BYTE and not BYTE_NAME.fullmatch(token):
-            gguf.fail(f"token {id} stands for a byte and is called {quote(token)}, not like <0x0A>: damaged; download it again")
         if not isfinite(scores[id]):
             gguf.fail(f"token {id}, {quote(token)}, has the score {scores[id]}: damaged; download it again")
-    unknown = gguf.integer("tokenizer.ggml.unknown_token_id", 0)
-    if not 0 <= unknown < len(tokens):
-        gguf.fail(f"tokenizer.ggml.unknown_token_id is {unknown}, outside the {len(tokens)} tokens: damaged; download it again")
     vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     pairs = []
     for token, id in vocab.items():
@@ -363,10 +356,31 @@ def _build_sentencepiece(gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[
             if left in vocab and right in vocab:
                 pairs.append((-scores[id], vocab[left], vocab[right], left, right))
     pairs.sort()
-    merges = [pair[3:] for pair in pairs]
+    return _with_bytes(gguf, tokens, kinds, [pair[3:] for pair in pairs], gguf.flag("tokenizer.ggml.add_space_prefix", True))
+
+
+def _build_gemma4(gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[int]) -> "tokenizers.Tokenizer":
+    """As SentencePiece, with the merges in their order instead of scores."""
+    merges = [(left, right) for left, space, right in (merge.partition(" ") for merge in gguf.strings("tokenizer.ggml.merges"))]
+    return _with_bytes(gguf, tokens, kinds, merges, prefix=False)
+
+
+def _with_bytes(
+    gguf: GGUFFile, tokens: Sequence[str], kinds: Sequence[int], merges: Sequence[tuple[str, str]], prefix: bool
+) -> "tokenizers.Tokenizer":
+    """Over whole texts, whose spaces are SPACE, one before all if prefix; what no piece can spell is given as bytes."""
+    from tokenizers import models, normalizers
+
+    for id, token in enumerate(tokens):
+        if kinds[id] == BYTE and not BYTE_NAME.fullmatch(token):
+            gguf.fail(f"token {id} stands for a byte and is called {quote(token)}, not like <0x0A>: damaged; download it again")
+    unknown = gguf.integer("tokenizer.ggml.unknown_token_id", 0)
+    if not 0 <= unknown < len(tokens):
+        gguf.fail(f"tokenizer.ggml.unknown_token_id is {unknown}, outside the {len(tokens)} tokens: damaged; download it again")
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     bpe = _bpe(gguf, lambda: models.BPE(vocab, merges, unk_token=tokens[unknown], fuse_unk=True, byte_fallback=True))
-    prefix = [normalizers.Prepend(SPACE)] if gguf.flag("tokenizer.ggml.add_space_prefix", True) else []
-    bpe.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
+    before = [normalizers.Prepend(SPACE)] if prefix else []
+    bpe.normalizer = normalizers.Sequence([*before, normalizers.Replace(" ", SPACE)])
     return bpe
 
 
@@ -390,6 +404,7 @@ class Kind:
 KINDS = {
     "gpt2": Kind(_build_byte_level, spell_byte_level, lambda gguf: _rule(gguf).bos, _rule_notes),
     "llama": Kind(_build_sentencepiece, spell_sentencepiece, lambda gguf: True, lambda gguf: []),
+    "gemma4": Kind(_build_gemma4, spell_sentencepiece, lambda gguf: True, lambda gguf: []),
 }
 
 

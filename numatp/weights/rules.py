@@ -6,7 +6,7 @@ dimension, all else is whole.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
 from typing import Literal
@@ -80,6 +80,11 @@ class Rule:
     def repeated(cls, name: str, rows: str, columns: str, count: int) -> "tuple[Rule, ...]":
         """A matrix whose columns repeat `count` times: a matrix for each repetition, as a rank's columns are no single range."""
         return tuple(cls(name, "matrix", (rows, columns), repetition=i) for i in range(count))
+
+    def in_words(self, **others: str) -> "Rule":
+        """The same with other words for some sizes of its shape: of layers that have sizes of their own."""
+        shape = tuple("*".join(others.get(word, word) for word in words.split("*")) for words in self.shape)
+        return replace(self, shape=shape)
 
     @property
     def key(self) -> str:

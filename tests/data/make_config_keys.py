@@ -172,7 +172,7 @@ def logits_of(folder, config, tokens):
 def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = sys.argv[1:] or [*(name for name in MODELS if name != "llama-linear"), "mistral"]
+    names = sys.argv[1:] or [*(name for name in MODELS if name not in ("llama-linear", "gemma4-dense")), "mistral"]
     recorded = json.loads((HERE / "config_keys.json").read_text()) if sys.argv[1:] else {}
     rows = dict(np.load(HERE / "config_keys.npz")) if sys.argv[1:] else {}
     for name in names:

@@ -52,6 +52,14 @@ LATENT = {
     "num_key_value_heads": 5, "head_dim": 16, "scoring_func": "sigmoid",
 }  # fmt: skip
 YARN_LATENT = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
+GEMMA4 = {
+    "num_attention_heads": 4, "intermediate_size": 32, "sliding_window": WINDOW, "final_logit_softcapping": 1.5, "head_dim": 32,
+    "global_head_dim": 64, "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 5000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+    },
+}  # fmt: skip
 
 # name: (class of the model, what its configuration has besides COMMON)
 MODELS = {
@@ -78,6 +86,11 @@ MODELS = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
         },
     }),
+    "gemma4": ("Gemma4", {
+        **GEMMA4, "enable_moe_block": True, "num_experts": 5, "top_k_experts": 2, "moe_intermediate_size": 32,
+        "attention_k_eq_v": True, "num_global_key_value_heads": 1,
+    }),
+    "gemma4-dense": ("Gemma4", {**GEMMA4, "num_attention_heads": 2, "final_logit_softcapping": None}),
     "qwen2moe": ("Qwen2Moe", {
         **MOE, **WIDE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "norm_topk_prob": False,
         "rope_parameters": PLAIN, "num_hidden_layers": 1,
@@ -130,7 +143,7 @@ MODELS = {
         "tie_word_embeddings": False, "swiglu_limit": 7.0,
     }),
 }  # fmt: skip
-WITH_TEXT_CONFIG = ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
 PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # whose norms multiply by 1 + weight
 
 
@@ -141,6 +154,8 @@ def values_of(name, shape, kind, rng):
         return rng.normal(1, 1, shape)
     if "norm" in name:
         return rng.uniform(-0.5, 0.5, shape) + (0 if kind in PLUS_ONE and "linear_attn" not in name else 1)
+    if len(shape) == 1 and "scal" in name:  # factors of experts, layers and a router's input
+        return rng.uniform(0.5, 1.5, shape)
     if "e_score_correction_bias" in name:  # of sigmoids, or of probabilities
         return rng.normal(0, 0.3, shape)
     if "bias" in name:

@@ -4,7 +4,7 @@ from types import ModuleType
 
 import numpy as np
 
-from numatp.kernels import norm, rope
+from numatp.kernels import norm, rope, scale
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import cache_bytes
 from numatp.kernels.scratch import SCRATCH_BYTES
@@ -32,6 +32,29 @@ class Attention(Recorder):
             q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
         )  # fmt: skip
         return self._changed(qkv, f"{qkv.name}, heads normalised")
+
+    def rms_norm_values(self, qkv: Value, heads: Heads, epsilon: float, from_keys: bool) -> Value:
+        """qkv with the heads of values normalised without a weight, in its place; from_keys: they are the keys, normalised so, and
+        qkv has room for them.
+        """
+        # A value that is made of a key is made by another thread than the key.
+        mine = qkv.accesses(None if from_keys else self._heads(heads.count))
+        self._builder.add(
+            norm.rms_norm_values, mine, mine,
+            x=qkv.pointer, rows=self._rows, heads=heads.count, k_heads=len(heads.keys), size=heads.size, from_keys=from_keys,
+            epsilon=epsilon,
+        )  # fmt: skip
+        return self._changed(qkv, f"{qkv.name}, values normalised")
+
+    def temper_heads(self, qkv: Value, heads: Heads, every: float, by: float, shift: float = 0.0) -> Value:
+        """qkv with queries times 1 + by * log(1 + floor((position + shift) / every)), in its place."""
+        mine = qkv.accesses(self._heads(heads.count))
+        self._builder.add(
+            scale.temper_heads, mine, mine,
+            x=qkv.pointer, rows=self._rows, heads=heads.count, q_heads=len(heads.queries), size=heads.size,
+            positions=self._positions, every=every, by=by, shift=shift,
+        )  # fmt: skip
+        return self._changed(qkv, f"{qkv.name}, tempered")
 
     def rotation(self, frequencies: np.ndarray, scale: float = 1.0) -> Value:
         """scale * cos and sin of this Step's positions: float32 (rows, pairs, 2) from float64 frequencies (pairs,)."""

@@ -17,12 +17,12 @@ THIN_TILES = 32  # 512 experts
 class Dense(Recorder):
     # ------------------------------------------------------------ norms
 
-    def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False) -> Value:
-        """(rows, width); logits_only: just the rows whose logits are wanted."""
-        return self._normalize(norm.rms_norm, x, weight, logits_only, epsilon=epsilon)
+    def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
+        """scale * the normalised rows, (rows, width); logits_only: just the rows whose logits are wanted."""
+        return self._normalize(norm.rms_norm, x, weight, logits_only, epsilon=epsilon, scale=scale)
 
     def layer_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
-        """scale * the normalised rows, (rows, width); logits_only: just the rows whose logits are wanted."""
+        """As rms_norm, with mean subtraction."""
         return self._normalize(norm.layer_norm, x, weight, logits_only, epsilon=epsilon, scale=scale)
 
     def _normalize(self, kernel: Kernel, x: Value, weight: Vector, logits_only: bool, **numbers: float) -> Value:
@@ -41,11 +41,12 @@ class Dense(Recorder):
 
     # ------------------------------------------------------------ products
 
-    def matmul(self, x: Value, *weights: Matrix) -> Value:
-        """(rows, sum of the matrices' rows): the products side by side."""
+    def matmul(self, x: Value, *weights: Matrix, room: int = 0) -> Value:
+        """(rows, sum of the matrices' rows + room): the products side by side, and columns that another op writes."""
         # Whole tiles are written: only the last matrix may end inside one.
-        assert all(weight.rows % LANES == 0 for weight in weights[:-1]), weights[0].name
-        out = self._product_buffer(sum(weight.rows for weight in weights), weights)
+        assert all(weight.rows % LANES == 0 for weight in (weights if room else weights[:-1])), weights[0].name
+        width = sum(weight.rows for weight in weights) + room
+        out = self._product_buffer(width, weights)
         parts, first = [], 0
         for group in neighbours(weights):
             last = first + 4 * -(-joined(group).rows // LANES) * LANES
@@ -53,7 +54,9 @@ class Dense(Recorder):
             product = self._thin_product if is_thin(joined(group)) else self._product
             product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
             first = last
-        return self._made(out, sum(weight.rows for weight in weights), x.rows, parts=tuple(parts))
+        if room:
+            parts.append(range(first, first + 4 * room))
+        return self._made(out, width, x.rows, parts=tuple(parts))
 
     def _product_buffer(self, width: int, weights: Sequence[Matrix], rows: int | None = None) -> Buffer:
         """For products side by side, each in whole tiles."""

@@ -1,5 +1,7 @@
 """Experts: which rows go through which, and their products."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from numatp.kernels import bias, experts
@@ -27,6 +29,14 @@ class Experts(Together):
             bias=bias.address if bias else 0, biased=bias is not None, groups=router.groups, groups_used=router.groups_used,
             factor=router.factor,
         )  # fmt: skip
+
+    def weigh_routes(self, routes: Routes, factors: Vector) -> Routes:
+        """Each share times the factor of its expert; factors (experts,)."""
+        self._builder.add(
+            experts.weigh, [Access(routes.buffer)], [Access(routes.buffer)],
+            rows=self._rows, used=routes.used, chosen=routes.chosen, shares=routes.shares, factors=factors.address,
+        )  # fmt: skip
+        return routes
 
     def _route(self, kernel: Kernel, scores: Value, used: int, **args: float) -> Routes:
         count = scores.width
@@ -87,27 +97,40 @@ class Experts(Together):
         return self._changed(x, f"{x.name} + bias")
 
     def add_experts(
-        self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix], bias_: Vector | None = None
-    ) -> Value:
-        """x + each row's sum of share * (expert's weight h) + further products as in add_products: one exchange.
+        self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix], bias_: Vector | None = None,
+        factor: float = 1.0,
+    ) -> Value:  # fmt: skip
+        """x + factor * (each row's sum of share * (expert's weight h) + further products as in add_products): one exchange.
 
         bias_: (experts, width), each expert's added to its product.
         """
+        partial = self._sum_of_experts(h, routes, weight, products)
+        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
+            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x.width, add=True)
+        return self._add_exchanged(partial, x, factor)
+
+    def experts_product(self, h: Value, routes: Routes, weight: Matrix) -> Value:
+        """Each row's sum of share * (expert's weight h), (rows, width): one exchange."""
+        return self._exchanged(self._sum_of_experts(h, routes, weight), weight.rows // weight.stacked)
+
+    def _sum_of_experts(self, h: Value, routes: Routes, weight: Matrix, products: Sequence[tuple[Value, Matrix]] = ()) -> Buffer:
+        """This rank's part of it and of the products, in the buffer of the next exchange."""
         made = self.expert_matmul(h, routes, weight)
         partial = self._sum_of_products(products)
-        self._combine(made.pointer, made.stride, made.accesses(), routes, routes.places, partial, x, add=bool(products))
-        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
-            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x, add=True)
-        return self._add_exchanged(partial, x)
+        self._combine(
+            made.pointer, made.stride, made.accesses(), routes, routes.places, partial, weight.rows // weight.stacked,
+            add=bool(products),
+        )  # fmt: skip
+        return partial
 
     def _combine(
-        self, rows: Pointer | int, stride: int, reads: list[Access], routes: Routes, places: Pointer, partial: Buffer, x: Value,
+        self, rows: Pointer | int, stride: int, reads: list[Access], routes: Routes, places: Pointer, partial: Buffer, width: int,
         add: bool,
     ) -> None:  # fmt: skip
         """partial = [partial +] each row's sum of share * the row at its place in `rows`."""
-        mine = Access(partial, self._columns(x.width))
+        mine = Access(partial, self._columns(width))
         self._builder.add(
             experts.combine, [*reads, Access(routes.buffer), *([mine] if add else [])], [mine],
-            x=rows, x_stride=stride, rows=x.rows, used=routes.used, places=places, shares=routes.shares,
-            width=x.width, out=partial.at(0), out_stride=partial.stride, add=add,
+            x=rows, x_stride=stride, rows=self._rows, used=routes.used, places=places, shares=routes.shares,
+            width=width, out=partial.at(0), out_stride=partial.stride, add=add,
         )  # fmt: skip

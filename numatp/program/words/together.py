@@ -5,7 +5,7 @@ Sums cross ranks in `_exchange` alone.
 
 from collections.abc import Sequence
 
-from numatp.kernels import bias, exchange, norm, softcap
+from numatp.kernels import bias, exchange, norm, scale, softcap
 from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.score import join_scores
 from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
@@ -30,24 +30,49 @@ class Together(Dense):
         self._until_end.append(residual)
         return self._exchange(partial, residual, width, add=False)
 
-    def add_product(self, x: Value, h: Value, weight: Matrix, bias_: Vector | None = None) -> Value:
-        """x + weight h [+ bias], in x's place, where each rank holds its columns of weight and its part of h: one exchange."""
-        return self._add_exchanged(self._sum_of_products([(h, weight)], bias_), x)
+    def add_product(self, x: Value, h: Value, weight: Matrix, bias_: Vector | None = None, factor: float = 1.0) -> Value:
+        """x + factor * (weight h [+ bias]), in x's place, where each rank holds its columns of weight and its part of h: one
+        exchange.
+        """
+        return self._add_exchanged(self._sum_of_products([(h, weight)], bias_), x, factor)
 
     def add_products(self, x: Value, *products: tuple[Value, Matrix]) -> Value:
         """x + the sum of weight h over several (h, weight): what a rank holds of them is added up before the one exchange."""
         return self._add_exchanged(self._sum_of_products(products), x)
 
-    def add_normalized_product(self, x: Value, h: Value, weight: Matrix, norm_weight: Vector, epsilon: float) -> Value:
-        """x + rms_norm(weight h), in x's place: as add_product, where the whole sum is normalised before it is added."""
-        made = self._exchange(self._sum_of_products([(h, weight)]), self._buffer("product", x.width * 4), x.width, add=False)
-        mine = x.accesses(("rows or columns", x.width, self.site.threads))
+    def product(self, h: Value, weight: Matrix) -> Value:
+        """weight h, (rows, weight's rows), where each rank holds its columns of weight and its part of h: one exchange."""
+        return self._exchanged(self._sum_of_products([(h, weight)]), weight.rows)
+
+    def add_normalized_product(
+        self, x: Value, h: Value, weight: Matrix, norm_weight: Vector, epsilon: float, scale: float = 1.0
+    ) -> Value:
+        """scale * (x + rms_norm(weight h)), in x's place: as add_product, where the whole sum is normalised before it is added."""
+        return self.add_normalized(x, self.product(h, weight), norm_weight, epsilon, scale)
+
+    def add_normalized(self, x: Value, made: Value, weight: Vector, epsilon: float, scale: float = 1.0) -> Value:
+        """scale * (x + rms_norm(made)), in x's place."""
+        self._normalize_into(x.accesses(self._rows_or_columns(x.width)), x.pointer, True, made, weight, epsilon, scale)
+        return self._changed(x, f"{x.name} + {made.name}, normalised")
+
+    def normalized(self, made: Value, weight: Vector, epsilon: float) -> Value:
+        """rms_norm(made) in memory of its own, to be added to."""
+        out = self._buffer(f"{made.name} normalised", made.width * 4)
+        self._normalize_into([Access(out, self._rows_or_columns(made.width))], out.at(0), False, made, weight, epsilon, 1.0)
+        return self._made(out, made.width, made.rows)
+
+    def _rows_or_columns(self, width: int) -> tuple[str, int, int]:
+        """A division: threads share the rows, or of few rows the columns."""
+        return ("rows or columns", width, self.site.threads)
+
+    def _normalize_into(
+        self, out: list[Access], pointer: Pointer, add: bool, made: Value, weight: Vector, epsilon: float, scale: float
+    ) -> None:
         self._builder.add(
-            norm.add_rms_norm, [*made.accesses(), *mine], mine,
-            x=made.pointer, rows=self._rows, weight=norm_weight.address, width=x.width, epsilon=epsilon, out=x.pointer,
-            private=self.private,
+            norm.add_rms_norm, [*made.accesses(), *(out if add else [])], out,
+            x=made.pointer, rows=self._rows, weight=weight.address, width=made.width, epsilon=epsilon, out=pointer, add=add,
+            scale=scale, private=self.private,
         )  # fmt: skip
-        return self._changed(x, f"residual after exchange {self._num_exchanges}")
 
     def rms_norm_all_heads(
         self, qkv: Value, heads: Heads, all_heads: int, q_weight: Vector, k_weight: Vector, epsilon: float
@@ -93,10 +118,20 @@ class Together(Dense):
             )  # fmt: skip
         return partial
 
-    def _add_exchanged(self, partial: Buffer, x: Value) -> Value:
-        """x + the sum of all ranks' partials, in x's place."""
+    def _add_exchanged(self, partial: Buffer, x: Value, factor: float = 1.0) -> Value:
+        """x + factor * the sum of all ranks' partials, in x's place."""
         x.check()
+        if factor != 1:
+            mine = Access(partial, self._columns(x.width))
+            self._builder.add(
+                scale.scale_columns, [mine], [mine],
+                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=x.width, factor=factor,
+            )  # fmt: skip
         return self._exchange(partial, x.buffer, x.width, add=True)
+
+    def _exchanged(self, partial: Buffer, width: int) -> Value:
+        """The sum of all ranks' partials, in memory of its own."""
+        return self._exchange(partial, self._buffer("product", width * 4), width, add=False)
 
     def _exchange(self, partial: Buffer, out: Buffer, width: int, add: bool, rows: Pointer | None = None) -> Value:
         """out = [out +] the sum of all ranks' partials, in rank order. rows: where their number stands, if not the Step's.

@@ -103,11 +103,23 @@ LAYER_NORM = {
 }
 GEMMA = {
     "scale of the embedding": word("embed", lambda true, p, weight, first, scale: true(p, weight, first)),
-    "norm after a block": word("add_normalized_product", lambda true, p, x, h, weight, norm, epsilon: p.add_product(x, h, weight)),
+    "norm after a block": word(
+        "add_normalized_product", lambda true, p, x, h, weight, norm, epsilon, scale=1.0: p.add_product(x, h, weight)
+    ),
     "weight of the norm after attention": tensors("post_attention_norm", 1),
     "weight of the norm after the FFN": tensors("post_ffw_norm", 1),
     "gelu": word("gelu_gate", lambda true, p, x: p.silu_gate(x)),
 }
+GEMMA4 = COMMON | NORMS | HEAD_NORMS | WINDOW | GEMMA | {
+    "norm of the values": word(
+        "rms_norm_values", lambda true, p, qkv, heads, epsilon, from_keys: true(p, qkv, heads, epsilon, True) if from_keys else qkv
+    ),
+    "part of a head that rotates": spec(divided=lambda divided: False),
+    "base of layers with a window": spec(window_base=lambda base: 5000.0),
+    "factor of a layer": word(
+        "add_normalized", lambda true, p, x, made, weight, epsilon, scale=1.0: true(p, x, made, weight, epsilon)
+    ),
+}  # fmt: skip
 YARN = {
     "rope scaling": spec(rope=plain_rope),
     "scale of the rotation": spec(rope=changed(scale=1.0)),
@@ -179,6 +191,23 @@ FEATURES = {
         "rope scaling": spec(rope=lambda rope: changed(frequencies=rope.frequencies * 8)(rope)),
         "base of layers with a window": spec(window_base=lambda base: 5000.0),
     },
+    "gemma4": GEMMA4 | {"cap of the logits": spec(logit_cap=lambda cap: 0.0)} | {
+        "all experts of a token": MIXTURE["all experts of a token"],
+        "experts": word(
+            "add_normalized",
+            lambda true, p, x, made, weight, *rest: x if "norm_2" in weight.name else true(p, x, made, weight, *rest),
+        ),
+        "weight of the norm before the experts": tensors("pre_ffw_norm_2", 1),
+        "weight of the norm after the experts": tensors("post_ffw_norm_2", 1),
+        "norm beside the experts": word("normalized", lambda true, p, made, *rest: made),
+        "weight of the norm beside the experts": tensors("post_ffw_norm_1", 1),
+        "factors of the router's input": tensors("ffn_gate_inp.scale", 1),
+        "size of the router's input": word(
+            "rms_norm", lambda true, p, x, weight, epsilon, logits_only=False, scale=1.0: true(p, x, weight, epsilon, logits_only)
+        ),
+        "factors of the experts": tensors("ffn_down_exps.scale", 1),
+    },
+    "gemma4-dense": GEMMA4,
     "qwen2moe": COMMON | NORMS | QKV_BIAS | MIXTURE | SHARED,
     "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | HYBRID,
     "qwen35": COMMON | NORMS | HEAD_NORMS | HYBRID | TILED | {"gate": GATE},

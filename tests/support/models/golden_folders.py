@@ -38,6 +38,27 @@ def gemma(tensors):
     return found
 
 
+def gemma4(tensors):
+    """Of experts gate and up lie in one matrix."""
+    names = {
+        "ffn_norm.weight": "pre_feedforward_layernorm.weight", "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+        "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+        "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+        "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight", "layer_output_scale.weight": "layer_scalar",
+        "ffn_gate_inp.weight": "router.proj.weight", "ffn_gate_inp.scale": "router.scale",
+        "ffn_down_exps.scale": "router.per_expert_scale", "ffn_gate_up_exps.weight": "experts.gate_up_proj",
+        "ffn_down_exps.weight": "experts.down_proj",
+    }  # fmt: skip
+    found = {}
+    for name, values in tensors.items():
+        rest = name.split(".", 2)[-1]
+        if rest in names:
+            found[f"model.layers.{name.split('.')[1]}.{names[rest]}"] = values
+        elif name != "rope_freqs.weight":
+            found |= folders.renamed({name: values})
+    return found
+
+
 def gpt_oss(tensors, floats=False):
     """Experts in MXFP4, as released; or as floats by columns, as transformers writes them."""
     import gguf
@@ -137,7 +158,10 @@ def write(folder, name, floats=False):
     elif name.startswith("deepseek2"):
         found = deepseek(tensors)
     else:
-        kinds = {"gemma2": gemma, "gemma3": gemma, "gpt-oss": partial(gpt_oss, floats=floats)}
+        kinds = {
+            "gemma2": gemma, "gemma3": gemma, "gemma4": gemma4, "gemma4-dense": gemma4,
+            "gpt-oss": partial(gpt_oss, floats=floats),
+        }  # fmt: skip
         found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
         if values.dtype == np.float32 and values.ndim > 1:

@@ -20,15 +20,21 @@ def write(path, recorded, rule):
 
 
 def add(writer, recorded, rule):
-    """By rule: a byte-level vocabulary with that `tokenizer.ggml.pre`, or kind 'llama' ('without prefix': no first space)."""
+    """By rule: a byte-level vocabulary with that `tokenizer.ggml.pre`, or kind 'llama' ('without prefix': no first space), or
+    'gemma4', which has the same pieces by merges.
+    """
     kind, _, without_prefix = rule.partition(" ")
-    if kind == "llama":
+    if kind in ("llama", "gemma4"):
         pieces = recorded["pieces"]
         tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
+        writer.add_tokenizer_model(kind)
         writer.add_token_list(tokens)
-        writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(pieces))])
+        if kind == "gemma4":
+            cuts = ((piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece)))
+            writer.add_token_merges([" ".join(cut) for cut in cuts if set(cut) <= set(pieces)])
+        else:
+            writer.add_tokenizer_pre("default")
+            writer.add_token_scores([0.0] * 259 + [-float(rank) for rank in range(len(pieces))])
         writer.add_token_types([UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(pieces))
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
