@@ -45,13 +45,13 @@ def bad_models(folder, model_path):
     truncated.write_bytes(Path(model_path).read_bytes()[:50_000_000])
     (folder / "text.gguf").write_text("not a model")
     tiny.write(folder / "falcon.gguf", architecture="falcon")
-    tiny.write(folder / "tq2.gguf", matrix_type="TQ2_0", sizes=tiny.SUPER_SIZES)
+    tiny.write(folder / "q1.gguf", matrix_type="Q1_0", sizes=tiny.SUPER_SIZES)
     tiny.write(folder / "missing.gguf", leave_out=("blk.1.attn_k",))
     return {
         "truncated.gguf": r"truncated",
         "text.gguf": r"not a GGUF file",
         "falcon.gguf": r"architecture 'falcon' is not supported; supported: .*llama",
-        "tq2.gguf": r"tensor '.*' has type TQ2_0, which numatp cannot compute with; supported: .*Q4_1",
+        "q1.gguf": r"tensor '.*' has type Q1_0, which numatp cannot compute with; supported: .*Q4_1",
         "missing.gguf": r"tensor 'blk.1.attn_k.weight' is missing",
         "absent.gguf": r"no such file",
     }

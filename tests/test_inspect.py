@@ -37,7 +37,7 @@ def test_a_folder(tmp_path):
 
 @pytest.mark.parametrize(("options", "reason"), [
     ({"architecture": "falcon"}, r"architecture 'falcon' is not supported; supported: "),
-    ({"matrix_type": "TQ2_0", "sizes": tiny.SUPER_SIZES}, r"tensor 'token_embd.weight' has type TQ2_0, which numatp cannot"),
+    ({"matrix_type": "Q1_0", "sizes": tiny.SUPER_SIZES}, r"tensor 'token_embd.weight' has type Q1_0, which numatp cannot"),
     ({"leave_out": ("blk.1.attn_k",)}, r"tensor 'blk.1.attn_k.weight' is missing"),
     ({"sizes": tiny.SIZES | {"head_size": 24}}, r"multiples of 16"),
     ({}, r"metadata lacks 'tokenizer.ggml.model'"),

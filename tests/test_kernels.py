@@ -157,6 +157,10 @@ def not_finite(format_name):
     if format_name == "MXFP4":
         return [(0, bytes([scale, *[0x77] * 16])) for scale in (253, 255)]
     numbers = {"F32": "<f4", "F16": "<f2"}
+    if format_name == "NVFP4":  # its not-a-number counts as zero
+        return []
+    if format_name == "IQ1_M":
+        return [(48, tiny.iq1_m_scale([value]).tobytes()) for value in (np.nan, np.inf, -np.inf)]
     if format_name == "BF16":
         return [(0, np.float32(value).tobytes()[2:]) for value in (np.nan, np.inf, -np.inf)]
     kind, places = np.dtype(numbers.get(format_name, "<f2")), FORMATS[format_name].scales or [0]
@@ -309,7 +313,7 @@ def test_embed(tmp_path, format_name):
 
 
 # Bits in memory to bits in the file; widths of the models that numatp is for, a multiple of the format's block.
-MOST_MEMORY = {"Q4_K": 1.05}
+MOST_MEMORY = {"Q4_K": 1.05, "IQ1_M": 1.05}
 WIDTHS = [512, 768, 1536, 2048, 2560, 2880, 4096, 5120, 8192, 11008, 12288, 14336, 29568]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from support.models import folders, golden_folders, opening, tiny, tiny_qwen3moe, tiny_qwen3next
-from support.models.quantized_folders import LAYOUTS, awq_settings, compressed, gptq_settings
+from support.models.quantized_folders import LAYOUTS, autoround_settings, awq_settings, compressed, gptq_settings
 
 from numatp import models
 from numatp.errors import UserError
@@ -57,6 +57,9 @@ def test_a_folder_without_fault(write):
     assert len(slices) == 3 + 9 * 2 and num_bytes
 
 
+AUTOROUND = autoround_settings("auto_round:auto_gptq")
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
@@ -78,7 +81,10 @@ def test_a_folder_without_fault(write):
         ({"attention_bias": True}, ["'attention_bias' is True"]),
         ({"num_key_value_heads": 2}, ["9 heads cannot share 2 KV heads evenly"]),
         ({"tie_word_embeddings": "yes"}, ["'tie_word_embeddings' should be true or false"]),
-        ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["by method 'bitsandbytes', and numatp knows awq, "]),
+        (
+            {"quantization_config": {"quant_method": "bitsandbytes"}},
+            ["by method 'bitsandbytes', and numatp knows auto-round, awq, "],
+        ),
         ({"quantization_config": 7}, ["is quantized by method None"]),
         ({"quantization_config": awq_settings(bits=3)}, ["its quantization has bits 3, and numatp knows 4"]),
         ({"quantization_config": awq_settings(version="gemv")}, ["version 'gemv'"]),
@@ -87,7 +93,24 @@ def test_a_folder_without_fault(write):
         ({"quantization_config": compressed("marlin-24")}, ["format 'marlin-24', and numatp knows 'pack-quantized'"]),
         ({"quantization_config": compressed("pack-quantized", num_bits=2)}, ["num_bits 2"]),
         ({"quantization_config": compressed("pack-quantized", strategy="tensor")}, ["strategy 'tensor'"]),
+        (
+            {"quantization_config": compressed("mxfp4-pack-quantized", type="float", group_size=16)},
+            ["group_size 16, and numatp knows 32"],
+        ),
         ({"quantization_config": {"quant_method": "fp8", "weight_block_size": 128}}, ["weight_block_size 128"]),
+        (
+            {"quantization_config": {"quant_method": "fp8", "scale_fmt": "e5m0"}},
+            ["scale_fmt 'e5m0', and numatp knows 'float', 'ue8m0'"],
+        ),
+        ({"quantization_config": AUTOROUND | {"bits": 2}}, ["bits 2, and numatp knows 4, 8"]),
+        (
+            {"quantization_config": AUTOROUND | {"packing_format": "itrex"}},
+            ["packing_format 'itrex', and numatp knows 'auto_round:"],
+        ),
+        (
+            {"quantization_config": AUTOROUND | {"extra_config": {"lm_head": {"bits": 8}}}},
+            ["has bits 8 for lm_head, and 4 for others"],
+        ),
         ({"quantization_config": {"quant_method": "../gptq"}}, ["by method '../gptq'"]),
     ],
 )

@@ -27,6 +27,19 @@ def q8_0(q: np.ndarray, d: np.ndarray) -> np.ndarray:
     return np.concatenate([_bytes(d), q.view(np.uint8).reshape(len(q), -1, BLOCK)], axis=-1).reshape(len(q), -1)
 
 
+def mxfp4(q: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """e2m1 codes 0..15, and of each 32 the byte of their scale, uint8 (rows, blocks)."""
+    return np.concatenate([e[..., None], nibbles(q)], axis=-1).reshape(len(q), -1)
+
+
+def nvfp4(q: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """e2m1 codes 0..15, and of each 16 the byte of their scale, uint8 (rows, columns / 16); columns a multiple of 64."""
+    halves = q.reshape(len(q), -1, 4, 2, 8)
+    packed = halves[..., 0, :] | halves[..., 1, :] << 4
+    blocks = packed.reshape(len(q), -1, 32)
+    return np.concatenate([d.reshape(*blocks.shape[:2], 4), blocks], axis=-1).reshape(len(q), -1)
+
+
 def _bytes(halves: np.ndarray) -> np.ndarray:
     """float16 (rows, blocks) to uint8 (rows, blocks, 2)."""
     return np.ascontiguousarray(halves).view(np.uint8).reshape(*halves.shape, 2)

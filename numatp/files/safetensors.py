@@ -23,8 +23,8 @@ ITEM_BYTES = {
     "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
 DTYPES = {
-    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F64": np.float64, "I64": np.int64,
-    "I32": np.int32, "I8": np.int8, "U8": np.uint8,
+    "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "F8_E4M3": np.uint8, "F8_E8M0": np.uint8, "F64": np.float64,
+    "I64": np.int64, "I32": np.int32, "I8": np.int8, "U8": np.uint8,
 }  # fmt: skip
 MAX_HEADER = 100_000_000  # bytes, as the format's own library allows
 MAX_TENSORS = 1 << 18  # far above any real model

@@ -34,15 +34,16 @@ def units_finite(unit_bytes, place, count):
     return finite
 
 
-def supers_finite(super_bytes, unit_bytes):
-    """The `finite` of a format whose super-blocks share float16 numbers and nothing else."""
+def supers_finite(super_bytes, unit_bytes, halves=None):
+    """The `finite` of a format whose super-blocks share float16 numbers, `halves` times 16, or nothing else."""
+    count = super_bytes // 32 if halves is None else halves
 
     @device
     def finite(tile, units):
         total = splat_f32(0)
         for index in range(touched(tile, units)):
             both = shared(tile, index, super_bytes, unit_bytes)
-            for i in range(super_bytes // 32):
+            for i in range(count):
                 total = add_zeros(total, widen(load_f16x16(both, i * 16)))
         return are_zeros(total)
 

@@ -184,13 +184,13 @@ def merged(typing_context, a, b):
     return a(a, b), emit
 
 
-def half_of(first):
+def taken(*numbers):
     """Intrinsic: four of the 8 weight vectors, which are 16 columns."""
 
     def emit(context, builder, signature, args):
         half = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
-        for j in range(4):
-            half = builder.insert_value(half, builder.extract_value(args[0], first + j), j)
+        for j, number in enumerate(numbers):
+            half = builder.insert_value(half, builder.extract_value(args[0], number), j)
         return half
 
     @intrinsic
@@ -200,4 +200,4 @@ def half_of(first):
     return take
 
 
-first_half, second_half = half_of(0), half_of(4)
+first_half, second_half = taken(0, 1, 2, 3), taken(4, 5, 6, 7)

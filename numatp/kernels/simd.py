@@ -55,7 +55,7 @@ i8x64 = Vector("i8", 64)
 i8x16 = Vector("i8", 16)
 SCALARS = {
     types.float32: FLOAT, types.float64: DOUBLE, types.int64: INT64, types.int32: INT32, types.int16: INT16, types.int8: BYTE,
-    types.uint8: BYTE,
+    types.uint8: BYTE, types.uint32: INT32,
 }  # fmt: skip
 
 
@@ -139,9 +139,11 @@ load_i64, store_i64 = loader(types.int64, INT64, 8), storer(types.int64, INT64, 
 load_i32, store_i32 = loader(types.int32, INT32, 4), storer(types.int32, INT32, 4)
 load_i16, store_i16 = loader(types.int16, INT16, 2), storer(types.int16, INT16, 2)
 load_u8, store_u8 = loader(types.uint8, BYTE, 1), storer(types.uint8, BYTE, 1)
+load_u32, store_u32 = loader(types.uint32, INT32, 1), storer(types.uint32, INT32, 1)
 load_i8, store_i8 = loader(types.int8, BYTE, 1), storer(types.int8, BYTE, 1)
 load_f32x16, store_f32x16 = loader(f32x16, FLOAT, 4), storer(f32x16, FLOAT, 4)
 load_f16x16, store_f16x16 = loader(f16x16, HALF, 2), storer(f16x16, HALF, 2)
+load_i32x16 = loader(i32x16, INT32, 4)
 load_i16x16 = loader(i16x16, INT16, 2)
 load_i8x16 = loader(i8x16, BYTE, 1)
 load_i8x64, store_i8x64 = loader(i8x64, BYTE, 1), storer(i8x64, BYTE, 1)
@@ -237,6 +239,8 @@ to_f32 = unary(f32x16, i32x16, lambda builder, v: builder.sitofp(v, llvm_type(f3
 widen = unary(f32x16, f16x16, lambda builder, v: builder.fpext(v, llvm_type(f32x16)))
 widen_u8 = unary(f32x16, i8x16, lambda builder, v: builder.uitofp(v, llvm_type(f32x16)))
 widen_i8 = unary(f32x16, i8x16, lambda builder, v: builder.sitofp(v, llvm_type(f32x16)))
+words_of_bytes = unary(i32x16, i8x16, lambda builder, v: builder.zext(v, llvm_type(i32x16)))
+words_of_halves = unary(i32x16, i16x16, lambda builder, v: builder.zext(v, llvm_type(i32x16)))
 low_nibbles = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 15)))
 low_twos = unary(i8x16, i8x16, lambda builder, v: builder.and_(v, constant(i8x16, 3)))
 high_twos = unary(i8x16, i8x16, lambda builder, v: builder.lshr(v, constant(i8x16, 2)))  # of nibbles
@@ -249,6 +253,17 @@ def _upper_half(builder, v, sixteen, result):
 
 
 widen_upper_halves = unary(f32x16, i16x16, lambda builder, v: _upper_half(builder, v, constant(i32x16, 16), llvm_type(f32x16)))
+
+
+def _widen_e4m3(builder, v):
+    """The same bits as float16, whose exponents count from 8 more."""
+    halves = builder.shl(builder.zext(v, llvm_type(i16x16)), constant(i16x16, 7))
+    wide = builder.fpext(builder.bitcast(halves, llvm_type(f16x16)), llvm_type(f32x16))
+    return builder.fmul(wide, constant(f32x16, 256.0))
+
+
+# Floats of 8 bits without a sign: 4 bits of exponent, 3 of mantissa.
+widen_e4m3 = unary(f32x16, i8x16, _widen_e4m3)
 
 
 def _half_power(builder, e, one, shifts, result):
@@ -322,6 +337,18 @@ def shift_right(typing_context, v, count):
 
     def emit(context, builder, signature, args):
         return builder.lshr(args[0], splat(builder, builder.trunc(args[1], INT32), LANES))
+
+    return i32x16(i32x16, types.int64), emit
+
+
+@intrinsic
+def low_bits(typing_context, v, count):
+    """The lowest `count` bits of every lane."""
+
+    def emit(context, builder, signature, args):
+        count = builder.trunc(args[1], INT32)
+        mask = builder.sub(builder.shl(INT32(1), count), INT32(1))
+        return builder.and_(args[0], splat(builder, mask, LANES))
 
     return i32x16(i32x16, types.int64), emit
 

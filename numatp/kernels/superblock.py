@@ -4,9 +4,15 @@ A tile of such a format begins with the phase, the units of the first super-bloc
 follow the super-blocks that the columns touch: what the 16 rows share, and the units that are here.
 """
 
+from numatp.kernels.activation import half_starts, scales, starts
+from numatp.kernels.ahead import prefetch_unit
+from numatp.kernels.bf16 import store_pairs
+from numatp.kernels.codebook import weight_at
 from numatp.kernels.compile import device
-from numatp.kernels.planes import store_halves
-from numatp.kernels.simd import load_i64, offset, store_i64
+from numatp.kernels.layout import PANEL_UNIT_BYTES
+from numatp.kernels.planes import first_half, second_half, store_halves
+from numatp.kernels.rows import add_dot_from
+from numatp.kernels.simd import lane, load_i64, offset, splat_f32, store_i64
 from numatp.quants.table import HEADER_BYTES
 from numatp.quants.table import SUPER_UNITS as UNITS
 
@@ -46,23 +52,112 @@ def unit_at(tile, unit, super_bytes, unit_bytes):
     return offset(tile, HEADER_BYTES + (super_of(tile, unit) + 1) * super_bytes + unit * unit_bytes)
 
 
+@device
+def place_of(tile, unit):
+    """Which of its super-block's 8 units it is."""
+    return (load_i64(tile, 0) + unit) % UNITS
+
+
 def packer(store_unit, block_bytes, unit_bytes, halves):
     """The `pack` of a format whose 16 rows share the float16 numbers `halves` of their file blocks.
 
     store_unit: device function (weights, block, row_bytes, place): the place-th unit of 16 file blocks, row_bytes apart.
     """
-    super_bytes = 32 * len(halves)
+
+    @device
+    def store_shared(both, block, row_bytes):
+        for i, half in enumerate(halves):
+            store_halves(offset(both, i * 32), offset(block, half * 2), row_bytes)
+
+    return sharing_packer(store_unit, store_shared, block_bytes, 32 * len(halves), unit_bytes)
+
+
+def sharing_packer(store_unit, store_shared, block_bytes, super_bytes, unit_bytes):
+    """The same where the 16 rows share what store_shared stores: device function (both, block, row_bytes)."""
 
     @device
     def pack(source, row_bytes, first_unit, units, tile):
         store_phase(tile, first_unit)
         for index in range(touched(tile, units)):
             block, both = offset(source, (first_unit // UNITS + index) * block_bytes), shared(tile, index, super_bytes, unit_bytes)
-            for i, half in enumerate(halves):
-                store_halves(offset(both, i * 32), offset(block, half * 2), row_bytes)
+            store_shared(both, block, row_bytes)
             first, last = units_of(tile, index, units)
             for unit in range(first, last):
                 weights = unit_at(tile, unit, super_bytes, unit_bytes)
                 store_unit(weights, block, row_bytes, (first_unit + unit) % UNITS)
 
     return pack
+
+
+def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
+    """(dot_tile, expand, element) of a format with activations "q8".
+
+    load_unit: device function (weights, both, place): of the place-th unit of a super-block, at `weights`, whose rows share what is
+    at `both`, (the weights + zero of 16 rows x 32 columns, in 0..128; the rows' scales), or with halves scales of the first and of
+    the second 16 columns.
+    """
+    first_starts, starts_bytes = (half_starts, 8) if halves else (starts, 4)
+
+    @device
+    def add_unit(total, unit, x, x_scales, x_starts, pitch):
+        return add_dot_from(total, unit[0], unit[1], x, x_scales, x_starts)
+
+    @device
+    def add_halves(total, unit, x, x_scales, x_starts, pitch):
+        total = add_dot_from(total, first_half(unit[0]), unit[1], x, x_scales, x_starts)
+        return add_dot_from(total, second_half(unit[0]), unit[2], offset(x, 16), x_scales, offset(x_starts, pitch * 4))
+
+    @device
+    def store_unit_panel(out, unit):
+        store_pairs(out, unit[0], unit[1], unit[1] * splat_f32(-zero))
+
+    @device
+    def store_half_panels(out, unit):
+        store_pairs(out, first_half(unit[0]), unit[1], unit[1] * splat_f32(-zero))
+        store_pairs(offset(out, PANEL_UNIT_BYTES // 2), second_half(unit[0]), unit[2], unit[2] * splat_f32(-zero))
+
+    @device
+    def row_scale(unit, row, column):
+        return lane(unit[1], row)
+
+    @device
+    def half_scale(unit, row, column):
+        return lane(unit[2] if column >= 16 else unit[1], row)
+
+    add, store, scale_at = (add_halves, store_half_panels, half_scale) if halves else (add_unit, store_unit_panel, row_scale)
+
+    @device
+    def dot_tile(tile, x, first, pitch, units, total):
+        here = shared(tile, 0, super_bytes, unit_bytes)
+        x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(first_starts(x, units * pitch), first * 4)
+        x = offset(x, first * 32)
+        for index in range(touched(tile, units)):
+            both = here
+            prefetch_unit(here, super_bytes)
+            here = offset(here, super_bytes)
+            begin, stop = units_of(tile, index, units)
+            for number in range(begin, stop):
+                unit = load_unit(here, both, place_of(tile, number))
+                prefetch_unit(here, unit_bytes)
+                total = add(total, unit, x, x_scales, x_starts, pitch)
+                here, x = offset(here, unit_bytes), offset(x, pitch * 32)
+                x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * starts_bytes)
+        return total
+
+    @device
+    def unit_of(tile, number):
+        both = shared(tile, super_of(tile, number), super_bytes, unit_bytes)
+        return load_unit(unit_at(tile, number, super_bytes, unit_bytes), both, place_of(tile, number))
+
+    @device
+    def expand(tile, first, last, out):
+        for number in range(first, last):
+            store(out, unit_of(tile, number))
+            out = offset(out, PANEL_UNIT_BYTES)
+
+    @device
+    def element(tile, units, row, column):
+        unit = unit_of(tile, column // 32)
+        return scale_at(unit, row, column % 32) * (weight_at(unit[0], row, column % 32) - zero)
+
+    return dot_tile, expand, element

@@ -1,10 +1,12 @@
 """compressed-tensors, as llm-compressor writes it: whole numbers of 4 or 8 bits with a scale per group of columns or per row
-("pack-quantized"), of 8 bits per row ("int-quantized"), or 8-bit floats ("float-quantized").
+("pack-quantized"), of 8 bits per row ("int-quantized"), 8-bit floats ("float-quantized"), or floats of 4 bits: MXFP4 and NVFP4.
 
 weight_packed int32 (rows, columns * bits / 32): codes q + 2^(bits - 1), lowest bits first; weight_scale (rows, groups), and where
 it is not symmetric weight_zero_point (rows * bits / 32, groups), packed down the rows: weight = scale * (q - zero). Otherwise
 weight int8 or F8_E4M3 (rows, columns). How a folder wants its activations does not matter: rows are quantised in blocks of 32 as
 for every 8-bit product. Scales are rounded to float16.
+"mxfp4-pack-quantized": weight_packed uint8 (rows, columns / 2), two floats per byte, and weight_scale, the bytes of powers of two.
+"nvfp4-pack-quantized": the same with weight_scale F8_E4M3 (rows, columns / 16), all divided by weight_global_scale.
 """
 
 from typing import Any
@@ -22,6 +24,7 @@ from numatp.files.layouts import (
     floating,
     fp8,
     groups_by_column,
+    mxfp4,
     need,
     need_shape,
     type_of,
@@ -32,7 +35,15 @@ SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
     "input_zero_point",
 )  # fmt: skip
-FORMATS = ("pack-quantized", "int-quantized", "float-quantized")
+BITS = {
+    "pack-quantized": (4, 8), "int-quantized": (8,), "float-quantized": (8,), "nvfp4-pack-quantized": (4,),
+    "mxfp4-pack-quantized": (4,),
+}  # fmt: skip
+STRATEGIES = {
+    "pack-quantized": ("group", "channel"), "int-quantized": ("channel",), "float-quantized": ("channel", "tensor"),
+    "nvfp4-pack-quantized": ("tensor_group",), "mxfp4-pack-quantized": ("group",),
+}  # fmt: skip
+GROUPS = {"nvfp4-pack-quantized": (16,), "mxfp4-pack-quantized": (32,)}
 
 
 def is_quantized(parts: Parts) -> bool:
@@ -47,24 +58,27 @@ def _weights(settings: Config) -> list[Any]:
 
 
 def check(settings: Config, fail: Fail) -> None:
-    expect(fail, "format", settings.get("format"), FORMATS)
+    expect(fail, "format", settings.get("format"), tuple(BITS))
     found = _weights(settings)
     if not found or any(not isinstance(weights, dict) or weights != found[0] for weights in found):
         fail('its "config_groups" quantize weights in several ways or none, and numatp needs one; use another model')
     (weights, *_), kind = found, settings["format"]
-    expect(fail, "num_bits", weights.get("num_bits"), (4, 8) if kind == "pack-quantized" else (8,))
-    expect(fail, "type", weights.get("type", "int"), ("float",) if kind == "float-quantized" else ("int",))
-    strategies = {"pack-quantized": ("group", "channel"), "int-quantized": ("channel",), "float-quantized": ("channel", "tensor")}
-    expect(fail, "strategy", weights.get("strategy"), strategies[kind])
+    expect(fail, "num_bits", weights.get("num_bits"), BITS[kind])
+    expect(fail, "type", weights.get("type", "int"), ("int",) if kind in ("pack-quantized", "int-quantized") else ("float",))
+    expect(fail, "strategy", weights.get("strategy"), STRATEGIES[kind])
     expect(fail, "symmetric", weights.get("symmetric", True), (True, False) if kind == "pack-quantized" else (True,))
     group = weights.get("group_size")
-    if weights["strategy"] == "group" and (type(group) is not int or group <= 0 or group % 32):
+    if kind in GROUPS:
+        expect(fail, "group_size", group, GROUPS[kind])
+    elif weights["strategy"] == "group" and (type(group) is not int or group <= 0 or group % 32):
         expect(fail, "group_size", group, (32, 64, 128))
 
 
 def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> Layout:
     weights = _weights(settings)[0]
     need(parts, ("weight_scale",), name, fail)
+    if settings["format"] == "mxfp4-pack-quantized" and "weight_packed" in parts:
+        return mxfp4.Matrix(parts["weight_packed"], parts["weight_scale"])
     if "weight_packed" in parts:
         return Packed(name, parts, weights, fail)
     if parts["weight"].type == "F8_E4M3":

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from numatp.files.blocks import from_bits, nibbles
+from numatp.files.blocks import from_bits, mxfp4
 from numatp.files.layouts import Config, Fail, Parts, Rows, need, need_shape
+from numatp.files.model_file import TensorInfo
 from numatp.files.safetensors import read_rows
 
 SUFFIXES = ("blocks", "scales")
@@ -25,27 +26,30 @@ def check(settings: Config, fail: Fail) -> None:
 
 def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> "Matrix":
     need(parts, SUFFIXES, name, fail)
-    return Matrix(parts)
+    blocks, scales = parts["blocks"], parts["scales"]
+    experts, rows, groups = (*blocks.shape, 0, 0, 0)[:3]
+    need_shape(blocks, "U8", (experts, rows, groups, 16))
+    need_shape(scales, "U8", (experts, rows, groups))
+    # The experts' rows below each other.
+    return Matrix(replace(blocks, shape=(experts * rows, groups * 16)), replace(scales, shape=(experts * rows, groups)))
 
 
 class Matrix:
-    """The experts' rows below each other."""
+    """Two floats per byte, (rows, columns / 2), and the bytes of the scales, (rows, columns / 32)."""
 
     type, note = "MXFP4", ""
 
-    def __init__(self, parts: Parts):
-        blocks, scales = parts["blocks"], parts["scales"]
-        experts, rows, groups = (*blocks.shape, 0, 0, 0)[:3]
-        need_shape(blocks, "U8", (experts, rows, groups, 16))
-        need_shape(scales, "U8", (experts, rows, groups))
-        self.shape = (experts * rows, groups * 32)
-        self.blocks = replace(blocks, shape=(experts * rows, groups * 16))
-        self.scales = replace(scales, shape=(experts * rows, groups))
+    def __init__(self, pairs: TensorInfo, scales: TensorInfo):
+        rows, half = (*pairs.shape, 0, 0)[:2]
+        need_shape(pairs, pairs.type if pairs.type == "I8" else "U8", (rows, half))
+        need_shape(scales, scales.type if scales.type == "F8_E8M0" else "U8", (rows, half // 16))
+        self.pairs, self.scales = pairs, scales
+        self.shape = (rows, half * 2)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         def read(some: slice) -> np.ndarray:
-            codes = read_rows(self.blocks, rows[some])[:, columns.start // 2 : columns.stop // 2]
+            pairs = read_rows(self.pairs, rows[some]).view(np.uint8)[:, columns.start // 2 : columns.stop // 2]
             scales = read_rows(self.scales, rows[some])[:, columns.start // 32 : columns.stop // 32]
-            return np.concatenate([scales[..., None], nibbles(from_bits(codes, 4))], axis=-1).reshape(len(codes), -1)
+            return mxfp4(from_bits(pairs, 4), scales)
 
         return read

@@ -8,5 +8,7 @@ DOT, the instructions of a dot product (a test looks for them), and functions th
     dot(builder, total, weights, x)          total[i] + sum of weights[i, j] * x[i, j]; weights in 0..128, x in -127..127
     dot_biased(builder, total, weights, x)   the same for weights + 128 in 0..255, counted from start(builder, -128 * sum of x)
     times_power(builder, y, n)               y * 2**n of float32, n whole in [-126, 127]
+    gather(builder, table, indices, width)   for each of 16 indices `width` (4 or 8) bytes of the table at that address: one or two
+                                             vectors of 16 words
     lookup(builder, table, indices)          table[index] for each of 64 bytes in 0..15; table: 16 Python ints in -128..255
 """

@@ -6,12 +6,12 @@ weights.
 """
 
 from numatp.errors import MachineError
-from numatp.kernels.isa.avx512vnni import DOT, GROUP, dot, dot_biased, lookup, start, times_power
+from numatp.kernels.isa.avx512vnni import DOT, GROUP, dot, dot_biased, gather, lookup, start, times_power
 from numatp.kernels.jit import intrinsic, ir, types
 from numatp.kernels.simd import BYTE, INT64, call_llvm, pointer
 from numatp.machine import tiles
 
-__all__ = ["DOT", "GROUP", "MANY", "configure", "dot", "dot_biased", "lookup", "release", "start", "times_power"]
+__all__ = ["DOT", "GROUP", "MANY", "configure", "dot", "dot_biased", "gather", "lookup", "release", "start", "times_power"]
 
 MANY = 32  # rows from which on a product goes through tiles: with fewer, making panels costs what tiles save
 

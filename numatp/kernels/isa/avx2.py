@@ -1,7 +1,7 @@
 """AVX2: as AVX-512 without VNNI, on halves of 256 bits; 16 registers hold fewer rows."""
 
 from numatp.kernels.jit import ir
-from numatp.kernels.simd import INT32, call_llvm, constant, i8x64, i32x16, llvm_type
+from numatp.kernels.simd import BYTE, INT32, INT64, call_llvm, constant, i8x64, i32x16, llvm_type
 
 GROUP = 4
 MANY = 0  # no tiles
@@ -53,3 +53,20 @@ def lookup(builder, table, indices):
     both = ir.Constant(HALF_BYTES, list(table) * 2)  # the instruction looks up in each 128 bits of its own
     found = [call_llvm(builder, "llvm.x86.avx2.pshuf.b", HALF_BYTES, both, _half(builder, indices, index)) for index in (0, 1)]
     return _join(builder, *found)
+
+
+def gather(builder, table, indices, width):
+    halves = [_half(builder, indices, index) for index in (0, 1)]
+    if width == 4:
+        zero, every = ir.Constant(HALF_INTS, [0] * 8), ir.Constant(HALF_INTS, [-1] * 8)
+        found = [
+            call_llvm(builder, "llvm.x86.avx2.gather.d.d.256", HALF_INTS, zero, table, half, every, BYTE(4)) for half in halves
+        ]
+        return [_join(builder, *found)]
+    quads, pairs = ir.VectorType(INT64, 4), []
+    zero, every = ir.Constant(quads, [0] * 4), ir.Constant(quads, [-1] * 4)
+    for half in halves:
+        own = [_half(builder, half, index) for index in (0, 1)]
+        found = [call_llvm(builder, "llvm.x86.avx2.gather.d.q.256", quads, zero, table, four, every, BYTE(8)) for four in own]
+        pairs.append(builder.bitcast(_join(builder, *found), llvm_type(i32x16)))
+    return [builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(INT32, 16), list(range(odd, 32, 2)))) for odd in (0, 1)]

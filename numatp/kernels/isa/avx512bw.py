@@ -5,11 +5,12 @@ as their magnitudes, and their signs move to x.
 """
 
 from numatp.kernels.jit import ir
-from numatp.kernels.simd import BYTE, INT16, INT32, call_llvm, constant, i8x64, i32x16
+from numatp.kernels.simd import BYTE, INT16, INT32, INT64, call_llvm, constant, i8x64, i32x16, llvm_type
 
 GROUP = 16
 MANY = 0  # no tiles
 DOT = ("vpmaddubsw", "vpmaddwd")
+BIT = ir.IntType(1)
 
 
 def dot(builder, total, weights, x):
@@ -40,3 +41,16 @@ def lookup(builder, table, indices):
     return call_llvm(
         builder, "llvm.x86.avx512.pshuf.b.512", indices.type, ir.Constant(ir.VectorType(BYTE, 64), list(table) * 4), indices
     )
+
+
+def gather(builder, table, indices, width):
+    if width == 4:
+        zero, every = constant(i32x16, 0), ir.Constant(ir.VectorType(BIT, 16), [1] * 16)
+        return [call_llvm(builder, "llvm.x86.avx512.mask.gather.dpi.512", zero.type, zero, table, indices, every, INT32(4))]
+    quads, halves = ir.VectorType(INT64, 8), []
+    for first in (0, 8):
+        own = builder.shuffle_vector(indices, indices, ir.Constant(ir.VectorType(INT32, 8), list(range(first, first + 8))))
+        zero, every = ir.Constant(quads, [0] * 8), ir.Constant(ir.VectorType(BIT, 8), [1] * 8)
+        found = call_llvm(builder, "llvm.x86.avx512.mask.gather.dpq.512", quads, zero, table, own, every, INT32(8))
+        halves.append(builder.bitcast(found, llvm_type(i32x16)))
+    return [builder.shuffle_vector(*halves, ir.Constant(ir.VectorType(INT32, 16), list(range(odd, 32, 2)))) for odd in (0, 1)]

@@ -1,9 +1,9 @@
 """AVX-512 VNNI: one instruction multiplies 64 bytes and adds them by fours."""
 
-from numatp.kernels.isa.avx512bw import lookup, times_power
+from numatp.kernels.isa.avx512bw import gather, lookup, times_power
 from numatp.kernels.simd import call_llvm
 
-__all__ = ["DOT", "GROUP", "MANY", "dot", "dot_biased", "lookup", "start", "times_power"]
+__all__ = ["DOT", "GROUP", "MANY", "dot", "dot_biased", "gather", "lookup", "start", "times_power"]
 
 GROUP = 16
 MANY = 0  # no tiles

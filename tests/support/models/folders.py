@@ -170,14 +170,17 @@ def bf16(values):
 
 
 def _described(name, values):
-    kind, address = SERIAL[values.dtype.name], values.ctypes.data
+    kind = values.dtype.names[0] if values.dtype.names else SERIAL[values.dtype.name]
+    address = values.ctypes.data
     if name.endswith(("blocks", "scales")) and kind == "float8_e4m3fn":
         kind = "uint8"
     return safetensors.TensorSpec(dtype=kind, shape=values.shape, data_ptr=address, data_len=values.nbytes)
 
 
 def write(folder, config, tensors, shards=1):
-    """tensors: arrays; uint16 stands for BF16 and uint8 for F8_E4M3, which numpy does not have."""
+    """tensors: arrays; uint16 stands for BF16 and uint8 for F8_E4M3, which numpy does not have. What else bytes are is the name of
+    their one field: [("uint8", np.uint8)].
+    """
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     parts = [dict(list(tensors.items())[i::shards]) for i in range(shards)]

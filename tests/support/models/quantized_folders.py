@@ -91,6 +91,38 @@ def mxfp4(rng, rows, columns):
     return {"blocks": pairs[..., 0] | pairs[..., 1] << 4, "scales": e.reshape(3, rows // 3, -1)}, values
 
 
+E2M1 = np.array([sign * magnitude for sign in (1, -1) for magnitude in (0, 0.5, 1, 1.5, 2, 3, 4, 6)])
+
+
+def float_pairs(rng, rows, columns):
+    """(two floats of 4 bits per byte, their values)."""
+    q = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
+    return q[:, ::2] | q[:, 1::2] << 4, E2M1[q]
+
+
+def powers_of_two(rng, rows, columns):
+    """(bytes, values)."""
+    e = rng.integers(117, 123, (rows, columns)).astype(np.uint8)
+    return e, 2.0 ** (e.astype(np.float64) - 127)
+
+
+def mxfp4_pairs(rng, rows, columns, weight, scale):
+    """weight, scale: what the tensors are called, and their types."""
+    pairs, values = float_pairs(rng, rows, columns)
+    e, powers = powers_of_two(rng, rows, columns // 32)
+    tensors = {name: values.view([(kind, np.uint8)]) for (name, kind), values in ((weight, pairs), (scale, e))}
+    return tensors, values * spread(powers, 32, columns)
+
+
+def fp8_with_powers(rng, rows, columns):
+    """As DeepSeek-V4 has it."""
+    tensors, values = fp8(rng, rows, columns)
+    scale = tensors.pop("weight_scale_inv")
+    e, powers = powers_of_two(rng, *scale.shape)
+    each = [spread(one, 128, columns).repeat(128, 0)[:rows] for one in (scale.astype(np.float64), powers)]
+    return tensors | {"scale": e.view([("float8_e8m0fnu", np.uint8)])}, values / each[0] * each[1]
+
+
 def compressed(kind, **weights):
     described = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32} | weights
     groups = {"group_0": {"targets": ["Linear"], "weights": described, "input_activations": None}}
@@ -99,6 +131,10 @@ def compressed(kind, **weights):
 
 def awq_settings(group=32, **more):
     return {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemm", "zero_point": True} | more
+
+
+def autoround_settings(packing, sym=True):
+    return {"quant_method": "auto-round", "bits": 4, "group_size": 32, "sym": sym, "data_type": "int", "packing_format": packing}
 
 
 def gptq_settings(group=32, bits=4, sym=True, **more):
@@ -125,7 +161,17 @@ LAYOUTS = {
     "fp8 by row": (
         compressed("float-quantized", num_bits=8, type="float", strategy="channel"),
         lambda rng, rows, columns: fp8(rng, rows, columns, (1, columns), "weight_scale"), "F32"),
+    "fp8 with powers of two": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, fp8_with_powers, "F32"),
+    "fp8's fp4": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0", "expert_dtype": "fp4"},
+        lambda *a: mxfp4_pairs(*a, ("weight", "int8"), ("scale", "float8_e8m0fnu")), "MXFP4"),
     "mxfp4": ({"quant_method": "mxfp4"}, mxfp4, "MXFP4"),
+    "compressed mxfp4": (
+        compressed("mxfp4-pack-quantized", type="float"),
+        lambda *a: mxfp4_pairs(*a, ("weight_packed", "uint8"), ("weight_scale", "uint8")), "MXFP4"),
+    "autoround": (autoround_settings("auto_round:auto_gptq", sym=False), lambda *a: gptq(*a, sym=False), "Q4_1"),
+    "autoround as awq": (autoround_settings("auto_round:auto_awq"), awq, "Q4_1"),
     "w4a16": (compressed("pack-quantized"), packed, "Q4_0"),
     "w4a16 with zeros": (compressed("pack-quantized", symmetric=False), lambda *a: packed(*a, sym=False), "Q4_1"),
     "w8a16": (compressed("pack-quantized", num_bits=8), lambda *a: packed(*a, bits=8), "Q8_0"),

@@ -17,6 +17,12 @@ SIZES = {
 SUPER_SIZES = SIZES | {"width": 256, "heads": 8, "kv_heads": 4, "ffn": 512}
 
 
+def iq1_m_scale(values):
+    """uint8 (blocks, 8): each value's float16 as nibbles on top of four words, the lowest first."""
+    halves = np.array(values, np.float16).view(np.uint16)
+    return (halves[:, None] >> np.arange(0, 16, 4, dtype=np.uint16) << 12).view(np.uint8)
+
+
 def quantized(data, matrix_type, rng):
     """(bytes (rows, row_bytes), float32 values) of a matrix; random bits that mean values of the size of data in a type that the
     gguf package reads and does not write.
@@ -27,11 +33,16 @@ def quantized(data, matrix_type, rng):
         return packed, gguf.quants.dequantize(packed, kind)
     block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (len(data), data.shape[1] // block * block_bytes), np.uint8)
+    if matrix_type not in FORMATS:
+        return raw, np.zeros_like(data)  # nobody reads it
     blocks, size = raw.reshape(-1, block_bytes), 1.0
     scales = {place: times * rng.uniform(0.5, 1.5, len(blocks)) for place, times in FORMATS[matrix_type].scales.items()}
     for _ in range(2):  # once to see how large the values are
         for place, values in scales.items():
             blocks[:, place : place + 2] = (size * values).astype(np.float16)[:, None].view(np.uint8)
+        if matrix_type == "IQ1_M":
+            blocks[:, 48:] &= np.tile(np.array([0xFF, 0x0F], np.uint8), 4)
+            blocks[:, 48:] |= iq1_m_scale(size * rng.uniform(0.5, 1.5, len(blocks)))
         result = gguf.quants.dequantize(raw, kind)
         size = np.abs(data).mean() / np.abs(result).mean()
     return raw, result
