@@ -27,11 +27,11 @@ VARIANTS = (
 )  # of an architecture that another model stands for
 
 
-def run_golden(path, name, tmp_path, ranks):
+def run_golden(path, name, tmp_path, ranks, cache="f16"):
     """(what the engine makes of the recorded tokens, the tokens, the recorded logits)."""
     recorded = np.load(GOLDEN / f"{name}.npz")
     sequences = [recorded[f"tokens{i}"].tolist() for i in range(2)]
-    got, _ = run_plan(path, tmp_path, ranks, STEPS, sequences, threads=2 if ranks == 1 else 1)
+    got, _ = run_plan(path, tmp_path, ranks, STEPS, sequences, threads=2 if ranks == 1 else 1, cache=cache)
     return got, sequences, [recorded[f"logits{i}"].astype(np.float64) for i in range(2)]
 
 

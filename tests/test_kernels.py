@@ -10,7 +10,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from support.commands import SCRIPTS, run
-from support.kernels import KERNEL, all_kernels
+from support.kernels import all_kernels, call
 from support.models import tiny
 
 from numatp import quants
@@ -31,14 +31,6 @@ BF16_EPSILON = 2.0**-7
 def through_tiles(format, rows):
     """Whether so many rows are multiplied on tile registers, on this level."""
     return format.expand is not None and MANY > 0 and rows >= MANY
-
-
-def call(kernel, threads=3, **args):
-    """Runs all threads of a kernel, one after the other; arrays are passed by address."""
-    values = {name: value.ctypes.data if isinstance(value, np.ndarray) else value for name, value in args.items()}
-    record = kernel.record(**values)
-    for thread in range(threads):
-        KERNEL(kernel.address)(record.ctypes.data, thread, threads)
 
 
 def aligned(num_bytes, fill=0xFF):

@@ -127,7 +127,9 @@ def test_shapes_have_the_size_of_their_files(name):
         ("qwen2.5-72b", 72.7, 72.7 - 1.2), ("qwen3-235b-a22b", 235, 22), ("qwen3-30b-a3b", 30.5, 3.3 - 0.3),
         ("command-a", 111, 111), ("llama-3.1-8b", 8.03, 8.03 - 0.53), ("llama-3.1-70b", 70.6, 70.6 - 1.05),
         ("deepseek-v3", 671, 37), ("kimi-k2", 1026, 32), ("deepseek-v2-lite", 15.7, 2.4), ("glm-4.6", 353, 32),
-        ("glm-4.5-air", 107, 12.5), ("glm-4.7-flash", 29.9, 3.6), ("minimax-m2", 229, 10), ("qwen3.5-397b-a17b", 397, 17),
+        ("glm-4.5-air", 107, 12.5), ("glm-4.7-flash", 29.9, 3.6), ("minimax-m2", 229, 10),
+        ("glm-5", 744, 40), ("mistral-large-3", 673, 39), ("mistral-small-4", 119, 6),
+        ("deepseek-v3.2", 671 + 0.8, 37), ("qwen3.5-397b-a17b", 397, 17),
         ("qwen3.5-122b-a10b", 122, 10 - 0.76), ("qwen3.5-35b-a3b", 35, 3), ("qwen3.5-27b", 27, 27 - 1.27),
         ("gemma-4-31b", 30.7, 30.7), ("gemma-4-26b-a4b", 25.2, 3.8),
     ],
@@ -140,7 +142,8 @@ def test_shapes_have_the_parameters_of_their_models(name, parameters, active):
 
 @pytest.mark.parametrize(("given", "meant"), [
     ("qwen3-235b", "qwen3-235b-a22b"), ("GLM-4.7", "glm-4.6"), ("glm4.6", "glm-4.6"), ("minimax_m2.5", "minimax-m2"),
-    ("qwen3.5-397b", "qwen3.5-397b-a17b"), ("llama3.1-8b", "llama-3.1-8b"), ("qwen3", None), ("llama-3.1", None),
+    ("qwen3.5-397b", "qwen3.5-397b-a17b"), ("kimi-k2.6", "kimi-k2"), ("GLM-5.2", "glm-5"),
+    ("llama3.1-8b", "llama-3.1-8b"), ("qwen3", None), ("llama-3.1", None),
     ("qwen3.5-3", None), ("", None), ("a/glm-4.6", None),
 ])  # fmt: skip
 def test_other_spellings_of_shapes(given, meant):

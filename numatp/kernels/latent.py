@@ -2,7 +2,7 @@
 part of the key that rotates. A head's own matrix makes a query for latent rows of the query, and another makes values of their sum.
 """
 
-from math import sqrt
+from math import log, sqrt
 from types import ModuleType
 
 from numatp.kernels.compile import kernel, share
@@ -36,12 +36,13 @@ def arrange_heads(args, thread, threads):
 
 @kernel(
     made="pointer", made_stride="int", width="int", rest="pointer", rest_stride="int", rest_width="int", angles="pointer",
-    rows="pointer", heads="int", pitch="int", out="pointer",
+    rows="pointer", heads="int", pitch="int", positions="pointer", heat="float", heat_length="int", out="pointer",
 )  # fmt: skip
 def by_rows(args, thread, threads):
     """out (rows, heads, width + rest_width) = what was made for each head (places, width), then `rest`, whose neighbours rotate.
 
-    rest: of each row's head in turn rest_width values, rest_stride bytes apart. rest_width may be 0.
+    rest: of each row's head in turn rest_width values, rest_stride bytes apart. rest_width may be 0. heat: all is multiplied by
+    1 + heat * log(1 + position // heat_length); 0: it is not.
     """
     rows = load_i64(args.rows, 0)
     groups = (rows + args.pitch - 1) // args.pitch
@@ -56,6 +57,10 @@ def by_rows(args, thread, threads):
             store_f32x16(out, args.width + i, load_f32x16(offset(args.rest, item * args.rest_stride), i))
         rotated = offset(out, args.width * 4)
         rotate_pairs(rotated, offset(args.angles, row * args.rest_width * 4), args.rest_width // 2, 2, 1)
+        if args.heat != 0:
+            factor = splat_f32(float32(1 + args.heat * log(1 + load_i64(args.positions, row) // args.heat_length)))
+            for i in range(0, args.width + args.rest_width, 16):
+                store_f32x16(out, i, load_f32x16(out, i) * factor)
 
 
 @kernel(

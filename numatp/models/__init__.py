@@ -12,8 +12,9 @@ from numatp.files.gguf import leave_out_further_layers, read_gguf
 from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
+from numatp.weights.kv_b import split_kv_b
 
-NOT_ARCHITECTURES = {"hybrid", "latent", "layers", "names", "rope", "routed", "shapes", "spec"}
+NOT_ARCHITECTURES = {"hybrid", "indexed", "latent", "layers", "names", "rope", "routed", "shapes", "spec"}
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
 BEHIND = "ForCausalLM"  # what the names of architectures in folders end with
@@ -35,6 +36,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
     file = read_gguf(path)
     model = find(file)
     leave_out_further_layers(file)
+    split_kv_b(file)
     return file, model
 
 

@@ -97,7 +97,7 @@ HUGGING_FACE = HuggingFace(
 
 
 def read_spec(file: ModelFile) -> LatentSpec:
-    return read_latent(file)
+    return read_latent(file, LatentSpec)
 
 
 def rules(spec: LatentSpec) -> list[Rule]:

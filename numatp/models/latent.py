@@ -3,9 +3,10 @@
 matrices.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log, sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +46,13 @@ STYLE = Style(gate=SOFTMAX, bias_may_lack=True, output_columns="heads*value_size
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec(MixtureSpec):
     low_rank_queries: bool
+    heat: tuple[float, int]  # queries are multiplied by 1 + the first * log(1 + position // the second)
+
+
+LatentKind = TypeVar("LatentKind", bound=LatentSpec)
+# choose(block, h, low, angles, cache): the tokens that rows see (choose_tokens), None: all; h: normalised rows, low: what their
+# queries are made of.
+Choose = Callable[[str, Value, Value, Value, LayerCache], Value | None]
 
 
 def _style(file: ModelFile) -> Style:
@@ -55,17 +63,28 @@ def _style(file: ModelFile) -> Style:
     return replace(STYLE, gate=SIGMOID) if name == "deepseek2" and flash else STYLE
 
 
-def read_latent(file: ModelFile) -> LatentSpec:
+def _read_heat(file: ModelFile) -> tuple[float, int]:
+    name = file.text("general.architecture")
+    scale = file.number(f"{name}.attention.temperature_scale", default=0.0)
+    if not scale:
+        return 0.0, 1
+    trained = file.integer(f"{name}.rope.scaling.original_context_length", default=0)
+    length = file.integer(f"{name}.attention.temperature_length", default=0) or trained
+    if length < 1:
+        file.fail(f"lets queries grow every {length} tokens ('{name}.attention.temperature_length'); convert the model again")
+    return scale, length
+
+
+def read_latent(
+    file: ModelFile, kind: type[LatentKind], layer: Callable[[int, Attention], Attention] | None = None,
+    more_sizes: Mapping[str, int] | None = None, **more: Any,
+) -> LatentKind:  # fmt: skip
+    """layer(number, what it keeps): another kind of layer, which keeps more."""
     name = file.text("general.architecture")
 
     def count(key: str) -> int:
         return file.count(f"{name}.{key}")
 
-    for key in ("attention.temperature_scale", "attention.temperature_length"):
-        if file.number(f"{name}.{key}", default=0.0):
-            file.fail(f"scales queries by their position ('{name}.{key}'), which numatp cannot compute; use another model")
-    if not file.integer(f"{name}.attention.key_length_mla", default=0):
-        file.fail("has heads' keys and values in one matrix ('attn_kv_b'); convert the model again with a current converter")
     width, heads, latent = (
         count("embedding_length"),
         file.count_of_layers(f"{name}.attention.head_count"),
@@ -89,16 +108,18 @@ def read_latent(file: ModelFile) -> LatentSpec:
         width=width, heads=cut_heads(heads, value_size), latent_heads=Shared(1, "heads", heads), head_size=head_size,
         nope=nope, rotated=rotated, value_size=value_size, latent=latent, latent_row=latent + rotated,
         **({"query_rank": rank} if rank else {}),
-        vocab=cut_rows(vocab), **feed_forward_sizes(file, STYLE),
+        vocab=cut_rows(vocab), **feed_forward_sizes(file, STYLE), **(more_sizes or {}),
     )  # fmt: skip
     layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
+    rows = Attention(latent + rotated, latent, heads="latent_heads")
     return read_mixture(
-        file, LatentSpec, _style(file), sizes, layers=(Attention(latent + rotated, latent, heads="latent_heads"),) * layers,
-        rope=read_rope(file, rotated, scores=True), low_rank_queries=rank > 0,
+        file, kind, _style(file), sizes, layers=tuple(layer(number, rows) if layer else rows for number in range(layers)),
+        rope=read_rope(file, rotated, scores=True), low_rank_queries=rank > 0, heat=_read_heat(file), **more,
     )  # fmt: skip
 
 
-def latent_rules(spec: LatentSpec) -> list[Rule]:
+def latent_rules(spec: LatentSpec, more: Callable[[int], Sequence[Rule]] = lambda layer: ()) -> list[Rule]:
+    """more(layer): rules of attention that it has besides."""
     queries: tuple[Rule, ...] = (Rule.matrix("attn_q.weight", "heads*head_size", "width"),)
     if spec.low_rank_queries:
         queries = (
@@ -106,20 +127,19 @@ def latent_rules(spec: LatentSpec) -> list[Rule]:
             Rule.vector("attn_q_a_norm.weight", "query_rank"),
             Rule.matrix("attn_q_b.weight", "heads*head_size", "query_rank"),
         )
-    return mixture_rules(
-        spec,
-        STYLE,
-        (
-            *queries,
-            Rule.matrix("attn_kv_a_mqa.weight", "latent_row", "width"),
-            Rule.vector("attn_kv_a_norm.weight", "latent"),
-            Rule.stacked("attn_k_b.weight", "heads", "latent", "nope"),
-            Rule.stacked("attn_v_b.weight", "heads", "value_size", "latent"),
-        ),
+    attention = (
+        *queries,
+        Rule.matrix("attn_kv_a_mqa.weight", "latent_row", "width"),
+        Rule.vector("attn_kv_a_norm.weight", "latent"),
+        Rule.stacked("attn_k_b.weight", "heads", "latent", "nope"),
+        Rule.stacked("attn_v_b.weight", "heads", "value_size", "latent"),
     )
+    return mixture_rules(spec, STYLE, lambda layer: (*attention, *more(layer)))
 
 
-def latent_forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+def latent_forward(
+    p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache], choose: Choose | None = None
+) -> None:
     sizes, epsilon = spec.sizes, spec.epsilon
     matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.latent_heads, sizes.heads, sizes.latent_row)
@@ -130,12 +150,17 @@ def latent_forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, c
     def attention(blk: str, h: Value, cache: LayerCache) -> Value:
         row = p.matmul(h, matrix(f"{blk}.attn_kv_a_mqa.weight"))
         p.append_latent(row, vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, sizes.rotated, angles, cache)
+        low = h
         if spec.low_rank_queries:
-            h = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
-        q = p.matmul(h, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
+            low = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
+        q = p.matmul(low, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
         queries = p.head_matmul(q, sizes.nope, routes, matrix(f"{blk}.attn_k_b.weight"))
-        queries = p.latent_queries(queries, q, sizes.rotated, angles, routes)
-        rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent)
+        queries = p.latent_queries(queries, q, sizes.rotated, angles, routes, spec.heat)
+        chosen = choose(blk, h, low, angles, cache) if choose else None
+        if chosen is None:
+            rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent)
+        else:
+            rows = p.sparse_attention(queries, heads, scale, cache, chosen, sizes.latent)
         return p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, matrix(f"{blk}.attn_v_b.weight")), routes)
 
     mixture_forward(p, spec, STYLE, split, weights, caches, attention)

@@ -1,7 +1,7 @@
 """What kinds of layers keep between tokens, and how many bytes of it are on one rank: the cache, plans and bench ask them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, cache_refusal
 from numatp.program.values import Buffer, Kept, LayerCache, LayerState
@@ -81,6 +81,32 @@ class Attention(InBlocks):
         return LayerCache(
             Buffer(f"keys{name}", stride, address), Buffer(f"values{name}", stride, address + keys), table, cache_type, self.seen
         )
+
+
+@dataclass(frozen=True)
+class IndexedAttention(Attention):
+    """Of whose tokens a row sees the `top` that an indexer chooses, which keeps a key of each; or another layer's, without keys."""
+
+    top: int = NO_WINDOW
+    index_size: int = 0  # of the indexer's keys
+
+    def _index_bytes(self) -> int:
+        return cache_bytes("f16", self.index_size)
+
+    def block_bytes(self, split: Split, cache_type: str) -> int:
+        return super().block_bytes(split, cache_type) + self._index_bytes()
+
+    def refusal(self, cache_type: str) -> str:
+        return "" if cache_type == "f16" else f"tokens are chosen from a float16 cache only, not from {cache_type}: use f16"
+
+    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
+        cache = super().placed(name, address, stride, table, split, cache_type)
+        start = address + super().block_bytes(split, cache_type)
+        return replace(cache, index=Buffer(f"index{name}", stride, start)) if self.index_size else cache
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        rows = super().block_bytes(split, cache_type) // CACHE_BLOCK
+        return rows * min(tokens, self.top) + self._index_bytes() // CACHE_BLOCK * tokens
 
 
 @dataclass(frozen=True)

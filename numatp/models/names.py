@@ -142,6 +142,13 @@ def whole_experts(file: ModelFile) -> tuple[np.ndarray, int]:
 TOGETHER = {
     "gate": ("gate_up_proj", half_of_experts(0)), "up": ("gate_up_proj", half_of_experts(1)), "down": ("down_proj", whole_experts),
 }  # fmt: skip
+# Each expert's matrices as tensors of their own, or those of all experts in one.
+EITHER = {
+    f"blk.{{layer}}.ffn_{name}_exps.weight": Stored(
+        EXPERTS[f"blk.{{layer}}.ffn_{name}_exps.weight"], together=(f"model.layers.{{layer}}.mlp.experts.{theirs}", rows)
+    )
+    for name, (theirs, rows) in TOGETHER.items()
+}
 
 
 # Values of keys of any class: nothing else is computed.

@@ -138,11 +138,11 @@ def read_router(file: ModelFile, style: Style) -> Router:
 
 def routed_rules(spec: RoutedSpec, style: Style) -> list[Rule]:
     norms = NORM_OF_ALL_RULES if style.norm_of_all else HEAD_NORM_RULES if spec.heads_normalized else ()
-    return mixture_rules(spec, style, (*QKV_RULES, *(QKV_BIAS_RULES if spec.qkv_bias else ()), *norms))
+    return mixture_rules(spec, style, lambda layer: (*QKV_RULES, *(QKV_BIAS_RULES if spec.qkv_bias else ()), *norms))
 
 
-def mixture_rules(spec: MixtureSpec, style: Style, attention: Sequence[Rule]) -> list[Rule]:
-    """attention: the rules between a layer's first norm and the matrix of attention's output."""
+def mixture_rules(spec: MixtureSpec, style: Style, attention: Callable[[int], Sequence[Rule]]) -> list[Rule]:
+    """attention(layer): the rules between its first norm and the matrix of attention's output."""
     dense = (*GATE_UP_RULES, DOWN_RULE)
     bias = (Rule.vector(style.bias, "experts"),) if spec.biased else ()
     shared = SHARED_EXPERT_RULES[1:] if "shared_ffn" in spec.sizes else ()
@@ -151,7 +151,7 @@ def mixture_rules(spec: MixtureSpec, style: Style, attention: Sequence[Rule]) ->
         spec,
         lambda layer: (
             Rule.vector("attn_norm.weight", "width"),
-            *attention,
+            *attention(layer),
             Rule.matrix("attn_output.weight", "width", style.output_columns),
             Rule.vector(style.ffn_norm, "width"),
             *(dense if layer < spec.dense_layers else mixture),

@@ -133,6 +133,36 @@ SHAPES = {
         "expert_used_count": 4, "expert_feed_forward_length": 1536, "expert_shared_count": 1,
         "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
     }, optional=("blk.0.exp_probs_b.bias",)),
+    "deepseek-v3.2": Shape("deepseek32", 129280, {
+        "embedding_length": 7168, "block_count": 61, "attention.head_count": 128, "attention.q_lora_rank": 1536,
+        "attention.kv_lora_rank": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128,
+        "rope.dimension_count": 64, "feed_forward_length": 18432, "leading_dense_block_count": 3, "expert_count": 256,
+        "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1, "expert_group_count": 8,
+        "expert_group_used_count": 4, "attention.indexer.head_count": 64, "attention.indexer.key_length": 128,
+        "attention.indexer.top_k": 2048, "context_length": 163840, "attention.layer_norm_rms_epsilon": 1e-6,
+    }, optional=("blk.0.exp_probs_b.bias",)),
+    "glm-5": Shape("glm-dsa", 154880, {
+        "embedding_length": 6144, "block_count": 78, "attention.head_count": 64, "attention.q_lora_rank": 2048,
+        "attention.kv_lora_rank": 512, "attention.key_length_mla": 256, "attention.value_length_mla": 256,
+        "rope.dimension_count": 64, "feed_forward_length": 12288, "leading_dense_block_count": 3, "expert_count": 256,
+        "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1,
+        "attention.indexer.head_count": 32, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048,
+        "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
+    }, optional=("blk.0.exp_probs_b.bias",)),
+    "mistral-large-3": Shape("deepseek2", 131072, {
+        "embedding_length": 7168, "block_count": 61, "attention.head_count": 128, "attention.q_lora_rank": 1536,
+        "attention.kv_lora_rank": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128,
+        "rope.dimension_count": 64, "feed_forward_length": 16384, "leading_dense_block_count": 3, "expert_count": 128,
+        "expert_used_count": 4, "expert_feed_forward_length": 4096, "expert_shared_count": 1,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "mistral-small-4": Shape("mistral4", 131072, {
+        "embedding_length": 4096, "block_count": 36, "attention.head_count": 32, "attention.q_lora_rank": 1024,
+        "attention.kv_lora_rank": 256, "attention.key_length_mla": 128, "attention.value_length_mla": 128,
+        "rope.dimension_count": 64, "leading_dense_block_count": 0, "expert_count": 128, "expert_used_count": 4,
+        "expert_feed_forward_length": 2048, "expert_shared_count": 1, "context_length": 1048576,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
     "minimax-m2": Shape("minimax-m2", 200064, {
         "embedding_length": 3072, "block_count": 62, "attention.head_count": 48, "attention.head_count_kv": 8,
         "attention.key_length": 128, "rope.dimension_count": 64, "expert_count": 256, "expert_used_count": 8,
@@ -167,7 +197,8 @@ SHAPES = {
 # Later models of the same shape.
 SAME = {
     "qwen3-coder-next": "qwen3-next-80b-a3b", "qwen3.6-27b": "qwen3.5-27b", "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
-    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2",
+    "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "kimi-k2-thinking": "kimi-k2", "kimi-k2.5": "kimi-k2",
+    "kimi-k2.6": "kimi-k2", "glm-5.1": "glm-5", "glm-5.2": "glm-5", "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2",
     "minimax-m2.5": "minimax-m2",
 }  # fmt: skip
 

@@ -3,9 +3,9 @@
 A word that writes in the place of one of its values says so. That value can be read no more: go on with what the word returned.
 """
 
-from numatp.program.words.latent import Latent
 from numatp.program.words.linear import Linear
+from numatp.program.words.sparse import Sparse
 
 
-class Ops(Linear, Latent):
-    """All words; see Recorder for what is recorded. Latent has Attention's and Experts' words, and those Together's and Dense's."""
+class Ops(Linear, Sparse):
+    """All words; see Recorder for what is recorded. Sparse has Latent's, Attention's, Experts', Together's and Dense's words."""

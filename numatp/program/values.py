@@ -190,6 +190,7 @@ class LayerCache(Kept):
     table: int  # which of the Step's tables lists its blocks
     type: str = "f16"  # one of kernels/caches
     window: int = NO_WINDOW  # tokens that a row sees, itself included
+    index: Buffer | None = None  # keys of an indexer (kernels/sparse.py)
 
     @property
     def sees_all(self) -> bool:

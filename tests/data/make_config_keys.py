@@ -116,8 +116,9 @@ VALUES = {
     "pretraining_tp": [2], "tie_encoder_decoder": [True], "num_experts_per_tok": [1, 3], "is_causal": [False],
     "n_group": [1, 4], "topk_group": [1, 4], "first_k_dense_replace": [0, 2], "n_shared_experts": [1], "rotary_dim": [4, 16, None],
     "moe_layer_end_index": [-1, 0, 1], "moe_layer_start_index": [0, 2], "moe_layer_interval": [2],
-    "mlp_layer_types": [None, ["dense", "dense"], ["sparse", "dense"], ["sparse", "sparse"]], 
-    "scoring_func": ["sigmoid", "softmax"],
+    "mlp_layer_types": [None, ["dense", "dense"], ["sparse", "dense"], ["sparse", "sparse"]],
+    "scoring_func": ["sigmoid", "softmax"], "topk_method": ["greedy", "group_limited_greedy"],
+    "indexer_types": [None, ["full", "shared", "shared"], ["shared", "full", "full"]], "index_topk_pattern": ["FSF"],
     "num_nextn_predict_layers": [0, 2], "linear_conv_kernel_dim": [3],
     "cross_attention_hidden_size": [8], "temperature": [2.0], "output_router_logits": [True], "per_layer_config": [None],
 }  # fmt: skip
@@ -155,7 +156,7 @@ def logits_of(folder, config, tokens):
     """Of the last token, or None."""
     (folder / "config.json").write_text(json.dumps(config))
     try:
-        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        model, info = getattr(transformers, config["architectures"][0]).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True
         )
         if info["missing_keys"] or info["mismatched_keys"]:

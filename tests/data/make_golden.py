@@ -60,6 +60,8 @@ GEMMA4 = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
     },
 }  # fmt: skip
+# So many heads and tokens that no row is near to choosing another token: by 4e-4 of the highest score.
+INDEXED = {"q_lora_rank": 32, "index_topk": 22, "index_head_dim": 32, "index_n_heads": 16}
 
 # name: (class of the model, what its configuration has besides COMMON)
 MODELS = {
@@ -134,9 +136,21 @@ MODELS = {
     }),
     "deepseek2-lite": ("DeepseekV2", {
         **ROUTED, **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "rope_parameters": YARN_LATENT,
+        "qk_rope_head_dim": 32,  # so that a cache of 8 bits can hold its rows
         "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False,
     }),
     "deepseek2-flash": ("Glm4MoeLite", {**ROUTED, **LATENT, "q_lora_rank": 32, "rope_parameters": PLAIN, "v_head_dim": 64}),
+    "mistral4": ("Mistral4", {
+        **ROUTED, **LATENT, "head_dim": 48, "q_lora_rank": 32, "routed_scaling_factor": 1.0, "scoring_func": "softmax",
+        "rope_parameters": {**YARN, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3},
+    }),
+    "deepseek32": ("DeepseekV32", {
+        **ROUTED, **LATENT, **INDEXED, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "rope_parameters": YARN_LATENT,
+    }),
+    "glm-dsa": ("GlmMoeDsa", {
+        **ROUTED, **LATENT, **INDEXED, "index_topk": 23, "num_hidden_layers": 3, "v_head_dim": 64, "rope_parameters": PLAIN,
+        "indexer_types": ["full", "shared", "full"],
+    }),
     "gpt-oss": ("GptOss", {
         "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
         "rope_parameters": {**YARN, "truncate": False, "beta_fast": 8.0}, "layer_types": ["sliding_attention", "full_attention"],
@@ -183,6 +197,13 @@ def model_of(name):
 def round_cache(model):
     """From now on this kind of model's attention sees keys and values that have been float16."""
     module = sys.modules[type(model).__module__]
+    kept_keys = transformers.DynamicCache.update_indexer
+    if kept_keys.__name__ != "round_indexer":  # those of the indexer, which the cache keeps
+
+        def round_indexer(cache, keys, layer):
+            return kept_keys(cache, keys.half().to(keys.dtype), layer)
+
+        transformers.DynamicCache.update_indexer = round_indexer
     for layer in model.model.layers:
         if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
             expand = layer.self_attn.expand_kv
@@ -203,10 +224,24 @@ def describe(folder, path):
     with safetensors.safe_open(folder / "model.safetensors", "np") as file:
         shapes = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
     config = json.loads((folder / "config.json").read_text())
-    config = {key: value for key, value in config.items() if value is not None and key not in ("transformers_version", "dtype")}
+    config = {key: value for key, value in config.items() if key not in ("transformers_version", "dtype")}
+    config = {key: value for key, value in config.items() if value is not None or key == "q_lora_rank"}  # None: without one
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in config.items()]
     tensors = [f"{json.dumps(name)}: {json.dumps(shape)}" for name, shape in shapes.items()]
     path.write_text('{"config": {\n' + ",\n".join(lines) + '\n}, "tensors": {\n' + ",\n".join(tensors) + "\n}}\n")
+
+
+def temper(found):
+    """The converter forgets how queries grow with their position, which it writes for Ministral 3 and Mistral Large 3."""
+    true = found.set_gguf_parameters
+
+    def set_gguf_parameters(self):
+        true(self)
+        self.gguf_writer.add_attn_temperature_scale(self.rope_parameters["llama_4_scaling_beta"])
+        self.gguf_writer.add_attn_temperature_length(self.rope_parameters["original_max_position_embeddings"])
+
+    found.set_gguf_parameters = set_gguf_parameters
+    return found
 
 
 def convert(model, converter, path):
@@ -222,7 +257,11 @@ def convert(model, converter, path):
         describe(folder, GOLDEN / f"{path.stem}.json")
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
-        found = conversion.get_model_class(json.loads((folder / "config.json").read_text())["architectures"][0])
+        config = json.loads((folder / "config.json").read_text())
+        if config["model_type"] == "mistral4":  # known as the text part of a multimodal model
+            found = temper(conversion.get_model_class("Mistral3ForConditionalGeneration").Mistral4Model)
+        else:
+            found = conversion.get_model_class(config["architectures"][0])
         found.set_vocab, found.no_mtp = lambda self: None, True
         with torch.inference_mode():
             found(folder, gguf.LlamaFileType.MOSTLY_F16, path, use_temp_file=False).write()

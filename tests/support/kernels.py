@@ -3,8 +3,10 @@
 import ctypes
 import shutil
 
+import numpy as np
+
 from numatp import quants
-from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap
+from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap, sparse
 from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.quants.table import FORMATS
@@ -14,12 +16,22 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 def all_kernels():
-    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap]
+    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap, sparse]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
-    modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append") for name in CACHE_TYPES]
+    modules += [
+        specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append", "latent") for name in CACHE_TYPES
+    ]
     return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
+
+
+def call(kernel, threads=3, **args):
+    """Runs all threads of a kernel, one after the other; arrays are passed by address."""
+    values = {name: value.ctypes.data if isinstance(value, np.ndarray) else value for name, value in args.items()}
+    record = kernel.record(**values)
+    for thread in range(threads):
+        KERNEL(kernel.address)(record.ctypes.data, thread, threads)
 
 
 def seed(folder, *without):

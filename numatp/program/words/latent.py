@@ -24,28 +24,36 @@ class Latent(Attention, Experts):
         """(places, a head's rows): the first `width` columns of each head's part of x times its matrix, stacked in weight."""
         return self.expert_matmul(x.by_heads(routes.used, width), routes, weight)
 
-    def latent_queries(self, made: Value, q: Value, rotated: int, angles: Value, routes: Routes) -> Value:
-        """(rows, heads * (latent + rotated)): what head_matmul made, then the last `rotated` values of each head of q, rotated."""
+    def latent_queries(
+        self, made: Value, q: Value, rotated: int, angles: Value, routes: Routes, heat: tuple[float, int] = (0.0, 1)
+    ) -> Value:
+        """(rows, heads * (latent + rotated)): what head_matmul made, then the last `rotated` values of each head of q, rotated.
+
+        heat (beta, length): all multiplied by 1 + beta * log(1 + position // length).
+        """
         heads = routes.used
         own = q.width // max(heads, 1)
         out = self._buffer("latent queries", heads * (made.width + rotated) * 4)
         self._by_rows(made, routes, [*q.accesses(), *angles.accesses()], out, {
             "rest": q.at(own - rotated), "rest_stride": own * 4, "rest_width": rotated, "angles": angles.pointer,
+            "heat": heat[0], "heat_length": heat[1],
         })  # fmt: skip
         return self._made(out, heads * (made.width + rotated), self._rows)
 
     def heads_by_rows(self, made: Value, routes: Routes) -> Value:
         """(rows, heads * width): what head_matmul made."""
         out = self._buffer(f"{made.name} by rows", routes.used * made.width * 4)
-        self._by_rows(made, routes, [], out, {"rest": 0, "rest_stride": 0, "rest_width": 0, "angles": 0})
+        self._by_rows(made, routes, [], out, {
+            "rest": 0, "rest_stride": 0, "rest_width": 0, "angles": 0, "heat": 0.0, "heat_length": 1,
+        })  # fmt: skip
         return self._made(out, routes.used * made.width, self._rows)
 
-    def _by_rows(self, made: Value, routes: Routes, reads: list[Access], out: Buffer, more: dict[str, int | Pointer]) -> None:
+    def _by_rows(self, made: Value, routes: Routes, reads: list[Access], out: Buffer, more: dict[str, float | Pointer]) -> None:
         kernels = specialize("latent", "cache", "numatp.kernels.caches.f16")
         self._builder.add(
             kernels.by_rows, [*made.accesses(), *reads], [Access(out)],
             made=made.pointer, made_stride=made.stride, width=made.width, rows=self._rows, heads=routes.used, pitch=self.pitch,
-            out=out.at(0), **more,
+            positions=self._positions, out=out.at(0), **more,
         )  # fmt: skip
 
     def append_latent(self, x: Value, norm: Vector, epsilon: float, rotated: int, angles: Value, cache: LayerCache) -> Value:

@@ -165,6 +165,24 @@ YARN_SCORES = {
     "rope scaling": spec(rope=lambda rope: changed(frequencies=plain_rope(rope).frequencies)(rope)),
 }
 
+
+def own_layers_alone(true, p, queries, heads, scale, cache, chosen, value_size):
+    """Layers without an indexer see all."""
+    if cache.index:
+        return true(p, queries, heads, scale, cache, chosen, value_size)
+    return p.attention(queries, heads, scale, cache, value_size=value_size)
+
+
+INDEXED = {
+    "tokens that are chosen": spec(top=lambda top: 1 << 20),
+    "number of them": spec(top=lambda top: top + 3),
+    "pairs of the indexer": word(
+        "choose_tokens", lambda true, p, q, weights, angles, neighbours, *rest: true(p, q, weights, angles, not neighbours, *rest)
+    ),
+    "weight of the indexer's norm": tensors("indexer.k_norm.weight", 1),
+    "bias of the indexer's norm": tensors("indexer.k_norm.bias", 0),
+}
+
 FEATURES = {
     "llama": COMMON | NORMS | {"rope scaling": spec(divided=lambda divided: False), "gate": GATE},
     "llama-linear": {"rope scaling": spec(rope=plain_rope)},
@@ -236,6 +254,14 @@ FEATURES = {
         "shares as they are": router(normalize=True),
     },
     "deepseek2-flash": ROUTER | FACTOR | UNGATED | LATENT,
+    "mistral4": UNGATED | LATENT | YARN_SCORES | {
+        "function of the router": ROUTER["function of the router"],
+        "normalised shares": ROUTER["normalised shares"],
+        "queries that grow with their position": spec(heat=lambda heat: (0.0, 1)),
+        "tokens until queries grow": spec(heat=lambda heat: (heat[0], 2 * heat[1])),
+    },
+    "deepseek32": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | INDEXED,
+    "glm-dsa": FACTOR | UNGATED | LATENT | INDEXED | {"choice of an earlier layer": word("sparse_attention", own_layers_alone)},
     "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
         "all experts of a token": MIXTURE["all experts of a token"],
         "sinks": tensors("attn_sinks", -1e4),

@@ -124,16 +124,25 @@ def deepseek(tensors):
     names = {
         "attn_q_a.weight": "q_a_proj.weight", "attn_q_a_norm.weight": "q_a_layernorm.weight", "attn_q_b.weight": "q_b_proj.weight",
         "attn_kv_a_mqa.weight": "kv_a_proj_with_mqa.weight", "attn_kv_a_norm.weight": "kv_a_layernorm.weight",
+        "indexer.attn_k.weight": "indexer.wk.weight", "indexer.attn_q_b.weight": "indexer.wq_b.weight",
+        "indexer.proj.weight": "indexer.weights_proj.weight", "indexer.k_norm.weight": "indexer.k_norm.weight",
+        "indexer.k_norm.bias": "indexer.k_norm.bias",
     }  # fmt: skip
+    together = {name: values for name, values in tensors.items() if "gate_up_exps" in name}
+    rest_of_them = {name.replace("gate_up", "down") for name in together}
     found = {}
-    for theirs, values in routed(tensors, "deepseek2").items():
-        prefix, _, rest = theirs.partition(".attn_")
-        if rest.startswith("k_b"):
-            value_rows = tensors[f"blk.{prefix.split('.')[2]}.attn_v_b.weight"]
-            both = np.concatenate([values.swapaxes(1, 2), value_rows], 1)
-            found[f"{prefix}.self_attn.kv_b_proj.weight"] = both.reshape(-1, both.shape[-1])
-        elif not rest.startswith("v_b"):
-            found[f"{prefix}.self_attn.{names[f'attn_{rest}']}" if rest else theirs] = values
+    for name in [*together, *rest_of_them]:  # the matrices of all experts as one
+        kind = "gate_up_proj" if name in together else "down_proj"
+        found[f"model.layers.{name.split('.')[1]}.mlp.experts.{kind}"] = tensors[name]
+    apart = {name: values for name, values in tensors.items() if name not in together.keys() | rest_of_them}
+    for theirs, values in routed(apart, "deepseek2").items():
+        layer, own = theirs.removeprefix("model.layers.").partition(".")[::2]
+        place = f"model.layers.{layer}.self_attn"
+        if own == "attn_k_b.weight":
+            both = np.concatenate([values.swapaxes(1, 2), tensors[f"blk.{layer}.attn_v_b.weight"]], 1)
+            found[f"{place}.kv_b_proj.weight"] = both.reshape(-1, both.shape[-1])
+        elif own != "attn_v_b.weight":
+            found[f"{place}.{names[own]}" if own in names else theirs] = values
     return found
 
 
@@ -155,7 +164,7 @@ def write(folder, name, floats=False):
         found = folders.qwen3next(tensors, sizes)[1] if name == "qwen3next" else folders.qwen35(tensors, sizes)
     elif name in ROUTED:
         found = routed(tensors, name)
-    elif name.startswith("deepseek2"):
+    elif name.startswith(("deepseek", "glm-dsa", "mistral4")):
         found = deepseek(tensors)
     else:
         kinds = {

@@ -1,0 +1,262 @@
+"""Attention to the tokens that an indexer chooses (DeepSeek-V3.2, https://arxiv.org/abs/2512.02556): of each token a small key is
+kept; a few heads of a row give each earlier token a score, and the row's attention sees those of the highest scores alone.
+
+Latent rows and the indexer's keys are float16. A row that has no more tokens behind it than are chosen sees all.
+"""
+
+from numatp.kernels.caches import f16
+from numatp.kernels.compile import device, kernel, share, specialize
+from numatp.kernels.jit import float32, int64
+from numatp.kernels.layout import CACHE_BLOCK, SCORES_PITCH
+from numatp.kernels.norm import mean_and_inverse_deviation
+from numatp.kernels.places import cache_place
+from numatp.kernels.rope import rotate_pairs
+from numatp.kernels.rows import GROUP, room_for, with_rows
+from numatp.kernels.scratch import STATE_ROWS, state_of
+from numatp.kernels.simd import (
+    fetch_add,
+    load_f16x16,
+    load_f32,
+    load_f32x16,
+    load_i16,
+    load_i32,
+    load_i64,
+    max_f32x16,
+    offset,
+    splat_f32,
+    store_f16x16,
+    store_f32x16,
+    store_i16,
+    store_i64,
+)
+
+attention = specialize("attention", "cache", f16.__name__)
+RUN = 8  # blocks whose scores are one thread's piece of work
+BINS = 256  # of one byte of the scores' bits
+
+
+@kernel(
+    x="pointer", x_stride="int", rows="pointer", size="int", weight="pointer", bias="pointer", epsilon="float", angles="pointer",
+    pairs="int", step="int", apart="int", positions="pointer", sequences="pointer", tables="pointer", table_length="int",
+    keys="pointer", block_stride="int",
+)  # fmt: skip
+def append_index(args, thread, threads):
+    """x (rows, size) in place: the mean taken off, normalised, the first pairs rotated; kept as keys (size, CACHE_BLOCK)."""
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        x = offset(args.x, row * args.x_stride)
+        mean, inverse = mean_and_inverse_deviation(x, args.size, args.epsilon)
+        for i in range(0, args.size, 16):
+            scaled = (load_f32x16(x, i) - mean) * inverse
+            store_f32x16(x, i, scaled * load_f32x16(args.weight, i) + load_f32x16(args.bias, i))
+        rotate_pairs(x, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
+        block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
+        f16.store_key(offset(args.keys, block * args.block_stride), place, args.size, x)
+
+
+@kernel(
+    q="pointer", q_stride="int", rows="pointer", heads="int", size="int", angles="pointer", pairs="int", step="int", apart="int",
+)  # fmt: skip
+def rotate_heads(args, thread, threads):
+    """The first pairs of each head of q (rows, heads, size), in place."""
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        row, head = item // args.heads, item % args.heads
+        q = offset(args.q, row * args.q_stride + head * args.size * 4)
+        rotate_pairs(q, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
+
+
+@kernel(
+    q="pointer", q_stride="int", rows="pointer", heads="int", size="int", weights="pointer", weights_stride="int",
+    positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", block_stride="int", top="int",
+    scratch="pointer", scratch_stride="int", scores="pointer",
+)  # fmt: skip
+def score_tokens(args, thread, threads):
+    """scores (rows, tokens of a table) = sum over heads of weight * max(q k, 0), times what all have in common, for rows with more
+    than `top` tokens; q (rows, heads, size), weights (rows, heads). Sums are of heads one after another, whoever makes them.
+    """
+    scratch, unit = offset(args.scratch, thread * args.scratch_stride), int64(0)
+    state = state_of(scratch, 0, GROUP)
+    for row in range(load_i64(args.rows, 0)):
+        position = load_i64(args.positions, row)
+        if position < args.top:
+            continue
+        table = offset(args.tables, load_i64(args.sequences, row) * args.table_length * 8)
+        blocks = position // CACHE_BLOCK + 1
+        for start in range(0, blocks, RUN):
+            unit += 1
+            if unit % threads != thread:
+                continue
+            stop = min(start + RUN, blocks)
+            for head in range(0, args.heads, GROUP):
+                count = min(args.heads - head, GROUP)
+                q = offset(args.q, row * args.q_stride + head * args.size * 4)
+                weights = offset(args.weights, row * args.weights_stride + head * 4)
+                attention.load_queries(state, q, args.size * 4, count, args.size, 0, float32(1))
+                for block in range(start, stop):
+                    keys = offset(args.keys, load_i64(table, block) * args.block_stride)
+                    with_rows(count, f16.score, scratch, state, keys, args.size, keys)
+                    out = offset(args.scores, (row * args.table_length + block) * CACHE_BLOCK * 4)
+                    for t in range(0, CACHE_BLOCK, 16):
+                        total = splat_f32(0) if head == 0 else load_f32x16(out, t)
+                        for m in range(count):
+                            s = max_f32x16(load_f32x16(offset(scratch, m * SCORES_PITCH), t), splat_f32(0))
+                            total = total + splat_f32(load_f32(weights, m)) * s
+                        store_f32x16(out, t, total)
+
+
+@device
+def rank_of(scores, i):
+    """An integer, 0 or more, that is higher for a higher float."""
+    bits = int64(load_i32(scores, i))
+    return (bits if bits >= 0 else -(bits & 0x7FFFFFFF)) + 0x80000000
+
+
+@device
+def lowest_chosen(scores, count, top, bins):
+    """(rank of the top-th highest of `count` scores, how many of that rank are among the `top`), byte after byte of the rank."""
+    found, left = int64(0), int64(top)
+    for byte in range(4):
+        shift = 24 - 8 * byte
+        for i in range(BINS):
+            store_i64(bins, i, 0)
+        for i in range(count):
+            rank = rank_of(scores, i)
+            if rank >> (shift + 8) == found:
+                place = (rank >> shift) & (BINS - 1)
+                store_i64(bins, place, load_i64(bins, place) + 1)
+        place = int64(BINS - 1)
+        while place > 0 and load_i64(bins, place) < left:
+            left -= load_i64(bins, place)
+            place -= 1
+        found = found * BINS + place
+    return found, left
+
+
+@kernel(
+    scores="pointer", rows="pointer", positions="pointer", table_length="int", top="int", bins="pointer", bins_stride="int",
+    chosen="pointer",
+)  # fmt: skip
+def choose_tokens(args, thread, threads):
+    """chosen int64 (rows, top): the positions of the highest scores, ascending, of rows with more than `top`.
+
+    Of equals the first are taken.
+    """
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        count = load_i64(args.positions, row) + 1
+        if count > args.top:
+            scores = offset(args.scores, row * args.table_length * CACHE_BLOCK * 4)
+            lowest, left = lowest_chosen(scores, count, args.top, offset(args.bins, thread * args.bins_stride))
+            slot = row * args.top
+            for i in range(count):
+                rank = rank_of(scores, i)
+                if rank > lowest or (rank == lowest and left > 0):
+                    if rank == lowest:
+                        left -= 1
+                    store_i64(args.chosen, slot, i)
+                    slot += 1
+
+
+@device
+def gather(args, table, chosen, count, keys, values):
+    """Of `count` chosen tokens the keys (head_size, CACHE_BLOCK) and values (CACHE_BLOCK, value_size), as a block has them."""
+    for i in range(count):
+        position = load_i64(chosen, i)
+        start, place = load_i64(table, position // CACHE_BLOCK) * args.block_stride, position % CACHE_BLOCK
+        own_keys, own_values = offset(args.keys, start), offset(args.values, start + place * args.value_size * 2)
+        for d in range(0, args.value_size, 16):
+            store_f16x16(offset(values, i * args.value_size * 2), d, load_f16x16(own_values, d))
+        for d in range(args.value_size):  # a key begins with what the value is
+            store_i16(keys, d * CACHE_BLOCK + i, load_i16(own_values, d))
+        for d in range(args.value_size, args.head_size):
+            store_i16(keys, d * CACHE_BLOCK + i, load_i16(own_keys, d * CACHE_BLOCK + place))
+
+
+@device
+def attend_chosen(args, scratch, state, keys, values, count, seen):
+    """Online softmax of the `count` queries of a state over the first `seen` tokens of a block."""
+    with_rows(count, f16.score, scratch, state, keys, args.head_size, keys)
+    for m in range(count):
+        scores = offset(scratch, m * SCORES_PITCH)
+        if seen < CACHE_BLOCK:
+            attention.replace_unseen(scores, 0, seen, attention.LOWEST)
+        attention.softmax(scratch, state, m)
+        if seen < CACHE_BLOCK:
+            attention.replace_unseen(scores, 0, seen, 0.0)
+    with_rows(count, f16.add_values, scratch, state, values, args.value_size, count, seen, values)
+
+
+@device
+def attend_row(args, scratch, room, table, row, position, parts, first, last, split, num_splits):
+    """Blocks [first, last) of what one row sees, for all heads."""
+    size, value_size = args.head_size, args.value_size
+    part_size = (attention.PART_HEAD + value_size) * 4
+    all_seen = position < args.top
+    tokens = position + 1 if all_seen else args.top
+    chosen, values = offset(args.chosen, row * args.top * 8), offset(room, size * CACHE_BLOCK * 2)
+    rows_of_state = room_for(min(args.heads, GROUP))
+    together = STATE_ROWS // rows_of_state * GROUP  # heads that go through a block before the next block
+    for begin in range(0, args.heads, together):
+        end = min(begin + together, args.heads)
+        for head in range(begin, end, GROUP):
+            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
+            q = offset(args.q, row * args.q_stride + head * size * 4)
+            attention.load_queries(state, q, size * 4, count, size, value_size, args.scale)
+        for block in range(first, last):
+            seen = min(tokens - block * CACHE_BLOCK, CACHE_BLOCK)
+            start = load_i64(table, block) * args.block_stride if all_seen else 0
+            if not all_seen:
+                gather(args, table, offset(chosen, block * CACHE_BLOCK * 8), seen, room, values)
+            own_keys = offset(args.keys, start) if all_seen else room
+            own_values = offset(args.values, start) if all_seen else values
+            for head in range(begin, end, GROUP):
+                state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
+                attend_chosen(args, scratch, state, own_keys, own_values, count, seen)
+        for head in range(begin, end, GROUP):
+            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
+            for m in range(count):
+                if num_splits == 1:
+                    out = offset(args.out, (row * args.heads + head + m) * value_size * 4)
+                    attention.store_result(state, m, value_size, out)
+                else:
+                    part = offset(parts, ((head + m) * attention.SPLITS + split) * part_size)
+                    attention.store_part(state, m, value_size, part)
+
+
+@kernel(
+    q="pointer", q_stride="int", heads="int", head_size="int", value_size="int", scale="float", spans="pointer",
+    num_spans="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer", block_stride="int",
+    chosen="pointer", top="int", scratch="pointer", scratch_stride="int", room="pointer", room_stride="int", parts="pointer",
+    finished="pointer", out="pointer",
+)  # fmt: skip
+def sparse_attention(args, thread, threads):
+    """out (rows, heads, value_size) = softmax(scale * q k) v over the tokens that a row has chosen, where all heads read the same
+    keys and values, and a key begins with the value. Parts of a row that decodes and their order are as in attention.attention.
+
+    chosen: see choose_tokens. room: for a block of keys and values of each thread.
+    """
+    scratch, room = offset(args.scratch, thread * args.scratch_stride), offset(args.room, thread * args.room_stride)
+    part_size, unit = (attention.PART_HEAD + args.value_size) * 4, int64(0)
+    for number in range(load_i64(args.num_spans, 0)):
+        span = offset(args.spans, number * 32)
+        sequence, first_row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
+        table = offset(args.tables, sequence * args.table_length * 8)
+        parts = offset(args.parts, number * args.heads * attention.SPLITS * part_size)
+        for row in range(rows):
+            blocks = (min(position + row + 1, args.top) + CACHE_BLOCK - 1) // CACHE_BLOCK
+            num_splits = min(blocks, attention.SPLITS) if rows == 1 else 1
+            for split in range(num_splits):
+                unit += 1
+                if unit % threads != thread:
+                    continue
+                first, last = share(blocks, split, num_splits)
+                attend_row(
+                    args, scratch, room, table, first_row + row, position + row, parts, first, last, split, num_splits,
+                )  # fmt: skip
+                if num_splits > 1 and fetch_add(offset(args.finished, number * 8), 1) == num_splits - 1:
+                    store_i64(args.finished, number, 0)
+                    for head in range(args.heads):
+                        own = offset(parts, head * attention.SPLITS * part_size)
+                        result = offset(args.out, (first_row * args.heads + head) * args.value_size * 4)
+                        attention.join_parts(own, num_splits, part_size, args.value_size, result)

@@ -1,0 +1,66 @@
+"""Mistral Small 4: latent attention (latent.py) whose queries grow with their position, experts routed by a softmax."""
+
+from typing import TYPE_CHECKING, Any
+
+from numatp.files.folder import rope_parameters
+from numatp.files.huggingface import CannotComputeError, HuggingFace
+from numatp.files.layouts import Config
+from numatp.files.model_file import ModelFile
+from numatp.models.latent import (
+    LATENT_CONFIG,
+    LATENT_ONLY,
+    LATENT_TENSORS,
+    LatentSpec,
+    latent_forward,
+    latent_rules,
+    read_latent,
+)
+from numatp.models.names import EITHER
+from numatp.models.routed import SOFTMAX
+from numatp.program.values import LayerCache
+from numatp.weights.load import Weights
+from numatp.weights.rules import Rule
+from numatp.weights.splits import Split
+
+if TYPE_CHECKING:
+    from numatp.program.ops import Ops
+
+
+def _heat(config: Config) -> Any:
+    return rope_parameters(config).get("llama_4_scaling_beta")
+
+
+def _heat_length(config: Config) -> Any:
+    return rope_parameters(config).get("original_max_position_embeddings") if _heat(config) else None
+
+
+def _gate(config: Config) -> int:
+    if config.get("scoring_func") not in (None, "softmax"):
+        raise CannotComputeError(f"routes by {config['scoring_func']!r} ('scoring_func')")
+    return SOFTMAX
+
+
+DEFAULTS = {
+    "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "routed_scaling_factor": 1.0, "rope_interleave": True,
+}  # fmt: skip
+HUGGING_FACE = HuggingFace(
+    classes={"Mistral4ForCausalLM": DEFAULTS},
+    config=LATENT_CONFIG
+    | {"expert_gating_func": _gate, "attention.temperature_scale": _heat, "attention.temperature_length": _heat_length},
+    tensors=LATENT_TENSORS | EITHER,
+    only=LATENT_ONLY,
+    texts={"mistral4": ("Mistral4ForCausalLM", {})},
+)
+
+
+def read_spec(file: ModelFile) -> LatentSpec:
+    return read_latent(file, LatentSpec)
+
+
+def rules(spec: LatentSpec) -> list[Rule]:
+    return latent_rules(spec)
+
+
+def forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+    latent_forward(p, spec, split, weights, caches)
