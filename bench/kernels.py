@@ -22,6 +22,7 @@ def child(options):
     from numatp import quants
     from numatp.engine.team import Team
     from numatp.kernels.roofline import CONTROL_WORDS
+    from numatp.kernels.rows import GROUP, MANY
     from numatp.machine import pages
     from numatp.measure.roofline import Area, Loops, Meter
     from numatp.program.builder import Program
@@ -48,7 +49,7 @@ def child(options):
     memory[:] = 0x2C
     shape = StepShape(ROWS, 1, 1, 1)
     step = StepWindow(shape, np.zeros(shape.num_bytes // 8, np.int64))
-    partials = tuple(np.array([pages.reserve(4 * ROWS * WIDTH)], np.uint64) for _ in (0, 1))
+    partials = tuple(np.array([pages.reserve(4 * (ROWS + GROUP) * WIDTH)], np.uint64) for _ in (0, 1))
     values = np.random.default_rng(0).standard_normal((ROWS, 4 * COLUMNS)).astype(np.float32)
     weight = np.ones(4 * COLUMNS, np.float32)
     results = []
@@ -60,7 +61,7 @@ def child(options):
             partials=partials, logits=0, logit_stride=0, scores=0, tops=0,
         )  # fmt: skip
         ops = Ops("one", site, 1 if rows == 1 else ROWS)
-        step.num_rows[0] = rows
+        step.num_rows[:] = rows, rows if 0 < MANY <= rows else 0
         buffer = Buffer("x", COLUMNS * 4, values.ctypes.data)
         x = buffer.holds = Value("x", buffer, COLUMNS, step.num_rows.ctypes.data)
         record(ops, x)

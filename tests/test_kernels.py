@@ -28,9 +28,9 @@ EPSILON = np.finfo(np.float32).eps
 BF16_EPSILON = 2.0**-7
 
 
-def through_tiles(format, rows):
-    """Whether so many rows are multiplied on tile registers, on this level."""
-    return format.expand is not None and MANY > 0 and rows >= MANY
+def through_tiles(format):
+    """Whether some rows may be multiplied on tile registers, on this level."""
+    return format.expand is not None and MANY > 0
 
 
 def aligned(num_bytes, fill=0xFF):
@@ -69,14 +69,14 @@ def load_matrix(tmp_path, format_name, raw, first_unit, units):
     return tiles, tile_bytes, failed
 
 
-def grouped(x, form, pitch, zero=0, tiled=True):
-    """(groups of rows as the matrix kernels want them, bytes of a group)."""
+def grouped(x, form, pitch, zero=0, tiled=True, many=0):
+    """(groups of rows as the matrix kernels want them, bytes of a group); many: rows, the first ones, for tile registers."""
     rows, width = x.shape
     group = activation.group_bytes(form, width, pitch)
-    out = aligned(-(-rows // pitch) * group)
+    out = aligned((-(-many // pitch) - (many - rows) // pitch) * group)
     common = {
-        "x": x, "x_stride": width * 4, "x_thread_stride": 0, "select": np.arange(rows), "rows": np.array([rows]), "tiled": tiled,
-        "routed": 0, "company": 0, "out": out,
+        "x": x, "x_stride": width * 4, "x_thread_stride": 0, "select": np.arange(rows), "rows": np.array([rows, many]),
+        "tiled": tiled, "routed": 0, "many": 0, "out": out,
         "out_group": group, "out_thread_stride": 0, "pitch": pitch, "private": 0,
     }  # fmt: skip
     if form == "q8":
@@ -183,11 +183,12 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
     padded = -(-rows // 16) * 16
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
     panels = aligned(3 * PANELS_BYTES)
-    for num_rows, add in product([1, 3, GROUP - 1, GROUP, 2 * GROUP + 5], [False, True]):
+    through_panels = [True] if through_tiles(format) else []
+    for num_rows, add, on_tiles in product([1, 3, GROUP - 1, GROUP, 2 * GROUP + 5], [False, True], [False, *through_panels]):
         x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
-        pitch = 1 if num_rows == 1 else GROUP
-        if through_tiles(format, num_rows):
-            source, group, exact = *grouped(x, format.ACTIVATION, pitch), rounded_to_bf16(x)
+        pitch, many = 1 if num_rows == 1 and not on_tiles else GROUP, num_rows if on_tiles else 0
+        if on_tiles:
+            source, group, exact = *grouped(x, format.ACTIVATION, pitch, many=many), rounded_to_bf16(x)
         elif format.ACTIVATION == "q8":
             source, group, exact = quantized(x, pitch, format.ZERO)
         else:
@@ -197,18 +198,52 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
         if add:
             out[:num_rows] = before
         call(
-            matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows]), x=source,
-            x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
+            matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([num_rows, many]),
+            x=source, x_group=group, x_thread_stride=0, pitch=pitch, out=out, out_stride=padded * 4, add=add,
             panels=panels, panels_thread_stride=PANELS_BYTES,
         )  # fmt: skip
         # Q4_1 adds a large minimum to a large product: the terms that are rounded are as large as the sums of magnitudes.
         before = before[:, :rows]
         magnitudes = np.abs(exact) @ np.abs(part).T + np.abs(exact).sum(-1, keepdims=True) * 4 + np.abs(before)
         bound = 8 * EPSILON * np.sqrt(max(units, 1)) * magnitudes
-        if through_tiles(format, num_rows):
+        if on_tiles:
             # Weights are rounded to BF16: independent errors of at most half its epsilon each, so their sum is below 8 deviations.
             bound += 8 * BF16_EPSILON / 2 / np.sqrt(3) * np.sqrt(exact**2 @ (part**2).T)
-        assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add)
+        assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add, on_tiles)
+
+
+@pytest.mark.skipif(not MANY, reason="this level has no tile registers")
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("add", [False, True])
+def test_a_row_has_the_same_bits_in_any_company(tmp_path, format_name, add):
+    """Rows for tile registers and others in one product, as alone, however many of each kind there are."""
+    units, columns = 40, 48
+    raw, _ = weights(format_name, columns, units * 32)
+    tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 0, units)
+    format, matmul = quants.kernels_of(format_name), specialize("matmul", "quant", FORMATS[format_name].module).matmul
+    x = np.random.default_rng(1).standard_normal((60, units * 32)).astype(np.float32)
+    before, panels = np.random.default_rng(2).standard_normal((60, columns)).astype(np.float32), aligned(3 * PANELS_BYTES)
+
+    def multiplied(rows, many):
+        source, group = grouped(x[rows], format.ACTIVATION, GROUP, format.ZERO, many=many)
+        out = np.full((len(rows) + GROUP, columns), np.nan, np.float32)
+        if add:
+            out[: len(rows)] = before[rows]
+        call(
+            matmul, weights=tiles, tiles=columns // 16, tile_bytes=tile_bytes, units=units, rows=np.array([len(rows), many]),
+            x=source, x_group=group, x_thread_stride=0, pitch=GROUP, out=out, out_stride=columns * 4, add=add, panels=panels,
+            panels_thread_stride=PANELS_BYTES,
+        )  # fmt: skip
+        return out[: len(rows)]
+
+    of_prompts, of_others = multiplied(range(60), 60), multiplied(range(60), 0)
+    assert (of_prompts != of_others).any()
+    for many in (1, 2, 15, 16, 17, 31, 32, 33, 47, 59):
+        together = multiplied(range(60), many)
+        assert (together[:many] == of_prompts[:many]).all() and (together[many:] == of_others[many:]).all(), many
+    for first, last in ((0, 1), (3, 21), (21, 60)):
+        assert (multiplied(range(first, last), last - first) == of_prompts[first:last]).all()
+        assert (multiplied(range(first, last), 0) == of_others[first:last]).all()
 
 
 @pytest.mark.parametrize("format_name", [name for name, format in FORMATS.items() if format.block == 1])
@@ -252,10 +287,10 @@ def test_expanded_weights_are_the_nearest_bf16(tmp_path, format_name, rows, firs
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
     format, matmul = quants.kernels_of(format_name), specialize("matmul", "quant", FORMATS[format_name].module).matmul
     padded, seen = -(-rows // 16) * 16, range(0, units * 32, 31 if units > 32 else 1)
-    source, group = grouped(np.eye(units * 32, dtype=np.float32)[seen], format.ACTIVATION, GROUP)
+    source, group = grouped(np.eye(units * 32, dtype=np.float32)[seen], format.ACTIVATION, GROUP, many=len(seen))
     out, panels = np.full((-(-len(seen) // GROUP) * GROUP, padded), np.nan, np.float32), aligned(3 * PANELS_BYTES)
     call(
-        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([len(seen)]), x=source,
+        matmul, weights=tiles, tiles=padded // 16, tile_bytes=tile_bytes, units=units, rows=np.array([len(seen)] * 2), x=source,
         x_group=group, x_thread_stride=0, pitch=GROUP, out=out, out_stride=padded * 4, add=False,
         panels=panels, panels_thread_stride=PANELS_BYTES,
     )  # fmt: skip
@@ -267,8 +302,8 @@ def test_expanded_weights_are_the_nearest_bf16(tmp_path, format_name, rows, firs
 
 @pytest.mark.skipif(not MANY, reason="this level has no tile registers")
 @pytest.mark.parametrize("kernel", [activation.quantize, activation.interleave], ids=lambda kernel: kernel.name)
-def test_rows_that_meet_many_others_become_bf16(kernel):
-    """Each expert's rows are many or not, whatever the others' are."""
+def test_rows_for_tile_registers_become_bf16(kernel):
+    """Each place of an expert is for them or not, whatever the others are."""
     x = np.random.default_rng(0).standard_normal((2 * GROUP, 64)).astype(np.float32)
     x[1, :6] = [np.nan, np.inf, -np.inf, 1 + 2.0**-8, 1 + 3 * 2.0**-8, 0]
     x.view(np.uint32)[1, 6] = 0xFFFFFFFF
@@ -279,13 +314,13 @@ def test_rows_that_meet_many_others_become_bf16(kernel):
         "x": x, "x_stride": 256, "x_thread_stride": 0, "select": np.arange(2 * GROUP), "out_group": group, "out_thread_stride": 0,
         "pitch": GROUP, "private": 0, "tiled": 1, **({"blocks": 2, "zero": 3} if form == "q8" else {"width": 64}),
     }  # fmt: skip
-    company = np.array([MANY] * GROUP + [MANY - 1] * GROUP)
-    call(kernel, rows=np.array([2 * GROUP]), routed=1, company=company, out=out, **common)
+    many = np.array([1] * GROUP + [0] * GROUP)
+    call(kernel, rows=np.array([2 * GROUP, 0]), routed=1, many=many, out=out, **common)
     bits = out[: GROUP * 128].view(np.uint16).reshape(2, GROUP, 32).transpose(1, 0, 2).reshape(GROUP, 64)
     values = (bits.astype(np.uint32) << 16).view(np.float32)
     assert np.array_equal(values[:1], rounded_to_bf16(x[:1])) and np.array_equal(values[2:], rounded_to_bf16(x[2:GROUP]))
     assert np.isnan(values[1, [0, 6]]).all() and values[1, 1:6].tolist() == [np.inf, -np.inf, 1, 1 + 2.0**-6, 0]
-    call(kernel, rows=np.array([2 * GROUP]), routed=1, company=np.full(2 * GROUP, 1), out=alone, **common)
+    call(kernel, rows=np.array([2 * GROUP, 0]), routed=1, many=np.zeros(2 * GROUP, int), out=alone, **common)
     size = 64 * GROUP * 4 if form == "f32" else GROUP * (64 + 2 * 28)
     assert (out[group : group + size] == alone[group : group + size]).all()
 
@@ -923,10 +958,9 @@ def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
     fused = [loop for loop in loops if holds(loop, "vfmadd")]
     products = [loop for loop in fused if all(holds(loop, instruction) for instruction in wanted)]
     assert len(products) >= len({1, FEW, GROUP})
-    through_tiles = MANY and format.expand
-    assert through_tiles or products == fused
+    assert through_tiles(format) or products == fused
     tiles = [loop for loop in loops if holds(loop, "tdpbf16ps")]
-    assert len(tiles) >= (4 if through_tiles else 0)  # 1 or 2 groups x 1 or 2 panels
+    assert len(tiles) >= (4 if through_tiles(format) else 0)  # 1 or 2 groups x 1 or 2 panels
     for loop in fused + tiles:
         assert not holds(loop, "call")
 

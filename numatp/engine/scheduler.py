@@ -94,7 +94,7 @@ class Scheduler:
         guesses = min(self._drafts - decoding, room)  # rows for them
         spans: list[Span] = []
         prompts: list[Continuation] = []
-        choosing: list[Choosing] = []
+        choosing: list[tuple[Span, Continuation, list[int]]] = []  # the span with its last row, and what was guessed after it
         parts: list[Sequence] = []
         for sequence in continued:
             decodes = sequence.decodes
@@ -108,11 +108,12 @@ class Scheduler:
             span = sequence.next_span(count)
             parts.append(sequence)
             if span.want_logits:
-                choosing.append(Choosing(sequence, sum(earlier.want_logits for earlier in spans), guess))
+                choosing.append((span, sequence, guess))
             spans += [span, *sequence.spans_of(guess)]
             guesses, room = guesses - len(guess), room - len(guess)
         if not spans:
             return
+        spans.sort(key=lambda span: span.prompt, reverse=True)
         places = {sequence.place for sequence in prompts}
         self._engine.run(spans)
         self._admission.passed(parts)
@@ -122,7 +123,8 @@ class Scheduler:
         for sequence in prompts:
             sequence.tell_progress()
         if choosing:
-            self._choose(choosing)
+            rows = {id(span): row for row, span in enumerate(span for span in spans if span.want_logits)}
+            self._choose([Choosing(sequence, rows[id(span)], guess) for span, sequence, guess in choosing])
 
     def _take_part(self, sequence: Sequence, room: int) -> int:
         """Rows that it has in the next Step, with blocks for them; 0 where it was set back meanwhile, or has to wait."""
@@ -166,20 +168,20 @@ class Scheduler:
         decoding: how many others wait for their next token. False where nobody has a part in it now.
         """
         room = self._pace.rows(decoding)
-        parts: list[Sequence] = []
-        spans: list[Span] = []
+        parts: list[tuple[Sequence, Span]] = []
         for sequence in scored:
             if count := self._take_part(sequence, room):
                 room -= count
-                parts.append(sequence)
-                spans.append(sequence.next_span(count))
-        if not spans:
+                parts.append((sequence, sequence.next_span(count)))
+        if not parts:
             return False
+        parts.sort(key=lambda part: part[1].prompt, reverse=True)
+        spans = [span for _, span in parts]
         scores = self._engine.score(spans).tolist()
-        self._admission.passed([*parts])
+        self._admission.passed([sequence for sequence, _ in parts])
         self._counts.computed_tokens += sum(len(span.tokens) for span in spans)
         tops = self._engine.most_probable()
-        for sequence, span in zip(parts, spans, strict=True):
+        for sequence, span in parts:
             told = [Token(target, scores.pop(0), tops.pop(0)) for target in span.targets]
             sequence.take_scores(span, told)
             if not all(math.isfinite(token.logprob or 0) for token in told):

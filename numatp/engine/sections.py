@@ -13,7 +13,7 @@ MOST_DIGESTS_PER_LAYER = 4  # that program/recorder.py makes where ranks compare
 
 @dataclass(frozen=True)
 class Sections:
-    partial: int  # of every seat two: (max_rows, width) float32
+    partial: int  # of every seat two: (max_rows + ROWS_UNIT, width) float32
     scores: int  # of every seat: (max_rows, 4) float32, see kernels/score.py
     tops: int  # of every seat: (max_rows,) of the most probable tokens, see kernels/score.py
     digests: int  # of every seat: int64, of what all must hold alike; 0 if not wanted
@@ -32,7 +32,7 @@ def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections
     drafts = drafts_of(job, spec)
     rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences + drafts, spec.sizes.vocab))
     return Sections(
-        partial=max_rows * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
+        partial=(max_rows + ROWS_UNIT) * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
         digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
         step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts),
     )  # fmt: skip

@@ -151,6 +151,13 @@ class Continuation(Sequence):
         super().start(place, context)
         self.limit = self.most_tokens(context)
 
+    def rows(self, room: int, stop: int) -> int:
+        """As those of any sequence, and if it was set back not of its prompt and of what it has generated in one Step.
+
+        But the last row of a prompt, where only that is missing, comes with the next ones.
+        """
+        return super().rows(room, min(stop, self.prompt_tokens) if self.done < self.prompt_tokens - 1 else stop)
+
     def begin(self, tables: Tables, known: Known, done: int) -> None:
         super().begin(tables, known, done)
         if not self._began:
@@ -163,10 +170,11 @@ class Continuation(Sequence):
         self.done = first + count
         self._decoded = max(self._decoded, self.done - self.prompt_tokens)
         tables, tokens = self.tables.prepare(first, count), self.tokens[first : self.done]
+        prompt = self.prompt_tokens if count > 1 and first < self.prompt_tokens else 0
         if self.scoring:
             targets, most = self.tokens[first + 1 : self.done + 1], self.params.prompt_logprobs or 0
-            return Span(self.place, tokens, first, tables, want_logits=False, targets=targets, num_top=most)
-        return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens))
+            return Span(self.place, tokens, first, tables, want_logits=False, targets=targets, num_top=most, prompt=prompt)
+        return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens), prompt=prompt)
 
     def guess(self, most: int) -> list[int]:
         """Tokens that may come after the one that is fed next, as far as there is room for them."""
@@ -250,5 +258,5 @@ class Scoring(Sequence):
         first, end = self.done, self.done + count
         self.done = end
         targets = self.tokens[max(first, self.fed - self.count) + 1 : end + 1]
-        tables = self.tables.prepare(first, count)
-        return Span(self.place, self.tokens[first:end], first, tables, want_logits=False, targets=targets)
+        tables, prompt = self.tables.prepare(first, count), len(self.tokens) if count > 1 else 0
+        return Span(self.place, self.tokens[first:end], first, tables, want_logits=False, targets=targets, prompt=prompt)

@@ -4,6 +4,7 @@ import numpy as np
 
 from numatp.engine.sections import Sections
 from numatp.kernels.layout import MOST_TOP
+from numatp.kernels.rows import MANY
 from numatp.machine import native
 from numatp.program.step import StepWindow
 from numatp.ranks.host import Host
@@ -24,7 +25,10 @@ class Window:
 
         buffers = host.map_shared([2 * partial] * host.seats)
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
-        self.partials = (addresses, addresses + np.uint64(partial))  # per parity, of each seat's (max_rows, width) float32
+        self.partials = (
+            addresses,
+            addresses + np.uint64(partial),
+        )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
 
         scores = host.map_shared([sections.scores] * host.seats)
         self.scores = [part.view(np.float32).reshape(-1, 4) for part in scores]  # per seat, (max_rows, 4): kernels/score.py
@@ -37,4 +41,5 @@ class Window:
         rows, padded = sections.logits
         logits = host.map_shared([rows * padded * 4, *others])[0]
         self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_spans, vocab), both padded, in the part of seat 0
-        self.step = StepWindow(sections.step, host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64))
+        memory = host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64)
+        self.step = StepWindow(sections.step, memory, MANY)

@@ -7,14 +7,14 @@ filled up with rows that mean nothing. Within a group, what a kernel reads at th
 "q8": int8 (blocks, pitch, 32), then float32 scales (blocks, pitch), float32 sums of the quantised values (blocks, pitch), int32
 starts (blocks, pitch), and sums and starts for the halves of a block, (blocks, 2, pitch); padded to 64 bytes. A start is what the
 integer dot product with weights that are stored + zero begins with: -zero * the sum of the int8.
-"bf16": BF16 (blocks, pitch, 32), in place of either where many rows meet one matrix (are_many of kernels/rows.py): all rows of a
-Step, or those of one expert.
+"bf16": BF16 (blocks, pitch, 32), in place of either for rows that go through tile registers: those of prompts of at least MANY
+tokens (kernels/isa), never of a token that was generated. They come first, and the others begin with a group of their own.
 """
 
 from numatp.kernels.bf16 import store_rounded
 from numatp.kernels.compile import device, kernel, rows_of
-from numatp.kernels.jit import float32
-from numatp.kernels.rows import GROUP, MANY, are_many
+from numatp.kernels.jit import float32, int64
+from numatp.kernels.rows import GROUP, MANY, num_many
 from numatp.kernels.simd import (
     abs_f32,
     largest_of_two,
@@ -118,14 +118,14 @@ def quantize_row(x, blocks, out, pitch, row, zero):
 
 
 @device
-def meeting(args, row):
-    """How many rows meet the same matrix as this one."""
-    return load_i64(args.company, row) if args.routed else load_i64(args.rows, 0)
-
-
-@device
-def becomes_bf16(args, row):
-    return args.tiled and are_many(meeting(args, row))
+def place_of(args, row):
+    """(whether the row becomes BF16, its group, its place there)."""
+    if args.routed:  # rows that lie in groups already
+        return args.tiled != 0 and load_i64(args.many, row) != 0, row // args.pitch, row % args.pitch
+    many = num_many(args.rows) if args.tiled else int64(0)
+    if row < many:
+        return True, row // args.pitch, row % args.pitch
+    return False, (many + args.pitch - 1) // args.pitch + (row - many) // args.pitch, (row - many) % args.pitch
 
 
 @device
@@ -139,12 +139,12 @@ def round_row(x, blocks, out, pitch, row):
 
 @kernel(
     x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", tiled="int", routed="int",
-    company="pointer", blocks="int", zero="int", out="pointer", out_group="int", out_thread_stride="int",
+    many="pointer", blocks="int", zero="int", out="pointer", out_group="int", out_thread_stride="int",
     pitch="int", private="int",
 )  # fmt: skip
 def quantize(args, thread, threads):
     """Row i of "q8" groups at out, out_group bytes apart = row select[i] of x, float32 rows x_stride bytes apart; of "bf16" groups
-    if many rows meet one matrix (all, or if they are routed, company[i]) whose format is tiled, which means that it has panels.
+    if the format is tiled, which means that it has panels, and the row is one of the first rows[1], or if rows are routed, many[i].
 
     private: every thread makes all rows for itself, at its own place; else the threads share the rows.
     """
@@ -152,25 +152,27 @@ def quantize(args, thread, threads):
     pitch = args.pitch
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
-        out = offset(args.out, row // pitch * args.out_group + thread * args.out_thread_stride)
-        if becomes_bf16(args, row):
-            round_row(x, args.blocks, out, pitch, row % pitch)
+        becomes_bf16, group, place = place_of(args, row)
+        out = offset(args.out, group * args.out_group + thread * args.out_thread_stride)
+        if becomes_bf16:
+            round_row(x, args.blocks, out, pitch, place)
         else:
-            quantize_row(x, args.blocks, out, pitch, row % pitch, args.zero)
+            quantize_row(x, args.blocks, out, pitch, place, args.zero)
 
 
 @kernel(
     x="pointer", x_stride="int", x_thread_stride="int", select="pointer", rows="pointer", tiled="int", routed="int",
-    company="pointer", width="int", out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
+    many="pointer", width="int", out="pointer", out_group="int", out_thread_stride="int", pitch="int", private="int",
 )  # fmt: skip
 def interleave(args, thread, threads):
     """Row i of "f32" groups at out = row select[i] of x; otherwise as quantize."""
     first, last = rows_of(args, thread, threads)
     for row in range(first, last):
         x = offset(args.x, load_i64(args.select, row) * args.x_stride + thread * args.x_thread_stride)
-        out = offset(args.out, row // args.pitch * args.out_group + thread * args.out_thread_stride)
-        if becomes_bf16(args, row):
-            round_row(x, args.width // BLOCK, out, args.pitch, row % args.pitch)
+        becomes_bf16, group, place = place_of(args, row)
+        out = offset(args.out, group * args.out_group + thread * args.out_thread_stride)
+        if becomes_bf16:
+            round_row(x, args.width // BLOCK, out, args.pitch, place)
         else:
             for i in range(args.width):
-                store_f32(out, i * args.pitch + row % args.pitch, load_f32(x, i))
+                store_f32(out, i * args.pitch + place, load_f32(x, i))

@@ -4,10 +4,10 @@ A row has `used` experts. Pairs (row, slot) are put in order by expert, each exp
 matrix kernels multiply an expert's rows as they multiply the rows of a Step. What lies where, in int64 of one buffer:
 
 counts: [number of places, number of active experts]
-active (experts, 3): expert, its first group of places, its rows
+active (experts, 4): expert, its first group of places, its rows that go through tile registers, its others in groups behind those
 rows_of_places: the row at each place, 0 where there is none
 experts_of_places: the expert of each place
-company: of each place, the rows of its expert
+many: of each place, 1 if its row goes through tile registers, else 0
 places (rows, used): the place of each pair
 """
 
@@ -15,6 +15,7 @@ from math import exp
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.jit import float32, int64
+from numatp.kernels.rows import num_many
 from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, store_i64
 
@@ -137,41 +138,48 @@ def weigh(args, thread, threads):
 
 
 @kernel(
-    rows="pointer", experts="int", used="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
-    rows_of_places="pointer", experts_of_places="pointer", company="pointer", places="pointer", next="pointer",
+    rows="pointer", experts="int", used="int", tiled="int", pitch="int", chosen="pointer", counts="pointer", active="pointer",
+    rows_of_places="pointer", experts_of_places="pointer", many="pointer", places="pointer", next="pointer",
 )  # fmt: skip
 def arrange(args, thread, threads):
-    """By one thread: the places of all pairs (see above); next (experts,) int64 is scratch."""
+    """By one thread: the places of all pairs (see above); tiled: whether rows go through tile registers in experts too.
+
+    next (experts, 2) int64 is scratch: of the rows that do, and of the others.
+    """
     if thread:
         return
     pairs = load_i64(args.rows, 0) * args.used
-    for expert in range(args.experts):
-        store_i64(args.next, expert, 0)
+    many_pairs = num_many(args.rows) * args.used if args.tiled else int64(0)
+    for i in range(args.experts * 2):
+        store_i64(args.next, i, 0)
     for pair in range(pairs):
-        expert = load_i64(args.chosen, pair)
-        store_i64(args.next, expert, load_i64(args.next, expert) + 1)
+        kind = load_i64(args.chosen, pair) * 2 + (pair >= many_pairs)
+        store_i64(args.next, kind, load_i64(args.next, kind) + 1)
     group, found = int64(0), int64(0)
     for expert in range(args.experts):
-        count = load_i64(args.next, expert)
-        store_i64(args.next, expert, group * args.pitch)
-        if count:
-            store_i64(args.active, found * 3, expert)
-            store_i64(args.active, found * 3 + 1, group)
-            store_i64(args.active, found * 3 + 2, count)
-            end = group + (count + args.pitch - 1) // args.pitch
+        many, others = load_i64(args.next, expert * 2), load_i64(args.next, expert * 2 + 1)
+        middle = group + (many + args.pitch - 1) // args.pitch
+        end = middle + (others + args.pitch - 1) // args.pitch
+        store_i64(args.next, expert * 2, group * args.pitch)
+        store_i64(args.next, expert * 2 + 1, middle * args.pitch)
+        if many + others:
+            store_i64(args.active, found * 4, expert)
+            store_i64(args.active, found * 4 + 1, group)
+            store_i64(args.active, found * 4 + 2, many)
+            store_i64(args.active, found * 4 + 3, others)
             for place in range(group * args.pitch, end * args.pitch):
                 store_i64(args.experts_of_places, place, expert)
-                store_i64(args.company, place, count)
-            group = end
+                store_i64(args.many, place, place < middle * args.pitch)
             found += 1
+        group = end
     store_i64(args.counts, 0, group * args.pitch)
     store_i64(args.counts, 1, found)
     for place in range(group * args.pitch):
         store_i64(args.rows_of_places, place, 0)
     for pair in range(pairs):
-        expert = load_i64(args.chosen, pair)
-        place = load_i64(args.next, expert)
-        store_i64(args.next, expert, place + 1)
+        kind = load_i64(args.chosen, pair) * 2 + (pair >= many_pairs)
+        place = load_i64(args.next, kind)
+        store_i64(args.next, kind, place + 1)
         store_i64(args.places, pair, place)
         store_i64(args.rows_of_places, place, pair // args.used)
 

@@ -9,10 +9,10 @@ from types import ModuleType
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
-from numatp.kernels.jit import float32
-from numatp.kernels.layout import TOP_BYTES
+from numatp.kernels.jit import float32, int64
+from numatp.kernels.layout import PANELS, TOP_BYTES
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import FEW, GROUP, MANY, are_many, load_rows, store_rows, with_rows
+from numatp.kernels.rows import FEW, GROUP, MANY, load_rows, num_many, store_rows, with_rows
 from numatp.kernels.score import LOWEST, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
@@ -71,25 +71,45 @@ def multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, p
 
 
 if MANY and quant.expand:
+    from numatp.kernels.isa.amx import release
     from numatp.kernels.panels import panel_multiplier
 
     multiply_panels = panel_multiplier(quant)
 
     @device
-    def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add, panels):
-        if are_many(rows):
-            multiply_panels(weights, tile_bytes, first, last, units, rows, x, x_group, out, out_stride, add, panels)
-        else:
-            multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add)
+    def many_of(rows):
+        return num_many(rows)
+
+    @device
+    def multiply_tiles(
+        weights, tile_bytes, first, last, units, many, start, others, x, x_group, pitch, out, out_stride, add, panels
+    ):
+        if many == 0:
+            multiply_groups(weights, tile_bytes, first, last, units, others, x, x_group, pitch, out, out_stride, add)
+            return
+        others_x, others_out = offset(x, (many + pitch - 1) // pitch * x_group), offset(out, start * out_stride)
+        # The others' rows find the weights in the cache.
+        for begin in range(first, last, PANELS):
+            end = min(begin + PANELS, last)
+            multiply_panels(weights, tile_bytes, begin, end, units, many, x, x_group, out, out_stride, add, panels)
+            multiply_groups(weights, tile_bytes, begin, end, units, others, others_x, x_group, pitch, others_out, out_stride, add)
+        release()
 else:
 
     @device
-    def multiply_tiles(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add, panels):
-        """out (rows, 16 columns of each tile) = [out +] `rows` rows, in groups at x, times the tiles [first, last) of a matrix.
+    def many_of(rows):
+        return int64(0)
 
-        panels: this thread's scratch memory for many rows on tile registers (kernels/panels.py).
+    @device
+    def multiply_tiles(
+        weights, tile_bytes, first, last, units, many, start, others, x, x_group, pitch, out, out_stride, add, panels
+    ):
+        """out (rows, 16 columns of each tile) = [out +] x times the tiles [first, last) of a matrix.
+
+        The first `many` rows go through tile registers (kernels/panels.py), where the format has panels; panels: this thread's
+        scratch memory for them. `others` more begin with a group of their own at x, and are the rows from the start-th on of out.
         """
-        multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add)
+        multiply_groups(weights, tile_bytes, first, last, units, start + others, x, x_group, pitch, out, out_stride, add)
 
 
 @kernel(
@@ -100,14 +120,16 @@ else:
 def matmul(args, thread, threads):
     """out (rows, tiles * 16) = [out +] x (rows, units * 32) times the transposed matrix.
 
-    x: groups of `pitch` rows, x_group bytes apart. out_stride: bytes from row to row; the last group's spare rows are written too.
-    panels: scratch memory of each thread, if rows may be many.
+    rows: int64 (2,): how many, and how many of them, the first ones, go through tile registers. x: groups of `pitch` rows, x_group
+    bytes apart (kernels/activation.py). out_stride: bytes from row to row; the last group's spare rows are written too.
+    panels: scratch memory of each thread, if some may go through tile registers.
     """
     x, panels = offset(args.x, thread * args.x_thread_stride), offset(args.panels, thread * args.panels_thread_stride)
     first, last = share(args.tiles, thread, threads)
+    many = many_of(args.rows)
     multiply_tiles(
-        args.weights, args.tile_bytes, first, last, args.units, load_i64(args.rows, 0), x, args.x_group, args.pitch,
-        args.out, args.out_stride, args.add, panels,
+        args.weights, args.tile_bytes, first, last, args.units, many, many, load_i64(args.rows, 0) - many, x, args.x_group,
+        args.pitch, args.out, args.out_stride, args.add, panels,
     )  # fmt: skip
 
 
@@ -126,11 +148,11 @@ def experts(args, thread, threads):
     while item < last:
         found, tile = item // args.tiles, item % args.tiles
         stop = min(tile + last - item, args.tiles)
-        active = offset(args.active, found * 24)
-        expert, group, rows = load_i64(active, 0), load_i64(active, 1), load_i64(active, 2)
+        active = offset(args.active, found * 32)
+        expert, group, many, others = load_i64(active, 0), load_i64(active, 1), load_i64(active, 2), load_i64(active, 3)
         multiply_tiles(
-            offset(args.weights, expert * args.tiles * args.tile_bytes), args.tile_bytes, tile, stop, args.units, rows,
-            offset(x, group * args.x_group), args.x_group, args.pitch,
+            offset(args.weights, expert * args.tiles * args.tile_bytes), args.tile_bytes, tile, stop, args.units, many,
+            (many + args.pitch - 1) // args.pitch * args.pitch, others, offset(x, group * args.x_group), args.x_group, args.pitch,
             offset(args.out, group * args.pitch * args.out_stride), args.out_stride, False, panels,
         )  # fmt: skip
         item += stop - tile
@@ -153,7 +175,7 @@ def score(args, thread, threads):
     tops, most = offset(args.tops, thread * args.tops_thread_stride), load_i64(args.num_top, 0)
     rows, pitch = load_i64(args.rows, 0), args.pitch
     logits, out = offset(args.scratch, thread * args.scratch_thread_stride), offset(args.out, thread * args.out_thread_stride)
-    panels = offset(args.panels, thread * args.panels_thread_stride)
+    panels, many = offset(args.panels, thread * args.panels_thread_stride), many_of(args.rows)
     first, last = share(args.tiles, thread, threads)
     for row in range(rows):
         store_f32(out, row * 4, float32(LOWEST))
@@ -163,8 +185,8 @@ def score(args, thread, threads):
     for tile in range(first, last):
         here = args.vocab - tile * 16  # logits of this tile, if less than 16
         multiply_tiles(
-            offset(args.weights, tile * args.tile_bytes), args.tile_bytes, 0, 1, args.units, rows, args.x, args.x_group, pitch,
-            logits, 64, False, panels,
+            offset(args.weights, tile * args.tile_bytes), args.tile_bytes, 0, 1, args.units, many, many, rows - many, args.x,
+            args.x_group, pitch, logits, 64, False, panels,
         )  # fmt: skip
         if args.cap > 0:
             cap_rows(logits, 64, rows, 16, args.cap)

@@ -7,7 +7,7 @@ and 32 bytes of one row those of the row before.
 
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
-from numatp.kernels.jit import intrinsic, ir, models, register_model, types
+from numatp.kernels.jit import int64, intrinsic, ir, models, register_model, types
 from numatp.kernels.simd import (
     FLOAT,
     INT32,
@@ -20,6 +20,7 @@ from numatp.kernels.simd import (
     i8x64,
     i32x16,
     llvm_type,
+    load_i64,
     pointer,
     splat,
 )
@@ -77,9 +78,9 @@ def with_rows(count, work, *args):
 
 
 @device
-def are_many(rows):
-    """Whether so many rows that meet one matrix go through tile registers: as "bf16", and all with one panel."""
-    return MANY > 0 and rows >= MANY
+def num_many(rows):
+    """Of the rows whose numbers are at `rows`, int64 (2,): those, the first ones, that go through tile registers as "bf16"."""
+    return load_i64(rows, 1) if MANY > 0 else int64(0)
 
 
 @intrinsic

@@ -14,10 +14,15 @@ from numatp.errors import MachineError
 from numatp.machine import limits
 
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # system call, its code, the component of the processor's state
-# Palette 1, then bytes of a row of each of 8 tiles, 16 bits each, and rows of each: 16 rows of 64 bytes.
-CONFIGURATION = bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes([16] * 8) + bytes(8)
+CONFIGURATION_BYTES = 64
 # ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbf16ps %tmm2, %tmm1, %tmm0; tilerelease; ret
 TRIAL = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26a5cc1 c4e27849c0 c3")
+
+
+def configuration(rows: list[int]) -> bytes:
+    """For ldtilecfg: rows of each of the 8 tiles, 1 to 16, of 64 bytes."""
+    # Palette 1, then bytes of a row of each, 16 bits each, and the rows.
+    return bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes(rows) + bytes(8)
 
 
 def permit() -> bool:
@@ -38,9 +43,9 @@ def work() -> bool:
 
 def _try() -> bool:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page[: len(CONFIGURATION) + len(TRIAL)] = CONFIGURATION + TRIAL
+    page[: CONFIGURATION_BYTES + len(TRIAL)] = configuration([16] * 8) + TRIAL
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    trial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address + len(CONFIGURATION))
+    trial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address + CONFIGURATION_BYTES)
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGILL, signal.SIG_DFL)

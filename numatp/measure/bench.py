@@ -139,20 +139,22 @@ class Bench:
             end = min(start + test.batch, count)
             for first in range(start, end, test.ubatch):
                 rows = min(test.ubatch, end - first)
-                self._step(position + first, rows, first + rows == end)
+                self._step(position + first, rows, first + rows == end, count)
 
     def _generate(self, position: int, count: int) -> None:
         for i in range(count):
-            self._step(position + i, 1, True)
+            self._step(position + i, 1, True, 0)
 
-    def _span(self, position: int, rows: int, logits: bool) -> Span:
+    def _span(self, position: int, rows: int, logits: bool, prompt: int) -> Span:
+        """prompt: tokens of the prompt that they belong to."""
         assert self._tables
         vocab = self._engine.loaded.spec.sizes.vocab
         tokens = [self._random.randrange(vocab) for _ in range(rows)]
-        return Span(0, tokens, position, self._tables.prepare(position, rows), want_logits=logits)
+        tables = self._tables.prepare(position, rows)
+        return Span(0, tokens, position, tables, want_logits=logits, prompt=prompt if rows > 1 else 0)
 
-    def _step(self, position: int, rows: int, logits: bool) -> None:
-        self._engine.run([self._span(position, rows, logits)])
+    def _step(self, position: int, rows: int, logits: bool, prompt: int) -> None:
+        self._engine.run([self._span(position, rows, logits, prompt)])
 
     # ------------------------------------------------------------ what it needs at least
 
@@ -206,7 +208,7 @@ class Bench:
             if rows > 1:
                 self._go_to(test)
             position = test.depth if rows > 1 else min(test.depth + i, self._engine.loaded.layout.context - 1)
-            self._engine.window.step.write([self._span(position, rows, True)])
+            self._engine.window.step.write([self._span(position, rows, True, rows)])
             began = time.perf_counter_ns()
             self._engine.team.step(timed.index)
             taken.append(time.perf_counter_ns() - began)

@@ -32,7 +32,7 @@ class Site:
     team: int  # address of the C runtime's team
     width: int  # of the residual stream
     step: StepWindow
-    partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (seats,), each of (max_rows, width) float32
+    partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (seats,), each of (max_rows + GROUP, width) float32
     logits: int  # address of (max_spans, logit_stride bytes), in the part of seat 0
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
@@ -60,6 +60,8 @@ class Recorder:
         self.private = max_rows == 1
         self.pitch = 1 if self.private else GROUP
         assert max_rows % self.pitch == 0
+        # Rows that products may write: those after a long prompt's begin with a group of their own, whose spare rows lie behind.
+        self.room = max_rows + (0 if self.private else GROUP)
         self.digests: list[str] = []  # of what, in order
         self._builder = Builder(name, site.threads)
         self._constants: list[np.ndarray] = []
@@ -96,8 +98,8 @@ class Recorder:
     def _buffer(
         self, name: str, row_bytes: int, per_thread: bool = False, rows: int | None = None, indexes: bool = False
     ) -> Buffer:
-        """Memory for (max_rows, row_bytes), or as many rows; it is free again after the last op that reads it."""
-        return Buffer(name, row_bytes, num_bytes=(rows or self.max_rows) * row_bytes, per_thread=per_thread, indexes=indexes)
+        """Memory for (room, row_bytes), or as many rows; it is free again after the last op that reads it."""
+        return Buffer(name, row_bytes, num_bytes=(rows or self.room) * row_bytes, per_thread=per_thread, indexes=indexes)
 
     def _made(
         self, buffer: Buffer, width: int, rows: int | Pointer, name: str = "", division: Hashable = ANYHOW, most: int = 0,
@@ -153,12 +155,12 @@ class Recorder:
         reads, name = x.accesses(), f"{x.name}.{form}"
         most, rows = x.most or self.max_rows, x.rows
         select = self._every_row(most)
-        company: int | Pointer = 0
+        many: int | Pointer = 0
         if routes:
-            reads, name, company = [*reads, Access(routes.buffer)], f"{name}.routed", routes.company
+            reads, name, many = [*reads, Access(routes.buffer)], f"{name}.routed", routes.many
             if not x.most:
                 most, rows, select = routes.most, routes.counts, routes.rows_of_places
-        out = self._buffer(name, group, self.private, rows=most // self.pitch)
+        out = self._buffer(name, group, self.private, rows=(most if routes else self.room) // self.pitch)
         # Whole groups on one thread would divide few rows badly, so rows are divided: the access is not by column or group.
         division = self._share_of_rows(rows)
         kernel, width = (activation.quantize, {"blocks": x.width // activation.BLOCK, "zero": zero}) if form == "q8" else (
@@ -167,7 +169,7 @@ class Recorder:
         self._builder.add(
             kernel, reads, [Access(out, division)],
             x=x.pointer, x_stride=x.stride, x_thread_stride=x.thread_stride, select=select, rows=rows,
-            tiled=tiled, routed=routes is not None, company=company,
+            tiled=tiled, routed=routes is not None, many=many,
             out=out.at(0), out_group=group, out_thread_stride=out.thread_stride, pitch=self.pitch, private=self.private,
             **width,
         )  # fmt: skip
@@ -175,7 +177,7 @@ class Recorder:
 
     def _panels(self) -> tuple[dict[str, Pointer | ThreadStride | int], list[Access]]:
         """(arguments of a product, what it writes): each thread's room for panels of weights, where rows may be many."""
-        if self.private or not MANY:
+        if self.private or not MANY:  # no row goes through tile registers
             return {"panels": 0, "panels_thread_stride": 0}, []
         room = self._buffer("panels", PANELS_BYTES, per_thread=True, rows=1)
         return {"panels": room.at(0), "panels_thread_stride": room.thread_stride}, [Access(room, PRIVATE)]

@@ -23,7 +23,7 @@ class StepShape:
     @property
     def num_bytes(self) -> int:
         rows, sequences = self.max_rows, self.max_sequences
-        return 8 * (5 + 5 * rows + 4 * self.max_spans + 2 * sequences + self.num_tables * sequences * self.table_length)
+        return 8 * (7 + 5 * rows + 4 * self.max_spans + 2 * sequences + self.num_tables * sequences * self.table_length)
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,22 @@ class Span:
     want_logits: bool = True  # of the last token
     targets: list[int] = field(default_factory=list)  # instead of logits, score the last tokens as followed by these
     num_top: int = 0  # beside each target, as many of the most probable tokens are scored
+    prompt: int = 0  # tokens of the prompt that these are a part of; 0: of none, or a token by itself
 
 
 class StepWindow:
     """Views of a Step in memory. A row is one token of one sequence; a span is rows of one sequence that follow each other."""
 
-    def __init__(self, shape: StepShape, memory: np.ndarray):
-        """memory: int64 (shape.num_bytes // 8,)."""
-        self.shape = shape
+    def __init__(self, shape: StepShape, memory: np.ndarray, many: int = 0):
+        """memory: int64 (shape.num_bytes // 8,).
+
+        many: tokens of a prompt from which on its rows go through tile registers; 0: none do.
+        """
+        self.shape, self._many = shape, many
         rows, sequences = shape.max_rows, shape.max_sequences
-        parts = np.split(memory, np.cumsum([1, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 2 * sequences]))
-        self.num_rows, self.num_logits, self.num_spans, self.num_copies, self.num_top = parts[:5]
+        parts = np.split(memory, np.cumsum([2, 2, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 2 * sequences]))
+        self.num_rows, self.num_logits = parts[:2]  # and how many of them, the first ones, go through tile registers
+        self.num_spans, self.num_copies, self.num_top = parts[2:5]
         self.tokens, self.positions, self.sequences = parts[5:8]  # per row
         self.logit_rows, self.targets = parts[8:10]  # per row that wants logits or a score: its row; the token to score
         self.spans = parts[10].reshape(shape.max_spans, 4)  # sequence, first row, number of rows, first position
@@ -55,10 +60,15 @@ class StepWindow:
         self.tables = parts[12].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
-        """At most max_rows tokens in all. Several spans of one sequence follow each other, as tokens do."""
-        row = wanted = 0
+        """At most max_rows tokens in all, those of the longest prompts first. Several spans of one sequence follow each other, as
+        tokens do.
+        """
+        row = wanted = many = many_targets = 0
         for i, span in enumerate(spans):
             count = len(span.tokens)
+            if 0 < self._many <= span.prompt:
+                assert count > 1 and many == row, "rows of long prompts come first, and none is a Step or a span of its own"
+                many, many_targets = many + count, many_targets + len(span.targets)
             rows = slice(row, row + count)
             self.tokens[rows] = span.tokens
             self.positions[rows] = np.arange(span.position, span.position + count)
@@ -75,5 +85,5 @@ class StepWindow:
                 self.logit_rows[wanted] = row + count - 1
                 wanted += 1
             row += count
-        self.num_rows[0], self.num_logits[0], self.num_spans[0] = row, wanted, len(spans)
+        self.num_rows[:], self.num_logits[:], self.num_spans[0] = (row, many), (wanted, many_targets), len(spans)
         self.num_top[0] = max((span.num_top for span in spans), default=0)

@@ -92,7 +92,7 @@ class Value:
     name: str
     buffer: Buffer
     width: int
-    rows: int | Pointer  # where their number stands
+    rows: int | Pointer  # where their number stands, and after it how many of them, the first ones, may go through tile registers
     parts: tuple[range, ...] = ()  # the columns that each op wrote, in bytes of a row; (): all by one
     division: Hashable = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
     most: int = 0  # rows at most, 0: those of a Step
@@ -227,7 +227,7 @@ class Routes:
     active: Pointer
     rows_of_places: Pointer
     experts_of_places: Pointer
-    company: Pointer
+    many: Pointer
     places: Pointer
     chosen: Pointer
     shares: Pointer

@@ -1,7 +1,7 @@
 """One file per instruction set: the dot product of bytes, which LLVM does not find by itself, and how many rows fit the registers.
 
 Each is called as a level of machine/isa.py. It holds GROUP, the activation rows that a matrix tile is multiplied with at once,
-MANY, the rows from which on a product goes through tile registers (kernels/panels.py), 0 where there are none,
+MANY, the tokens from which on a prompt goes through tile registers (kernels/panels.py), 0 where there are none,
 DOT, the instructions of a dot product (a test looks for them), and functions that emit LLVM IR; the dot products are exact in int32
 (i: 16 lanes, j: 4 bytes of a lane):
 

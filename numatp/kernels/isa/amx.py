@@ -13,7 +13,7 @@ from numatp.machine import tiles
 
 __all__ = ["DOT", "GROUP", "MANY", "configure", "dot", "dot_biased", "gather", "lookup", "release", "start", "times_power"]
 
-MANY = 32  # rows from which on a product goes through tiles: with fewer, making panels costs what tiles save
+MANY = 32  # tokens of a prompt from which on its products go through tiles: with fewer, making panels costs what tiles save
 
 if not tiles.permit():
     raise MachineError("this process may not use AMX, though a child of it might: set NUMATP_ISA=avx512vnni")
@@ -23,18 +23,29 @@ def tile(number):
     return ir.Constant(BYTE, number)
 
 
+def configuration(rows):
+    """Where `rows` rows are left, 1 to 32: the tiles of the first group of 16, those of the second, and the weights'."""
+    first, second = min(rows, 16), rows - 16 if rows > 16 else 16
+    return tiles.configuration([first, first, second, second, first, second, 16, 16])
+
+
+CONFIGURATIONS = b"".join(configuration(rows) for rows in range(1, 33))
+
+
 @intrinsic
-def configure(typing_context):
-    """Of the calling thread, before it uses tiles: all have 16 rows of 64 bytes. They are zero then."""
+def configure(typing_context, rows):
+    """Of the calling thread, before it multiplies blocks of `rows` rows, 1 to 32: no others are read or written then."""
 
     def emit(context, builder, signature, args):
-        stored = ir.Constant(ir.ArrayType(BYTE, len(tiles.CONFIGURATION)), bytearray(tiles.CONFIGURATION))
-        place = ir.GlobalVariable(builder.module, stored.type, builder.module.get_unique_name("tile_configuration"))
-        place.initializer, place.global_constant, place.linkage = stored, True, "internal"
-        call_llvm(builder, "llvm.x86.ldtilecfg", ir.VoidType(), builder.bitcast(place, BYTE.as_pointer()))
+        stored = ir.Constant(ir.ArrayType(BYTE, len(CONFIGURATIONS)), bytearray(CONFIGURATIONS))
+        table = ir.GlobalVariable(builder.module, stored.type, builder.module.get_unique_name("tile_configurations"))
+        table.initializer, table.global_constant, table.linkage = stored, True, "internal"
+        place = builder.mul(builder.sub(args[0], INT64(1)), INT64(tiles.CONFIGURATION_BYTES))
+        address = builder.gep(builder.bitcast(table, BYTE.as_pointer()), [place])
+        call_llvm(builder, "llvm.x86.ldtilecfg", ir.VoidType(), address)
         return context.get_dummy_value()
 
-    return types.void(), emit
+    return types.void(types.int64), emit
 
 
 @intrinsic

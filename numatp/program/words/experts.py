@@ -6,11 +6,14 @@ import numpy as np
 
 from numatp.kernels import bias, experts
 from numatp.kernels.compile import Kernel
+from numatp.kernels.rows import MANY
 from numatp.kernels.simd import LANES
 from numatp.program.values import Access, Buffer, Pointer, Router, Routes, Value
 from numatp.program.words.dense import kernel_of
 from numatp.program.words.together import Together
 from numatp.weights.matrix import Matrix, Vector
+
+EXPERT_ROWS = 32  # rows of an expert, on average over a full Step, from which on prompts go through tile registers there too
 
 
 class Experts(Together):
@@ -41,10 +44,13 @@ class Experts(Together):
     def _route(self, kernel: Kernel, scores: Value, used: int, **args: float) -> Routes:
         count = scores.width
         pairs = self.max_rows * used
-        most = -(-(pairs + min(count, pairs) * (self.pitch - 1)) // self.pitch) * self.pitch
+        # By what a full Step gives an expert on average, so that a row's bits do not depend on who else runs.
+        tiled = not self.private and MANY > 0 and pairs >= EXPERT_ROWS * count
+        spare = (2 if tiled else 1) * (self.pitch - 1)  # places of an expert
+        most = -(-(pairs + min(count, pairs) * spare) // self.pitch) * self.pitch
         lengths = {
-            "counts": 2, "active": 3 * count, "rows_of_places": most, "experts_of_places": most, "company": most,
-            "places": pairs, "chosen": pairs, "shares": pairs, "next": count,
+            "counts": 2, "active": 4 * count, "rows_of_places": most, "experts_of_places": most, "many": most,
+            "places": pairs, "chosen": pairs, "shares": pairs, "next": 2 * count,
         }  # fmt: skip
         buffer = self._buffer(f"routes by {scores.name}", 8 * sum(lengths.values()), rows=1, indexes=True)
         starts = np.cumsum([0, *lengths.values()]).tolist()
@@ -60,9 +66,9 @@ class Experts(Together):
         self._digest("the choice of experts", Access(buffer), routes.chosen, used * 8, used, scores.rows)
         self._builder.add(
             experts.arrange, [Access(buffer)], [Access(buffer)],
-            rows=scores.rows, experts=count, used=used, pitch=self.pitch, chosen=routes.chosen, counts=routes.counts,
+            rows=scores.rows, experts=count, used=used, tiled=tiled, pitch=self.pitch, chosen=routes.chosen, counts=routes.counts,
             active=routes.active, rows_of_places=routes.rows_of_places, experts_of_places=routes.experts_of_places,
-            company=routes.company, places=routes.places, next=following,
+            many=routes.many, places=routes.places, next=following,
         )  # fmt: skip
         return routes
 

@@ -10,11 +10,10 @@ from numatp.weights.matrix import Matrix, Vector
 class Latent(Attention, Experts):
     def route_heads(self, heads: int) -> Routes:
         """Every row through the matrices of all this rank's heads: for head_matmul of all layers."""
-        groups = self.max_rows // self.pitch
-        most = heads * groups * self.pitch
-        buffer = self._buffer("rows by heads", 8 * (2 + 3 * heads + 2 * most), rows=1, indexes=True)
-        at = {"counts": buffer.at(0), "active": buffer.at(16), "rows_of_places": buffer.at(16 + 24 * heads)}
-        at["company"] = buffer.at(16 + 24 * heads + 8 * most)
+        most = heads * self.room
+        buffer = self._buffer("rows by heads", 8 * (2 + 4 * heads + 2 * most), rows=1, indexes=True)
+        at = {"counts": buffer.at(0), "active": buffer.at(16), "rows_of_places": buffer.at(16 + 32 * heads)}
+        at["many"] = buffer.at(16 + 32 * heads + 8 * most)
         kernels = specialize("latent", "cache", "numatp.kernels.caches.f16")
         self._builder.add(kernels.arrange_heads, [], [Access(buffer)], rows=self._rows, heads=heads, pitch=self.pitch, **at)
         unused = dict.fromkeys(("experts_of_places", "places", "chosen", "shares"), buffer.at(0))

@@ -31,12 +31,13 @@ def main():
     cache, cache_bytes = engine.loaded.cache_at, engine.loaded.layout.cache.num_bytes
     ctypes.memset(cache, 0xFF, cache_bytes)
     blocks = [[0] for _ in engine.loaded.layout.pools]
+    prompt = 99 if rows > 1 else 0  # of the rows below: a long one's
     engine.run([Span(0, [7, 8, 9], 0, blocks, want_logits=False)])
     before = ctypes.string_at(cache, cache_bytes)
     if program_name == "scores":
-        engine.score([Span(0, list(range(rows)), 3, blocks, targets=list(range(rows)))])
+        engine.score([Span(0, list(range(rows)), 3, blocks, targets=list(range(rows)), prompt=prompt)])
     else:
-        engine.run([Span(0, list(range(rows)), 3, blocks)])
+        engine.run([Span(0, list(range(rows)), 3, blocks, prompt=prompt)])
     program = next(program for program in engine.programs if program.name == program_name)
     residual = next(life.buffer for life in program.layout.lives if life.buffer.name == "residual")
 

@@ -28,7 +28,7 @@ def main():
         (Path(folder) / "config.json").write_text(json.dumps(config))
         engine = Engine(job, started)
         tables = Tables(engine.blocks)
-        engine.run([Span(0, tokens, 0, tables.prepare(0, len(tokens)))])
+        engine.run([Span(0, tokens, 0, tables.prepare(0, len(tokens)), prompt=len(tokens))])
         rows.append(engine.window.logits[0, : engine.loaded.spec.sizes.vocab].copy())
         engine.close()
     np.save(out, np.array(rows))

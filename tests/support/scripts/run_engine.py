@@ -34,14 +34,16 @@ def main():
     ids, position, rows = [int(t) for t in tokens.split(",")], 0, []
     tables = Tables(engine.blocks)
     for count in map(int, chunks.split(",")):
-        engine.run([Span(1, ids[position : position + count], position, tables.prepare(position, count))])
+        prompt = len(ids) if count > 1 else 0
+        engine.run([Span(1, ids[position : position + count], position, tables.prepare(position, count), prompt=prompt)])
         position += count
         rows.append(engine.window.logits[0, : engine.loaded.spec.sizes.vocab].copy())
     np.save(out, np.array(rows))
     other, scores = Tables(engine.blocks), []
     for start_at in range(0, len(ids) - 1, 33):
         part = ids[start_at : min(start_at + 33, len(ids) - 1)]
-        span = Span(0, part, start_at, other.prepare(start_at, len(part)), targets=ids[start_at + 1 : start_at + 34])
+        targets, prompt = ids[start_at + 1 : start_at + 34], len(ids) if len(part) > 1 else 0
+        span = Span(0, part, start_at, other.prepare(start_at, len(part)), targets=targets, prompt=prompt)
         scores.append(engine.score([span]))
     np.save(out.replace(".npy", ".scores.npy"), np.concatenate(scores))
     print("compiled", *engine.compiled_kernels())

@@ -73,7 +73,8 @@ def main():
         """Of some positions, each the last of a Step that goes on where the one before ended."""
         tables, largest, first = Tables(engine.blocks), 0.0, 0
         for last in (19, 40, 70, len(tokens) - 1):
-            engine.run([Span(0, tokens[first : last + 1], first, tables.prepare(first, last + 1 - first))])
+            part = tokens[first : last + 1]
+            engine.run([Span(0, part, first, tables.prepare(first, len(part)), prompt=len(tokens) if len(part) > 1 else 0)])
             apart = engine.window.logits[0, : whole.sizes.vocab] - wanted[last]
             largest = max(largest, float(np.linalg.norm(apart) / np.linalg.norm(wanted[last])))
             first = last + 1

@@ -48,8 +48,9 @@ def main():
             if count:
                 done[sequence] += count
                 part, targets = tokens[first : first + count], tokens[first + 1 : first + 1 + count] if scored else []
-                spans.append(Span(sequence, part, first, usable(tables[sequence].prepare(first, count), first), targets=targets))
-        return spans
+                own, prompt = usable(tables[sequence].prepare(first, count), first), len(tokens) if count > 1 else 0
+                spans.append(Span(sequence, part, first, own, targets=targets, prompt=prompt))
+        return sorted(spans, key=lambda span: span.prompt, reverse=True)
 
     def usable(numbers, position):
         """The tables with every place before a window made unusable."""
