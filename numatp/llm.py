@@ -238,19 +238,23 @@ class LLM:
         params: SamplingParams,
         put: Callable[[Event], None],
         progress: bool = False,
+        cache_salt: str = "",
     ) -> "Continuation":
         """Asks for the continuation of token ids, for callers that wait in their own way, and returns at once. On rank 0 alone.
 
         put is called on the engine's thread, which waits for it, with each Token and then the Finish, or with an exception: it
         hands them over and does nothing else. Setting `cancelled` of what is returned ends it, with a Finish too. progress: put
-        gets the prompt's Progress as well, after each Step that had some of it.
+        gets the prompt's Progress as well, after each Step that had some of it. cache_salt: what the cache has of others is used if
+        they had the same.
         """
         from numatp.engine.sequence import Continuation
 
         self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
         self._check_tokens(params.logit_bias)
         matcher = self._grammars.matcher(params.grammar) if params.grammar else None
-        sequence = Continuation(list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress, matcher)
+        sequence = Continuation(
+            list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress, matcher, cache_salt
+        )
         self._service.submit(sequence)
         return sequence
 

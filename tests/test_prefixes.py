@@ -218,12 +218,26 @@ def test_the_switch(path):
 def test_texts_whose_names_are_equal_are_told_apart():
     blocks = Blocks([Pool(NO_WINDOW, {}, 8)], 16)
     prefixes = Prefixes(blocks, range(0), EVERY)
-    assert prefixes._name(None, b"some") != Prefixes(blocks, range(0), EVERY)._name(None, b"some")
+    assert prefixes._name(b"", b"some") != Prefixes(blocks, range(0), EVERY)._name(b"", b"some")
     prefixes._name = lambda before, tokens: b"equal"
     tables, known = prefixes.take(prefixes.find([], 0, exact=False))
     tables.prepare(0, 64)
     prefixes.add(tables, known, LONG, 64)
     assert prefixes.find(LONG, 64, exact=False).tokens == 64 and prefixes.find(OTHER, 64, exact=False).tokens == 0
+
+
+def test_salts_keep_users_apart(cold, warm):
+    """With another one nothing is found, also of texts that run at the same time; the text is the same."""
+    wanted = asked(cold, LONG, 3)[0]
+    assert [asked(warm, LONG, 3, salt=salt)[2].cached_tokens for salt in ("a", "", "b", "a")] == [0, 0, 0, last_border(300)]
+
+    def work(p):
+        for salt in ("c", "d", "c"):
+            p.ask(LONG, 3, salt=salt)
+        p.finish()
+        return p.texts, [finish_of(came).cached_tokens for _, came in p.asked]
+
+    assert warm(work) == ([wanted] * 3, [0, 0, last_border(300)])
 
 
 def test_a_state_of_decoded_tokens_is_no_state_of_a_prompt():

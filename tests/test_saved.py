@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,11 @@ from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3next
 from support.scheduling import finish_of, opened
 
 from numatp import UserError
-from numatp.engine.prefixes import last_border
+from numatp.engine.blocks import Blocks
+from numatp.engine.cache import Pool
+from numatp.engine.prefixes import Prefixes, last_border
 from numatp.files.prompt_cache import PromptCache, Saved, open_key
+from numatp.kernels.layout import NO_WINDOW
 
 DEEPSEEK = Path(__file__).parent / "data" / "golden" / "deepseek2.gguf"
 KINDS = {
@@ -158,8 +162,10 @@ def test_writing_waits_for_nobody(tmp_path):
     path = model("f16", tmp_path)
     with opened_with(path, tmp_path / "kept") as play:
         asked(play, LONG[:400])
-        while len(files(tmp_path / "kept")) < 6:
+        end = time.monotonic() + 60
+        while len(files(tmp_path / "kept")) < 6 and time.monotonic() < end:
             time.sleep(0.01)
+        assert len(files(tmp_path / "kept")) == 6
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
@@ -183,6 +189,21 @@ def test_a_full_disk(tmp_path, monkeypatch, caplog):
     assert [line for line in caplog.messages if "No space" in line] == [
         f"{tmp_path / 'kept'}: prompts are not written any more: No space left on device"
     ]
+
+
+def test_what_was_decoded_stays_no_prompt(tmp_path):
+    """Scores take over only what prompts have computed, also after a restart."""
+    blocks = Blocks([Pool(NO_WINDOW, {}, 8)], 16)
+    prefixes = Prefixes(blocks, range(0), 128, key=b"k" * 32)
+    tables, known = prefixes.take(prefixes.find(LONG, 0, exact=False))
+    tables.prepare(0, 128)
+    prefixes.add(tables, known, LONG, 64)
+    known.exact = False
+    prefixes.add(tables, known, LONG, 128)
+    again = Prefixes(Blocks([Pool(NO_WINDOW, {}, 8)], 16), range(0), 128, key=b"k" * 32)
+    for prefix, part, _ in prefixes.parts():
+        again.restore(replace(prefix, blocks=[None]), part)
+    assert [again.find(LONG, 128, exact).tokens for exact in (False, True)] == [128, 64]
 
 
 # ---------------------------------------------------------------- the folder

@@ -11,6 +11,8 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -21,6 +23,10 @@ from support.warm import numatp
 
 from numatp import UserError
 from numatp.cli.serve import settings_of
+from numatp.engine.counts import Counts
+from numatp.server.refusals import Refused
+from numatp.server.settings import Settings
+from numatp.server.state import State
 
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Say hi"}]
@@ -127,13 +133,25 @@ def test_a_step_that_hangs_is_seen(server):
 
 
 def test_an_idle_server_sleeps(server):
+    """A second after the last request no rank computes or wakes up."""
+    server.post(CHAT, {"messages": HELLO, "max_tokens": 4})
     until(lambda: is_quiet(server), "something is running")
     process = psutil.Process(server.process.pid)
-    time.sleep(0.3)
-    before = sum(process.num_ctx_switches()), time.monotonic()
+    ranks = [process, *process.children()]
     time.sleep(1)
-    switches = sum(process.num_ctx_switches()) - before[0]
-    assert switches / (time.monotonic() - before[1]) < 10  # a second
+    before = sum(process.num_ctx_switches()), sum(map(cpu_ns, ranks)), time.monotonic()
+    time.sleep(1)
+    switches, used, seconds = (
+        now - then
+        for now, then in zip((sum(process.num_ctx_switches()), sum(map(cpu_ns, ranks)), time.monotonic()), before, strict=True)
+    )
+    assert switches / seconds < 10
+    assert used / seconds < 5e6 * len(ranks)  # ns a second: half a percent of a core for each
+
+
+def cpu_ns(process):
+    """That all threads of a process have run."""
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{process.pid}/task").iterdir())
 
 
 # ---------------------------------------------------------------- start
@@ -218,6 +236,48 @@ def test_help_says_everything():
     said = numatp("serve", "--help").stdout
     for option in ("--host", "--port", "--api-key-file", "--alias", "-np", "-ctk", "-b", "-ub", "--timeout", "[LLAMA_ARG_HOST]"):
         assert option in said
+
+
+def test_a_unix_socket(model_path, tmp_path):
+    """At a path, as llama-server tells one; keys keep their users' prompts apart, and so does cache_salt."""
+    path = tmp_path / "numatp.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))  # by a server that was killed
+    server = Server(model_path, "--ranks", 1, "-c", 1024, "--host", path, "--api-key", "one,two", "--max-queue-tokens", 300)
+    try:
+        server.ready()
+        refused = numatp("serve", "-m", model_path, "--ranks", 1, "-c", 64, "--host", path)
+        assert refused.returncode == 2 and refused.stderr.splitlines()[-1].endswith("cannot listen there: Address already in use")
+        question = {"messages": [{"role": "user", "content": "word " * 200}], "max_tokens": 1}
+        cached = []
+        for key, more in (
+            ("one", {}), ("two", {}), ("two", {"cache_salt": "s"}), ("two", {"cache_salt": "s"}), ("one", {}),
+        ):  # fmt: skip
+            answer = server.post(CHAT, question | more, headers={"authorization": f"Bearer {key}"}).json()
+            cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
+        assert cached == [False, False, False, True, True]
+        wrong = server.post(CHAT, question | {"cache_salt": ""}, headers={"authorization": "Bearer one"})
+        assert wrong.status_code == 400 and "cache_salt" in wrong.text
+        several = question | {"n": 2, "cache_salt": "fresh"}  # 2 x 230 tokens: what is alone may wait, however long it is
+        assert server.post(CHAT, several, headers={"authorization": "Bearer one"}).status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.wait() == 0 and not path.exists()
+    finally:
+        server.close()
+
+
+def test_a_queue_of_tokens():
+    """Prompts wait until they have their first token; of one that comes first any length may."""
+    state = State(SimpleNamespace(counts=Counts(), model="m"), Settings(max_queue_tokens=100), places=1)
+    state.phase = "ready"
+    state.enter([90, 90])
+    with pytest.raises(Refused, match="180 tokens of prompts wait to be computed") as refused:
+        state.enter([1])
+    assert refused.value.status == 429 and refused.value.retry_after
+    state.computed(90)
+    state.enter([10])
+    with pytest.raises(Refused):
+        state.enter([1])
 
 
 # ---------------------------------------------------------------- queue and end

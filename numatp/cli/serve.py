@@ -45,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     add = parser.add_argument
     add("-np", "--parallel", type=positive, default=16, metavar="N", help="requests that run at the same time (default 16)")
-    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)")
+    add(
+        "--host", default="127.0.0.1",
+        help="address to listen at, or the path of a unix socket, which ends in .sock (default 127.0.0.1: this machine alone)",
+    )  # fmt: skip
     add("--port", type=port, default=8080, help="0: one that is free (default 8080)")
     add(
         "--api-key",
@@ -64,6 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="requests that wait at most, others get status 429 (default 128)",
     )
+    add(
+        "--max-queue-tokens", type=natural, default=0, metavar="N",
+        help="tokens of prompts that wait at most, likewise; one prompt may always wait (default: any)",
+    )  # fmt: skip
     add(
         "--sse-ping-interval",
         type=seconds,
@@ -137,6 +144,7 @@ def settings_of(arguments: argparse.Namespace) -> "Settings":
     return Settings(
         host=arguments.host, port=arguments.port, keys=keys_of(arguments), no_auth=arguments.no_auth, alias=arguments.alias,
         allowed_hosts=tuple(arguments.allowed_host), timeout=arguments.timeout or None, max_queue=arguments.max_queue,
+        max_queue_tokens=arguments.max_queue_tokens,
         ping=arguments.sse_ping_interval, shutdown_timeout=arguments.shutdown_timeout, hang=arguments.hang_timeout,
     )  # fmt: skip
 

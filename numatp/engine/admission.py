@@ -56,7 +56,7 @@ class Admission:
         """Whether it has tables now, with what the cache knows of it; False while an older one computes more of that."""
         if sequence.tables:
             return True
-        found = self._prefixes.find(sequence.tokens, sequence.reusable, sequence.exact)
+        found = self._prefixes.find(sequence.tokens, sequence.reusable, sequence.exact, sequence.salt)
         for other in self.running[: self.running.index(sequence)]:
             common = self._in_common(sequence, other) * CACHE_BLOCK
             if other.known is None or (sequence.exact and not other.known.exact):
@@ -124,7 +124,7 @@ class Admission:
 
     def _in_common(self, sequence: Sequence, other: Sequence) -> int:
         """Blocks that both begin with, of those that it can take over."""
-        if not self._prefixes.enabled:
+        if not self._prefixes.enabled or sequence.salt != other.salt:
             return 0
         end, blocks = min(sequence.reusable, other.fed), 0
         while (blocks + 1) * CACHE_BLOCK <= end:

@@ -38,6 +38,7 @@ class Prefix:
 class Known:
     """How much of a sequence with blocks is known."""
 
+    root: bytes  # of the names
     began: int  # in ns since 1970
     last: Prefix | None = None
     blocks: int = 0  # from its first on
@@ -50,6 +51,7 @@ class Known:
 class Found:
     """What a sequence can take over."""
 
+    root: bytes  # of the names
     prefixes: list[Prefix] = field(default_factory=list)
     branch: int = 0  # tokens that are known in all, where a checkpoint is missing after them
 
@@ -72,12 +74,13 @@ class Prefixes:
         self._states: dict[int, Prefix] = {}  # whose state is in a slot, that which was used longest ago first
         blocks.forgotten = self._forgotten
 
-    def find(self, tokens: Tokens[int], most: int, exact: bool) -> Found:
-        """The longest beginning of `tokens`, at most `most` of them, that is in the cache. exact: as Prefix has it."""
-        chain: list[Prefix] = []
+    def find(self, tokens: Tokens[int], most: int, exact: bool, salt: str = "") -> Found:
+        """The longest beginning of `tokens`, at most `most` of them, that is in the cache. exact: as Prefix has it. salt: what was
+        computed with another one is not found, so that nobody learns by the time of an answer what others have said."""
+        root, chain = self._root(salt), list[Prefix]()
         while self.enabled and (len(chain) + 1) * CACHE_BLOCK <= most:
             part = _part(tokens, len(chain))
-            prefix = self._named.get(self._name(chain[-1] if chain else None, part))
+            prefix = self._named.get(self._name(chain[-1].name if chain else root, part))
             if prefix is None or prefix.tokens != part or (exact and not prefix.exact) or not self._sees_all(prefix):
                 break
             chain.append(prefix)
@@ -85,7 +88,7 @@ class Prefixes:
         while chain and not self._usable(chain):
             chain.pop()
         missing = self.recurrent and len(chain) < known
-        return Found(chain, known * CACHE_BLOCK if missing else 0)
+        return Found(root, chain, known * CACHE_BLOCK if missing else 0)
 
     def take(self, found: Found) -> tuple[Tables, Known]:
         """Tables that hold the blocks of what was found; a checkpoint of it counts as used."""
@@ -101,20 +104,20 @@ class Prefixes:
                     self._blocks.hold(pool, block)
         began = time.time_ns()
         if not chain:
-            return tables, Known(began, branch=found.branch)
+            return tables, Known(found.root, began, branch=found.branch)
         last = chain[-1]
         if last.state is not None:
             self._states[last.state] = self._states.pop(last.state)
         for i, prefix in enumerate(chain):
             prefix.used = used_at(began, i)
-        return tables, Known(began, last, len(chain), last.exact, found.branch)
+        return tables, Known(found.root, began, last, len(chain), last.exact, found.branch)
 
     def add(self, tables: Tables, known: Known, tokens: Tokens[int], done: int) -> None:
         """So many tokens of the sequence are done: its full blocks are known from now on."""
         while self.enabled and (known.blocks + 1) * CACHE_BLOCK <= done:
             number = known.blocks
             part = _part(tokens, number)
-            name = self._name(known.last, part)
+            name = self._name(known.last.name if known.last else known.root, part)
             prefix = self._named.setdefault(name, Prefix(name, part, [None] * len(tables.numbers), known.exact))
             for pool, numbers in enumerate(tables.numbers):
                 if number >= tables.first[pool] and prefix.blocks[pool] is None:
@@ -196,8 +199,12 @@ class Prefixes:
 
     # ------------------------------------------------------------ inside
 
-    def _name(self, before: Prefix | None, tokens: bytes) -> bytes:
-        return blake2b((before.name if before else b"") + tokens, digest_size=16, key=self._key).digest()
+    def _root(self, salt: str) -> bytes:
+        """What stands for the name of a block before the first one."""
+        return blake2b(salt.encode(), digest_size=16, key=self._key).digest()
+
+    def _name(self, before: bytes, tokens: bytes) -> bytes:
+        return blake2b(before + tokens, digest_size=16, key=self._key).digest()
 
     def _first_seen(self, pool: int, blocks: int) -> int:
         """The first block that the token after so many blocks reads."""

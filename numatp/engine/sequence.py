@@ -52,6 +52,7 @@ class Sequence:
         raise NotImplementedError
 
     exact = False  # whether it takes over only what was computed in prompts
+    salt = ""  # what it takes over was computed with the same
 
     @property
     def reusable(self) -> int:
@@ -105,6 +106,7 @@ class Continuation(Sequence):
     vocab: int | None = None  # tokens that may be drawn: those below it; None is all that the model has
     progress: bool = False  # whether put() gets the prompt's Progress
     matcher: "Matcher | None" = None  # of the params' grammar
+    salt: str = ""
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.tokens)

@@ -162,9 +162,8 @@ async def messages(call: Call) -> Reply:
     said = Sampling(temperature=asked.temperature, top_p=asked.top_p, top_k=asked.top_k, stop=asked.stop_sequences)
     params = params_of(said, state.llm.default_params, asked.max_tokens)
     one_call = bool(asked.tool_choice and asked.tool_choice.disable_parallel_tool_use)
-    generation = await ask(
-        state, Chat(_messages(asked), _arguments(asked), params, one_call=one_call, must_call=_chosen(asked).must)
-    )
+    chat = Chat(_messages(asked), _arguments(asked), params, one_call=one_call, must_call=_chosen(asked).must)
+    generation = await ask(state, chat, call.salt())
     answer = Answer(state.name)
     return await reply(answer, generation, bool(asked.stream), state.settings.ping, PING)
 

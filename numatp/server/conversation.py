@@ -24,9 +24,9 @@ class Chat:
     must_call: bool = False  # the answer has to be a call of one of the arguments' tools
 
 
-async def ask(state: State, chat: Chat, progress: bool = False) -> Generation:
+async def ask(state: State, chat: Chat, salt: str, progress: bool = False) -> Generation:
     """A Generation that has been started. Refused for messages that the model does not take, or if too many wait."""
-    generation = Generation(state, await state.in_thread(prompts_of, state.llm, chat), progress)
+    generation = Generation(state, await state.in_thread(prompts_of, state.llm, chat), progress, salt)
     generation.start()
     return generation
 

@@ -25,6 +25,10 @@ class Call:
     def __init__(self, state: State, request: Request, body: bytes):
         self.state, self.request, self._body = state, request, body
 
+    def salt(self, asked: str | None = None) -> str:
+        """Requests with the same one share what the cache has of their prompts. asked: that which a request says."""
+        return f"{self.request.scope.get('numatp.key', '')} {asked or ''}"
+
     async def parse(self, kind: type[T]) -> T:
         """The body as a struct. Refused if it is none."""
         if len(self._body) > LARGE:

@@ -60,27 +60,31 @@ class Sequence:
 class Generation:
     """A request under way: start() it, go through deltas() once, and cancel() it whatever happens."""
 
-    def __init__(self, state: State, prompts: list[Prompt], progress: bool = False):
-        self._state, self._progress = state, progress
+    def __init__(self, state: State, prompts: list[Prompt], progress: bool = False, salt: str = ""):
+        """progress, salt: as for LLM.start."""
+        self._state, self._progress, self._salt = state, progress, salt
         self._prompts = prompts
         self.sequences = [Sequence(prompt) for prompt in prompts]
+        self._queued = {index: len(prompt.tokens) for index, prompt in enumerate(prompts)}  # whose prompts are not computed yet
         self._arrived: deque[tuple[int, Event]] = deque()
         self._news = asyncio.Event()
         self._began = 0.0
 
     def start(self) -> None:
         """Refused if too many wait, or by the engine."""
-        self._state.enter(len(self._prompts))
+        self._state.enter([len(prompt.tokens) for prompt in self._prompts])
         self._began = time.monotonic()
         started = 0
         try:
             for index, prompt in enumerate(self._prompts):
-                asked = self._state.llm.start(prompt.tokens, prompt.params, self._receiver(index), self._progress)
+                receiver = self._receiver(index)
+                asked = self._state.llm.start(prompt.tokens, prompt.params, receiver, self._progress, self._salt)
                 self.sequences[index].asked = asked
                 started += 1
         except BaseException as error:
             self.cancel()
-            for _ in range(len(self._prompts) - started):
+            for prompt in self._prompts[started:]:
+                self._state.computed(len(prompt.tokens))
                 self._state.leave(0.0)
             raise self._refusal(error) from None
 
@@ -94,6 +98,8 @@ class Generation:
         return put
 
     def _take(self, index: int, item: Event) -> None:
+        if index in self._queued and not isinstance(item, (Progress, ScoredPrompt)):
+            self._state.computed(self._queued.pop(index))
         if isinstance(item, (Finish, BaseException)):
             self._state.leave(self.seconds)
         self._arrived.append((index, item))

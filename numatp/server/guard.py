@@ -40,6 +40,8 @@ class Guard:
         if refused:
             await _answer(scope["path"], refused, send)
             return
+        if len(self._digests) > 1:
+            scope["numatp.key"] = self._key(scope["headers"])  # users with keys of their own share no prompts
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -57,7 +59,7 @@ class Guard:
             # A page of somebody else in the browser of somebody who may: it could not read the answer, but it could ask.
             if name == b"origin" and value.decode("latin-1").partition("://")[2].lower() != host[0].lower():
                 return Refused(403, "requests from pages of other servers are refused")
-        if path != OPEN and self._digests and not self._has_key(headers):
+        if path != OPEN and self._digests and not self._key(headers):
             return Refused(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
         return None
 
@@ -66,11 +68,13 @@ class Guard:
         known = is_loopback(host) or host in (self._settings.host.lower(), *map(str.lower, self._settings.allowed_hosts))
         return known or (not self._settings.loopback and is_address(host))
 
-    def _has_key(self, headers: list[tuple[bytes, bytes]]) -> bool:
-        found = False
+    def _key(self, headers: list[tuple[bytes, bytes]]) -> str:
+        """A digest of the key that a request has, as hexadecimal digits; "" if it has none of ours. Always in the same time."""
+        found = ""
         for key in _keys(headers):
             for digest in self._digests:
-                found |= hmac.compare_digest(digest, _digest(key))
+                if hmac.compare_digest(digest, _digest(key)):
+                    found = digest.hex()
         return found
 
 

@@ -124,7 +124,7 @@ async def responses(call: Call) -> Reply:
     arguments = template_arguments(None, known.tools, effort)
     one_call = asked.parallel_tool_calls is False
     chat = Chat(messages, arguments, params, one_call=one_call, must_call=known.must)
-    generation = await ask(state, chat)
+    generation = await ask(state, chat, call.salt())
     answer = Answer(state.name, asked, params)
     return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 

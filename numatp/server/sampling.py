@@ -16,6 +16,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Factor = Annotated[float, Meta(gt=0, le=100)]
 Stop = Annotated[str, Meta(max_length=256)]
 Stops = Annotated[list[Stop], Meta(max_length=16)]
+Salt = Annotated[str, Meta(min_length=1, max_length=256)]
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 31) - 1)]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 SMALLEST = 1e-9  # of top_p: 0 means the most probable token alone
@@ -49,6 +50,7 @@ class Sampling(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  #
     ignore_eos: bool | None = None
     grammar: str | None = None  # GBNF, llama-server's
     json_schema: dict[str, Any] | None = None  # likewise
+    cache_salt: Salt | None = None  # vLLM's: only requests with the same one share what the cache has of their beginnings
 
 
 def params_of(asked: Sampling, usual: SamplingParams, max_tokens: int | None, **more: Any) -> SamplingParams:

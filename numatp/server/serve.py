@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
+import stat
 from collections.abc import Callable
 from types import FrameType
 
@@ -37,7 +39,9 @@ class Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """UserError if the port cannot be had."""
+    """UserError if the port, or the file, cannot be had."""
+    if settings.is_socket:
+        return _listen_at(settings.host)
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
@@ -49,12 +53,40 @@ def listen(settings: Settings) -> socket.socket:
     return made
 
 
+def _listen_at(path: str) -> socket.socket:
+    """A unix socket; one that a server has left when it was killed makes room."""
+    made = socket.socket(socket.AF_UNIX)
+    try:
+        if os.path.exists(path) and stat.S_ISSOCK(os.stat(path).st_mode) and not _is_answered(path):
+            os.unlink(path)
+        made.bind(path)
+        made.listen(512)
+    except OSError as error:
+        made.close()
+        raise UserError(f"--host {path}: cannot listen there: {error.strerror or error}") from None
+    made.setblocking(False)
+    return made
+
+
+def _is_answered(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as asking:
+        return asking.connect_ex(path) != errno.ECONNREFUSED
+
+
 def serve(llm: LLM, settings: Settings, places: int, loaded: Callable[[], None]) -> int:
     """Until it is stopped; an exit status. llm: made with wait=False. loaded(): called when it is there.
 
     Raises what ended the engine.
     """
     return asyncio.run(Life(llm, settings, places, loaded).run())
+
+
+def _address(listening: socket.socket) -> str:
+    found = listening.getsockname()
+    if isinstance(found, str):
+        return f"unix:{found}"
+    host, port = found[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class Life:
@@ -73,8 +105,7 @@ class Life:
         )  # fmt: skip
         self._server = Server(config, self._signalled)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # it warns of everybody who speaks no HTTP
-        host, port = listening.getsockname()[:2]
-        log.info(f"http://{f'[{host}]' if ':' in host else host}:{port}: answers 503 until the model is loaded")
+        log.info(f"{_address(listening)}: answers 503 until the model is loaded")
         engine = self._loop.run_in_executor(None, self._run_engine)
         watching = self._watch_ranks()
         try:
@@ -83,6 +114,9 @@ class Life:
             for pidfd in watching:
                 self._loop.remove_reader(pidfd)
                 os.close(pidfd)
+            if self._settings.is_socket:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._settings.host)
             await asyncio.to_thread(self._llm.close)
             with contextlib.suppress(Exception):
                 await engine

@@ -16,6 +16,7 @@ class Settings:
     allowed_hosts: tuple[str, ...] = ()  # names under which the server may be called, beside its own
     timeout: float | None = None  # seconds of one request
     max_queue: int = 128  # requests that wait, beside those that run
+    max_queue_tokens: int = 0  # of prompts that are not computed yet, 0: any
     ping: float = 30.0  # seconds of silence in a stream until a sign of life, 0: none
     shutdown_timeout: float = 600.0  # seconds that requests under way have after SIGTERM
     hang: float = 300.0  # seconds of one Step after which /health says that the engine hangs
@@ -29,7 +30,12 @@ class Settings:
     @property
     def loopback(self) -> bool:
         """Whether only programs of this machine reach the server."""
-        return is_loopback(self.host)
+        return self.is_socket or is_loopback(self.host)
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether the host is a path, of a unix socket: who may open that file may ask. llama-server tells by the same ending."""
+        return self.host.endswith(".sock")
 
 
 def is_loopback(host: str) -> bool:

@@ -32,6 +32,7 @@ class State:
         path = Path(llm.model)
         self.name = settings.alias or (path.name if path.is_dir() else path.stem)
         self.sequences = 0  # that the engine has been asked for and has not ended
+        self.queued_tokens = 0  # of their prompts, until each has its first token
         self.responses = 0  # requests that are being answered
         self.quiet = asyncio.Event()  # there are none
         self.quiet.set()
@@ -63,12 +64,21 @@ class State:
         if self.phase == "dead":
             raise Refused(503, "the model's engine has ended", code=503)
 
-    def enter(self, sequences: int) -> None:
-        """Before so many are asked for. Refused if too many wait already."""
+    def enter(self, prompts: list[int]) -> None:
+        """Before sequences with prompts of so many tokens are asked for. Refused if too many wait already."""
         self.check_ready()
-        if self.sequences + sequences > self.places + self.settings.max_queue:
+        if self.sequences + len(prompts) > self.places + self.settings.max_queue:
             raise Refused(429, f"{self.sequences} requests are under way or wait: try again later", retry_after=self._retry_after())
-        self.sequences += sequences
+        most, tokens = self.settings.max_queue_tokens, sum(prompts)
+        if most and self.queued_tokens and self.queued_tokens + tokens > most:
+            said = f"{self.queued_tokens} tokens of prompts wait to be computed: try again later"
+            raise Refused(429, said, retry_after=self._retry_after())
+        self.sequences += len(prompts)
+        self.queued_tokens += tokens
+
+    def computed(self, tokens: int) -> None:
+        """A prompt of so many waits no more."""
+        self.queued_tokens -= tokens
 
     def leave(self, seconds: float) -> None:
         """One of them has ended, after that time."""

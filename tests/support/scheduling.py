@@ -19,10 +19,10 @@ class Play:
         self.engine, self.counts, self.asked = engine, counts, []
         self.scheduler = Scheduler(engine, counts)
 
-    def ask(self, prompt, max_tokens=8, progress=False, **params):
+    def ask(self, prompt, max_tokens=8, progress=False, salt="", **params):
         came = []
         params = SamplingParams(**{"temperature": 0, "ignore_eos": True} | params, max_tokens=max_tokens)
-        sequence = Continuation(list(prompt), came.append, params, frozenset(), progress=progress)
+        sequence = Continuation(list(prompt), came.append, params, frozenset(), progress=progress, salt=salt)
         self.asked.append((sequence, came))
         self.scheduler.submit(sequence)
         return sequence, came

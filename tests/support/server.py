@@ -22,8 +22,11 @@ class Server:
             [str(part) for part in command], stderr=subprocess.PIPE, text=True, env=os.environ | (env or {}), start_new_session=True
         )
         self.said = ""
-        self.url = self._wait_for(r"(http://\S+): answers")
-        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE, trust_env=False)
+        self.url = self._wait_for(r"((?:http://|unix:)\S+): answers")
+        path = self.url.removeprefix("unix:")
+        transport = None if path == self.url else httpx.HTTPTransport(uds=path)
+        base = self.url if path == self.url else "http://localhost"
+        self.client = httpx.Client(base_url=base, timeout=PATIENCE, trust_env=False, transport=transport)
 
     def _wait_for(self, pattern):
         end = time.monotonic() + PATIENCE
