@@ -239,19 +239,22 @@ class LLM:
         put: Callable[[Event], None],
         progress: bool = False,
         cache_salt: str = "",
+        parts: "Parts | None" = None,
     ) -> "Continuation":
         """Asks for the continuation of token ids, for callers that wait in their own way, and returns at once. On rank 0 alone.
 
         put is called on the engine's thread, which waits for it, with each Token and then the Finish, or with an exception: it
         hands them over and does nothing else. Setting `cancelled` of what is returned ends it, with a Finish too. progress: put
         gets the prompt's Progress as well, after each Step that had some of it. cache_salt: what the cache has of others is used if
-        they had the same.
+        they had the same. parts: of the answer to a chat, whose grammar begins behind the reasoning.
         """
         from numatp.engine.sequence import Continuation
+        from numatp.text.reasoning import reasoning_of
 
         self.check_length(tokens, room=0 if params.max_tokens == 0 else 1)
         self._check_tokens(params.logit_bias)
-        matcher = self._grammars.matcher(params.grammar) if params.grammar else None
+        reasoning = reasoning_of(self.tokenizer, tokens, parts) if params.grammar and parts else None
+        matcher = self._grammars.matcher(params.grammar, reasoning) if params.grammar else None
         sequence = Continuation(
             list(tokens), put, params, self.tokenizer.eos_ids, self.tokenizer.vocab_size, progress, matcher, cache_salt
         )
@@ -397,7 +400,7 @@ class Answer:
 
         self._queue: SimpleQueue[Event] = SimpleQueue()
         self._text = TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens)
-        self.sequence = llm.start(tokens, params, self._queue.put)
+        self.sequence = llm.start(tokens, params, self._queue.put, parts=parts)
         self.tokens: list[Token] = []
         self.scored_prompt: list[Token] = []
         self.finish: Finish | None = None

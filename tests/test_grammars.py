@@ -48,13 +48,13 @@ SCHEMAS = [
 ]  # fmt: skip
 
 
-def write_tokenizer(folder):
+def write_tokenizer(folder, *special):
     """ASCII, a space, a new line and some parts of JSON: every state of a schema can go on."""
     merges = [("{", '"'), ('"', ":"), ('"', ","), ("t", "r"), ("u", "e"), ("tr", "ue"), ("a", "b")]
     tokens = [*map(chr, range(0x21, 0x7F)), "\u0120", "\u010a", *map("".join, merges)]
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE({token: id for id, token in enumerate(tokens)}, merges))
     bpe.pre_tokenizer, bpe.decoder = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False), tokenizers.decoders.ByteLevel()
-    bpe.add_special_tokens(["<|endoftext|>", "<|other|>"])
+    bpe.add_special_tokens(["<|endoftext|>", "<|other|>", *special])
     bpe.save(str(folder / "tokenizer.json"))
 
 
@@ -203,3 +203,69 @@ def test_without_the_package_one_line_says_what_is_missing(llm, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UserError, match=re.escape("pip install 'numatp[server]'")):
         llm.generate(PROMPT, SamplingParams(grammar=Grammar.regex("never seen before")))
+
+
+# ---------------------------------------------------------------- behind reasoning
+
+HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")
+ASSISTANT = "{% for m in messages %}<|other|>{{ m.content }}{% endfor %}<|other|>"
+THINKS = ASSISTANT + "{% if think is not defined %}{% elif think %}<think>\n{% else %}<think></think>{% endif %}"
+AB = Grammar.regex("[ab]{3}")
+
+
+@pytest.fixture(scope="module")
+def thinker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("thinker") / "tiny"
+    with open_tiny(folder, lambda folder: write_tokenizer(folder, "<think>", "</think>")) as llm:
+        llm.tokenizer.chat_template = THINKS
+        yield llm
+
+
+def walk(tokenizer, template_kwargs, tokens):
+    """Before each of the tokens, and behind the last: how many of a, b, z, < think > and the end may come."""
+    from numatp.text.matcher import Grammars
+    from numatp.text.reasoning import reasoning_of
+
+    asked = [{"role": "user", "content": "x"}]
+    prompt = tokenizer.encode_chat(asked, template_kwargs)
+    matcher = Grammars(tokenizer).matcher(AB, reasoning_of(tokenizer, prompt, tokenizer.parts(template_kwargs)))
+    ids = [tokenizer.tokens.index(name) for name in tokens]
+    looked = [tokenizer.tokens.index(name) for name in ("a", "z", "<think>", "<|endoftext|>") if name in tokenizer.tokens]
+    seen = []
+    for id in [*ids, None]:
+        matcher.wait()
+        seen.append("".join(str(matcher.mask[one // 32] >> one % 32 & 1) for one in looked))
+        if id is not None:
+            matcher.take(id)
+    return seen
+
+
+def test_a_grammar_begins_behind_the_reasoning(thinker):
+    tokenizer, free, bound, last = thinker.tokenizer, "1110", "1000", "0001"
+    for kwargs in ({}, {"think": True}):  # the model begins it; its template does
+        opening = ["<think>"] if not kwargs else []
+        seen = walk(tokenizer, kwargs, [*opening, "z", "a", "</think>", "a", "b", "a"])
+        assert seen == [*(["1010"] if opening else []), *[free] * 3, *[bound] * 3, last]
+    assert walk(tokenizer, {}, ["a", "b", "b"]) == ["1010", bound, bound, last]  # it does not reason
+    assert walk(tokenizer, {"think": False}, ["a", "b", "b"]) == [bound, bound, bound, last]  # it shall not
+
+
+def test_an_answer_behind_reasoning_follows_its_grammar(thinker):
+    """The marks are told apart from the answer; also of a chat that must call a tool."""
+    close = thinker.tokenizer.tokens.index("</think>")
+    asked = [{"role": "user", "content": "x"}]
+    some = replace(FREE, grammar=AB, logit_bias={close: 3.0}, max_tokens=250)
+    outputs = [thinker.chat(asked, replace(some, seed=i), template_kwargs={"think": True}) for i in range(4)]
+    assert any(output.reasoning for output in outputs)
+    assert all(re.fullmatch("[ab]{3}", output.text) and output.finish_reason == "stop" for output in outputs)
+
+
+def test_a_grammar_begins_in_the_last_channel(tmp_path):
+    from numatp.text.tokenizer import open_tokenizer
+
+    write_tokenizer(tmp_path, *HARMONY)
+    tokenizer = open_tokenizer(tmp_path)
+    tokenizer.chat_template = "{% for m in messages %}<|start|>user<|message|>{{ m.content }}<|end|>{% endfor %}<|start|>"
+    free, bound, last = "110", "100", "001"
+    said = ["a", "<|channel|>", "a", "n", "<|message|>", "z", "<|end|>", "<|start|>", "a", "<|channel|>", *"final", "<|message|>"]
+    assert walk(tokenizer, {}, [*said, "a", "b", "b"]) == [*[free] * len(said), *[bound] * 3, last]

@@ -46,11 +46,11 @@ def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
 
     def reader() -> TextStream | CallReader:
         if chat.must_call:
-            return CallReader(llm.tokenizer)
+            return CallReader(TextStream(llm.tokenizer, prompt=tokens, parts=replace(parts, tools=())))
         return TextStream(llm.tokenizer, params.stops, tokens, parts, params.min_tokens)
 
     seeds = range(params.seed or 0, (params.seed or 0) + chat.count)
-    return [Prompt(tokens, replace(params, seed=seed), reader(), chat.one_call) for seed in seeds]
+    return [Prompt(tokens, replace(params, seed=seed), reader(), chat.one_call, parts) for seed in seeds]
 
 
 def check_length(llm: LLM, tokens: list[int]) -> None:

@@ -13,7 +13,7 @@ from numatp.server.refusals import Refused
 from numatp.server.sampling import Sampling
 from numatp.text.grammar import Grammar
 from numatp.text.parts.piece import Piece, ToolCall
-from numatp.text.tokenizer import StreamDecoder, Tokenizer
+from numatp.text.stream import TextStream
 
 
 class JSONSchema(Struct):
@@ -76,23 +76,30 @@ def of_call(tools: list[dict[str, Any]]) -> Grammar:
 
 
 class CallReader:
-    """Reads an answer that is such a call, in place of a TextStream: nothing can be shown before it is whole."""
+    """Reads an answer that is such a call, maybe behind reasoning: nothing of the call can be shown before it is whole.
+
+    stream: which reads the answer as text.
+    """
 
     stopped, stop = False, ""
 
-    def __init__(self, tokenizer: Tokenizer):
-        self._decoder, self._text = StreamDecoder(tokenizer), ""
+    def __init__(self, stream: TextStream):
+        self._stream, self._text = stream, ""
 
     def push(self, token: int) -> list[Piece]:
-        self._text += self._decoder.push(token)
-        return []
+        return self._reasoning(self._stream.push(token))
 
     def finish(self) -> list[Piece]:
         """The call; what was cut off before its end is text."""
-        text = self._text + self._decoder.finish()
+        reasoning = self._reasoning(self._stream.finish())
         try:
-            call = msgspec.json.decode(text, type=dict[str, Any])
+            call = msgspec.json.decode(self._text, type=dict[str, Any])
         except msgspec.MsgspecError:
-            return [Piece(text)] if text else []
+            return [*reasoning, Piece(self._text)] if self._text else reasoning
         arguments: Mapping[str, Any] = call["arguments"]
-        return [Piece("", "answer", (ToolCall(call["name"], json.dumps(arguments, ensure_ascii=False)),))]
+        return [*reasoning, Piece("", "answer", (ToolCall(call["name"], json.dumps(arguments, ensure_ascii=False)),))]
+
+    def _reasoning(self, pieces: list[Piece]) -> list[Piece]:
+        """Of what was said; the rest is kept."""
+        self._text += "".join(piece.text for piece in pieces if piece.part == "answer")
+        return [piece for piece in pieces if piece.part != "answer"]

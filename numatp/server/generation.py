@@ -15,6 +15,7 @@ from numatp.errors import UserError
 from numatp.server.forms import CallReader
 from numatp.server.refusals import Refused, of_user_error
 from numatp.server.state import State
+from numatp.text.parts.formats import Parts
 from numatp.text.parts.piece import Piece
 from numatp.text.stream import TextStream
 
@@ -27,6 +28,7 @@ class Prompt:
     params: SamplingParams
     text: TextStream | CallReader
     one_call: bool = False  # it ends with its first call of a tool
+    parts: Parts | None = None  # of the answer to a chat
 
 
 class Delta(NamedTuple):
@@ -78,7 +80,7 @@ class Generation:
         try:
             for index, prompt in enumerate(self._prompts):
                 receiver = self._receiver(index)
-                asked = self._state.llm.start(prompt.tokens, prompt.params, receiver, self._progress, self._salt)
+                asked = self._state.llm.start(prompt.tokens, prompt.params, receiver, self._progress, self._salt, prompt.parts)
                 self.sequences[index].asked = asked
                 started += 1
         except BaseException as error:

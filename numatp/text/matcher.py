@@ -10,6 +10,7 @@ import numpy as np
 
 from numatp.errors import UserError
 from numatp.text.grammar import Grammar
+from numatp.text.reasoning import Reasoning
 from numatp.text.tokenizer import BYTE, NORMAL, USER_DEFINED, Tokenizer
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ class Grammars:
                 self._compiled.popitem(last=False)
         return compiled
 
-    def matcher(self, grammar: Grammar) -> "Matcher":
-        """For one answer. UserError as of compile."""
-        return Matcher(self.compile(grammar).deep_copy(), self._tokenizer.vocab_size, self._tokenizer.eos_ids, self._pool)
+    def matcher(self, grammar: Grammar, reasoning: Reasoning | None = None) -> "Matcher":
+        """For one answer, which may begin with reasoning. UserError as of compile."""
+        compiled = self.compile(grammar).deep_copy()
+        return Matcher(compiled, self._tokenizer.vocab_size, self._tokenizer.eos_ids, self._pool, reasoning)
 
     def _compile(self, grammar: Grammar) -> "llguidance.LLMatcher":
         try:
@@ -121,12 +123,14 @@ class _Words:
 class Matcher:
     """Of one answer. What is slow is done on another thread, beside the model's Step: take starts it, wait is for its end."""
 
-    def __init__(self, matcher: "llguidance.LLMatcher", vocab: int, ends: Iterable[int], pool: ThreadPoolExecutor):
+    def __init__(
+        self, matcher: "llguidance.LLMatcher", vocab: int, ends: Iterable[int], pool: ThreadPoolExecutor,
+        reasoning: Reasoning | None = None,
+    ):  # fmt: skip
         self._matcher, self._pool = matcher, pool
-        self._ends = np.zeros((vocab + 31) // 32, np.int32)
-        for end in ends:
-            self._ends.view(np.uint32)[end // 32] |= np.uint32(1 << end % 32)
-        self.mask = np.zeros_like(self._ends)  # bit by token: whether it may come next
+        self._reasoning = reasoning  # None: over
+        self.mask = np.zeros((vocab + 31) // 32, np.int32)  # bit by token: whether it may come next
+        self._ends = _bits(ends, self.mask)
         self.complete = False  # nothing but the end may
         self.error = ""  # why nothing may
         self._done = pool.submit(self._compute)
@@ -140,10 +144,20 @@ class Matcher:
         self._done.result()
 
     def _advance(self, token: int) -> None:
+        if self._reasoning:
+            began = self._reasoning.opening is None
+            if not self._reasoning.goes_on(token):
+                self._reasoning = None
+            if self._reasoning or began:
+                self._compute()
+                return
         self._matcher.consume_token(token)
         self._compute()
 
     def _compute(self) -> None:
+        if self._reasoning and self._reasoning.opening is None:
+            self.mask = ~self._ends  # the answer is still to come
+            return
         if not self._matcher.is_error():
             self._matcher.unsafe_compute_mask_ptr(self.mask.ctypes.data, self.mask.nbytes)
         if self._matcher.is_error():
@@ -155,3 +169,14 @@ class Matcher:
         self.complete = not self.mask.any()
         if self._matcher.is_accepting():
             self.mask |= self._ends
+        if self._reasoning and self._reasoning.opening is not None:
+            self.mask |= _bits([self._reasoning.opening], self.mask)
+            self.complete = False
+
+
+def _bits(tokens: Iterable[int], like: np.ndarray) -> np.ndarray:
+    """A mask of these alone."""
+    mask = np.zeros_like(like)
+    for token in tokens:
+        mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
+    return mask

@@ -233,6 +233,14 @@ class Tokenizer:
         """The special token of that name."""
         return self._special_ids.get(name)
 
+    def named_id(self, name: str) -> int | None:
+        """The token that a text with the name becomes, special or not."""
+        return self._named_ids.get(name)
+
+    @cached_property
+    def _named_ids(self) -> dict[str, int]:
+        return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] in (CONTROL, USER_DEFINED) and token}
+
     @cached_property
     def _special_ids(self) -> dict[str, int]:
         return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL and token}

@@ -45,7 +45,7 @@ class ScriptedLLM:
     def check_grammar(self, grammar):
         pass
 
-    def start(self, tokens, params, put, progress=False, cache_salt=""):
+    def start(self, tokens, params, put, progress=False, cache_salt="", parts=None):
         known = self.tokenizer
         spelled = (known.tokens[id].encode() if known.is_special(id) else known.token_bytes(id) for id in tokens)
         self.tokens, self.prompt, self.params = tokens, b"".join(spelled).decode(), params

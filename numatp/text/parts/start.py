@@ -35,18 +35,26 @@ def reader_of(tokenizer: "Tokenizer", prompt: Sequence[int], parts: Parts | None
 
 
 def ends_inside(tokenizer: "Tokenizer", marks: Marks, prompt: Sequence[int], thinking: Thinking) -> bool:
-    """Whether the last thing said in a prompt is the beginning of reasoning, which its template or its author wrote.
+    """Whether the last thing said in a prompt is the beginning of reasoning, which its template or its author wrote."""
+    text = _last_words(tokenizer, marks, prompt)
+    return text.rfind(marks.spelled(thinking.open)) > text.rfind(marks.spelled(thinking.close))
 
-    What was said before it ends with a special token, in the models that have some.
-    """
+
+def ends_behind(tokenizer: "Tokenizer", marks: Marks, prompt: Sequence[int], thinking: Thinking) -> bool:
+    """Whether it is the end of reasoning, as templates write it so that there is none."""
+    text = _last_words(tokenizer, marks, prompt)
+    return text.rfind(marks.spelled(thinking.close)) > text.rfind(marks.spelled(thinking.open))
+
+
+def _last_words(tokenizer: "Tokenizer", marks: Marks, prompt: Sequence[int]) -> str:
+    """What was said before them ends with a special token, in the models that have some."""
     from numatp.text.tokenizer import StreamDecoder
 
     begin = len(prompt)
     while begin and not (tokenizer.is_special(prompt[begin - 1]) and not marks.has(prompt[begin - 1])):
         begin -= 1
     decoder = StreamDecoder(tokenizer)
-    text = "".join(marks.text(token, decoder) for token in prompt[begin:])
-    return text.rfind(marks.spelled(thinking.open)) > text.rfind(marks.spelled(thinking.close))
+    return "".join(marks.text(token, decoder) for token in prompt[begin:])
 
 
 def _last(prompt: Sequence[int], token: int | None) -> int:
