@@ -205,6 +205,22 @@ def test_without_the_package_one_line_says_what_is_missing(llm, monkeypatch):
         llm.generate(PROMPT, SamplingParams(grammar=Grammar.regex("never seen before")))
 
 
+def test_what_a_grammar_forces_is_computed_in_one_step(llm, tmp_path):
+    """The same text as without, in fewer Steps; also where an answer begins with nothing to choose."""
+    schema = {"type": "object", "properties": {"some_long_name": {"enum": ["another word", "anything"]}, "b": {"type": "boolean"}},
+              "required": ["some_long_name", "b"], "additionalProperties": False}  # fmt: skip
+    wanted = [replace(FREE, seed=i, grammar=Grammar.json_schema(schema), logprobs=2) for i in range(3)]
+    told, steps, right = [], [], []
+    for spec in ("off", "ngram"):
+        with LLM(llm.model, ranks=1, threads=2, quantize="none", ctx=256, ubatch=32, spec=spec) as one:
+            told.append([one.generate(PROMPT, params) for params in wanted])
+            steps.append(one.counts.steps)
+            right.append(one.counts.right_guesses)
+    assert [(output.text, output.logprobs) for output in told[0]] == [(output.text, output.logprobs) for output in told[1]]
+    assert all(json.loads(output.text)["some_long_name"] for output in told[0])
+    assert right[0] == 0 and steps[0] - steps[1] == right[1] > 0.3 * sum(len(output.token_ids) for output in told[0])
+
+
 # ---------------------------------------------------------------- behind reasoning
 
 HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>")

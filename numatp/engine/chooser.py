@@ -70,6 +70,11 @@ class Chooser:
             self._matcher.take(token)
 
     @property
+    def forced(self) -> list[int]:
+        """What the grammar lets follow alone, as far as it is known without waiting."""
+        return self._matcher.forced if self._matcher else []
+
+    @property
     def refusal(self) -> str:
         """Why no token may come next."""
         return (self._matcher and self._matcher.error) or "no token may follow here: what was asked for leaves none"

@@ -1,8 +1,11 @@
-"""Guesses of how a sequence goes on, checked by the model in rows of one Step: as it went on after the same tokens before.
+"""Guesses of how a sequence goes on, checked by the model in rows of one Step: as its grammar leaves no choice, or as it went on
+after the same tokens before.
 
 A guess costs rows, which are cheap only as long as the way of the weights from memory is what a Step takes. So guesses grow while
 they are right, and pause where they are wrong.
 """
+
+from collections.abc import Sequence
 
 ALIKE = 3  # tokens that must be the same
 MOST_DRAFT = 8  # tokens of one guess
@@ -16,9 +19,13 @@ class Drafts:
         self._after: dict[tuple[int, ...], int] = {}  # the place after the last time that these tokens came
         self._indexed = ALIKE  # tokens before it have their places
         self._length, self._pause, self._resume = MOST_DRAFT // 2, 0, 0
+        self._was_forced = False
 
-    def guess(self, tokens: list[int], most: int) -> list[int]:
-        """What may follow, at most so many."""
+    def guess(self, tokens: list[int], most: int, forced: Sequence[int] = ()) -> list[int]:
+        """What may follow, at most so many. forced: what has to, as far as it is known."""
+        self._was_forced = bool(forced)
+        if forced:
+            return list(forced[:most])
         for place in range(self._indexed, len(tokens)):
             self._after[tuple(tokens[place - ALIKE : place])] = place
         self._indexed = max(self._indexed, len(tokens))
@@ -27,6 +34,8 @@ class Drafts:
 
     def checked(self, tokens: int, guessed: int, right: int) -> None:
         """So many of a guess were right, and the sequence has so many tokens now."""
+        if self._was_forced:
+            return  # which tells nothing of how it repeats itself
         if right:
             self._length = min(2 * self._length, MOST_DRAFT) if right == guessed else max(right, 1)
             self._pause = 0

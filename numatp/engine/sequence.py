@@ -181,7 +181,8 @@ class Continuation(Sequence):
     def guess(self, most: int) -> list[int]:
         """Tokens that may come after the one that is fed next, as far as there is room for them."""
         assert self.tables
-        guess = self.drafts.guess(self.tokens, min(most, self.limit - len(self.tokens) - 1)) if most > 0 else []
+        most = min(most, self.limit - len(self.tokens) - 1)
+        guess = self.drafts.guess(self.tokens, most, self.chooser.forced) if most > 0 else []
         return guess if self.tables.has_room(self.done, 1 + len(guess)) else []
 
     def spans_of(self, guess: list[int]) -> list[Span]:

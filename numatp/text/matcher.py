@@ -133,10 +133,13 @@ class Matcher:
         self._ends = _bits(ends, self.mask)
         self.complete = False  # nothing but the end may
         self.error = ""  # why nothing may
+        self.forced: list[int] = []  # what will come behind the last token, as far as it was known before that was there
+        self._coming: list[int] = []  # what will come next
         self._done = pool.submit(self._compute)
 
     def take(self, token: int) -> None:
         """The token that came next."""
+        self.forced = self._coming[1:] if self._coming[:1] == [token] else []
         self._done = self._pool.submit(self._advance, token)
 
     def wait(self) -> None:
@@ -155,6 +158,7 @@ class Matcher:
         self._compute()
 
     def _compute(self) -> None:
+        self._coming = []
         if self._reasoning and self._reasoning.opening is None:
             self.mask = ~self._ends  # the answer is still to come
             return
@@ -167,6 +171,8 @@ class Matcher:
         # The text may end exactly where the grammar may.
         self.mask &= ~self._ends
         self.complete = not self.mask.any()
+        if _is_one(self.mask):
+            self._coming = self._matcher.compute_ff_tokens()
         if self._matcher.is_accepting():
             self.mask |= self._ends
         if self._reasoning and self._reasoning.opening is not None:
@@ -180,3 +186,9 @@ def _bits(tokens: Iterable[int], like: np.ndarray) -> np.ndarray:
     for token in tokens:
         mask.view(np.uint32)[token // 32] |= np.uint32(1 << token % 32)
     return mask
+
+
+def _is_one(mask: np.ndarray) -> bool:
+    """Whether it has one token."""
+    words = mask[mask != 0]
+    return len(words) == 1 and int(words[0]).bit_count() == 1
