@@ -16,7 +16,8 @@ from numatp.errors import MachineError
 from numatp.files.cache import kernels_dir
 from numatp.kernels import compile as compiling
 from numatp.kernels import gate, norm
-from numatp.kernels.compile import PACKAGE, Kernel, compiler_environ, make_all_ready
+from numatp.kernels.compile import Kernel, compiler_environ, make_all_ready
+from numatp.kernels.sources import PACKAGE
 
 
 @pytest.fixture
@@ -80,16 +81,16 @@ def test_a_kernel_that_somebody_compiles_is_left_for_later(folder, tmp_path, mon
     first, second = fresh(gate.silu_gate), fresh(norm.rms_norm)
     elsewhere = run(sys.executable, "-c", SCRIPT, PACKAGE.parent, env={"NUMATP_CACHE_DIR": str(tmp_path / "elsewhere")})
     assert elsewhere.returncode == 0, elsewhere.stderr
-    made = tmp_path / "elsewhere/kernels" / folder.name / "gate.silu_gate.kernel"
-    with open(folder / "gate.silu_gate.lock", "w") as lock:
+    made = tmp_path / "elsewhere/kernels" / folder.name / first.path.name
+    with open(first.path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         other = threading.Thread(target=make_all_ready, args=([first, second],))
         other.start()
-        while not (folder / "norm.rms_norm.kernel").exists():
+        while not second.path.exists():
             assert other.is_alive()
             time.sleep(0.01)
-        assert not (folder / "gate.silu_gate.kernel").exists()
-        made.rename(folder / "gate.silu_gate.kernel")
+        assert not first.path.exists()
+        made.rename(first.path)
     other.join()
     assert Kernel.compiled == ["norm.rms_norm"]
     assert first.address and second.address

@@ -18,7 +18,7 @@ from numatp.engine.cache import CacheLayout, Pool, pools_of
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
 from numatp.errors import MachineError
 from numatp.files.model_file import ModelFile
-from numatp.kernels.compile import kernel_cache
+from numatp.kernels.compile import identity
 from numatp.machine import pages, policy
 from numatp.machine.placement import Placement
 from numatp.models.spec import Spec
@@ -99,7 +99,7 @@ def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:
 
 def check_kernels(world: World) -> None:
     """What every rank computes for itself has the same bits on all only if they run the same kernels."""
-    kernels = world.gather(kernel_cache().name)
+    kernels = world.gather(identity())
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
             raise MachineError(

@@ -10,14 +10,16 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
+from numba.core.registry import cpu_target
 from numba.core.sigutils import normalize_signature
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic
 
 from numatp.errors import NumatpError
-from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, kernel_cache, read, specialize, write
+from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, read, specialize, write
 from numatp.kernels.jit import ir, models, register_model, types
 from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 from numatp.machine.limits import describe
@@ -63,28 +65,59 @@ def signature(fields: dict[str, str]) -> Any:
     return types.void(Args(tuple(fields.items())), types.int64, types.int64)
 
 
-class Taken(NullCache):
-    """Takes what Numba would keep in a cache of its own."""
+class Library(JITCodeLibrary):
+    """A function's LLVM module, linked with those of all functions that it calls.
 
-    made: MachineCode
+    Numba's own optimises each of them and makes machine code of it. Here nobody calls them: they are inlined, and what becomes of
+    that is optimised, once, in the kernel alone.
+    """
 
-    def save_overload(self, sig: Any, cres: Any) -> None:
-        assert not cres.library.has_dynamic_globals, f"{cres.fndesc.llvm_func_name} would hold addresses of this process"
-        _, _, (code, bitcode) = cres.library.serialize_using_object_code()
-        self.made = MachineCode(cres.fndesc.llvm_cfunc_wrapper_name, code, bitcode)
+    def _optimize_functions(self, ll_module: Any) -> None:
+        """As Numba's, but the passes are made once instead of once per function."""
+        ll_module.data_layout = self._codegen._data_layout
+        passes, builder = self._codegen._function_pass_manager()
+        for function in ll_module.functions:
+            passes.run(function, builder)
+
+    def _optimize_final_module(self) -> None:
+        """Not yet."""
+
+    def _finalize_final_module(self) -> None:
+        self._finalized = True
+
+    def machine_code(self) -> bytes:
+        """An object file."""
+        self._ensure_finalized()
+        super()._optimize_final_module()
+        self._verify_declare_only_symbols()
+        self._finalize_dynamic_globals()  # counts them
+        code: bytes = self._codegen._tm.emit_object(self._final_module)
+        return code
 
 
+class Codegen(JITCPUCodegen):
+    _library_class = Library
+
+    def set_env(self, env_name: str, env: Any) -> None:
+        """Python calls no part of a kernel."""
+
+
+cpu_target.target_context._internal_codegen = Codegen("numatp")
+
+
+@global_compiler_lock
 def compiled(kernel: Kernel) -> MachineCode:
     """Numba's work."""
     callback: Any = CFunc(kernel.function, normalize_signature(signature(kernel.fields)), locals={}, options=OPTIONS)
-    callback._cache = taken = Taken()
-    callback.compile()
-    return taken.made
+    made = callback._compile_uncached()
+    code = made.library.machine_code()
+    assert not made.library.has_dynamic_globals, f"{made.fndesc.llvm_func_name} would hold addresses of this process"
+    return MachineCode(made.fndesc.llvm_cfunc_wrapper_name, code, made.library._final_module.as_bitcode())
 
 
 def build(kernel: Kernel, wait: bool) -> bool:
     """Compiles the kernel unless it is there. While another process compiles it: waits, or does nothing and returns False."""
-    with open(kernel_cache() / f"{kernel.name}.lock", "w") as lock:
+    with open(kernel.path.with_suffix(".lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -106,13 +139,17 @@ def build_all(kernels: Iterable[Kernel]) -> None:
 
 
 def main() -> None:
-    """The process. Its arguments are the one that it ends with, and JSON: [module, name, arguments of specialize() or null] of each
-    kernel. Prints the names of those that it compiled itself: processes that want the same share the work.
+    """The process. Its arguments are the one that it ends with, and JSON: [module, name, arguments of specialize() or null, name of
+    the file] of each kernel. Prints the names of those that it compiled itself: processes that want the same share the work.
     """
     end_with(int(sys.argv[1]))
-    kernels = []
-    for module, name, arguments in json.loads(sys.argv[2]):
-        kernels.append(getattr(specialize(*arguments) if arguments else importlib.import_module(module), name))
+    kernels: list[Kernel] = []
+    for module, name, arguments, file in json.loads(sys.argv[2]):
+        kernel = getattr(specialize(*arguments) if arguments else importlib.import_module(module), name)
+        # The digest of the files before this process loaded them, and now: what it loaded is what they say.
+        if kernel.path.name != file:
+            sys.exit(f"the files of {kernel.name} were changed meanwhile: start again")
+        kernels.append(kernel)
     try:
         build_all(kernels)
     except (NumatpError, MemoryError, OSError, RuntimeError) as error:

@@ -1,7 +1,8 @@
 """What a kernel is: a function (args, thread, threads) that Numba compiles once per machine and C code calls by its address.
 
-Compiled kernels are kept in the cache folder under a hash of everything that went into them, because Numba's own key looks at
-one function's bytecode, knows nothing of the constants and files behind it, and differs between two installs of the same files.
+Compiled kernels are kept in the cache folder under a hash of everything that went into them (sources.py), because Numba's own
+key looks at one function's bytecode, knows nothing of the constants and files behind it, and differs between two installs of the
+same files.
 """
 
 import ctypes
@@ -24,15 +25,14 @@ import numpy as np
 
 from numatp.errors import MachineError
 from numatp.files.cache import kernels_dir, make_folder
-from numatp.kernels import jit, object_file
+from numatp.kernels import jit, object_file, sources
 from numatp.kernels.simd import load_i64
 from numatp.machine import isa
 
 FIELD_DTYPES = {"pointer": np.uint64, "int": np.int64, "float": np.float64}  # each field fills 8 bytes
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}  # kernels must not raise: nobody would catch it
-PACKAGE = Path(__file__).parent.parent
-SOURCES = (PACKAGE / "kernels", PACKAGE / "quants")  # all that machine code is made of
+INLINED = OPTIONS | {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # neither Python nor C calls it
 DIGEST_BYTES = hashlib.sha256().digest_size
 MOST_COMPILERS, WORTH_A_COMPILER = (
     4,
@@ -42,7 +42,7 @@ MOST_COMPILERS, WORTH_A_COMPILER = (
 
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels use; always inlined."""
-    return jit.njit(forceinline=True, **OPTIONS)(function)
+    return jit.njit(**INLINED)(function)
 
 
 @device
@@ -63,16 +63,19 @@ def rows_of(args, thread, threads):
 
 @cache
 def kernel_cache() -> Path:
-    """Folder for this level of instructions, these versions and sources; where they were installed makes no difference."""
+    """Folder for this level of instructions and these versions of the compiler."""
     level = isa.level()
     digest = hashlib.sha256(repr((level.numba_cpu, level.numba_features, platform.machine())).encode())
     for library in ("numba", "llvmlite"):
         found = importlib.util.find_spec(library)
         assert found and found.origin, library
         digest.update(Path(found.origin).with_name("_version.py").read_bytes())
-    for source in sorted(source for folder in SOURCES for source in folder.rglob("*.py")):
-        digest.update(source.name.encode() + source.read_bytes())
     return make_folder(kernels_dir()[0] / digest.hexdigest()[:24])
+
+
+def identity() -> str:
+    """The same for two processes only if all their kernels are."""
+    return f"{kernel_cache().name}-{sources.whole()}"
 
 
 class MachineCode(NamedTuple):
@@ -117,7 +120,7 @@ class Kernel:
     compiled: ClassVar[list[str]] = []  # names that were compiled for this process instead of found
 
     def __init__(self, function: Callable[..., Any], fields: dict[str, str]):
-        assert any(Path(function.__code__.co_filename).is_relative_to(folder) for folder in SOURCES), function.__qualname__
+        assert function.__module__.split(".")[1] in sources.FOLDERS, function.__module__
         self.function, self.fields = function, fields
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         function.__qualname__ = self.name  # of the symbol too, which must differ between specialisations of one file
@@ -126,7 +129,13 @@ class Kernel:
 
     @property
     def path(self) -> Path:
-        return kernel_cache() / f"{self.name}.kernel"
+        """Under a digest of all files that its machine code may depend on."""
+        modules = ["numatp.kernels.build", f"numatp.kernels.isa.{isa.level().name}"]
+        if made := _specialized.get(self.function.__module__):
+            modules += [f"numatp.kernels.{made[0]}", made[2]]
+        else:
+            modules.append(self.function.__module__)
+        return kernel_cache() / f"{self.name}-{sources.digest(sources.closure(modules))}.kernel"
 
     @property
     def address(self) -> int:
@@ -174,8 +183,10 @@ def compile_apart(kernels: Sequence[Kernel]) -> None:
 
     Nothing of the user's Numba is their concern.
     """
-    functions = [kernel.function for kernel in kernels]
-    wanted = [(function.__module__, function.__name__, _specialized.get(function.__module__)) for function in functions]
+    wanted = [
+        (kernel.function.__module__, kernel.function.__name__, _specialized.get(kernel.function.__module__), kernel.path.name)
+        for kernel in kernels
+    ]
     command = [sys.executable, "-P", "-c", "from numatp.kernels.build import main; main()", str(os.getpid()), json.dumps(wanted)]
     compilers: list[subprocess.Popen[str]] = []
     try:
