@@ -40,8 +40,8 @@ def test_the_ids_of_llama_cpp_by_every_rule(tmp_path, rule):
     start = [] if tokenizer.bos is None else [tokenizer.bos]
     compared = 0
     for text, ids in zip(WORDS["texts"], WORDS["ids"][rule], strict=True):
-        # In these two rules a letter's marks belong to its word, which llama.cpp's expressions for them leave out.
-        if rule in ("gpt-4o", "tekken") and any(unicodedata.category(char).startswith("M") for char in text):
+        # In these rules a letter's marks belong to its word, which llama.cpp's expressions for them leave out.
+        if rule in ("gpt-4o", "tekken", "kimi-k2") and any(unicodedata.category(char).startswith("M") for char in text):
             continue
         assert tokenizer.encode(text) == start + ids, text
         compared += 1

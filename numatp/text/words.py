@@ -21,6 +21,13 @@ _REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
 GPT4O = rf"{_BEFORE}{_CAPITALS}*{_SMALL}+{_ENDINGS}?|{_BEFORE}{_CAPITALS}+{_SMALL}*{_ENDINGS}?|\p{{N}}{{1,3}}|{_REST}"
 TEKKEN = rf"{_BEFORE}{_CAPITALS}*{_SMALL}+|{_BEFORE}{_CAPITALS}+{_SMALL}*|\p{{N}}|{_REST}"
+# As GPT4O, where Han stand apart from other letters.
+_NOT_HAN = r"&&[^\p{Han}]]"
+_CAPITALS_ALONE, _SMALL_ALONE = (letters[:-1] + _NOT_HAN for letters in (_CAPITALS, _SMALL))
+KIMI = (
+    rf"\p{{Han}}+|{_BEFORE}{_CAPITALS_ALONE}*{_SMALL_ALONE}+{_ENDINGS}?|{_BEFORE}{_CAPITALS_ALONE}+{_SMALL_ALONE}*{_ENDINGS}?"
+    rf"|\p{{N}}{{1,3}}|{_SIGNS_AND_SPACES}"
+)
 
 
 def _class(ranges: str) -> str:
@@ -76,6 +83,7 @@ _RULES = {
     Words((QWEN35,)): ("qwen35",),
     Words(DEFAULT): ("default",),
     Words((GPT4O,)): ("gpt-4o", "llama4"),
+    Words((KIMI,)): ("kimi-k2",),
     Words((TEKKEN,), whole=True, bos=True): ("tekken",),
     Words(DEEPSEEK_LLM): ("deepseek-llm",),
     Words(DEEPSEEK_CODER): ("deepseek-coder",),
