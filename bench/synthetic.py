@@ -42,8 +42,10 @@ MODELS = {
     "qwen3-235b-a22b": QWEN_3_MOE | {"layers": 94, "width": 4096, "heads": 64, "ffn": 12288, "expert_ffn": 1536},
 }  # fmt: skip
 
-SCALES = {name: row.scales for name, row in FORMATS.items() if row.scales}  # types of which random bytes make weights
-FLOATS = ("F32", "F16", "BF16")
+WRITTEN = ("F32", "F16", "BF16", "MXFP4", "TQ2_0")  # by the gguf package; the codes of random bytes have another mean in TQ2_0
+# Types of which random bytes make weights.
+SCALES = {name: row.scales for name, row in FORMATS.items() if name == "NVFP4" or (row.scales and name not in WRITTEN)}
+NVFP4_SCALES = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8))  # of each byte
 # llama.cpp's mixes, and the layers that get the better type for ffn_down and attn_v.
 MIXED = {name: (mix, gets_better) for name, mix in MIXES.items()}
 MIXED["Q4_K_S"] = Mix("Q4_K", "Q5_K", 14), lambda layer, layers: layer < layers // 8
@@ -135,26 +137,30 @@ class Blocks:
     def __init__(self, kind, rng):
         self.kind, self.rng = gguf.GGMLQuantizationType[kind], rng
         self.block, self.block_bytes = gguf.GGML_QUANT_SIZES[self.kind]
-        self.scales = SCALES.get(kind, {})
-        if self.scales:
+        self.random = kind in SCALES
+        if self.random:
             self.deviation = float(gguf.quants.dequantize(self.make(4096 * self.block, 1.0), self.kind).std())
 
     def make(self, values, deviation):
         """uint8 of so many values."""
-        if not self.scales:
+        if not self.random:
             data = self.rng.standard_normal(values, np.float32) * np.float32(deviation)
             return gguf.quants.quantize(data, self.kind).view(np.uint8).reshape(-1)
         num_bytes = values // self.block * self.block_bytes
         raw = self.rng.integers(0, 1 << 64, -(-num_bytes // 8), np.uint64).view(np.uint8)[:num_bytes]
         blocks = raw.reshape(-1, self.block_bytes)
         unit = deviation / getattr(self, "deviation", 1.0)
-        for place, times in self.scales.items():
+        if self.kind.name == "NVFP4":  # bytes near the scale, whose mean it is
+            above = int(np.searchsorted(NVFP4_SCALES, unit))
+            part = (unit - NVFP4_SCALES[above - 1]) / (NVFP4_SCALES[above] - NVFP4_SCALES[above - 1])
+            blocks[:, :4] = above - (self.rng.random((len(blocks), 4), np.float32) > part)
+        for place, times in SCALES[self.kind.name].items():
             blocks[:, place : place + 2] = np.frombuffer(np.float16(unit * times).tobytes(), np.uint8)
         return raw
 
 
 def write(path, name, kind, layers=None, pure=False, seed=0):
-    """Writes the file at `path`; `name` of MODELS, `kind` of SCALES, FLOATS or MIXED."""
+    """Writes the file at `path`; `name` of MODELS, `kind` of SCALES, WRITTEN or MIXED."""
     s = MODELS[name] | ({"layers": layers} if layers else {})
     base = MIXED[kind][0].base if kind in MIXED else kind
     head = base if pure else output_type(base)
@@ -188,7 +194,7 @@ def write(path, name, kind, layers=None, pure=False, seed=0):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
-    kinds = [*MIXED, *SCALES, *FLOATS]
+    kinds = [*MIXED, *SCALES, *WRITTEN]
     parser.add_argument("type", choices=kinds, metavar="TYPE", help=", ".join(kinds))
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, metavar="N", help="instead of all")

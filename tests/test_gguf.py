@@ -20,6 +20,7 @@ from numatp.files import gguf as ours
 from numatp.files import gguf_header
 from numatp.files.gguf import read_gguf
 from numatp.quants.mixes import MIXES, file_type_of
+from numatp.weights.load import factors_of
 
 U8, I32, U32, F32, BOOL, STRING, ARRAY, U64 = 0, 5, 4, 6, 7, 8, 9, 10
 
@@ -402,6 +403,7 @@ from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
 from numatp.quants.mixes import MIXES, file_type_of
+from numatp.weights.load import factors_of
 resource.setrlimit(resource.RLIMIT_AS, (150 << 20, 150 << 20))
 for path in sys.argv[1:]:
     try:
@@ -470,3 +472,25 @@ def test_random_damage(tmp_path):
             assert str(error).isprintable()
             outcomes[False] += 1
     assert min(outcomes.values()) > 100  # both ways were tried
+
+
+@pytest.mark.parametrize(("count", "type", "fault"), [(4, "F32", ""), (1, "F32", ""), (3, "F32", "(3,)"), (4, "F16", "is F16")])
+def test_factors_of_experts(tmp_path, count, type, fault):
+    """NVFP4 files have one for each expert, or one in all."""
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_tensor("blk.0.ffn_up_exps.weight", np.zeros((4, 32, 36), np.uint8), raw_dtype=gguf.GGMLQuantizationType.NVFP4)
+    writer.add_tensor("blk.0.ffn_up_exps.scale", np.arange(1, count + 1).astype({"F32": np.float32, "F16": np.float16}[type]))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    if fault:
+        with pytest.raises(UserError, match=r"ffn_up_exps.scale' is .* for each expert; convert") as refused:
+            read_gguf(path)
+        assert fault in str(refused.value)
+        return
+    file = read_gguf(path)
+    assert list(file.tensors) == ["blk.0.ffn_up_exps.weight"]
+    factors = factors_of(file.tensors["blk.0.ffn_up_exps.weight"], [range(16, 48), range(112, 128)])
+    assert factors.tolist() == ([1] * 16 + [2] * 16 + [4] * 16 if count == 4 else [1] * 48)

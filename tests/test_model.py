@@ -47,9 +47,9 @@ def test_uneven_ranks_agree_with_naive(tmp_path, shares):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-@pytest.mark.parametrize("matrix_type", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+@pytest.mark.parametrize("matrix_type", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ1_M", "NVFP4"])
 def test_super_blocks_are_cut_between_ranks(tmp_path, ranks, matrix_type):
-    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES)
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES, factors=matrix_type == "NVFP4")
     got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
     assert error(got, expected(tensors, sizes=tiny.SUPER_SIZES)) < TOLERANCE["Q8_0"]
 

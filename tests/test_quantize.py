@@ -67,6 +67,15 @@ def test_every_type_as_the_gguf_package_reads_it(source, tmp_path, format_name):
         assert rmse < 1.4 / 2 ** BITS.get(format_name, 4) if format_name != "F32" else rmse == 0
 
 
+def test_factors_beside_blocks_are_part_of_the_weights(tmp_path):
+    tensors = tiny.write(tmp_path / "nvfp4.gguf", "NVFP4", sizes=tiny.SUPER_SIZES, factors=True)
+    reader = convert_file(tmp_path / "nvfp4.gguf", tmp_path / "out.gguf", "Q8_0")
+    assert {t.name for t in reader.tensors} == tensors.keys()
+    for tensor in reader.tensors:
+        found, values = gguf.quants.dequantize(tensor.data, tensor.tensor_type), tensors[tensor.name]
+        assert np.linalg.norm(found.reshape(values.shape) - values) < 0.01 * np.linalg.norm(values)
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_what_a_tensor_is_by_its_rule_and_by_its_name(name):
     """The rules of the architecture count; names, which are all that a file of an unknown one has, say the same of those known."""
@@ -256,6 +265,9 @@ def test_the_command(source, tmp_path):
     assert out.read_bytes() == written
     unknown = numatp("quantize", source[0], tmp_path / "other.gguf", "--type", "q4_z")
     assert unknown.returncode == 2 and "there is no such type; possible: bf16, f16" in unknown.stderr
+    only_read = numatp("quantize", source[0], tmp_path / "other.gguf", "--type", "iq2_xxs")
+    assert only_read.returncode == 2 and only_read.stderr.count("\n") == 1
+    assert "numatp reads IQ2_XXS and does not write it, for which an importance matrix is needed" in only_read.stderr
     full = run("bash", "-c", f"ulimit -f 20; exec '{BIN}/numatp' quantize '{source[0]}' '{tmp_path}/full.gguf' --type q8_0")
     assert (full.returncode, full.stderr.count("\n")) == (1, 1) and "cannot be written: File too large" in full.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]

@@ -26,7 +26,7 @@ def small_models(monkeypatch):
         monkeypatch.setitem(synthetic.MODELS, name, sizes | SMALL | more)
 
 
-@pytest.mark.parametrize("kind", [*synthetic.SCALES, *synthetic.FLOATS])
+@pytest.mark.parametrize("kind", [*synthetic.SCALES, *synthetic.WRITTEN])
 def test_values_have_the_size_that_weights_have(kind):
     rng = np.random.Generator(np.random.SFC64(1))
     blocks = synthetic.Blocks(kind, rng)

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from numatp import quants
 from numatp.cli import signals
 from numatp.cli.options import note, positive
 from numatp.cli.progress import Progress
@@ -29,6 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     path, out, wanted = resolve_model(arguments.model), arguments.out, arguments.type.upper()
     from numatp.weights import convert  # loads numpy
 
+    if wanted in quants.names() and wanted not in convert.type_names():
+        why = ", for which an importance matrix is needed" if wanted.startswith("IQ") else ""
+        raise UserError(f"--type {arguments.type}: numatp reads {wanted} and does not write it{why}; use a file that has it")
     if wanted not in convert.type_names():
         raise UserError(f"--type {arguments.type}: there is no such type; possible: {', '.join(convert.type_names()).lower()}")
     file, metadata, kinds = _open_folder(path) if path.is_dir() else _open_file(path)

@@ -156,7 +156,22 @@ def read_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     parts = file.integer("split.count", 1)
     if parts > 1:
         _add_parts(file, parts)
+    _take_factors(file)
     return file
+
+
+def _take_factors(file: GGUFFile) -> None:
+    """NVFP4 matrices keep a factor of all their weights, or of each expert's, in a tensor of its own."""
+    for name in [name for name, info in file.tensors.items() if info.type == "NVFP4" and name.endswith(".weight")]:
+        stem, info = name.removesuffix("weight"), file.tensors[name]
+        factors = file.tensors.pop(stem + "scale", None)
+        file.tensors.pop(stem + "input_scale", None)  # of activations, which are rounded to 8 bits here
+        if factors is None:
+            continue
+        if factors.type != "F32" or math.prod(factors.shape) not in (1, math.prod(info.shape[:-2])):
+            what = f"is {factors.type} of shape {factors.shape}, and should be a number in F32, or one for each expert"
+            fail(factors.path, f"tensor {quote(factors.name)} {what}; convert the model again")
+        file.tensors[name] = replace(info, factors=factors)
 
 
 def leave_out_further_layers(file: GGUFFile) -> None:

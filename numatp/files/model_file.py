@@ -22,6 +22,7 @@ class TensorInfo:
     offset: int
     num_bytes: int
     path: Path
+    factors: "TensorInfo | None" = None  # floats, of all rows or of each of several matrices: what the blocks hold is multiplied
 
 
 class ModelFile(ABC):

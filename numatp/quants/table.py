@@ -21,6 +21,7 @@ class Format:
     block: int  # weights along a row that are stored together in the file
     block_bytes: int  # of them in the file
     tile_bytes: int = 0  # in memory, of 16 rows x 32 columns without what super-blocks share; 0: numatp has no kernels for the type
+    head_bytes: int = 0  # in memory, of a tile before its first unit, if there are no super-blocks
     super_bytes: int = 0  # in memory, of what 16 rows of a super-block share; 0: there are no super-blocks
     file_type: int | None = None  # what general.file_type says of a file that is written in it; None: the format is only read
     narrow: str | None = None  # what llama.cpp takes instead for rows that are no whole blocks
@@ -51,7 +52,7 @@ class Format:
         """In memory, of 16 rows x `columns` of a matrix from its first-th column on."""
         units = columns // UNIT
         if not self.super_bytes:
-            return units * self.tile_bytes
+            return self.head_bytes + units * self.tile_bytes
         touched = (first // UNIT % SUPER_UNITS + units + SUPER_UNITS - 1) // SUPER_UNITS
         return HEADER_BYTES + touched * self.super_bytes + units * self.tile_bytes
 
@@ -89,7 +90,7 @@ ROWS = (
     Format(34, "TQ1_0", 256, 54, tile_bytes=16 * 6 + 8, super_bytes=32, scales={52: 1}),
     Format(35, "TQ2_0", 256, 66, tile_bytes=16 * 8, super_bytes=32, scales={64: 1}),
     Format(39, "MXFP4", 32, 17, tile_bytes=16 * 17, file_type=38),
-    Format(40, "NVFP4", 64, 36, tile_bytes=16 * 18),
+    Format(40, "NVFP4", 64, 36, tile_bytes=16 * 18, head_bytes=64),
     Format(41, "Q1_0", 128, 18),
     Format(42, "Q2_0", 64, 18),
 )  # ids 4, 5, 31-33 and 36-38 were withdrawn by ggml

@@ -22,7 +22,7 @@ from numatp.files.safetensors import FLOATS
 from numatp.kernels.fit import MOST_F16
 from numatp.quants.mixes import MIXES, base_of, file_type_of, fitting, gets_better, output_type
 from numatp.quants.table import FORMATS
-from numatp.weights.load import by_piece, not_finite
+from numatp.weights.load import by_piece, factors_of, not_finite
 from numatp.weights.rules import Kind
 
 PIECE = 1 << 19  # weights that a thread converts at a time
@@ -141,10 +141,17 @@ def _pieces(changes: list[Change], writer: GGUFWriter) -> Iterator[Callable[[], 
     for change in changes:
         step = max(PIECE // change.info.shape[-1], 1)
         row_bytes, position = num_bytes(change.type, change.info.shape[-1:]), writer.offsets[change.name]
+        factors = factors_of(change.info, [range(prod(change.info.shape[:-1]))])
+        if factors is not None and change.type == change.info.type:
+            what = "has a factor beside its blocks, which numatp does not write"
+            raise UserError(f"{change.info.path}: tensor '{change.info.name}' {what}; use the model as it is")
+        start = 0
         for read, rows in _sources(change.info):
             for first in range(0, rows, step):
                 own = slice(first, min(first + step, rows))
-                yield partial(_piece, change, read, own, writer, position + first * row_bytes)
+                each = None if factors is None else factors[start + own.start : start + own.stop, None]
+                yield partial(_piece, change, read, own, each, writer, position + first * row_bytes)
+            start += rows
             position += rows * row_bytes
 
 
@@ -161,10 +168,13 @@ def _sources(info: TensorInfo | Assembled) -> Iterator[tuple[Rows, int]]:
             yield layout.cut(numbers, range(info.shape[-1])), len(numbers)
 
 
-def _piece(change: Change, read: Rows, rows: slice, writer: GGUFWriter, position: int) -> int:
+def _piece(change: Change, read: Rows, rows: slice, factors: np.ndarray | None, writer: GGUFWriter, position: int) -> int:
+    """factors: of each row, (rows, 1)."""
     raw = read(rows)
     if change.info.type in FORMATS:  # a tensor that stays as it is may also be of another type
         x = quants.unpack(change.info.type, raw)
+        if factors is not None:
+            x *= factors
         _check(x, change)
         if change.type != change.info.type:
             # A vector need not be whole blocks, which even F32 has here.

@@ -19,10 +19,10 @@ from numatp import quants
 from numatp.errors import UserError
 from numatp.files.gguf_header import quote
 from numatp.files.huggingface import Assembled
-from numatp.files.layouts import Layout, Plain, Rows
+from numatp.files.layouts import Layout, Plain, Rows, factor_of
 from numatp.files.model_file import TensorInfo
 from numatp.files.safetensors import DTYPES, floats, read_bytes
-from numatp.quants.table import TILE_ROWS, UNIT, Format
+from numatp.quants.table import FORMATS, TILE_ROWS, UNIT, Format
 from numatp.weights.matrix import Matrix, Vector
 from numatp.weights.rules import Slice
 
@@ -93,11 +93,14 @@ class Weights:
                     continue
                 elif target.num_bytes:
                     self._convert(piece, target, run, pool, threads)
+                    _multiply_rows(piece, target)
                 report([piece])
             widest = max((_row_bytes(info) for info, _ in as_they_are), default=0)
             staging = np.empty((threads, max(STAGING, TILE_ROWS * widest)), np.uint8)
             for batch in _batches(as_they_are):
                 self._read(batch, run, staging)
+                for _, piece in batch:
+                    _multiply_rows(piece, self.matrix(piece.name))
                 report([piece for _, piece in batch])
 
     def _read(self, batch: list[tuple[TensorInfo, Slice]], run: "RunEach", staging: np.ndarray) -> None:
@@ -154,6 +157,36 @@ class Weights:
             address += tiles * target.tile_bytes
 
 
+def _multiply_rows(piece: Slice, target: Matrix) -> None:
+    """The factors of a matrix's rows go to where its tiles begin (numatp/quants/nvfp4.py)."""
+    factors = factors_of(piece.info, piece.rows)
+    if factors is None:
+        return
+    if not np.isfinite(factors).all():
+        raise not_finite(piece.info)
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * target.num_bytes).from_address(target.address))
+    heads = memory.reshape(target.tiles, target.tile_bytes)[:, : piece.format.head_bytes].view(np.float32)
+    padded = np.ones(heads.size, np.float32)
+    padded[: len(factors)] = factors
+    heads *= padded.reshape(heads.shape)
+
+
+def factors_of(info: TensorInfo | Assembled, rows: list[range]) -> np.ndarray | None:
+    """float32 of each of these rows: what its weights are multiplied with beside what its blocks hold. None: nothing."""
+    if info.type != "NVFP4":
+        return None
+    if isinstance(info, TensorInfo):
+        if info.factors is None:
+            return None
+        factors, numbers = (
+            floats_of(info.factors, FORMATS["F32"]).ravel(),
+            np.concatenate([np.arange(r.start, r.stop) for r in rows]),
+        )
+        return factors[numbers // (prod(info.shape[:-1]) // len(factors))]
+    each = [np.full(len(numbers), factor_of(layout), np.float32) for layout, numbers in by_piece(info, rows)]
+    return np.concatenate(each)
+
+
 def not_finite(info: TensorInfo | Assembled) -> UserError:
     return UserError(f"{info.path}: tensor {quote(info.name)} holds weights that are no finite numbers; download it again")
 
@@ -193,12 +226,15 @@ def by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tupl
 def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = info.shape[0] if len(info.shape) > 1 else 1
+    factors = factors_of(info, [range(rows)])
     if isinstance(info, TensorInfo):
-        return quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
-    if info.values:
-        return info.values().reshape(rows, -1)
-    (read,) = (layout.cut(numbers, range(info.shape[-1])) for layout, numbers in by_piece(info, [range(rows)]))
-    return quants.unpack(format.name, read(slice(None)))
+        values = quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
+    elif info.values:
+        values = info.values().reshape(rows, -1)
+    else:
+        (read,) = (layout.cut(numbers, range(info.shape[-1])) for layout, numbers in by_piece(info, [range(rows)]))
+        values = quants.unpack(format.name, read(slice(None)))
+    return values if factors is None else values * factors[:, None]
 
 
 def _batches(pieces: list[tuple[TensorInfo, Slice]]) -> Iterator[list[tuple[TensorInfo, Slice]]]:

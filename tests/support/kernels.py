@@ -15,7 +15,14 @@ from numatp.quants.table import FORMATS
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
+# One function makes the products of these formats (kernels/superblock.py): IQ3_S stands for them in what is made of products, which
+# would take minutes to compile for each on every level.
+ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ2_0")
+NOT_OF_EACH = {f"matmul_{name.lower()}.{kernel}" for name in ALIKE for kernel in ("experts", "score")}
+
+
 def all_kernels():
+    """But for those that are made as others are."""
     modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap, sparse]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
@@ -23,7 +30,8 @@ def all_kernels():
     modules += [
         specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append", "latent") for name in CACHE_TYPES
     ]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
+    found = [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
+    return [kernel for kernel in found if kernel.name not in NOT_OF_EACH]
 
 
 def call(kernel, threads=3, **args):

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,11 +32,21 @@ Fail = Callable[[str], NoReturn]
 class Layout(Protocol):
     shape: tuple[int, int]  # rows, columns
     type: str  # GGUF type of the rows that it gives
-    note: str  # what was lost on the way to that type, or ""
+    note: str  # what was lost on the way to that type, or ""; some have a factor too (WithFactor)
 
     def cut(self, rows: np.ndarray, columns: range) -> Rows:
         """Gives slices of `rows` (their numbers) cut to `columns`, whole units of 32: uint8 (rows, bytes of blocks of `type`)."""
         ...
+
+
+def factor_of(layout: Layout) -> float:
+    """What all weights of a layout are multiplied with beside what its rows hold."""
+    return layout.factor if isinstance(layout, WithFactor) else 1.0
+
+
+@runtime_checkable
+class WithFactor(Protocol):
+    factor: float
 
 
 class Plain:
@@ -95,6 +105,7 @@ class Reordered:
     def __init__(self, layout: Layout, order: np.ndarray, fail: Fail):
         """order: which of the layout's columns each column is."""
         self._layout, self.shape, self.type, self.note = layout, layout.shape, layout.type, layout.note
+        self.factor = factor_of(layout)
         self._block, row = TYPES[layout.type].block, order.reshape(-1, TYPES[layout.type].block)
         if (row != row[:, :1] + np.arange(self._block)).any() or (row[:, 0] % self._block).any():
             fail(f"has columns in an order that cuts the blocks of {layout.type}, which numatp cannot compute; use another model")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from numatp.files.blocks import from_bits, groups_of, q4_0, q4_1, q8_0
+from numatp.files.gguf_header import quote
 from numatp.files.layouts import (
     Config,
     Fail,
@@ -24,6 +25,7 @@ from numatp.files.layouts import (
     floating,
     fp8,
     groups_by_column,
+    modelopt,
     mxfp4,
     need,
     need_shape,
@@ -33,7 +35,7 @@ from numatp.files.safetensors import floats, read_box, read_rows
 
 SUFFIXES = (
     "weight", "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx", "input_scale",
-    "input_zero_point",
+    "input_zero_point", "weight_global_scale", "input_global_scale",
 )  # fmt: skip
 BITS = {
     "pack-quantized": (4, 8), "int-quantized": (8,), "float-quantized": (8,), "nvfp4-pack-quantized": (4,),
@@ -79,6 +81,12 @@ def open_matrix(name: str, parts: Parts, settings: Config, fail: Fail) -> Layout
     need(parts, ("weight_scale",), name, fail)
     if settings["format"] == "mxfp4-pack-quantized" and "weight_packed" in parts:
         return mxfp4.Matrix(parts["weight_packed"], parts["weight_scale"])
+    if settings["format"] == "nvfp4-pack-quantized" and "weight_packed" in parts:
+        need(parts, ("weight_global_scale",), name, fail)
+        divisor = modelopt.read_number(parts["weight_global_scale"])
+        if not divisor > 0:
+            fail(f"tensor {quote(parts['weight_global_scale'].name)} is {divisor:g}, and should be above 0; download it again")
+        return modelopt.Matrix(parts["weight_packed"], parts["weight_scale"], 1 / divisor, fail)
     if "weight_packed" in parts:
         return Packed(name, parts, weights, fail)
     if parts["weight"].type == "F8_E4M3":

@@ -114,6 +114,16 @@ def mxfp4_pairs(rng, rows, columns, weight, scale):
     return tensors, values * spread(powers, 32, columns)
 
 
+def nvfp4(rng, rows, columns, weight="weight", factor="weight_scale_2", inverse=False):
+    """weight, factor: what the tensors are called; inverse: of the factor."""
+    pairs, values = float_pairs(rng, rows, columns)
+    d = rng.integers(40, 80, (rows, columns // 16)).astype(np.uint8)
+    scales, number = np.array([e4m3(code) for code in range(128)])[d], np.float32(0.0137)
+    tensors = {weight: pairs.view([("uint8", np.uint8)]), "weight_scale": d, "input_scale": np.float32(1).reshape(())}
+    tensors[factor] = np.float32(1 / number if inverse else number).reshape(1 if inverse else ())
+    return tensors, values * spread(scales, 16, columns) * (1 / np.float64(tensors[factor]) if inverse else number)
+
+
 def fp8_with_powers(rng, rows, columns):
     """As DeepSeek-V4 has it."""
     tensors, values = fp8(rng, rows, columns)
@@ -170,6 +180,10 @@ LAYOUTS = {
     "compressed mxfp4": (
         compressed("mxfp4-pack-quantized", type="float"),
         lambda *a: mxfp4_pairs(*a, ("weight_packed", "uint8"), ("weight_scale", "uint8")), "MXFP4"),
+    "nvfp4": ({"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}, nvfp4, "NVFP4"),
+    "compressed nvfp4": (
+        compressed("nvfp4-pack-quantized", type="float", strategy="tensor_group", group_size=16),
+        lambda *a: nvfp4(*a, "weight_packed", "weight_global_scale", inverse=True), "NVFP4"),
     "autoround": (autoround_settings("auto_round:auto_gptq", sym=False), lambda *a: gptq(*a, sym=False), "Q4_1"),
     "autoround as awq": (autoround_settings("auto_round:auto_awq"), awq, "Q4_1"),
     "w4a16": (compressed("pack-quantized"), packed, "Q4_0"),
@@ -187,7 +201,7 @@ def write_llama(folder, name, config, tensors):
         if "_proj" in tensor:
             parts, weights[tensor] = make(rng, *values.shape)
             size = np.sqrt((weights[tensor] ** 2).mean() * values.shape[1])  # so that rows keep their size
-            scale = next(suffix for suffix in ("scales", "weight_scale_inv", "weight_scale") if suffix in parts)
+            scale = next(suffix for suffix in ("weight_scale_2", "scales", "weight_scale_inv", "weight_scale") if suffix in parts)
             parts[scale] = (parts[scale] / size).astype(parts[scale].dtype)
             weights[tensor] = weights[tensor] / size
             stored |= {tensor.removesuffix("weight") + suffix: part for suffix, part in parts.items()}

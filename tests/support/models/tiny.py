@@ -40,6 +40,8 @@ def quantized(data, matrix_type, rng):
     for _ in range(2):  # once to see how large the values are
         for place, values in scales.items():
             blocks[:, place : place + 2] = (size * values).astype(np.float16)[:, None].view(np.uint8)
+        if matrix_type == "NVFP4":  # bytes with three bits below the exponent
+            blocks[:, :4] = 8 * np.clip(7 + np.round(np.log2(size)), 0, 14) + rng.integers(0, 8, (len(blocks), 4))
         if matrix_type == "IQ1_M":
             blocks[:, 48:] &= np.tile(np.array([0xFF, 0x0F], np.uint8), 4)
             blocks[:, 48:] |= iq1_m_scale(size * rng.uniform(0.5, 1.5, len(blocks)))
@@ -83,8 +85,12 @@ def writer_of(path, architecture, s):
     return writer
 
 
-def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0, sizes=SIZES, vocabulary=None):
+def write(
+    path, matrix_type="F32", tied=False, architecture="llama", leave_out=(), seed=0, sizes=SIZES, vocabulary=None, factors=False
+):
     """Writes the model and returns its tensors as float arrays, as the file's format rounds them.
+
+    factors: whether each matrix has one in a tensor of its own.
 
     vocabulary: what vocabularies.add wants, for a model that text is given to.
     """
@@ -100,7 +106,12 @@ def write(path, matrix_type="F32", tied=False, architecture="llama", leave_out=(
         else:
             data = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
             kind = gguf.GGMLQuantizationType[matrix_type]
-            packed, values = quantized(data, matrix_type, rng)
+            factor = np.float32(rng.uniform(0.01, 0.02) if factors else 1)
+            packed, values = quantized(data / factor, matrix_type, rng)
+            values = values * factor
+            if factors:
+                writer.add_tensor(f"{name}.scale", factor.reshape(1))
+                writer.add_tensor(f"{name}.input_scale", np.ones(1, np.float32))
         writer.add_tensor(f"{name}.weight", packed, raw_dtype=kind)
         tensors[f"{name}.weight"] = values
     writer.write_header_to_file()
