@@ -73,6 +73,24 @@ def test_tokens_come_as_often_as_they_should(top_k, top_p, min_p, temperature, p
     assert np.abs(often - wanted).max() <= 1.5 / DRAWS  # a grid hits an interval of length p at p * DRAWS points, or one beside
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.3, 2.0, 6.0, 60.0])
+def test_top_p_of_many_tokens(spread):
+    """Nearly alike, so that all of them are needed, or with the few that are needed near or far below the top."""
+    logits = (np.random.default_rng(3).standard_normal(3001) * spread).astype(np.float32)
+    logits[7::50] = -np.inf  # may not be chosen
+    for top_p in (0.999, 0.9, 0.05):
+        params = SamplingParams(1.0, 0, top_p, 0.0)
+        biases = pairs({int(token): -np.inf for token in np.flatnonzero(np.isinf(logits))})
+        rows = np.repeat(np.where(np.isinf(logits), 0, logits).astype(np.float32)[None], 500, 0)
+        told = chosen(rows, [Choice(params, (i + 0.5) / 500, [], biases=biases) for i in range(500)])
+        wanted = probabilities(logits, params, [])
+        often = np.bincount(told, minlength=3001) / 500
+        near = probabilities(
+            logits, replace(params, top_p=min(top_p * (1 + 1e-5), 1 - 1e-9)), []
+        )  # sums of float32 are no exact ones
+        assert (often[(wanted == 0) & (near == 0)] == 0).all() and np.abs(often - wanted).max() <= 1.5 / 500 + 1e-5
+
+
 def test_temperature_0_takes_the_first_of_equals():
     logits = np.array([[1, 5, 5], [-3, -2, -7]], np.float32)
     assert chosen(logits, [Choice(SamplingParams(0), 0.9, [])] * 2) == [1, 1]

@@ -4,10 +4,10 @@ import math
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
-from numatp.kernels.jit import float32, int16
+from numatp.kernels.jit import float32
 from numatp.kernels.layout import MOST_TOP
+from numatp.kernels.selection import LOWEST, any_above, keep_near, keep_top_k, keep_top_p, mass, most_probable, sum_of
 from numatp.kernels.simd import (
-    bits_of,
     keep_bits,
     load_f32,
     load_f32x16,
@@ -15,7 +15,6 @@ from numatp.kernels.simd import (
     load_i16,
     load_i64,
     load_pointer,
-    max_f32x16,
     offset,
     splat_f32,
     store_f32,
@@ -28,7 +27,6 @@ from numatp.kernels.simd import (
 NO_NUMBERS = -1  # instead of a token, where a logit is infinite or not a number
 NO_TOKEN = -2  # instead of a token, where none may be chosen
 RECENT = 64  # tokens that the repeat penalty looks back on
-LOWEST = -3.4028234663852886e38  # of float32 but for -inf, which a token has that may not be chosen
 # One choice is a row of 8-byte fields (engine/sampler.py: CHOICE). A pair is a token, int64, and a number, float64.
 ROW, VOCAB, TEMPERATURE, TOP_K, TOP_P, MIN_P, UNIFORM, REPEAT, FREQUENCY, PRESENCE = range(10)
 RECENT_TOKENS, NUM_RECENT, PAIRS_BIAS, NUM_BIASES, PAIRS_COUNT, NUM_COUNTS, NUM_TOP, MASK, FIELDS = range(10, 19)
@@ -106,27 +104,6 @@ def are_numbers(logits, vocab):
 
 
 @device
-def any_above(logits, first, floor):
-    """Whether one of the 64 logits from there on is above it: nearly never, where the best so far are looked for."""
-    a = max_f32x16(load_f32x16(logits, first), load_f32x16(logits, first + 16))
-    b = max_f32x16(load_f32x16(logits, first + 32), load_f32x16(logits, first + 48))
-    return bits_of(max_f32x16(a, b) - splat_f32(floor)) != 0
-
-
-@device
-def most_probable(logits, vocab):
-    """The first one if there are several."""
-    best, highest = 0, load_f32(logits, 0)
-    for first in range(0, vocab, 64):
-        end = min(first + 64, vocab)
-        if end - first < 64 or any_above(logits, first, highest):
-            for token in range(first, end):
-                if load_f32(logits, token) > highest:
-                    best, highest = token, load_f32(logits, token)
-    return best
-
-
-@device
 def log_total(logits, vocab, highest):
     """log(sum(exp(logits))), of which the highest is known."""
     top, total, rest = splat_f32(highest), splat_f32(0), splat_f32(0)
@@ -177,86 +154,6 @@ def tell(logits, width, vocab, most, out):
 
 
 @device
-def above(logits, a, b, sign):
-    """Whether token a belongs nearer to the root of a heap than b: the more probable one for sign 1, the less for -1."""
-    x, y = sign * load_f32(logits, a), sign * load_f32(logits, b)
-    return x > y or (x == y and sign * a < sign * b)
-
-
-@device
-def sift(heap, size, at, logits, sign):
-    token, child = load_i64(heap, at), 2 * at + 1
-    while child < size:
-        if child + 1 < size and above(logits, load_i64(heap, child + 1), load_i64(heap, child), sign):
-            child += 1
-        if not above(logits, load_i64(heap, child), token, sign):
-            break
-        store_i64(heap, at, load_i64(heap, child))
-        at, child = child, 2 * child + 1
-    store_i64(heap, at, token)
-
-
-@device
-def heapify(heap, size, logits, sign):
-    for i in range(size // 2):
-        sift(heap, size, size // 2 - 1 - i, logits, sign)
-
-
-@device
-def keep_top_k(kept, logits, vocab, k):
-    """The k most probable tokens, in any order; returns how many."""
-    for i in range(k):
-        store_i64(kept, i, i)
-    if k < vocab:
-        heapify(kept, k, logits, -1)
-        floor = load_f32(logits, load_i64(kept, 0))
-        for first in range(k, vocab, 64):
-            end = min(first + 64, vocab)
-            if end - first < 64 or any_above(logits, first, floor):
-                for token in range(first, end):
-                    if load_f32(logits, token) > floor:
-                        store_i64(kept, 0, token)
-                        sift(kept, k, 0, logits, -1)
-                        floor = load_f32(logits, load_i64(kept, 0))
-    return k
-
-
-@device
-def keep_top_p(kept, count, logits, top, top_p):
-    """The most probable of `count` tokens that have `top_p` of their probability together; returns where in `kept` they begin."""
-    total = 0.0
-    for i in range(count):
-        total += math.exp(load_f32(logits, load_i64(kept, i)) - top)
-    heapify(kept, count, logits, 1)
-    mass, size = 0.0, count
-    while size > 0 and mass < top_p * total:
-        token = load_i64(kept, 0)
-        size -= 1
-        store_i64(kept, 0, load_i64(kept, size))
-        sift(kept, size, 0, logits, 1)
-        store_i64(kept, size, token)  # the place that the heap has given up
-        mass += math.exp(load_f32(logits, token) - top)
-    return min(size, count - 1)
-
-
-@device
-def mass(logits, first, end, top, per, floor):
-    """The sum of exp((logit - top) * per) of at most 64 tokens that are not below the floor, always the same for the same ones."""
-    total = float32(0)
-    if end - first == 64:
-        sums = splat_f32(0)
-        for i in range(first, end, 16):
-            values = load_f32x16(logits, i)
-            powers = exp((values - splat_f32(top)) * splat_f32(per))
-            sums = sums + keep_bits(int16(bits_of(splat_f32(floor) - values)), splat_f32(0), powers)
-        return sum_f32x16(sums)
-    for token in range(first, end):
-        if load_f32(logits, token) >= floor:
-            total += float32(math.exp((load_f32(logits, token) - top) * per))
-    return total
-
-
-@device
 def draw_of_all(logits, vocab, best, choice):
     """Without top-k and top-p the order of the tokens makes no difference, and the sum over blocks of them finds the one."""
     top, min_p = load_f32(logits, best), load_f64(choice, MIN_P)
@@ -285,8 +182,14 @@ def draw(logits, vocab, best, choice, kept):
     top_p, min_p, temperature = load_f64(choice, TOP_P), load_f64(choice, MIN_P), load_f64(choice, TEMPERATURE)
     if top_p >= 1 and not 0 < k < vocab:
         return draw_of_all(logits, vocab, best, choice)
-    end = keep_top_k(kept, logits, vocab, k if 0 < k < vocab else vocab)
-    first = keep_top_p(kept, end, logits, top, top_p) if top_p < 1 else 0
+    first = 0
+    if 0 < k < vocab:
+        end = keep_top_k(kept, logits, vocab, k)
+        total = sum_of(kept, end, logits, top)
+    else:
+        end, total = keep_near(kept, logits, vocab, top, top_p)
+    if top_p < 1:
+        first = keep_top_p(kept, end, logits, top, top_p, total)
     floor = max(top + math.log(min_p), LOWEST) if min_p > 0 else LOWEST
     total = 0.0
     for i in range(first, end):
