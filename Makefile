@@ -6,30 +6,33 @@ BIN := $(VENV)/bin
 # mpirun refuses to start as root unless both are set.
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+# Or hundreds of starts would compile all modules anew, which is a quarter of a start.
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-beside test-cores test-numa lint bench clean
+.PHONY: run test test-beside test-alone test-numa lint bench clean
 
 run: $(VENV)/run
 	@$(BIN)/numatp pull smollm2 >/dev/null
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/mpirun -np 2 --bind-to socket $(MPI_FLAGS) \
 	  $(BIN)/numatp generate -m smollm2 -p "The capital of France is" -n 64 --temp 0
 
-# Three lanes (tests/README.md): two workers that keep one core each, and the emulated machine beside them; then what needs the
-# cores for itself. Each lists its slowest twenty.
+# Workers that keep one core each, and the emulated machine beside them; then what the cores must have for themselves
+# (tests/README.md). Each lists its slowest twenty.
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs --durations=20
 test: $(VENV)/test $(VENV)/mpich/test
 	@$(MAKE) --no-print-directory -k -j 3 lint test-numa test-beside; beside=$$?; \
-	  $(MAKE) --no-print-directory test-cores && exit $$beside
+	  $(MAKE) --no-print-directory test-alone && exit $$beside
 
+# Two workers for a core, of which one works while the other waits.
 test-beside: $(VENV)/test $(VENV)/mpich/test
-	$(PYTEST) -n 2 --dist loadfile -m "not cores and not emulated"
+	$(PYTEST) -n 4 --dist loadfile -m "not alone and not emulated"
 
-test-cores: $(VENV)/test $(VENV)/mpich/test
-	$(PYTEST) -m cores
+test-alone: $(VENV)/test $(VENV)/mpich/test
+	$(PYTEST) -m alone $$(grep -l mark.alone tests/test_*.py)
 
 # The tests on an emulated machine with several NUMA nodes; they are skipped, with the reason, where there is no emulator.
 test-numa: $(VENV)/test $(VENV)/mpich/test
-	$(PYTEST) -m emulated
+	$(PYTEST) -m emulated tests/test_two_sockets.py
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .

@@ -21,11 +21,15 @@ os.environ |= {
 }
 
 
-def pytest_configure():
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
     """A worker of pytest-xdist and what it starts keep one core: ranks that share it nap while they wait, and disturb nobody."""
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-        cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cpus[int(worker.removeprefix("gw")) % len(cpus)]})
+        own = {CPUS[int(worker.removeprefix("gw")) % len(CPUS)]}
+        os.sched_setaffinity(0, CPUS if item.get_closest_marker("cores") else own)
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,7 @@ def test_bind_none_with_cpus_apart(model_path):
 
 
 @two_cores
+@pytest.mark.alone
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.mark.parametrize(
     ("launcher", "options", "napping"),

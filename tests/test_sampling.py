@@ -336,7 +336,7 @@ def test_recommendations_that_make_no_sense(tmp_path, said, message):
 
 # ---------------------------------------------------------------- the real model
 
-STORY = ("-p", "Once upon a time", "-n", "40", "--temp", "1.2", "--top-k", "0", "--top-p", "0.99", "--repeat-penalty", "1.1")
+STORY = ("-p", "Once upon a time", "-n", "12", "--temp", "1.2", "--top-k", "0", "--top-p", "0.99", "--repeat-penalty", "1.1")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -1,9 +1,8 @@
 """The clients that people use, beside the server: openai's and anthropic's. What a model says is given, so that it calls tools."""
 
+import importlib
 import json
 
-import anthropic
-import openai
 import pytest
 from support.scripted import ScriptedServer
 
@@ -29,13 +28,24 @@ def says(server):
     server.llm.says, server.llm.error = SAYS, None
 
 
+@pytest.fixture(scope="module")
+def openai():
+    """As anthropic loaded where it is used: each takes a second, and every worker collects this file."""
+    return importlib.import_module("openai")
+
+
+@pytest.fixture(scope="module")
+def anthropic():
+    return importlib.import_module("anthropic")
+
+
 @pytest.fixture(scope="module", params=["/v1", ""])
-def client(server, request):
+def client(openai, server, request):
     return openai.OpenAI(base_url=server.url + request.param, api_key="none", max_retries=0)
 
 
 @pytest.fixture(scope="module")
-def claude(server):
+def claude(anthropic, server):
     return anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0)
 
 
@@ -120,7 +130,7 @@ def test_openai_an_answer_that_was_begun(client, server):
     assert server.llm.tokens.count(server.llm.tokenizer.special_id("<|im_end|>")) == 1  # that of the user's message: text is text
 
 
-def test_openai_errors(client, server):
+def test_openai_errors(openai, client, server):
     with pytest.raises(openai.BadRequestError, match="maximum context length is 4096 tokens") as refused:
         client.chat.completions.create(model="x", messages=[{"role": "user", "content": "word " * 5000}])
     assert refused.value.code == "context_length_exceeded"
@@ -138,7 +148,7 @@ def test_openai_errors(client, server):
     assert "secret" not in str(refused.value) and "damaged" in str(refused.value)
 
 
-def test_openai_responses(client, server):
+def test_openai_responses(openai, client, server):
     tools = [{"type": "function", "name": "weather", "parameters": SCHEMA, "strict": False}, {"type": "web_search"}]
     made = client.responses.create(model="x", input="How warm is it?", instructions="Be brief.", tools=tools)
     kinds = [item.type for item in made.output]
@@ -190,7 +200,7 @@ def test_anthropic_a_tool_is_called(claude, server):
     assert "20 degrees<|im_end|>" in server.llm.prompt and THINKS in server.llm.prompt
 
 
-def test_anthropic_a_call_that_must_come(claude, server):
+def test_anthropic_a_call_that_must_come(anthropic, claude, server):
     server.llm.says = json.dumps({"name": "weather", "arguments": ASKS})
     for choice in ({"type": "any"}, {"type": "tool", "name": "weather"}):
         made = claude.messages.create(model="x", max_tokens=99, messages=HELLO, tools=CLAUDE_TOOLS, tool_choice=choice)
@@ -218,7 +228,7 @@ def test_anthropic_why_it_ends(claude, server):
     assert (made.stop_reason, made.stop_sequence, made.content[0].text) == ("stop_sequence", " three", "one two")
 
 
-def test_anthropic_counts_and_errors(claude, server):
+def test_anthropic_counts_and_errors(anthropic, claude, server):
     counted = claude.messages.count_tokens(model="x", messages=HELLO, tools=CLAUDE_TOOLS).input_tokens
     assert counted == claude.messages.create(model="x", max_tokens=1, messages=HELLO, tools=CLAUDE_TOOLS).usage.input_tokens + 3
     with pytest.raises(anthropic.BadRequestError, match="text alone"):

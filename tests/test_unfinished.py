@@ -32,6 +32,7 @@ def signalled(function, moment):
             signal.raise_signal(signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    gc.freeze()  # what was there before need not be looked through
     sys.setprofile(look)
     try:
         function()
@@ -41,6 +42,7 @@ def signalled(function, moment):
     finally:
         sys.setprofile(None)
         gc.collect()  # of a block that was never left, which the end of a process does too
+        gc.unfreeze()
         signal.signal(signal.SIGTERM, before)
 
 

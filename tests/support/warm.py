@@ -25,6 +25,7 @@ def run_script(name, *arguments, env=None, timeout=240):
         out, err = Path(folder) / "out", Path(folder) / "err"
         words = [str(argument) for argument in arguments]
         case = {"script": name, "arguments": words, "environ": environ, "folder": os.getcwd(), "out": str(out), "err": str(err)}
+        case["cpus"] = list(os.sched_getaffinity(0))
         out.touch()
         err.touch()
         server = _server(level)

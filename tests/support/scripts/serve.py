@@ -1,8 +1,8 @@
 """Runs other scripts of this folder, or numatp.cli.main, in forks of itself: Python, numpy and kernels are loaded once for all.
 
-python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", and "out" and "err",
-files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is as it is in
-a fresh process.
+python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", "cpus", and "out"
+and "err", files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is
+as it is in a fresh process.
 """
 
 import json
@@ -82,6 +82,7 @@ def run(case):
         os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(case["folder"])
+    os.sched_setaffinity(0, case["cpus"])
     os.environ.clear()
     os.environ.update(case["environ"])
     local.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
