@@ -238,7 +238,7 @@ else:
         """
         if works(args.control, args.rank, thread):
             room = offset(args.table, TABLE_TILES * 1024 + thread * 4096)
-            configure()
+            configure(32)
             start()
             for _ in range(load_i64(args.control, ROUNDS)):
                 add_unit(args.table, 1024, offset(args.table, 2048), 1024)
