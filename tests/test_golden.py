@@ -56,6 +56,13 @@ def test_folders_give_the_same_logits(tmp_path, name):
     check(*run_golden(golden_folders.write(tmp_path / "folder", name, floats=True), name, tmp_path, 1))
 
 
+def test_latent_rows_of_8_bits(tmp_path):
+    """Keys and values in blocks of 32: what comes out is as near as where matrices have 8 bits, and not what float16 gives."""
+    got, sequences, wanted = run_golden(GOLDEN / "deepseek2-lite.gguf", "deepseek2-lite", tmp_path, 2, cache="q8_0")
+    check(got, sequences, wanted, TOLERANCE["Q8_0"])
+    assert error(np.array([got["0,89"]]), wanted[0][89:]) > ALLOWED
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_gpt_oss_in_mxfp4(tmp_path, ranks):
     """Folder and GGUF file have the same bits; against the same numbers in F16 only the rows' rounding to 8 bits is left."""

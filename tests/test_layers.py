@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from numatp.engine.cache import CacheLayout, pools_of, read_bytes
 from numatp.files.model_file import TensorInfo
 from numatp.kernels.layout import CACHE_BLOCK
-from numatp.models.layers import Attention, InBlocks, Recurrent
+from numatp.models.layers import Attention, InBlocks, IndexedAttention, Recurrent
 from numatp.program.values import Buffer, Kept
 from numatp.weights.rules import Rule, cut
 from numatp.weights.splits import Cut, Shared, Sizes, split
@@ -56,6 +56,20 @@ def test_a_cache_of_layers_of_other_sizes():
     assert recurrent.state.stride == 4032 and cache.num_bytes == recurrent.state.address + 2 * 4032 - (1 << 20)
     assert read_bytes(spec, mine, 100, "f16") == 100 * whole_block // CACHE_BLOCK + 4000 + 70 * window_block // CACHE_BLOCK
     assert Attention(64, 24).refusal("q8_0") == "a q8_0 cache keeps heads in blocks of 32, and this model's have 24: use f16"
+
+
+def test_a_cache_with_keys_of_an_indexer():
+    """A row reads the keys of all tokens, and the rows of those that are chosen; a layer without an indexer has no keys of one."""
+    mine = split(Sizes(heads=Cut(8, 2), latent_heads=Shared(1, "heads", 8)), 1, 2)
+    own, shared = (IndexedAttention(96, 64, heads="latent_heads", top=50, index_size=size) for size in (32, 0))
+    rows, index = CACHE_BLOCK * 2 * (96 + 64), CACHE_BLOCK * 2 * 32
+    assert (own.block_bytes(mine, "f16"), shared.block_bytes(mine, "f16")) == (rows + index, rows)
+    cache = own.placed("0", 1 << 20, 5000, 0, mine, "f16")
+    assert cache.index and (cache.index.address, cache.index.stride) == ((1 << 20) + rows, 5000)
+    assert shared.placed("1", 1 << 20, 5000, 0, mine, "f16").index is None
+    assert own.read_bytes(mine, "f16", 40) == (rows + index) // CACHE_BLOCK * 40
+    assert own.read_bytes(mine, "f16", 300) == rows // CACHE_BLOCK * 50 + index // CACHE_BLOCK * 300
+    assert own.refusal("f16") == "" and "float16 cache only, not from q8_0" in own.refusal("q8_0")
 
 
 def test_matrices_that_are_stacked_by_heads_are_cut_by_heads():

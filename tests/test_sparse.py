@@ -87,7 +87,7 @@ class Case:
             keys=keys[:, CACHE_BLOCK * (SIZE + VALUE) * 2 :], top=TOP, scratch=scratch, scratch_stride=scratch.strides[0],
             scores=scores, **self.common(),
         )  # fmt: skip
-        bins = np.full((threads, sparse.BINS), -1)
+        bins = np.full((threads, sparse.BINS + LENGTH), -1)
         call(
             sparse.choose_tokens, threads, scores=scores, rows=rows, positions=positions, table_length=self.length, top=TOP,
             bins=bins, bins_stride=bins.strides[0], chosen=chosen,
@@ -130,7 +130,7 @@ def test_of_equal_scores_the_first_are_chosen():
     scores[0, ::3] = [-1, 2, -3, 5] * 10 + [-1, 2, -3]
     scores[1, 90:] = -np.arange(38)
     scores[2] = np.random.default_rng(0).standard_normal(128)
-    chosen, bins, positions = np.full((3, 60), -1), np.empty((2, sparse.BINS), np.int64), np.array([127, 99, 80])
+    chosen, bins, positions = np.full((3, 60), -1), np.empty((2, sparse.BINS + 128), np.int64), np.array([127, 99, 80])
     call(
         sparse.choose_tokens, 2, scores=scores, rows=np.array([3]), positions=positions, table_length=2, top=60, bins=bins,
         bins_stride=bins.strides[0], chosen=chosen,

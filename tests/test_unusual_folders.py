@@ -266,3 +266,22 @@ def test_kimi_k2_with_experts_of_4_bits_beside_images(tmp_path):
             raw = piece.cut(np.arange(piece.shape[0]), range(piece.shape[1]))(slice(None))
             own = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType.Q4_0)
             assert (own == weights[f"model.layers.1.mlp.experts.{expert}.{part}_proj.weight"]).all()
+
+
+def test_heads_of_deepseek_in_8_bits(tmp_path):
+    """As DeepSeek-V3 and GLM-5 are released: the matrix of keys and values too is FP8, with a scale for each block."""
+    folder = golden_folders.write(tmp_path / "plain", "deepseek2")
+    config, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+    made, weights = quantized_folders.fp8(np.random.default_rng(0), 5 * (32 + 32), 64, (64, 32))
+    stem = "model.layers.0.self_attn.kv_b_proj"
+    tensors |= {f"{stem}.{suffix}": values for suffix, values in made.items()}
+    settings = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [64, 32], "activation_scheme": "dynamic"}
+    file, _ = opened(folders.write(tmp_path / "folder", config | {"quantization_config": settings}, tensors))
+    both = weights.reshape(5, 64, 64).astype(np.float32)
+    for part, wanted in (("k", both[:, :32].swapaxes(1, 2)), ("v", both[:, 32:])):
+        info = file.tensors[f"blk.0.attn_{part}_b.weight"]
+        assert isinstance(info, Assembled) and (info.type, info.note) == ("F32", "FP8")
+        (piece,) = info.pieces
+        order = np.arange(piece.shape[0]) if info.order is None else info.order
+        found = piece.cut(order, range(piece.shape[1]))(slice(None)).view(np.float32)
+        assert np.allclose(found.reshape(wanted.shape), wanted, rtol=1e-6, atol=0)

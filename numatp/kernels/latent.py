@@ -82,19 +82,22 @@ def by_rows(args, thread, threads):
 @kernel(
     x="pointer", x_stride="int", rows="pointer", latent="int", rotated="int", weight="pointer", epsilon="float", angles="pointer",
     positions="pointer", sequences="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer",
-    block_stride="int", head_bytes="int", value_bytes="int",
+    block_stride="int", head_bytes="int", value_bytes="int", copy="pointer",
 )  # fmt: skip
 def append_latent(args, thread, threads):
     """x (rows, latent + rotated) in place: the first part normalised, the rest's neighbours rotated; the whole row is kept as a
-    key, the first part as a value.
+    key, the first part as a value. What a cache keeps it may overwrite: copy (rows, latent) is for the value.
     """
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         x = offset(args.x, row * args.x_stride)
         scale = splat_f32(float32(1) / sqrt(sum_of_squares(x, args.latent) / float32(args.latent) + args.epsilon))
+        copy = offset(args.copy, row * args.latent * 4)
         for i in range(0, args.latent, 16):
-            store_f32x16(x, i, load_f32x16(x, i) * scale * load_f32x16(args.weight, i))
+            value = load_f32x16(x, i) * scale * load_f32x16(args.weight, i)
+            store_f32x16(x, i, value)
+            store_f32x16(copy, i, value)
         rotate_pairs(offset(x, args.latent * 4), offset(args.angles, row * args.rotated * 4), args.rotated // 2, 2, 1)
         block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
         cache.store_key(offset(args.keys, block * args.block_stride), place, args.latent + args.rotated, x)
-        cache.store_value(offset(args.values, block * args.block_stride), place, args.latent, x)
+        cache.store_value(offset(args.values, block * args.block_stride), place, args.latent, copy)

@@ -32,7 +32,7 @@ from numatp.kernels.simd import (
 
 attention = specialize("attention", "cache", f16.__name__)
 RUN = 8  # blocks whose scores are one thread's piece of work
-BINS = 256  # of one byte of the scores' bits
+BITS, BINS = 12, 4096  # of a rank that are counted at once, and numbers that these make
 
 
 @kernel(
@@ -113,23 +113,52 @@ def rank_of(scores, i):
 
 
 @device
+def clear(bins):
+    for i in range(BINS):
+        store_i64(bins, i, 0)
+
+
+@device
+def count_in(bins, place):
+    store_i64(bins, place, load_i64(bins, place) + 1)
+
+
+@device
+def bin_of(bins, left):
+    """(the bin of the left-th highest, how many of those in it are among the `left` highest)."""
+    place = int64(BINS - 1)
+    while place > 0 and load_i64(bins, place) < left:
+        left -= load_i64(bins, place)
+        place -= 1
+    return place, left
+
+
+@device
 def lowest_chosen(scores, count, top, bins):
-    """(rank of the top-th highest of `count` scores, how many of that rank are among the `top`), byte after byte of the rank."""
-    found, left = int64(0), int64(top)
-    for byte in range(4):
-        shift = 24 - 8 * byte
-        for i in range(BINS):
-            store_i64(bins, i, 0)
-        for i in range(count):
-            rank = rank_of(scores, i)
-            if rank >> (shift + 8) == found:
-                place = (rank >> shift) & (BINS - 1)
-                store_i64(bins, place, load_i64(bins, place) + 1)
-        place = int64(BINS - 1)
-        while place > 0 and load_i64(bins, place) < left:
-            left -= load_i64(bins, place)
-            place -= 1
-        found = found * BINS + place
+    """(rank of the top-th highest of `count` scores, how many of that rank are among the `top`). bins: for counts, and behind them
+    for `count` ranks.
+    """
+    ranks, kept = offset(bins, BINS * 8), int64(0)
+    clear(bins)
+    for i in range(count):
+        count_in(bins, rank_of(scores, i) >> (32 - BITS))
+    found, left = bin_of(bins, int64(top))
+    for i in range(count):
+        rank = rank_of(scores, i)
+        if rank >> (32 - BITS) == found:
+            store_i64(ranks, kept, rank)
+            kept += 1
+    shift = int64(32 - BITS)
+    while shift > 0:  # the next bits, of those that are left
+        bits = min(shift, BITS)
+        shift -= bits
+        clear(bins)
+        for i in range(kept):
+            rank = load_i64(ranks, i)
+            if rank >> (shift + bits) == found:
+                count_in(bins, (rank >> shift) & ((1 << bits) - 1))
+        place, left = bin_of(bins, left)
+        found = (found << bits) + place
     return found, left
 
 
@@ -138,17 +167,19 @@ def lowest_chosen(scores, count, top, bins):
     chosen="pointer",
 )  # fmt: skip
 def choose_tokens(args, thread, threads):
-    """chosen int64 (rows, top): the positions of the highest scores, ascending, of rows with more than `top`.
+    """chosen int64 (rows, top): the positions of the highest scores, ascending, of rows with more than `top`; else of all, then -1.
 
-    Of equals the first are taken.
+    Of equals the first are taken. bins: of each thread, for BINS counts and a rank of each token.
     """
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
-        count = load_i64(args.positions, row) + 1
-        if count > args.top:
+        count, slot = load_i64(args.positions, row) + 1, row * args.top
+        if count <= args.top:
+            for i in range(args.top):
+                store_i64(args.chosen, slot + i, i if i < count else -1)
+        else:
             scores = offset(args.scores, row * args.table_length * CACHE_BLOCK * 4)
             lowest, left = lowest_chosen(scores, count, args.top, offset(args.bins, thread * args.bins_stride))
-            slot = row * args.top
             for i in range(count):
                 rank = rank_of(scores, i)
                 if rank > lowest or (rank == lowest and left > 0):

@@ -55,13 +55,16 @@ class Latent(Attention, Experts):
             positions=self._positions, out=out.at(0), **more,
         )  # fmt: skip
 
-    def append_latent(self, x: Value, norm: Vector, epsilon: float, rotated: int, angles: Value, cache: LayerCache) -> Value:
-        """x (rows, latent + rotated), in its place: the latent part normalised, the rest rotated, and all of it kept."""
+    def append_latent(self, x: Value, norm: Vector, epsilon: float, rotated: int, angles: Value, cache: LayerCache) -> None:
+        """x (rows, latent + rotated), which is used up: the latent part normalised, the rest rotated, and all of it kept."""
         mine = x.accesses()
         latent = x.width - rotated
+        copy = self._buffer("latent values", latent * 4)
         self._builder.add(
-            by_cache("latent", cache).append_latent, [*mine, *angles.accesses()], [*mine, Access(cache.keys), Access(cache.values)],
+            by_cache("latent", cache).append_latent, [*mine, *angles.accesses()],
+            [*mine, Access(cache.keys), Access(cache.values), Access(copy)],
             x=x.pointer, x_stride=x.stride, rows=self._rows, latent=latent, rotated=rotated, weight=norm.address, epsilon=epsilon,
-            angles=angles.pointer, positions=self._positions, sequences=self._sequences, **self._cache(cache, x.width, latent),
+            angles=angles.pointer, positions=self._positions, sequences=self._sequences, copy=copy.at(0),
+            **self._cache(cache, x.width, latent),
         )  # fmt: skip
-        return self._changed(x, f"{x.name}, normalised and rotated")
+        self._changed(x, f"{x.name}, used up")

@@ -47,13 +47,14 @@ class Sparse(Latent):
             weights=weights.pointer, weights_stride=weights.stride, positions=self._positions, sequences=self._sequences, top=top,
             scratch=scratch.at(0), scratch_stride=scratch.thread_stride, scores=scores.at(0), **queries, **self._index(cache),
         )  # fmt: skip
-        bins = self._buffer("bins", sparse.BINS * 8, per_thread=True, rows=1)
+        bins = self._buffer("bins", (sparse.BINS + self.longest) * 8, per_thread=True, rows=1)
         chosen = self._buffer("chosen tokens", top * 8, indexes=True)
         self._builder.add(
             sparse.choose_tokens, [Access(scores)], [Access(chosen), Access(bins, PRIVATE)],
             scores=scores.at(0), rows=self._rows, positions=self._positions, table_length=self.site.step.shape.table_length,
             top=top, bins=bins.at(0), bins_stride=bins.thread_stride, chosen=chosen.at(0),
         )  # fmt: skip
+        self._digest("the choice of tokens", Access(chosen), chosen.at(0), top * 8, top, self._rows)
         return self._made(chosen, 2 * top, self._rows)
 
     def sparse_attention(self, q: Value, heads: Heads, scale: float, cache: LayerCache, chosen: Value, value_size: int) -> Value:
