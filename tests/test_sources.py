@@ -67,6 +67,7 @@ def test_nobody_else_imports_by_a_name_that_is_made():
         ("quants/q4_0.py", {"quantizer_q4_0.quantize", "matmul_iq4_nl.embed"}, {"matmul_q4_1.matmul", "norm.rms_norm"}),
         ("kernels/caches/q8_0.py", {"append_q8_0.rotate_and_append"}, {"attention_f16.attention"}),
         ("kernels/softcap.py", {"softcap.cap_columns", "attention_f16.attention"}, {"norm.rms_norm", "gate.silu_gate"}),
+        ("kernels/attention.py", {"attention_q8_0.attention", "sparse.sparse_attention"}, {"append_f16.rotate_and_append"}),
         ("kernels/norm.py", {"norm.rms_norm"}, {"matmul_f32.matmul", "gate.silu_gate"}),
         ("kernels/layout.py", {"attention_f16.attention", "matmul_f32.score"}, {"gate.silu_gate"}),
         ("machine/isa.py", {"norm.rms_norm", "matmul_f32.matmul"}, set()),

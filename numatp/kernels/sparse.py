@@ -4,6 +4,8 @@ kept; a few heads of a row give each earlier token a score, and the row's attent
 Latent rows and the indexer's keys are float16. A row that has no more tokens behind it than are chosen sees all.
 """
 
+from typing import TYPE_CHECKING
+
 from numatp.kernels.caches import f16
 from numatp.kernels.compile import device, kernel, share, specialize
 from numatp.kernels.jit import float32, int64
@@ -30,7 +32,11 @@ from numatp.kernels.simd import (
     store_i64,
 )
 
-attention = specialize("attention", "cache", f16.__name__)
+if TYPE_CHECKING:  # kernels/sources.py reads this import: an edit there has these kernels compiled anew
+    from numatp.kernels import attention
+else:
+    attention = specialize("attention", "cache", f16.__name__)
+
 RUN = 8  # blocks whose scores are one thread's piece of work
 BITS, BINS = 12, 4096  # of a rank that are counted at once, and numbers that these make
 
