@@ -40,6 +40,14 @@ def _gate(config: Config) -> int:
     return SOFTMAX
 
 
+def _rotated(config: Config) -> int:
+    """A head's size says how much of it rotates, where it is said."""
+    nope, rotated = int(config["qk_nope_head_dim"]), int(config["qk_rope_head_dim"])
+    if config.get("head_dim") not in (None, nope + rotated):
+        raise CannotComputeError(f"has heads of {config['head_dim']} values ('head_dim'), not {nope} + {rotated}")
+    return rotated
+
+
 DEFAULTS = {
     "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
     "routed_scaling_factor": 1.0, "rope_interleave": True,
@@ -47,7 +55,12 @@ DEFAULTS = {
 HUGGING_FACE = HuggingFace(
     classes={"Mistral4ForCausalLM": DEFAULTS},
     config=LATENT_CONFIG
-    | {"expert_gating_func": _gate, "attention.temperature_scale": _heat, "attention.temperature_length": _heat_length},
+    | {
+        "rope.dimension_count": _rotated,
+        "expert_gating_func": _gate,
+        "attention.temperature_scale": _heat,
+        "attention.temperature_length": _heat_length,
+    },
     tensors=LATENT_TENSORS | EITHER,
     only=LATENT_ONLY,
     texts={"mistral4": ("Mistral4ForCausalLM", {})},

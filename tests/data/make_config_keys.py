@@ -200,6 +200,10 @@ def main():
             recorded[name] = found
             rows |= {name: np.array(kept), f"{name} base": base.astype(np.float16)}
             print(name, len(found), "changes,", len(kept), "count,", sum(what is None for _, what in found), "do not run")
+        write(recorded, rows)
+
+
+def write(recorded, rows):
     lines = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, recorded[name])) + "\n]" for name in sorted(recorded)]
     (HERE / "config_keys.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     np.savez_compressed(HERE / "config_keys.npz", **rows)
