@@ -57,10 +57,19 @@ def test_folders_give_the_same_logits(tmp_path, name):
 
 
 def test_latent_rows_of_8_bits(tmp_path):
-    """Keys and values in blocks of 32: what comes out is as near as where matrices have 8 bits, and not what float16 gives."""
+    """At most twice as far off as transformers is with latent rows so rounded: queries and the softmax's weights have 8 bits too.
+    Where a row is near to choosing another expert, that is far.
+    """
+    recorded = np.load(GOLDEN / "deepseek2-lite.npz")
     got, sequences, wanted = run_golden(GOLDEN / "deepseek2-lite.gguf", "deepseek2-lite", tmp_path, 2, cache="q8_0")
-    check(got, sequences, wanted, TOLERANCE["Q8_0"])
-    assert error(np.array([got["0,89"]]), wanted[0][89:]) > ALLOWED
+    for i in range(len(sequences)):
+        positions = [int(key.split(",")[1]) for key in got if key.startswith(f"{i},")]
+        rows, rounded = np.array([got[f"{i},{p}"] for p in positions]), recorded[f"rounded{i}"].astype(np.float64)
+        assert ALLOWED < error(rows, wanted[i][positions]) < 2 * error(rounded, wanted[i])
+        apart, usual = (
+            np.median(np.linalg.norm(one - wanted[i][positions], axis=1)) for one in (rows, rounded[positions])
+        )  # of most positions
+        assert apart < 2 * usual
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

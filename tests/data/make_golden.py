@@ -157,6 +157,7 @@ MODELS = {
         "tie_word_embeddings": False, "swiglu_limit": 7.0,
     }),
 }  # fmt: skip
+IN_EIGHT_BITS = "deepseek2-lite"  # of which is recorded, too, what it gives with latent rows of 8 bits
 WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
 PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # whose norms multiply by 1 + weight
 
@@ -194,27 +195,40 @@ def model_of(name):
     return model
 
 
-def round_cache(model):
-    """From now on this kind of model's attention sees keys and values that have been float16."""
+def half(rows):
+    return rows.half().to(rows.dtype)
+
+
+def eight_bits(rows):
+    """Blocks of 32 as int8 and a float16 scale."""
+    blocks = rows.reshape(*rows.shape[:-1], -1, 32)
+    scales = half(blocks.abs().amax(-1, keepdim=True) / 127)
+    return (torch.round(blocks / scales) * scales).reshape(rows.shape)
+
+
+def round_cache(model, rounded_rows=half):
+    """From now on this kind of model's attention sees keys and values that have been float16. rounded_rows: how latent rows are
+    rounded.
+    """
     module = sys.modules[type(model).__module__]
     kept_keys = transformers.DynamicCache.update_indexer
     if kept_keys.__name__ != "round_indexer":  # those of the indexer, which the cache keeps
 
         def round_indexer(cache, keys, layer):
-            return kept_keys(cache, keys.half().to(keys.dtype), layer)
+            return kept_keys(cache, half(keys), layer)
 
         transformers.DynamicCache.update_indexer = round_indexer
     for layer in model.model.layers:
         if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
             expand = layer.self_attn.expand_kv
-            layer.self_attn.expand_kv = lambda *kept, expand=expand: expand(*(rows.half().to(rows.dtype) for rows in kept))
+            layer.self_attn.expand_kv = lambda *kept, expand=expand: expand(*map(rounded_rows, kept))
     if hasattr(model.model.layers[0].self_attn, "expand_kv"):
         return
     true = module.eager_attention_forward
     if true.__name__ != "rounded":
 
         def rounded(layer, query, key, value, *args, **named):
-            return true(layer, query, key.half().to(key.dtype), value.half().to(value.dtype), *args, **named)
+            return true(layer, query, half(key), half(value), *args, **named)
 
         module.eager_attention_forward = rounded
 
@@ -306,11 +320,17 @@ def main():
     for name in names:
         model, rng, recorded = model_of(name), np.random.default_rng(1), {}
         round_cache(model)
+        if name == IN_EIGHT_BITS:
+            rounded = model_of(name)
+            round_cache(rounded, eight_bits)
         for i, length in enumerate(LENGTHS):
             tokens = rng.integers(0, VOCAB, length)
             with torch.no_grad():
                 logits = model(torch.from_numpy(tokens)[None]).logits[0].numpy()
             recorded |= {f"tokens{i}": tokens.astype(np.uint8), f"logits{i}": logits.astype(np.float16)}
+            if name == IN_EIGHT_BITS:
+                with torch.no_grad():
+                    recorded[f"rounded{i}"] = rounded(torch.from_numpy(tokens)[None]).logits[0].numpy().astype(np.float16)
         np.savez(GOLDEN / f"{name}.npz", **recorded)
         convert(model, converter, GOLDEN / f"{name}.gguf")
         print(name, (GOLDEN / f"{name}.gguf").stat().st_size, (GOLDEN / f"{name}.npz").stat().st_size, logits.std())
