@@ -123,7 +123,7 @@ def test_files_that_are_not_as_they_were_written(tmp_path, caplog):
             assert asked(play, LONG[:400])[2].cached_tokens == 384
 
 
-def test_other_models_and_other_settings_find_nothing(tmp_path, caplog):
+def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypatch):
     path, folder = model("f16", tmp_path), tmp_path / "kept"
     with opened_with(path, folder) as play:
         asked(play, LONG[:200])
@@ -137,6 +137,10 @@ def test_other_models_and_other_settings_find_nothing(tmp_path, caplog):
             assert asked(play, LONG[:200])[2].cached_tokens == 0
     with opened_with(path, folder, max_rows=32, context=640, max_sequences=3) as play:  # which change nothing
         assert asked(play, LONG[:200])[2].cached_tokens == 192
+    with monkeypatch.context() as patched:  # which say what a block holds
+        patched.setattr("numatp.engine.saved.kernels_identity", lambda: "of other kernels")
+        with opened_with(path, folder) as play:
+            assert asked(play, LONG[:200])[2].cached_tokens == 0
     (folder / "key").write_bytes(b"short")
     (files(folder)[0].parent / "notes.txt").write_text("mine")
     with opened_with(path, folder) as play:
