@@ -25,7 +25,7 @@ test: $(VENV)/test $(VENV)/mpich/test
 
 # Two workers for a core, of which one works while the other waits.
 test-beside: $(VENV)/test $(VENV)/mpich/test
-	$(PYTEST) -n 4 --dist loadfile -m "not alone and not emulated"
+	$(PYTEST) -n 4 --dist loadfile --no-loadscope-reorder -m "not alone and not emulated"
 
 test-alone: $(VENV)/test $(VENV)/mpich/test
 	$(PYTEST) -m alone $$(grep -l mark.alone tests/test_*.py)

@@ -24,6 +24,18 @@ os.environ |= {
 CPUS = sorted(os.sched_getaffinity(0))
 
 
+# Files that take longest, which begin first, so that all workers end together (pytest -n 4 --dist loadfile --no-loadscope-reorder).
+LONGEST = (
+    "kernels", "faults", "llm", "launching", "server_life", "cli", "perplexity", "readme", "sequences", "bench", "model", "folders",
+    "golden", "quantize", "wrong_folders", "fuzz_gguf", "install", "kernel_cache", "costs", "server",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """A worker of pytest-xdist and what it starts keep one core: ranks that share it nap while they wait, and disturb nobody."""

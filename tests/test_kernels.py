@@ -24,6 +24,8 @@ from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
 
+pytestmark = pytest.mark.cores  # runs of other levels go on beside these
+
 EPSILON = np.finfo(np.float32).eps
 BF16_EPSILON = 2.0**-7
 
