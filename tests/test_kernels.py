@@ -18,7 +18,7 @@ from numatp.errors import NumatpError
 from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, scale, softcap
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes, conv_bytes
-from numatp.kernels.rows import FEW, GROUP, MANY
+from numatp.kernels.rows import FEW, GROUP, HALF, MANY
 from numatp.kernels.scratch import SCRATCH_BYTES
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.cores  # runs of other levels go on beside these
 
 EPSILON = np.finfo(np.float32).eps
 BF16_EPSILON = 2.0**-7
+ROWS = sorted({1, 2, 3, HALF + 1, HALF + FEW - 1, GROUP - 1, GROUP, 2 * GROUP + FEW + 1})  # of a product: passes of every size
 
 
 def through_tiles(format):
@@ -186,7 +187,7 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
     part = values[:, first_unit * 32 : (first_unit + units) * 32].astype(np.float64)
     panels = aligned(3 * PANELS_BYTES)
     through_panels = [True] if through_tiles(format) else []
-    for num_rows, add, on_tiles in product([1, 3, GROUP - 1, GROUP, 2 * GROUP + 5], [False, True], [False, *through_panels]):
+    for num_rows, add, on_tiles in product(ROWS, [False, True], [False, *through_panels]):
         x = np.random.default_rng(1).standard_normal((num_rows, units * 32)).astype(np.float32)
         pitch, many = 1 if num_rows == 1 and not on_tiles else GROUP, num_rows if on_tiles else 0
         if on_tiles:
@@ -959,7 +960,7 @@ def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
     loops = innermost_loops(specialize("matmul", "quant", FORMATS[format_name].module).matmul)
     fused = [loop for loop in loops if holds(loop, "vfmadd")]
     products = [loop for loop in fused if all(holds(loop, instruction) for instruction in wanted)]
-    assert len(products) >= len({1, FEW, GROUP})
+    assert len(products) >= len({1, 2, FEW, HALF, GROUP})
     assert through_tiles(format) or products == fused
     tiles = [loop for loop in loops if holds(loop, "tdpbf16ps")]
     assert len(tiles) >= (4 if through_tiles(format) else 0)  # 1 or 2 groups x 1 or 2 panels

@@ -12,7 +12,7 @@ from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import PANELS, TOP_BYTES
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import FEW, GROUP, MANY, load_rows, num_many, store_rows, with_rows
+from numatp.kernels.rows import MANY, load_rows, num_many, pass_of, store_rows, with_pass
 from numatp.kernels.score import LOWEST, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
@@ -44,14 +44,10 @@ def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
 @device
 def multiply(weights, units, rows, x, pitch, out, out_stride, add):
     """out (rows, 16) = [out +] the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may change."""
-    at_once = FEW
-    if rows == 1:
-        at_once = 1
-    elif rows > GROUP - FEW:
-        at_once = GROUP
     first = 0
     while first < rows:
-        with_rows(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
+        at_once = pass_of(rows - first)
+        with_pass(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
         first += at_once
 
 

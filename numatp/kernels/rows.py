@@ -27,6 +27,7 @@ from numatp.kernels.simd import (
 
 GROUP = isa.GROUP  # rows that one pass over a tile multiplies
 FEW = 4  # fewer are multiplied this many at a time; divides GROUP
+HALF = GROUP // 2
 MANY = isa.MANY
 
 
@@ -57,7 +58,7 @@ def zeros(count):
     return make
 
 
-zero_row, zero_few_rows, zero_group = zeros(1), zeros(FEW), zeros(GROUP)
+zero_row, zero_pair, zero_few_rows, zero_half, zero_group = zeros(1), zeros(2), zeros(FEW), zeros(HALF), zeros(GROUP)
 
 
 @device
@@ -75,6 +76,33 @@ def with_rows(count, work, *args):
         work(zero_group(), *args)
     else:
         work(zero_few_rows(), *args)
+
+
+@device
+def pass_of(left):
+    """Rows that a product takes in its next pass over a tile, of so many that are left: a pass unpacks the weights anew, and a
+    spare row costs as much as another.
+    """
+    if left <= 2:
+        return left
+    if left <= FEW:
+        return FEW
+    return HALF if left <= HALF + FEW else GROUP
+
+
+@device
+def with_pass(count, work, *args):
+    """As with_rows, of exactly the pass_of() rows."""
+    if count == 1:
+        work(zero_row(), *args)
+    elif count == 2:
+        work(zero_pair(), *args)
+    elif count == FEW:
+        work(zero_few_rows(), *args)
+    elif HALF > FEW and count == HALF:
+        work(zero_half(), *args)
+    else:
+        work(zero_group(), *args)
 
 
 @device
