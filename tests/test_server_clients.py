@@ -120,6 +120,10 @@ def test_openai_a_call_that_must_come(client, server):
         assert [one.function.arguments for one in streamed] == [call.function.arguments]
         (cut,) = client.chat.completions.create(**body, max_tokens=4).choices
         assert cut.finish_reason == "length" and cut.message.tool_calls is None and cut.message.content.startswith('{"name')
+    server.llm.says = f"<think>Warm?</think>\n{json.dumps({'name': 'weather', 'arguments': ASKS})}"
+    (answer,) = client.chat.completions.create(**body).choices
+    assert answer.message.reasoning_content == "Warm?" and answer.message.content is None
+    assert json.loads(answer.message.tool_calls[0].function.arguments) == ASKS
 
 
 def test_openai_an_answer_that_was_begun(client, server):

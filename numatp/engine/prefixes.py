@@ -201,7 +201,7 @@ class Prefixes:
 
     def _root(self, salt: str) -> bytes:
         """What stands for the name of a block before the first one."""
-        return blake2b(salt.encode(), digest_size=16, key=self._key).digest()
+        return blake2b(salt.encode(errors="surrogatepass"), digest_size=16, key=self._key).digest()
 
     def _name(self, before: bytes, tokens: bytes) -> bytes:
         return blake2b(before + tokens, digest_size=16, key=self._key).digest()
