@@ -11,7 +11,7 @@ from support.commands import TESTS, run
 
 NATIVE = TESTS.parent / "native"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
-HANG = 2  # seconds in which a broken build makes no Step until that counts as a hang
+HANG = 1  # seconds in which a broken build makes no Step until that counts as a hang
 PATIENCE = 120  # seconds of a broken build's runs, one after another: some faults are races, which are not lost in every run
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")]

@@ -155,24 +155,22 @@ def test_weights_that_are_no_numbers(tmp_path):
 
 
 def test_text_from_a_folder(smollm2_folder):
-    """The pulled model as a folder; its matrices are rounded twice more, so only the clear beginning is the same."""
-    options = ["-p", "The capital of France is", "-n", 2, "--temp", 0, "--ranks", 2]
-    result = numatp("generate", "-m", smollm2_folder, *options)
+    """The pulled model as a folder; its matrices are rounded twice more, so only the clear beginning is the same. Its own sampling
+    counts where no option does."""
+    options = ["-p", "The capital of France is", "-n", 2, "--ranks", 2]
+    result = numatp("generate", "-m", smollm2_folder, *options, "--temp", 0)
     assert (result.returncode, result.stdout) == (0, " Paris.\n"), result.stderr
     assert "211 matrices of BF16 are quantized to Q8_0 on load" in result.stderr
-    result = numatp("generate", "-m", smollm2_folder, *options, "--quantize", "none")
-    assert (result.returncode, result.stdout) == (0, " Paris.\n") and "quantized" not in result.stderr
-
-
-def test_the_folder_s_own_sampling(smollm2_folder):
-    """It counts where no option does."""
     (smollm2_folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
-    try:
-        options = ["-p", "The capital of France is", "-n", 2, "--top-p", "0.9"]
-        result = numatp("generate", "-m", smollm2_folder, *options)
-        assert (result.returncode, result.stdout) == (0, " Paris.\n"), result.stderr
-        assert ", temperature 1e-06, top_k 7, top_p 0.9, seed " in result.stderr
-        result = numatp("generate", "-m", smollm2_folder, *options, "--top-k", "40", "--temp", "0.5")
-        assert ", temperature 0.5, top_p 0.9, seed " in result.stderr
-    finally:
-        (smollm2_folder / "generation_config.json").unlink()
+    result = numatp("generate", "-m", smollm2_folder, *options, "--top-p", "0.9", "--quantize", "none")
+    assert (result.returncode, result.stdout) == (0, " Paris.\n") and "quantized" not in result.stderr, result.stderr
+    assert ", temperature 1e-06, top_k 7, top_p 0.9, seed " in result.stderr
+
+
+def test_an_option_counts_more_than_the_folder_s_own_sampling(tmp_path):
+    folder = folders.write(tmp_path / "folder", *folders.llama(tiny.write(tmp_path / "tiny.gguf")))
+    folders.write_small_tokenizer(folder, tiny.SIZES["vocab"])
+    (folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
+    options = ["-p", "a", "-n", 2, "--ranks", 1, "--top-p", "0.9", "--top-k", "40", "--temp", "0.5"]
+    result = numatp("generate", "-m", folder, *options)
+    assert result.returncode == 0 and ", temperature 0.5, top_p 0.9, seed " in result.stderr, result.stderr
