@@ -9,7 +9,7 @@ from support.scheduling import finish_of, opened, tokens_of
 
 from numatp.engine.drafts import LONGEST_PAUSE, MOST_DRAFT, Drafts
 from numatp.engine.job import MOST_DRAFTS, Job, drafts_of
-from numatp.engine.load import open_model
+from numatp.engine.layout import open_model
 from numatp.engine.token import Token
 from numatp.errors import UserError
 

@@ -11,7 +11,7 @@ import numpy as np
 from numatp import models
 from numatp.engine.cache import num_blocks
 from numatp.engine.job import Job
-from numatp.engine.load import Model, lay_out, name_of
+from numatp.engine.layout import Model, lay_out, name_of
 from numatp.errors import UserError
 from numatp.models.spec import Spec
 from numatp.program.builder import Program

@@ -1,12 +1,11 @@
 """What a model would be on a machine, for people: whose slice lies where, does it fit, how fast can it decode."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from numatp.engine.draft import (
     Draft,
-    Header,
     NodeRoom,
     Prediction,
     RankPlan,
@@ -15,14 +14,13 @@ from numatp.engine.draft import (
     fastest,
     fits,
     shares_wanted,
-    slices_of,
 )
 from numatp.engine.job import Job, context_of
+from numatp.engine.layout import Model, lay_out
 from numatp.errors import UserError
 from numatp.machine import snapshot
 from numatp.machine.snapshot import Snapshot
 from numatp.machine.topology import format_cpulist
-from numatp.weights.splits import split
 
 SHOWN = 0.02  # of what is stored more than once: smaller kinds are not listed
 
@@ -53,7 +51,7 @@ class ModelPlan:
         return fits(self.rooms, self.limit)
 
 
-def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
+def make_plan(model: Model, machine: Snapshot, job: Job, ranks: int | None = None) -> ModelPlan:
     """ranks: None for the fastest that fits. UserError for a model that cannot be cut or a context that it was not trained for."""
     counts = counts_of(machine, job)
     wanted = shares_wanted(job)
@@ -61,8 +59,9 @@ def make_plan(model: Header, machine: Snapshot, job: Job, ranks: int | None = No
         raise UserError(f"--ranks {ranks}: -ts has shares for {wanted} ranks; leave one of them out")
     ranks = ranks or wanted
     drafts = {count: Draft(model, machine, job, count) for count in {*counts, *filter(None, [ranks])}}
-    chosen = drafts[ranks or fastest(drafts, counts)]
-    one = bytes_by_kind(slices_of(model, job, split(model.spec.sizes, 0, 1))[0])
+    ranks = ranks or fastest(drafts, counts)
+    chosen = drafts[ranks] = Draft(model, machine, job, ranks, rehearsed=True)
+    one = bytes_by_kind(lay_out(model, replace(job, tensor_split=None), 0, [0], {}).slices)
     held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
     return ModelPlan(
         model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
@@ -110,6 +109,9 @@ def describe(plan: ModelPlan) -> list[str]:
         heads = f"; KV heads {format_cpulist(plan.kv_heads_twice)} and their cache" if plan.kv_heads_twice else ""
         lines.append(f"stored more than once: {_gb(total)} of weights ({kinds}){heads}")
         lines.append(f"imbalance: the busiest rank reads {100 * plan.imbalance:.1f} % more than the mean")
+    rank = plan.ranks[0]
+    more = 100 * rank.thread_imbalance
+    lines.append(f"threads per rank: {len(rank.cpus)}; between barriers the busiest reads {more:.1f} % more than the mean")
     for room in plan.rooms:
         verdict = "fits" if room.needed_bytes <= room.free_bytes else "DOES NOT FIT"
         lines.append(f"node {room.node}: {_gb(room.needed_bytes)} needed, {_gb(room.free_bytes)} free: {verdict}")

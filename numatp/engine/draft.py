@@ -1,7 +1,7 @@
 """What a model would be on so many ranks of a machine, before anything is loaded: their bytes, their room and how fast they decode.
 
 Everything comes from headers. Sizes are computed by the code that loads, so a draft says the bytes that a load will take. No kernel
-is loaded.
+is compiled.
 
 How fast can decoding be? Bytes over bandwidth, and the price of meeting: one formula for every machine and model. A token needs
 each node to read its ranks' weights (of experts only the active ones) and their part of the cache once, at no more than the node's
@@ -12,12 +12,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 from numatp import models
-from numatp.engine.cache import CacheLayout, pools_of, read_bytes
-from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
+from numatp.engine.cache import read_bytes
+from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of
+from numatp.engine.layout import Model, lay_out
 from numatp.engine.sections import sections_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
@@ -27,21 +28,11 @@ from numatp.machine import placement, snapshot
 from numatp.machine.snapshot import Snapshot
 from numatp.models import shapes
 from numatp.models.spec import Spec
-from numatp.weights.rules import Rule, Slice, cut
-from numatp.weights.splits import Split, shares_of, split
+from numatp.weights.rules import Slice
 
 # Of one all-reduce between ranks: a flag and then data, each fetched from the other socket. One such fetch takes 0.41 to 0.45 us
 # on 2x Xeon 6980P (ik_llama.cpp discussion 201); what 32 lanes fetch at once overlaps, and ranks never arrive together.
 EXCHANGE_SECONDS = 2e-6
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a plan reads of a model."""
-
-    file: ModelFile
-    spec: Spec
-    rules: list[Rule]
 
 
 @dataclass(frozen=True)
@@ -59,12 +50,14 @@ class RankPlan:
     read_bytes: int  # of weights, per decoded token: of experts only the active ones, of the embedding one row, left out
     cache_read_bytes: int  # per decoded token when the context is full
     state_read_bytes: int  # the part of it that an empty context needs too
+    activation_bytes: int  # of what a Step computes with; 0: not looked at
+    thread_imbalance: float  # by how much of the mean its busiest thread reads more weights for a token; 0: not looked at
 
 
 @dataclass(frozen=True)
 class NodeRoom:
     node: int
-    needed_bytes: int  # weights, cache, window and margin of its ranks
+    needed_bytes: int  # weights, cache, window, activations and margin of its ranks
     free_bytes: int
 
 
@@ -77,7 +70,7 @@ class Prediction:
     tokens_per_second_full: float | None  # at a full one
 
 
-def read_header(model: str) -> Header:
+def read_header(model: str) -> Model:
     """Of a GGUF file, a Hugging Face folder, a pulled model or a known shape. UserError for anything else, and what is damaged."""
     file: ModelFile | None = None if os.path.exists(model) else shapes.header(model)
     if file:
@@ -88,8 +81,7 @@ def read_header(model: str) -> Header:
         except UserError as error:
             raise UserError(f"{error}; shapes that need no file: {shapes.names()}") from None
         file, architecture = models.open_model(path)
-    spec = architecture.read_spec(file)
-    return Header(file, spec, architecture.rules(spec))
+    return Model(file, architecture, architecture.read_spec(file))
 
 
 def choose_ranks(job: Job) -> int:
@@ -115,32 +107,41 @@ def shares_wanted(job: Job) -> int | None:
 class Draft:
     """The model on so many ranks."""
 
-    def __init__(self, model: Header, machine: Snapshot, job: Job, size: int):
+    def __init__(self, model: Model, machine: Snapshot, job: Job, size: int, rehearsed: bool = False):
+        """rehearsed: programs are recorded, a quarter of a second, to know activations and how threads divide the weights."""
         spec, context = model.spec, context_of(job, model.spec.context)
-        pools = pools_of(spec, context, job.max_sequences, rows_of(job, context), job.prefix_cache)
-        kept, sections = cache_type_of(job, spec.layers), sections_of(spec, job, context, len(pools))
+        kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
         places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
         # Shares that were given are for one number of ranks; the others are there to compare with.
         wish = job.tensor_split if isinstance(job.tensor_split, str) or size == len(job.tensor_split or ()) else None
-        shares = shares_of(wish, [place.node for place in places], machine.bandwidth)
-        for place in places:
-            mine = split(spec.sizes, place.seat, size, shares)
-            slices, weight_bytes = slices_of(model, job, mine)
-            self.kinds += bytes_by_kind(slices)
-            cache, read = (
-                CacheLayout(spec, mine, pools, slots_of(job, context), kept),
-                sum(_read_per_token(s, spec) for s in slices),
-            )
+        nodes_of_ranks = [place.node for place in places]
+        job = replace(job, tensor_split=wish)
+        layouts = [lay_out(model, job, place.seat, nodes_of_ranks, machine.bandwidth) for place in places]
+        sections = sections_of(spec, job, context, len(layouts[0].pools))
+        activations, imbalance = 0, 0.0
+        if rehearsed:
+            largest = max(places, key=lambda place: layouts[place.seat].weight_bytes)
+            from numatp.engine.programs import ONE_ROW, activation_bytes
+            from numatp.engine.rehearsal import rehearse
+
+            recorded = rehearse(model, layouts[largest.seat], sections, largest.seat, size, len(largest.cpus))
+            activations = activation_bytes(recorded)
+            one_row, threads = recorded[ONE_ROW].program, len(largest.cpus)
+            imbalance = one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
+        for place, layout in zip(places, layouts, strict=True):
+            mine = layout.split
+            self.kinds += bytes_by_kind(layout.slices)
+            read = sum(_read_per_token(piece, spec) for piece in layout.slices)
             kv_heads = mine.get("kv_heads", range(0))
-            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, weight_bytes, cache.num_bytes)
-            window = sections.bytes_of(place.seat)
-            self.ranks.append(RankPlan(*own, window, read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept)))
+            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, layout.weight_bytes, layout.cache.num_bytes)
+            reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
+            self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, activations, imbalance))
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
-            needed = sum(rank.weight_bytes + rank.cache_bytes + rank.window_bytes + MARGIN for rank in held)
+            needed = sum(rank.weight_bytes + rank.cache_bytes + rank.window_bytes + rank.activation_bytes + MARGIN for rank in held)
             self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
         self.limit = None if machine.limit is None else max(0, machine.limit - size * PROCESS_BYTES)  # left for the rooms' bytes
         nodes = tuple(sorted({rank.node for rank in self.ranks}))
@@ -190,10 +191,6 @@ def _read_per_token(piece: Slice, spec: Spec) -> int:
     if not piece.rule.in_tiles or piece.rule.kind == "embedding":
         return 0
     return piece.num_bytes // piece.stacked * spec.experts_used if piece.rule.stack == "experts" else piece.num_bytes
-
-
-def slices_of(model: Header, job: Job, mine: Split) -> tuple[list[Slice], int]:
-    return cut(model.file, model.rules, model.spec.sizes, mine, quantize_of(job, model.file))
 
 
 def bytes_by_kind(slices: Iterable[Slice]) -> Counter[str]:

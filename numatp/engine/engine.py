@@ -13,7 +13,8 @@ from numatp.engine.audit import Audit
 from numatp.engine.blocks import Blocks
 from numatp.engine.carry import Carry
 from numatp.engine.job import MARGIN, Job
-from numatp.engine.load import Loaded, check_kernels, check_pages, lay_out, open_model, place
+from numatp.engine.layout import lay_out, open_model
+from numatp.engine.load import Loaded, check_kernels, check_pages, place
 from numatp.engine.prefixes import Prefixes
 from numatp.engine.programs import (
     AUDIT,

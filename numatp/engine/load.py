@@ -1,55 +1,26 @@
 """Load time: from the name of a model to its weights in this rank's memory.
 
-    model = open_model(job)                     what it is
-    layout = lay_out(model, job, ...)           which part of it is this rank's, and how large that is
+    model = open_model(job)                     what it is (engine/layout.py)
+    layout = lay_out(model, job, ...)           which part of it is this rank's, and how large that is (the same)
     loaded = place(model, layout, ...)          where each tensor will lie
     loaded.weights.load(...)                    read and packed there
 
 Step time is engine/programs.py: what the model's forward pass becomes once all places are known.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
-from numatp import models
 from numatp.engine.arenas import Arenas
-from numatp.engine.cache import CacheLayout, Pool, pools_of
-from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
+from numatp.engine.layout import Layout, Model
 from numatp.errors import MachineError
-from numatp.files.model_file import ModelFile
 from numatp.kernels.compile import identity
 from numatp.machine import pages, policy
 from numatp.machine.placement import Placement
 from numatp.models.spec import Spec
 from numatp.ranks.world import World
 from numatp.weights.load import Weights
-from numatp.weights.rules import Slice, cut
-from numatp.weights.splits import Split, shares_of, split
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
-
-
-@dataclass(frozen=True)
-class Model:
-    """What its files say."""
-
-    file: ModelFile
-    architecture: ModuleType  # the model's file in models/
-    spec: Spec
-
-
-@dataclass(frozen=True)
-class Layout:
-    """One rank's part of a model, and how large it is."""
-
-    context: int  # tokens of all sequences in the cache
-    max_rows: int  # of one Step
-    split: Split
-    slices: list[Slice]
-    weight_bytes: int
-    pools: list[Pool]
-    cache: CacheLayout
 
 
 @dataclass(frozen=True)
@@ -65,29 +36,6 @@ class Loaded:
     @property
     def spec(self) -> Spec:
         return self.model.spec
-
-
-def open_model(job: Job) -> Model:
-    """UserError for what cannot be read or computed."""
-    file, architecture = models.open_model(job.model)
-    return Model(file, architecture, architecture.read_spec(file))
-
-
-def name_of(architecture: ModuleType) -> str:
-    """As GGUF has it."""
-    return architecture.__name__.rpartition(".")[2].replace("_", "-")
-
-
-def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> Layout:
-    """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places."""
-    spec = model.spec
-    context = context_of(job, spec.context)
-    max_rows = rows_of(job, context)
-    mine = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
-    slices, weight_bytes = cut(model.file, model.architecture.rules(spec), spec.sizes, mine, quantize_of(job, model.file))
-    pools = pools_of(spec, context, job.max_sequences, max_rows, job.prefix_cache)
-    cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers))
-    return Layout(context, max_rows, mine, slices, weight_bytes, pools, cache)
 
 
 def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:

@@ -26,15 +26,20 @@ class Recorded:
 
 def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
     """The programs ONE_ROW, MANY_ROWS and SCORES."""
-    model, layout = loaded.model, loaded.layout
     seat = world.host.seat
     site = Site(
         rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
-        width=model.spec.sizes.width, step=window.step, partials=window.partials,
+        width=loaded.spec.sizes.width, step=window.step, partials=window.partials,
         logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
         digests=window.digests[seat].ctypes.data if check_ranks else 0,
     )  # fmt: skip
+    return record_at(site, loaded)
+
+
+def record_at(site: Site, loaded: Loaded) -> list[Recorded]:
+    """The same at any site, as of a rank that is not there (engine/rehearsal.py)."""
+    model, layout = loaded.model, loaded.layout
     caches = layout.cache.at(loaded.cache_at)
     recorded = []
     for name, rows, scored in (("one row", 1, False), ("many rows", layout.max_rows, False), ("scores", layout.max_rows, True)):

@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from numatp import __version__
-from numatp.engine.load import name_of
+from numatp.engine.layout import name_of
 from numatp.measure.bench import Bench, Result
 from numatp.measure.instruments import MeasuringEngine
 from numatp.measure.profile import describe as describe_profile

@@ -33,6 +33,7 @@ class Op:
     writes: list[Access]
     matrices: Sequence["Matrix"] = ()  # weights that it multiplies with
     num_bytes: int = 0  # of them, that the whole rank reads in it for one row, for the roofline
+    pieces: int = 0  # of equal size that the threads divide those among them by share() (kernels/compile.py)
     barrier: bool = False
     pointers: dict[str, Pointer | ThreadStride] = field(default_factory=dict)  # fields of the record that wait for the placing
 
@@ -96,6 +97,18 @@ class Program:
     def weight_bytes(self) -> int:
         return sum(op.num_bytes for op in self.ops)
 
+    def busiest_bytes(self, threads: int) -> float:
+        """Of the weights for one row, what one thread would read that were the busiest of `threads` between any two barriers."""
+        bounds = np.arange(threads + 1)
+        total, section = 0.0, np.zeros(threads)  # bytes of each thread since the last barrier
+        for op in self.ops:
+            if op.barrier:
+                total += section.max()
+                section[:] = 0
+            if op.pieces:
+                section += np.diff(op.pieces * bounds // threads) * (op.num_bytes / op.pieces)
+        return float(total + section.max())
+
     def __str__(self) -> str:
         lines = [f"program {self.name}: {len(self.ops)} ops, {sum(op.barrier for op in self.ops)} barriers, {self.num_syncs} syncs"]
         for op in self.ops:
@@ -124,18 +137,21 @@ class Builder:
 
     def add(
         self, kernel: Kernel, reads: list[Access], writes: list[Access], matrices: Sequence["Matrix"] = (),
-        num_bytes: int | None = None, /, **args: float | Pointer | ThreadStride,
+        num_bytes: int | None = None, pieces: int | None = None, /, **args: float | Pointer | ThreadStride,
     ) -> None:  # fmt: skip
         """Records one op; `args` are the fields of the kernel's argument record.
 
-        matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all.
+        matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all; pieces: that threads
+        divide those among them, if not their tiles.
         """
         pointers = {name: value for name, value in args.items() if isinstance(value, (Pointer, ThreadStride))}
         numbers = {name: value for name, value in args.items() if not isinstance(value, (Pointer, ThreadStride))}
         record = kernel.record(**numbers, **dict.fromkeys(pointers, 0))
         if num_bytes is None:
             num_bytes = sum(matrix.num_bytes for matrix in matrices)
-        self._append(Op(kernel.name, kernel, record, reads, writes, matrices, num_bytes, pointers=pointers))
+        if pieces is None:
+            pieces = sum(matrix.tiles for matrix in matrices)
+        self._append(Op(kernel.name, kernel, record, reads, writes, matrices, num_bytes, pieces, pointers=pointers))
 
     def _append(self, op: Op) -> None:
         op.barrier = self._conflicts(op)

@@ -89,7 +89,7 @@ class Dense(Recorder):
         parts = -(-weight.units // PART_UNITS)
         sums = self._buffer(f"parts of {out.buffer.name}", weight.tiles * parts * LANES * 4)
         self._builder.add(
-            kernels.multiply_parts, [activation.access], [Access(sums)], weights,
+            kernels.multiply_parts, [activation.access], [Access(sums)], weights, None, weight.tiles * parts,
             x=activation.pointer, x_thread_stride=activation.thread_stride, sums=sums.at(0), **matrix,
         )  # fmt: skip
         self._builder.add(kernels.join_parts, [Access(sums)], [out], sums=sums.at(0), out=out.pointer, **shape)

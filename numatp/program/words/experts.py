@@ -84,7 +84,7 @@ class Experts(Together):
             self._builder.add(
                 kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)],
                 [Access(out, columns=parts[-1]), *scratch],
-                [weight], weight.num_bytes // weight.stacked * routes.used,
+                [weight], weight.num_bytes // weight.stacked * routes.used, rows // LANES * routes.used,
                 weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
                 active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
                 x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride, **panels,

@@ -1,0 +1,26 @@
+"""The programs of a rank that is not there: recorded from headers alone, to be looked at and never run."""
+
+import numpy as np
+
+from numatp.engine.layout import Layout, Model
+from numatp.engine.load import Loaded
+from numatp.engine.programs import Recorded, record_at
+from numatp.engine.sections import Sections
+from numatp.program.recorder import Site
+from numatp.program.step import StepWindow
+from numatp.weights.load import Weights
+
+NOWHERE = 0  # the address of what is not there
+APART = 1 << 40  # bytes between weights and cache, which must not seem to follow each other
+
+
+def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int) -> list[Recorded]:
+    """ONE_ROW, MANY_ROWS and SCORES (engine/programs.py) of the rank at `seat`, of equal ranks."""
+    step = StepWindow(sections.step, np.zeros(sections.step.num_bytes // 8, np.int64))
+    partials = np.zeros(seats, np.uint64)
+    site = Site(
+        rank=seat, seat=seat, seats=seats, threads=threads, lanes=threads, team=NOWHERE, width=model.spec.sizes.width, step=step,
+        partials=(partials, partials), logits=NOWHERE, logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
+    )  # fmt: skip
+    loaded = Loaded(model, layout, Weights(layout.slices, NOWHERE), NOWHERE, APART)
+    return record_at(site, loaded)
