@@ -14,6 +14,14 @@ NOWHERE = 0  # the address of what is not there
 APART = 1 << 40  # bytes between weights and cache, which must not seem to follow each other
 
 
+class Unread(Weights):
+    """Tensors of a file that may not be there."""
+
+    def floats(self, name: str) -> np.ndarray:
+        """float32 ones: what a program holds of values changes no size of it."""
+        return np.ones(self.vector(name).length, np.float32)
+
+
 def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int) -> list[Recorded]:
     """ONE_ROW, MANY_ROWS and SCORES (engine/programs.py) of the rank at `seat`, of equal ranks."""
     step = StepWindow(sections.step, np.zeros(sections.step.num_bytes // 8, np.int64))
@@ -22,5 +30,5 @@ def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats:
         rank=seat, seat=seat, seats=seats, threads=threads, lanes=threads, team=NOWHERE, width=model.spec.sizes.width, step=step,
         partials=(partials, partials), logits=NOWHERE, logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
     )  # fmt: skip
-    loaded = Loaded(model, layout, Weights(layout.slices, NOWHERE), NOWHERE, APART)
+    loaded = Loaded(model, layout, Unread(layout.slices, NOWHERE), NOWHERE, APART)
     return record_at(site, loaded)
