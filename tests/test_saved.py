@@ -55,8 +55,7 @@ def files(folder):
     return sorted(path for path in folder.glob("*/*") if path.is_file())
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("kind", "ranks"), [*((kind, 1) for kind in KINDS), ("windows", 2), ("recurrent", 2)])
 def test_after_a_restart(kind, ranks, tmp_path):
     """The rest of the prompt alone is computed, at most 5 % of it where it is long; logits and texts have the same bits."""
     path, job = model(kind, tmp_path), dict(KINDS[kind][1])
