@@ -51,6 +51,10 @@ def _rotated(config: Config) -> int:
 DEFAULTS = {
     "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": True, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
     "routed_scaling_factor": 1.0, "rope_interleave": True,
+    "rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 128.0, "original_max_position_embeddings": 8192, "beta_fast": 32.0,
+        "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+    },
 }  # fmt: skip
 HUGGING_FACE = HuggingFace(
     classes={"Mistral4ForCausalLM": DEFAULTS},
