@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,9 @@ class Engine:
         self.window = Window(world.host, sections, lanes=min(world.gather(self.team.threads)))
         self._audit = Audit(world, own.node, self.loaded)
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
-        self.cuts: list[str] = world.gather(str(layout.split)) if job.prompt_cache_dir else []  # by rank: its part of the model
+        self.cuts: list[str] = (
+            world.gather(_digest(str(layout.split))) if job.prompt_cache_dir else []
+        )  # by rank: which part it has
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []
@@ -190,6 +193,10 @@ class Engine:
             self.team.stop()
         self.team.close()
         self.arenas.release()
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def serve(job: Job, started: StartedRank, open_engine: Callable[[Job, StartedRank], Engine] = Engine) -> int:
