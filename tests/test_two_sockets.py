@@ -43,12 +43,18 @@ def folder(tmp_path_factory):
 
 
 # The one task of a batch step of srun.
-SRUN = "env SLURM_JOB_ID=7 SLURM_STEP_ID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_STEP_NUM_TASKS=1 SLURM_NTASKS=1"
+SRUN = dict.fromkeys(("SLURM_STEP_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"), "0")
+SRUN |= {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1"}
 
 
 def numatp(command, model, options="", before="", bin=BIN):
     """Kernels are compiled outside, for what the emulated CPUs have."""
     return f"NUMATP_ISA=avx2 {before} {bin / 'numatp'} {command} -m {model} {options}".strip()
+
+
+def forked(command, script="numatp.cli.main", **environ):
+    """numatp() in a fork."""
+    return emulated_machine.forked(script, command, NUMATP_ISA="avx2", **environ)
 
 
 def generate(folder, options="", before="", tokens=8):
@@ -103,18 +109,18 @@ def test_two_nodes(folder, texts):
             "forced": numatp("audit", model, "-n 2 -o json -t 1", "numactl --membind=0"),
             "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
             "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
-            "srun": generate(folder, "--audit", SRUN),
+            "srun": forked(f"generate -m {model} {TOKENS} -n 8 --audit", **SRUN),
             "remote": generate(folder, before=f"numactl --membind=0 {MPIRUN} -np 2"),
             "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
-            "full": numatp("generate", folder / "wide.gguf", "-p x -ts 5,1"),
+            "full": forked(f"generate -m {folder / 'wide.gguf'} -p x -ts 5,1"),
             "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
             # From here on the bandwidth of the nodes is known.
-            "bandwidth": f"NUMATP_ISA=avx2 {BIN / 'numatp'} bandwidth --size 2 -t 1 -o json",
-            "plan": numatp("plan", model, "--ranks 2 -ts auto -o json"),
-            "doctor": f"{BIN / 'numatp'} doctor -o json",
-            "script": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_two_sockets.py'} {model} '{PROMPT}'; "
-            "status=$?; pgrep -f '[e]ngine.worker' && exit 9; exit $status",
-            "compared": f"NUMATP_ISA=avx2 {sys.executable} {SCRIPTS / 'run_compared.py'} bench -m {model} {compared}",
+            "bandwidth": forked("bandwidth --size 2 -t 1 -o json"),
+            "plan": forked(f"plan -m {model} --ranks 2 -ts auto -o json"),
+            "doctor": forked("doctor -o json"),
+            "script": forked(f"{model} '{PROMPT}'", "run_two_sockets"),
+            "left": "pgrep -cf '[s]erve.py'",
+            "compared": forked(f"bench -m {model} {compared}", "run_compared"),
         }
     )
     # Bare mpirun binds both ranks to socket 0.
@@ -163,6 +169,7 @@ def test_two_nodes(folder, texts):
     assert_kept_bandwidth(*(results[name] for name in ("bandwidth", "plan", "doctor")))
 
     assert results["script"].status == 0, results["script"]
+    assert results["left"].stdout == "1\n", "forks of serve.py, its rank's processes, are left"
     said = json.loads(results["script"].stdout)
     rates = ",".join(map(str, local_rates(results["bandwidth"])))
     assert said["text"] + "\n" == run("sh", "-c", generate(folder, f"--ranks 2 -ts {rates}")).stdout

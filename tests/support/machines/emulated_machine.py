@@ -10,16 +10,20 @@ folder.
 
 import base64
 import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from support.commands import SCRIPTS
 
 TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg", "numactl")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
@@ -105,6 +109,12 @@ def _accelerator():
     """(option of qemu, why it is that one)."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return "tcg,thread=multi", "instructions emulated: /dev/kvm cannot be opened here"
+    modules = Path("/sys/module")
+    if (modules / "kvm").exists() and not any((modules / name).exists() for name in ("kvm_intel", "kvm_amd")):
+        return (
+            "tcg,thread=multi",
+            "instructions emulated: KVM does without the processor's virtualisation here, and boots no usual kernel",
+        )
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         _write_initrd(initrd, {"up": "true"})
@@ -165,22 +175,41 @@ def _write_initrd(path, commands):
         path.write_bytes(subprocess.run(pack, cwd=root, input=names.encode(), capture_output=True, check=True).stdout)
 
 
+def forked(script, arguments, **environ):
+    """A command that is a script of tests/support/scripts, or numatp.cli.main, in a fork of one process for all (serve.py): a
+    start would take longer than its work, and is not asked for.
+    """
+    return {"script": script, "arguments": shlex.split(arguments), "environ": os.environ | environ}
+
+
 def _script(commands):
     """Runs each command with a time limit and writes one line about it: name, status and output, coded against line ends."""
     kept = [f"export {name}={shlex.quote(value)}" for name, value in os.environ.items() if re.fullmatch(r"[A-Z_a-z0-9]+", name)]
     # The second process need not compile what the first has: seconds in emulation.
     lines = [f"echo {UP}", *kept, "unset PYTHONDONTWRITEBYTECODE", f"cd {shlex.quote(os.getcwd())}"]
+    if any(isinstance(command, dict) for command in commands.values()):
+        # Both ends of both pipes are opened in one order.
+        lines += [
+            "mkfifo /tmp/cases /tmp/ended",
+            f"{sys.executable} {SCRIPTS / 'serve.py'} --find-kernels-later </tmp/cases >/tmp/ended &",
+        ]
+        lines += ["exec 8>/tmp/cases 9</tmp/ended"]
     for name, command in commands.items():
+        if isinstance(command, dict):
+            case = command | {"folder": os.getcwd(), "out": "/tmp/numatp-out", "err": "/tmp/numatp-err"}
+            started = f"echo {shlex.quote(json.dumps(case))} >&8; read -t 300 status <&9 || status=124"
+        else:
+            started = f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?"
         lines += [
             "begin=$SECONDS",
-            f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?",
+            started,
             f'echo; echo "result {name} $status $((SECONDS - begin)) $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
         ]
     return "\n".join(lines) + "\n"
 
 
 def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=900):
-    """{name: shell command} to {name: Result}, one after another in one boot; a name is one word.
+    """{name: shell command, or what forked() gives} to {name: Result}, one after another in one boot; a name is one word.
 
     memory_only: so many further nodes without CPUs.
     """

@@ -6,4 +6,5 @@ from numatp.cli import bench_compare
 from numatp.cli.main import main
 
 bench_compare.ROUNDS = 2
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

@@ -12,7 +12,8 @@ import sys
 from numatp import LLM, RankError, SamplingParams
 
 
-def main(model, prompt):
+def main():
+    model, prompt = sys.argv[1:]
     with LLM(model, ranks=2, threads=1, ctx=256, tensor_split="auto") as llm:
         worker, said = llm._service.started.workers.processes[0].pid, {}
 
@@ -31,4 +32,4 @@ def main(model, prompt):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

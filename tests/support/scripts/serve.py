@@ -1,8 +1,8 @@
 """Runs other scripts of this folder, or numatp.cli.main, in forks of itself: Python, numpy and kernels are loaded once for all.
 
-python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", "cpus", and "out"
-and "err", files. For each it prints the exit status. Local ranks that a script starts are forks too; the rest of a rank's start is
-as it is in a fresh process.
+python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", "out", "err" (files),
+and "cpus", unless it may use all. For each it prints the exit status. Local ranks are forks too; the rest of a
+rank's start is as it is in a fresh process. With --find-kernels-later each looks for the kernels that it needs.
 """
 
 import json
@@ -82,7 +82,8 @@ def run(case):
         os.dup2(os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(case["folder"])
-    os.sched_setaffinity(0, case["cpus"])
+    if "cpus" in case:
+        os.sched_setaffinity(0, case["cpus"])
     os.environ.clear()
     os.environ.update(case["environ"])
     local.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
@@ -93,7 +94,7 @@ def run(case):
 def main():
     for module in LOADED:
         import_module(module)
-    kernels = all_kernels()
+    kernels = [] if "--find-kernels-later" in sys.argv[1:] else all_kernels()
     for line in os.fdopen(os.dup(0)):  # of which a case's own standard input is no part
         kernels = [kernel for kernel in kernels if not kernel.find()]  # what somebody has compiled
         case = json.loads(line)
