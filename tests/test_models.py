@@ -98,7 +98,10 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
         if tensor.startswith("blk.0.") or not tensor.startswith("blk."):
             file.tensors = {other: value for other, value in tensors.items() if other != tensor}
             if tensor not in optional:
-                assert f"'{tensor.replace('gate_up', 'gate')}' is missing" in refusal()
+                # Of several matrices in one tensor the first is named.
+                wanted = tensor.replace("gate_up", "gate")
+                wanted = wanted.replace("attn_qkv", "attn_q") if name.startswith("phi3") else wanted
+                assert f"'{wanted}' is missing" in refusal()
             file.tensors = tensors | {tensor: replace(info, shape=(*info.shape[:-1], info.shape[-1] + 1))}
             if tensor != "token_embd.weight":
                 assert f"'{tensor}' has shape" in refusal()

@@ -135,7 +135,8 @@ def test_shapes_have_the_size_of_their_files(name):
         ("glm-5", 744, 40), ("mistral-large-3", 673, 39), ("mistral-small-4", 119, 6),
         ("deepseek-v3.2", 671 + 0.8, 37), ("qwen3.5-397b-a17b", 397, 17),
         ("qwen3.5-122b-a10b", 122, 10 - 0.76), ("qwen3.5-35b-a3b", 35, 3), ("qwen3.5-27b", 27, 27 - 1.27),
-        ("gemma-4-31b", 30.7, 30.7), ("gemma-4-26b-a4b", 25.2, 3.8),
+        ("smollm3-3b", 3.08, 3.08), ("olmo-3-32b", 32.2, 32.2 - 0.5), ("granite-3.3-8b", 8.17, 8.17), ("phi-4", 14.7, 14.7 - 0.5),
+        ("ministral-3-14b", 13.5, 13.5 - 0.7), ("gemma-4-31b", 30.7, 30.7), ("gemma-4-26b-a4b", 25.2, 3.8),
     ],
 )  # fmt: skip
 def test_shapes_have_the_parameters_of_their_models(name, parameters, active):

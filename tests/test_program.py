@@ -39,10 +39,10 @@ def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, 
     assert seen["exchanges"] == 1 + MODELS[model].SIZES["layers"] * (1 if model == "cohere2" else 2)
 
 
-@pytest.mark.parametrize(
-    "model",
-    ["command-r-plus", "gemma2", "gemma3", "gemma4", "gpt-oss", "qwen2", "qwen2moe", "qwen35", "minimax-m2", "dots1", "glm-dsa"],
-)
+@pytest.mark.parametrize("model", [
+    "command-r-plus", "gemma2", "gemma3", "gemma4", "gpt-oss", "granitemoe", "mistral3", "qwen2", "qwen2moe", "qwen35",
+    "minimax-m2", "dots1", "glm-dsa",
+])  # fmt: skip
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5)])
 def test_barriers_are_enough_for_other_words(rows, program, model):
     result = run_script("interleave", GOLDEN / f"{model}.gguf", rows, program)

@@ -83,8 +83,8 @@ class HuggingFace:
     switched: Mapping[str, str] = field(default_factory=dict)
     # Whether the embedding is the output matrix when config.json does not say.
     tied: bool = False
-    # Whether each kind of layers has a rotation of its own.
-    ropes: bool = False
+    # Whether each kind of layers has a rotation of its own; None: one way or the other.
+    ropes: bool | None = False
     # Keys of `config` that no GGUF file has, and what a file without them means.
     unwritten: Mapping[str, Any] = field(default_factory=lambda: {"rope.scaling.yarn_truncate": True})
     # model_type of the text model in multimodal folders -> (its class, sizes that transformers takes where they are not said).
@@ -153,7 +153,7 @@ class HuggingFaceFile(ModelFile):
         self.tensors: dict[str, TensorInfo | Assembled] = {}
         for key, wanted in table.only.items():
             self._check_value(key, wanted)
-        if self.config.get("rope_parameters") and rope_differs(self.config) != table.ropes:
+        if self.config.get("rope_parameters") and table.ropes is not None and rope_differs(self.config) != table.ropes:
             which = "each kind of layers a rotation of its own" if not table.ropes else "one rotation for all layers"
             self.fail(f"gives {which} ('rope_parameters'), which this architecture does not have; use another model")
         self._method, self._settings = self._quantization()

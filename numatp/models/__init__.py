@@ -14,7 +14,7 @@ from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
 from numatp.weights.kv_b import split_kv_b
 
-NOT_ARCHITECTURES = {"hybrid", "indexed", "latent", "layers", "names", "rope", "routed", "shapes", "spec"}
+NOT_ARCHITECTURES = {"hybrid", "indexed", "latent", "layers", "names", "prenorm", "rope", "routed", "shapes", "spec"}
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
 BEHIND = "ForCausalLM"  # what the names of architectures in folders end with

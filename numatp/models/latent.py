@@ -114,7 +114,7 @@ def read_latent(
     rows = Attention(latent + rotated, latent, heads="latent_heads")
     return read_mixture(
         file, kind, _style(file), sizes, layers=tuple(layer(number, rows) if layer else rows for number in range(layers)),
-        rope=read_rope(file, rotated, scores=True), low_rank_queries=rank > 0, heat=_read_heat(file), **more,
+        rope=read_rope(file, rotated, multiplies="scores"), low_rank_queries=rank > 0, heat=_read_heat(file), **more,
     )  # fmt: skip
 
 

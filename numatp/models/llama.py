@@ -1,46 +1,24 @@
-"""Llama 1-3, Mistral, SmolLM: pre-norm blocks, grouped-query attention with rotary embedding, SwiGLU."""
+"""Llama 1-3, Mistral, SmolLM: blocks whose input is normalised (prenorm.py); Llama 3.1 divides the frequencies of the rotation."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from numatp.files.folder import rope_parameters
-from numatp.files.huggingface import HuggingFace, HuggingFaceFile, Stored, numbered_rows
+from numatp.files.huggingface import HuggingFace, HuggingFaceFile
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, rope_type
+from numatp.models.names import CONFIG, FFN, ONLY, rope_type
+from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.rope import llama3_factors, plain, read_base, read_factors
-from numatp.models.spec import (
-    ATTENTION_OUTPUT_RULE,
-    DOWN_RULE,
-    GATE_UP_RULES,
-    QKV_RULES,
-    Spec,
-    decoder_rules,
-    read_common,
-    read_sizes,
-)
-from numatp.program.values import Heads, LayerCache
+from numatp.models.spec import read_sizes
+from numatp.program.values import LayerCache
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
-
-
-def _neighbours(heads: str) -> Callable[[ModelFile], tuple[np.ndarray, int]]:
-    """Rows of queries or keys: GGUF has the two values that rotate together side by side, folders half a head apart."""
-
-    def read(file: ModelFile) -> tuple[np.ndarray, int]:
-        sizes = read_sizes(file)
-        rows = numbered_rows(file, sizes[heads], 2, sizes.head_size // 2)
-        return rows.swapaxes(1, 2).ravel(), rows.size
-
-    return read
 
 
 def _is_llama3(config: Config) -> bool:
@@ -77,14 +55,7 @@ HUGGING_FACE = HuggingFace(
         "rope.scaling.low_freq_factor": lambda config: rope_parameters(config).get("low_freq_factor"),
         "rope.scaling.high_freq_factor": lambda config: rope_parameters(config).get("high_freq_factor"),
     },
-    tensors=ENDS
-    | ATTENTION
-    | FFN
-    | {
-        "blk.{layer}.attn_q.weight": Stored("model.layers.{layer}.self_attn.q_proj.weight", order=_neighbours("heads")),
-        "blk.{layer}.attn_k.weight": Stored("model.layers.{layer}.self_attn.k_proj.weight", order=_neighbours("kv_heads")),
-        "blk.{layer}.ffn_norm.weight": "model.layers.{layer}.post_attention_layernorm.weight",
-    },
+    tensors={**PRENORM_TENSORS, **FFN},
     computed={"rope_freqs.weight": _rope_factors},
     only=ONLY
     | {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
@@ -97,46 +68,13 @@ HUGGING_FACE = HuggingFace(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class LlamaSpec(Spec):
-    divided: bool  # whether the frequencies of the rotation are divided by a tensor, as Llama 3.1's scaling is written in GGUF
+def read_spec(file: ModelFile) -> PrenormSpec:
+    return read_prenorm(file, factors=("rope_freqs.weight",) if read_factors(file) else ())
 
 
-def read_spec(file: ModelFile) -> LlamaSpec:
-    return read_common(file, LlamaSpec, divided=read_factors(file))
+def rules(spec: PrenormSpec) -> list[Rule]:
+    return prenorm_rules(spec)
 
 
-def rules(spec: LlamaSpec) -> list[Rule]:
-    listed = decoder_rules(
-        spec,
-        lambda layer: (
-            Rule.vector("attn_norm.weight", "width"),
-            *QKV_RULES,
-            ATTENTION_OUTPUT_RULE,
-            Rule.vector("ffn_norm.weight", "width"),
-            *GATE_UP_RULES,
-            DOWN_RULE,
-        ),
-    )
-    return [*listed, Rule.vector("rope_freqs.weight", str(len(spec.rope.frequencies)))] if spec.divided else listed
-
-
-def forward(p: "Ops", spec: LlamaSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes = spec.sizes
-    matrix, vector = weights.matrix, weights.vector
-    heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
-    frequencies = spec.rope.frequencies / (weights.floats("rope_freqs.weight") if spec.divided else 1)
-    angles = p.rotation(frequencies, spec.rope.scale)
-    x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
-        blk = f"blk.{layer}"
-        h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
-        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=True)
-        h = p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
-        x = p.add_product(x, h, matrix(f"{blk}.attn_output.weight"))
-        h = p.rms_norm(x, vector(f"{blk}.ffn_norm.weight"), spec.epsilon)
-        h = p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate.weight"), matrix(f"{blk}.ffn_up.weight")))
-        x = p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"))
-    x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)
-    p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)
+def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+    prenorm_forward(p, spec, split, weights, caches)

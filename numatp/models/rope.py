@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from math import ceil, floor, log, pi
+from typing import Literal
 
 import numpy as np
 
@@ -25,9 +26,9 @@ def plain(base: float, rotated: int) -> np.ndarray:
     return base ** (-np.arange(0, rotated, 2) / rotated)
 
 
-def read_rope(file: ModelFile, head_size: int, truncate: bool = True, scores: bool = False) -> Rope:
-    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say. scores: whether the
-    architecture lets YaRN scale the scores instead of the turned values, if the file says by how much.
+def read_rope(file: ModelFile, head_size: int, truncate: bool = True, multiplies: Literal["", "scores", "turned"] = "") -> Rope:
+    """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say. multiplies: what
+    YaRN's "log multiplier" is for in this architecture: it scales the scores and not the turned values, or these less.
 
     UserError for a scaling that numatp does not know, and for more rotated values than a head has.
     """
@@ -52,21 +53,24 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True, scores: bo
     if kind == "linear":
         return Rope(frequencies / factor, scale)
     trained = file.count(f"{prefix}.original_context_length", default=file.count(f"{name}.context_length"))
-    multiplier = file.number(f"{prefix}.yarn_log_multiplier", default=0.0) if scores else 0.0
+    multiplier = file.number(f"{prefix}.yarn_log_multiplier", default=0.0) if multiplies else 0.0
     for key, expected in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", multiplier)):
         if file.number(f"{prefix}.{key}", default=expected) != expected:
             file.fail(f"metadata '{prefix}.{key}' is not {expected:g}, which numatp cannot compute; use another model")
     fast, slow = (file.positive(f"{prefix}.yarn_beta_{key}", default) for key, default in (("fast", 32.0), ("slow", 1.0)))
     if not 1e-6 <= slow < fast <= 1e6:
         file.fail(f"claims bounds of YaRN of {fast:g} and {slow:g} turns; convert the model again")
-    scale *= file.positive(f"{prefix}.yarn_attn_factor", default=1.0 if multiplier else 0.1 * log(factor) + 1)
+    grown = 0.1 * log(factor) + 1
+    if multiplier:
+        grown = 1.0 if multiplies == "scores" else grown / (0.1 * multiplier * log(factor) + 1)
+    scale *= file.positive(f"{prefix}.yarn_attn_factor", default=grown)
     truncate = file.flag(f"{prefix}.yarn_truncate", default=truncate)
     frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
-    return Rope(frequencies, scale, (1 + multiplier * log(factor)) ** 2)
+    return Rope(frequencies, scale, (1 + multiplier * log(factor)) ** 2 if multiplies == "scores" else 1.0)
 
 
-def read_base(file: ModelFile, key: str) -> float:
-    base = file.positive(key, default=BASE)
+def read_base(file: ModelFile, key: str, default: float = BASE) -> float:
+    base = file.positive(key, default=default)
     if base <= 1:
         file.fail(f"metadata '{key}' is {base:g}, and should be above 1; convert the model again")
     return base
@@ -74,16 +78,19 @@ def read_base(file: ModelFile, key: str) -> float:
 
 def read_factors(file: ModelFile) -> bool:
     """Whether the file has a tensor that the frequencies are divided by. UserError for one that they cannot be divided by."""
-    factors = file.tensors.get("rope_freqs.weight")
-    if isinstance(factors, TensorInfo):  # not computed here, as those of folders are
+    found = "rope_freqs.weight" in file.tensors
+    if found:
         check_factors(file, "rope_freqs.weight")
-    return factors is not None
+    return found
 
 
 def check_factors(file: ModelFile, name: str) -> None:
     """UserError unless the tensor of that name holds numbers that frequencies can be divided by."""
     # Of whatever shape: shapes are checked with those of all other tensors.
-    factors = read_floats(replace(file.tensors[name], shape=(-1,)))
+    info = file.tensors[name]
+    if not isinstance(info, TensorInfo):  # not computed here, as those of folders are
+        return
+    factors = read_floats(replace(info, shape=(-1,)))
     if not (np.isfinite(factors) & (factors > 0)).all():
         file.fail(f"tensor {quote(file.called(name))} divides the rotation by what is not above 0; download the model again")
 

@@ -169,6 +169,28 @@ SHAPES = {
         "expert_feed_forward_length": 1536, "context_length": 196608,
         "attention.layer_norm_rms_epsilon": 1e-6,
     }),
+    "smollm3-3b": Shape("smollm3", 128256, {
+        "embedding_length": 2048, "block_count": 36, "attention.head_count": 16, "attention.head_count_kv": 4,
+        "feed_forward_length": 11008, "context_length": 65536, "attention.layer_norm_rms_epsilon": 1e-6,
+    }, tied=True),
+    "olmo-3-32b": Shape("olmo2", 100278, {
+        "embedding_length": 5120, "block_count": 64, "attention.head_count": 40, "attention.head_count_kv": 8,
+        "feed_forward_length": 27648, "attention.sliding_window": 4096, "context_length": 65536,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
+    "granite-3.3-8b": Shape("granite", 49159, {
+        "embedding_length": 4096, "block_count": 40, "attention.head_count": 32, "attention.head_count_kv": 8,
+        "feed_forward_length": 12800, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5, "logit_scale": 16.0,
+    }, tied=True),
+    "phi-4": Shape("phi3", 100352, {
+        "embedding_length": 5120, "block_count": 40, "attention.head_count": 40, "attention.head_count_kv": 10,
+        "feed_forward_length": 17920, "context_length": 16384, "attention.layer_norm_rms_epsilon": 1e-5,
+    }),
+    "ministral-3-14b": Shape("mistral3", 131072, {
+        "embedding_length": 5120, "block_count": 40, "attention.head_count": 32, "attention.head_count_kv": 8,
+        "attention.key_length": 128, "attention.value_length": 128, "feed_forward_length": 16384, "context_length": 262144,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }),
     "gemma-4-31b": Shape("gemma4", 262144, {
         **GEMMA4, "embedding_length": 5376, "block_count": 60, "attention.head_count": 32, "feed_forward_length": 21504,
         "attention.head_count_kv": [4 if layer % 6 == 5 else 16 for layer in range(60)],

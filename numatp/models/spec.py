@@ -86,11 +86,11 @@ def read_ffn(file: ModelFile) -> dict[str, Cut]:
     return {"ffn": cut_columns(ffn)}
 
 
-def read_experts(file: ModelFile) -> dict[str, int | Cut]:
-    """Sizes of a model with experts."""
+def read_experts(file: ModelFile, width: str = "expert_feed_forward_length") -> dict[str, int | Cut]:
+    """Sizes of a model with experts; width: the key of what is between an expert's matrices."""
     name = file.text("general.architecture")
     experts, used = file.count(f"{name}.expert_count"), file.count(f"{name}.expert_used_count")
-    expert_ffn = file.count_of_layers(f"{name}.expert_feed_forward_length")
+    expert_ffn = file.count_of_layers(f"{name}.{width}")
     if used > experts or expert_ffn % COLUMN_UNIT:
         file.fail(f"claims {used} of {experts} experts of {expert_ffn} for each token; convert the model again")
     return {"experts": experts, "expert_ffn": cut_columns(expert_ffn)}

@@ -12,7 +12,7 @@ import numpy as np
 from numatp import quants
 from numatp.kernels import activation
 from numatp.kernels.digest import digest
-from numatp.kernels.layout import PANELS_BYTES
+from numatp.kernels.layout import CACHE_BLOCK, PANELS_BYTES
 from numatp.kernels.rows import GROUP, MANY
 from numatp.program.builder import Builder, Program
 from numatp.program.step import StepWindow
@@ -77,6 +77,11 @@ class Recorder:
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
         self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have, in whole blocks of the cache."""
+        return int(self.site.step.shape.table_length * CACHE_BLOCK)
 
     def finish(self) -> Program:
         """Its memory is counted, and taken by Program.place."""

@@ -51,6 +51,13 @@ LATENT = {
     "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 32, "num_attention_heads": 5,
     "num_key_value_heads": 5, "head_dim": 16, "scoring_func": "sigmoid",
 }  # fmt: skip
+GRANITE = {
+    "embedding_multiplier": 3.0, "logits_scaling": 0.5, "residual_multiplier": 0.4, "attention_multiplier": 0.15,
+    "rope_parameters": PLAIN,
+}  # fmt: skip
+LONGROPE = {
+    "rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [1.0, 3.0, 6.0, 12.0],
+}  # fmt: skip
 YARN_LATENT = {**YARN, "mscale": 0.7, "mscale_all_dim": 0.7}
 GEMMA4 = {
     "num_attention_heads": 4, "intermediate_size": 32, "sliding_window": WINDOW, "final_logit_softcapping": 1.5, "head_dim": 32,
@@ -150,6 +157,33 @@ MODELS = {
     "glm-dsa": ("GlmMoeDsa", {
         **ROUTED, **LATENT, **INDEXED, "index_topk": 23, "num_hidden_layers": 3, "v_head_dim": 64, "rope_parameters": PLAIN,
         "indexer_types": ["full", "shared", "full"],
+    }),
+    "smollm3": ("SmolLM3", {
+        "num_hidden_layers": 4, "intermediate_size": 32, "num_attention_heads": 4, "rope_parameters": PLAIN,
+        "tie_word_embeddings": True,
+    }),
+    "olmo2": ("Olmo2", {**WIDE, "num_hidden_layers": 1, "intermediate_size": 32, "rope_parameters": PLAIN}),
+    "olmo3": ("Olmo3", {
+        **WIDE, "intermediate_size": 32, "sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"],
+        "rope_parameters": {"full_attention": YARN, "sliding_attention": PLAIN},
+    }),
+    "granite": ("Granite", {**WIDE, **GRANITE, "intermediate_size": 32}),
+    "granitemoe": ("GraniteMoeShared", {
+        **WIDE, **GRANITE, "intermediate_size": 32, "num_local_experts": 5, "num_experts_per_tok": 2,
+        "shared_intermediate_size": 32, "num_hidden_layers": 1,
+    }),
+    "phi3": ("Phi3", {
+        **WIDE, "intermediate_size": 32, "original_max_position_embeddings": 32, "tie_word_embeddings": False,
+        "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 32, "partial_rotary_factor": 0.5},
+    }),
+    "phi3-short": ("Phi3", {
+        **WIDE, "num_hidden_layers": 1, "intermediate_size": 32, "original_max_position_embeddings": 512,
+        "rope_parameters": {**LONGROPE, "original_max_position_embeddings": 512, "partial_rotary_factor": 0.5},
+    }),
+    "mistral3": ("Ministral3", {
+        **WIDE, "intermediate_size": 32, "rope_parameters": {
+            **YARN, "mscale": 1.0, "mscale_all_dim": 0.6, "beta_fast": 2.0, "beta_slow": 0.25, "llama_4_scaling_beta": 0.5,
+        },
     }),
     "gpt-oss": ("GptOss", {
         "num_hidden_layers": 2, "intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
@@ -276,7 +310,8 @@ def convert(model, converter, path):
             found = temper(conversion.get_model_class("Mistral3ForConditionalGeneration").Mistral4Model)
         else:
             found = conversion.get_model_class(config["architectures"][0])
-        found.set_vocab, found.no_mtp = lambda self: None, True
+        for kind in (found, getattr(found, "Ministral3Model", found)):  # which does the work of another class
+            kind.set_vocab, kind.no_mtp = lambda self: None, True
         with torch.inference_mode():
             found(folder, gguf.LlamaFileType.MOSTLY_F16, path, use_temp_file=False).write()
 

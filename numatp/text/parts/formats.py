@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numatp.text.parts import command, deepseek, fence, gemma, glm, hermes, kimi, llama, minimax, mistral, qwen_coder
+from numatp.text.parts import command, deepseek, fence, gemma, glm, granite, hermes, kimi, llama, minimax, mistral, qwen_coder
 from numatp.text.parts.format import CallFormat, Thinking
 
 # Reasoning by the marks around it. A template that knows the second one belongs to a model that writes it.
@@ -19,7 +19,7 @@ THINKING = (
 # The first whose marks are all in the template.
 CALLS = (
     qwen_coder.FORMAT, glm.FORMAT, minimax.FORMAT, kimi.FORMAT, deepseek.FORMAT, deepseek.MARKUP, command.ACTION, command.FENCED,
-    mistral.FORMAT, gemma.FORMAT, gemma.FUNCTION, hermes.FORMAT, fence.FORMAT, llama.FORMAT,
+    mistral.FORMAT, granite.FORMAT, gemma.FORMAT, gemma.FUNCTION, hermes.FORMAT, fence.FORMAT, llama.FORMAT,
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ A way to do it is tensors(pattern, value): vectors hold one value; spec(field=fu
 another function for a word of program/ops.py, which gets the true one first.
 """
 
-from math import sqrt
+from math import log, sqrt
 
 from support.commands import TESTS
 
@@ -124,9 +124,14 @@ YARN = {
     "rope scaling": spec(rope=plain_rope),
     "scale of the rotation": spec(rope=changed(scale=1.0)),
 }
-HALF_ROTATED = {
-    "part of a head that rotates": spec(rope=lambda rope: plain_rope(changed(frequencies=rope.frequencies.repeat(2))(rope)))
-}
+
+
+def twice_as_many(rope):
+    """Pairs turn."""
+    return plain_rope(changed(frequencies=rope.frequencies.repeat(2))(rope))
+
+
+HALF_ROTATED = {"part of a head that rotates": spec(rope=twice_as_many)}
 HYBRID = HALF_ROTATED | {
     "gate of attention": word("sigmoid_gate", lambda true, p, x, gate: x),
     "gated norm": tensors("ssm_norm", 1),
@@ -182,9 +187,27 @@ INDEXED = {
     "weight of the indexer's norm": tensors("indexer.k_norm.weight", 1),
     "bias of the indexer's norm": tensors("indexer.k_norm.bias", 0),
 }
+MULTIPLIERS = {
+    "factor of the embedding": spec(embedding_scale=lambda scale: 1.0),
+    "scale of the scores": spec(score_scale=lambda scale: 0.25),
+    "factor of what is added": spec(residual_scale=lambda scale: 1.0),
+    "factor of the logits": spec(logit_scale=lambda scale: 1.0),
+}
+OLMO = COMMON | {
+    "gate": GATE,
+    "output_norm": tensors("output_norm", 1),
+    "norm after a block": GEMMA["norm after a block"],
+    "weight of the norm after attention": tensors("post_attention_norm", 1),
+    "weight of the norm after the FFN": tensors("post_ffw_norm", 1),
+    "weight of q's norm": tensors("attn_q_norm", 1),
+    "weight of k's norm": tensors("attn_k_norm", 1),
+    "norm over all heads": word(
+        "rms_norm_all_heads", lambda true, p, qkv, heads, all_heads, *rest: p.rms_norm_heads(qkv, heads, *rest)
+    ),
+}
 
 FEATURES = {
-    "llama": COMMON | NORMS | {"rope scaling": spec(divided=lambda divided: False), "gate": GATE},
+    "llama": COMMON | NORMS | {"rope scaling": spec(factors=lambda factors: ()), "gate": GATE},
     "llama-linear": {"rope scaling": spec(rope=plain_rope)},
     "qwen2": COMMON | NORMS | QKV_BIAS | YARN | {"whole pairs in YaRN": spec(rope=yarn_rope(32.0, 1.0, False)), "gate": GATE},
     "qwen3": COMMON | NORMS | HEAD_NORMS | YARN | {
@@ -262,6 +285,33 @@ FEATURES = {
     },
     "deepseek32": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | INDEXED,
     "glm-dsa": FACTOR | UNGATED | LATENT | INDEXED | {"choice of an earlier layer": word("sparse_attention", own_layers_alone)},
+    "smollm3": COMMON | NORMS | {"gate": GATE, "layers without positions": word("rotate_and_append", all_rotated)},
+    "olmo2": OLMO,
+    "olmo3": OLMO | WINDOW | YARN | {
+        "rotation of layers with a window": word("rotation", lambda true, p, frequencies, scale=1.41: true(p, frequencies, scale)),
+    },
+    "granite": COMMON | NORMS | MULTIPLIERS | {"gate": GATE},
+    "granitemoe": NORMS | MULTIPLIERS | {
+        "gate": GATE, "all experts of a token": MIXTURE["all experts of a token"],
+        "normalised shares": word("route", lambda true, p, scores, used, normalize: true(p, scores, used, False)),
+        "shared expert": word(
+            "add_experts", lambda true, p, x, h, routes, down, shared, **named: true(p, x, h, routes, down, **named)
+        ),
+    },
+    "phi3": COMMON | NORMS | {
+        "part of a head that rotates": spec(rope=twice_as_many, factors=lambda factors: ()),
+        "gate": GATE, "scale of the rotation": spec(rope=changed(scale=1.0)),
+        "factors of long texts": spec(factors=lambda factors: factors[:1]), "factors": spec(factors=lambda factors: ()),
+    },
+    "phi3-short": {
+        "factors of short texts": spec(factors=lambda factors: factors[1:]), "factors": spec(factors=lambda factors: ()),
+    },
+    "mistral3": COMMON | NORMS | YARN | {
+        "gate": GATE, "temperature": spec(temper=lambda temper: None),
+        "length of the temperature": spec(temper=lambda temper: changed(every=2 * temper.every)(temper)),
+        "fast bound of YaRN": spec(rope=yarn_rope(32.0, 0.25, True)),
+        "log multiplier of YaRN": spec(rope=lambda rope: changed(scale=0.1 * log(4.0) + 1)(rope)),
+    },
     "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
         "all experts of a token": MIXTURE["all experts of a token"],
         "sinks": tensors("attn_sinks", -1e4),

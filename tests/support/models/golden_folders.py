@@ -59,6 +59,44 @@ def gemma4(tensors):
     return found
 
 
+def olmo(tensors):
+    return {
+        name.replace("post_ffw_norm", "post_feedforward_layernorm"): values for name, values in folders.renamed(tensors).items()
+    }
+
+
+def phi3(tensors):
+    tensors = {name: values for name, values in tensors.items() if not name.startswith("rope_factors")}
+    return {
+        name.replace("attn_qkv", "self_attn.qkv_proj").replace("mlp.up_proj", "mlp.gate_up_proj"): values
+        for name, values in folders.renamed(tensors).items()
+    }
+
+
+def granitemoe(tensors):
+    """Of all experts gate above up; so of the one that all rows go through."""
+    layers = sorted({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
+    found = {name: values for name, values in tensors.items() if ".mlp." not in name}
+    for layer in layers:
+        place = f"model.layers.{layer}"
+        experts = [
+            [tensors[f"{place}.mlp.experts.{expert}.{kind}_proj.weight"] for expert in range(5)] for kind in ("gate", "up", "down")
+        ]
+        gate, up, down = map(np.stack, experts)
+        shared = [tensors[f"{place}.mlp.shared_expert.{kind}_proj.weight"] for kind in ("gate", "up", "down")]
+        found |= {
+            f"{place}.block_sparse_moe.input_linear.weight": np.concatenate([gate, up], 1),
+            f"{place}.block_sparse_moe.output_linear.weight": down,
+            f"{place}.block_sparse_moe.router.layer.weight": tensors[f"{place}.mlp.gate.weight"],
+            f"{place}.shared_mlp.input_linear.weight": np.concatenate(shared[:2]),
+            f"{place}.shared_mlp.output_linear.weight": shared[2],
+        }
+    return found
+
+
+NEIGHBOURS = ("smollm3", "granite", "granitemoe", "mistral3")  # whose pairs lie side by side in GGUF files
+
+
 def gpt_oss(tensors, floats=False):
     """Experts in MXFP4, as released; or as floats by columns, as transformers writes them."""
     import gguf
@@ -153,9 +191,11 @@ def write(folder, name, floats=False):
     """The folder, as transformers would have written it, but that the experts of gpt-oss are in MXFP4, unless floats are wanted."""
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
     config = recorded["config"]
-    if name.startswith("llama"):
-        sizes = defaultdict(int, head_size=config["head_dim"])
+    if name.startswith("llama") or name in NEIGHBOURS:
+        sizes = defaultdict(int, head_size=config.get("head_dim", 16))
         found = folders.llama({key: tensor for key, tensor in tensors.items() if key != "rope_freqs.weight"}, sizes)[1]
+        if name == "granitemoe":
+            found = granitemoe(found)
     elif name in ("qwen3next", "qwen35", "qwen35moe"):
         sizes = defaultdict(
             int, width=config["hidden_size"], head_size=config["head_dim"], key_heads=config["linear_num_key_heads"],
@@ -168,6 +208,7 @@ def write(folder, name, floats=False):
         found = deepseek(tensors)
     else:
         kinds = {
+            "olmo2": olmo, "olmo3": olmo, "phi3": phi3, "phi3-short": phi3,
             "gemma2": gemma, "gemma3": gemma, "gemma4": gemma4, "gemma4-dense": gemma4,
             "gpt-oss": partial(gpt_oss, floats=floats),
         }  # fmt: skip
