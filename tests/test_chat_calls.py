@@ -217,7 +217,7 @@ class Scripted(LLM):
         self.says, self.prompt = says, ""
         self._collectively = Collective(None)
 
-    def start(self, tokens, params, put, progress=False):
+    def start(self, tokens, params, put, progress=False, cache_salt="", parts=None):
         self.prompt = self.tokenizer.decode(tokens)
         for id in ids_of(self.tokenizer, self.says):
             put(Token(id))
