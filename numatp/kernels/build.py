@@ -68,8 +68,8 @@ def signature(fields: dict[str, str]) -> Any:
 class Library(JITCodeLibrary):
     """A function's LLVM module, linked with those of all functions that it calls.
 
-    Numba's own optimises each of them and makes machine code of it. Here nobody calls them: they are inlined, and what becomes of
-    that is optimised, once, in the kernel alone.
+    Numba's own optimises each of them fully and makes machine code of it. Here nobody calls them: they are inlined, and what
+    becomes of that is optimised and made machine code in the kernel alone.
     """
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -80,7 +80,9 @@ class Library(JITCodeLibrary):
             passes.run(function, builder)
 
     def _optimize_final_module(self) -> None:
-        """Not yet."""
+        """The first and cheap half of what Numba's own does: without it products of some formats are a tenth slower."""
+        passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False, opt=0, cost="cheap")
+        passes.run(self._final_module, builder)
 
     def _finalize_final_module(self) -> None:
         self._finalized = True
@@ -88,7 +90,8 @@ class Library(JITCodeLibrary):
     def machine_code(self) -> bytes:
         """An object file."""
         self._ensure_finalized()
-        super()._optimize_final_module()
+        passes, builder = self._codegen._module_pass_manager()  # the other half
+        passes.run(self._final_module, builder)
         self._verify_declare_only_symbols()
         self._finalize_dynamic_globals()  # counts them
         code: bytes = self._codegen._tm.emit_object(self._final_module)
