@@ -1,6 +1,7 @@
 """What is wrong with a Hugging Face folder is said in one line that names the file and the tensor, before anything is computed."""
 
 import json
+import re
 import struct
 from functools import partial
 
@@ -157,7 +158,8 @@ def test_odd_values_end_in_one_line(tmp_path, name):
             models.open_model(folder)[0].encoded_metadata()
         except UserError as error:
             refusals += 1
-            assert str(error).startswith(str(folder)) and str(error).isprintable() and len(str(error)) < 400, change
+            said = re.sub(r"(?<=ForCausalLM behind: )[\w, ]+$", "", str(error))  # a list as long as there are architectures
+            assert said.startswith(str(folder)) and str(error).isprintable() and len(said) < 400, change
     assert refusals > len(changes) / 3
 
 
