@@ -51,14 +51,14 @@ def _groups(config: Config) -> int | None:
         return config.get("n_group")
     method = config.get("topk_method")
     if method == "group_limited_greedy" and config.get("n_group") == config.get("topk_group") == 1:
-        return None
+        return 1
     if method != "greedy":
         raise CannotComputeError(f"chooses experts by {method!r} ('topk_method')")
-    return None
+    return 1
 
 
 def _groups_used(config: Config) -> int | None:
-    return None if _is(config, V2) else config.get("topk_group")
+    return 1 if _is(config, V2) else config.get("topk_group")
 
 
 def _dense_layers(config: Config) -> int | None:
