@@ -85,17 +85,12 @@ def read_latent(
     def count(key: str) -> int:
         return file.count(f"{name}.{key}")
 
-    width, heads, latent = (
-        count("embedding_length"),
-        file.count_of_layers(f"{name}.attention.head_count"),
-        count("attention.kv_lora_rank"),
-    )
-    head_size, value_size, rotated = (
-        count("attention.key_length_mla"),
-        count("attention.value_length_mla"),
-        count("rope.dimension_count"),
-    )
-    nope, rank = head_size - rotated, file.integer(f"{name}.attention.q_lora_rank", default=0)
+    width, latent = count("embedding_length"), count("attention.kv_lora_rank")
+    heads = file.count_of_layers(f"{name}.attention.head_count")
+    head_size, value_size = count("attention.key_length_mla"), count("attention.value_length_mla")
+    rotated = count("rope.dimension_count")
+    nope = head_size - rotated
+    rank = file.integer(f"{name}.attention.q_lora_rank", default=0)
     if nope < 1 or latent + rotated > MAX_HEAD_SIZE or any(size % COLUMN_UNIT for size in (width, latent, nope, value_size, rank)):
         file.fail(
             f"has heads of {nope} + {rotated} and {value_size} values, rows of {latent} and {rank} for them: numatp computes "
