@@ -47,7 +47,8 @@ def test_the_engine_takes_what_was_planned(tmp_path, name):
         model = tmp_path / "model.gguf"
     result = run_script("run_plan", model, ranks, 32)
     assert result.returncode == 0, result.stderr
-    engine, made = json.loads(result.stdout), planned(str(model), ranks=ranks, context=32)
+    engine = json.loads(result.stdout)
+    made = planned(str(model), ranks=ranks, context=32, threads=engine["threads"])
     first = made.ranks[0]
     assert (first.weight_bytes, first.cache_bytes, first.window_bytes) == (engine["weights"], engine["cache"], engine["window"])
     assert first.activation_bytes == engine["activations"]

@@ -158,9 +158,13 @@ def cpu_ns(process):
 
 
 def test_a_port_that_answers_before_the_model_is_there(model_path):
-    server = Server(model_path, "--ranks", 1, "-c", 512, "--api-key", "a-key,another", "-to", 0.2)
-    try:
+    for _ in range(5):  # on a busy machine a load may be over before this process has its turn
+        server = Server(model_path, "--ranks", 1, "-c", 512, "--api-key", "a-key,another", "-to", 0.2)
         first = server.client.get("/health")  # most of a load is still to come
+        if first.status_code == 503:
+            break
+        server.close()
+    try:
         assert first.status_code == 503 and first.json()["status"] == "loading"
         for_all = {"authorization": "Bearer a-key"}
         early = server.post(CHAT, {"messages": HELLO}, headers=for_all)

@@ -79,7 +79,7 @@ def test_factors_of_the_rotation(tmp_path):
             refused(path, "'rope_freqs.weight' divides the rotation by what is not above 0")
     path = rewritten(tmp_path / "short.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs - 1, np.float32)})
     refused(path, "'rope_freqs.weight' has shape")
-    assert opened(rewritten(tmp_path / "ones.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs, np.float32)}))[1].divided
+    assert opened(rewritten(tmp_path / "ones.gguf", "llama", tensors={"rope_freqs.weight": np.ones(pairs, np.float32)}))[1].factors
 
 
 @pytest.mark.parametrize("kind", ["none", "linear", "yarn"])

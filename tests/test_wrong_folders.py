@@ -1,7 +1,6 @@
 """What is wrong with a Hugging Face folder is said in one line that names the file and the tensor, before anything is computed."""
 
 import json
-import re
 import struct
 from functools import partial
 
@@ -64,7 +63,7 @@ AUTOROUND = autoround_settings("auto_round:auto_gptq")
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"architectures": ["T5Model"]}, ["architecture 'T5Model' is not supported", "with ForCausalLM behind: ", " Llama,"]),
+        ({"architectures": ["T5Model"]}, ["architecture 'T5Model' is not supported", "the nearest names: ", "ForCausalLM"]),
         ({"architectures": "LlamaForCausalLM"}, ['"architectures" is']),
         ({"hidden_size": None}, ["lacks 'hidden_size' (a whole number)"]),
         ({"hidden_size": "96"}, ["'hidden_size' should be a whole number and is '96'"]),
@@ -158,8 +157,7 @@ def test_odd_values_end_in_one_line(tmp_path, name):
             models.open_model(folder)[0].encoded_metadata()
         except UserError as error:
             refusals += 1
-            said = re.sub(r"(?<=ForCausalLM behind: )[\w, ]+$", "", str(error))  # a list as long as there are architectures
-            assert said.startswith(str(folder)) and str(error).isprintable() and len(said) < 400, change
+            assert str(error).startswith(str(folder)) and str(error).isprintable() and len(str(error)) < 400, change
     assert refusals > len(changes) / 3
 
 

@@ -59,8 +59,11 @@ def make_plan(model: Model, machine: Snapshot, job: Job, ranks: int | None = Non
         raise UserError(f"--ranks {ranks}: -ts has shares for {wanted} ranks; leave one of them out")
     ranks = ranks or wanted
     drafts = {count: Draft(model, machine, job, count) for count in {*counts, *filter(None, [ranks])}}
-    ranks = ranks or fastest(drafts, counts)
-    chosen = drafts[ranks] = Draft(model, machine, job, ranks, rehearsed=True)
+    count = ranks or fastest(drafts, counts)
+    while not drafts[count].rehearsed:  # what a Step computes with may be what does not fit
+        drafts[count] = Draft(model, machine, job, count, rehearsed=True)
+        count = ranks or fastest(drafts, counts)
+    chosen = drafts[count]
     one = bytes_by_kind(lay_out(model, replace(job, tensor_split=None), 0, [0], {}).slices)
     held = [kv_head for rank in chosen.ranks for kv_head in rank.kv_heads]
     return ModelPlan(

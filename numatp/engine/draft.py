@@ -11,20 +11,21 @@ read bandwidth, and all nodes wait for the slowest. It is a bound: the time of w
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 
 from numatp import models
 from numatp.engine.cache import read_bytes
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of
-from numatp.engine.layout import Model, lay_out
-from numatp.engine.sections import sections_of
+from numatp.engine.layout import Layout, Model, lay_out
+from numatp.engine.sections import Sections, sections_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
 from numatp.machine import placement, snapshot
+from numatp.machine.placement import Placement
 from numatp.machine.snapshot import Snapshot
 from numatp.models import shapes
 from numatp.models.spec import Spec
@@ -109,6 +110,7 @@ class Draft:
 
     def __init__(self, model: Model, machine: Snapshot, job: Job, size: int, rehearsed: bool = False):
         """rehearsed: programs are recorded, a quarter of a second, to know activations and how threads divide the weights."""
+        self.rehearsed = rehearsed
         spec, context = model.spec, context_of(job, model.spec.context)
         kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
@@ -120,16 +122,8 @@ class Draft:
         job = replace(job, tensor_split=wish)
         layouts = [lay_out(model, job, place.seat, nodes_of_ranks, machine.bandwidth) for place in places]
         sections = sections_of(spec, job, context, len(layouts[0].pools))
-        activations, imbalance = 0, 0.0
-        if rehearsed:
-            largest = max(places, key=lambda place: layouts[place.seat].weight_bytes)
-            from numatp.engine.programs import ONE_ROW, activation_bytes
-            from numatp.engine.rehearsal import rehearse
-
-            recorded = rehearse(model, layouts[largest.seat], sections, largest.seat, size, len(largest.cpus))
-            activations = activation_bytes(recorded)
-            one_row, threads = recorded[ONE_ROW].program, len(largest.cpus)
-            imbalance = one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
+        lanes = min(len(place.cpus) for place in places)
+        rehearsals: dict[Hashable, tuple[int, float]] = {}
         for place, layout in zip(places, layouts, strict=True):
             mine = layout.split
             self.kinds += bytes_by_kind(layout.slices)
@@ -137,7 +131,11 @@ class Draft:
             kv_heads = mine.get("kv_heads", range(0))
             own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, layout.weight_bytes, layout.cache.num_bytes)
             reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
-            self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, activations, imbalance))
+            # The first rank adds what is added once; others with parts of the same sizes have the same programs.
+            alike = (place.seat == 0, len(place.cpus), tuple(piece.num_bytes for piece in layout.slices))
+            if rehearsed and alike not in rehearsals:
+                rehearsals[alike] = _rehearse(model, layout, sections, place, size, lanes)
+            self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, *rehearsals.get(alike, (0, 0.0))))
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
             held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
@@ -155,6 +153,19 @@ class Draft:
             self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), *rates)
         else:
             self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), None, None)
+
+
+def _rehearse(
+    model: Model, layout: Layout, sections: Sections, place: Placement, seats: int, lanes: int
+) -> tuple[int, float]:  # fmt: skip
+    """(activation_bytes, thread_imbalance) of a RankPlan."""
+    from numatp.engine.programs import ONE_ROW, activation_bytes
+    from numatp.engine.rehearsal import rehearse
+
+    threads = len(place.cpus)
+    recorded = rehearse(model, layout, sections, place.seat, seats, threads, lanes)
+    one_row = recorded[ONE_ROW].program
+    return activation_bytes(recorded), one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
 
 
 def counts_of(machine: Snapshot, job: Job) -> list[int]:

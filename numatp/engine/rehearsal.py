@@ -22,12 +22,12 @@ class Unread(Weights):
         return np.ones(self.vector(name).length, np.float32)
 
 
-def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int) -> list[Recorded]:
-    """ONE_ROW, MANY_ROWS and SCORES (engine/programs.py) of the rank at `seat`, of equal ranks."""
+def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int, lanes: int) -> list[Recorded]:
+    """ONE_ROW, MANY_ROWS and SCORES (engine/programs.py) of the rank at `seat`. lanes: the fewest threads of a rank."""
     step = StepWindow(sections.step, np.zeros(sections.step.num_bytes // 8, np.int64))
     partials = np.zeros(seats, np.uint64)
     site = Site(
-        rank=seat, seat=seat, seats=seats, threads=threads, lanes=threads, team=NOWHERE, width=model.spec.sizes.width, step=step,
+        rank=seat, seat=seat, seats=seats, threads=threads, lanes=lanes, team=NOWHERE, width=model.spec.sizes.width, step=step,
         partials=(partials, partials), logits=NOWHERE, logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
     )  # fmt: skip
     loaded = Loaded(model, layout, Unread(layout.slices, NOWHERE), NOWHERE, APART)

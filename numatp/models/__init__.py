@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import os
+from difflib import get_close_matches
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -17,7 +18,7 @@ from numatp.weights.kv_b import split_kv_b
 NOT_ARCHITECTURES = {"hybrid", "indexed", "latent", "layers", "names", "prenorm", "rope", "routed", "shapes", "spec"}
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
-BEHIND = "ForCausalLM"  # what the names of architectures in folders end with
+NEAREST = 4  # names of supported architectures that a refusal shows
 
 
 def architectures() -> dict[str, str]:
@@ -61,5 +62,8 @@ def _open_folder(folder: Folder) -> tuple[ModelFile, ModuleType]:
             folder.config = {**sizes, **folder.config}
             return HuggingFaceFile(folder, table, architecture, name), module
         supported += table.classes if table else ()
-    known = ", ".join(sorted(supported)).replace(BEHIND, "")  # a line must stay one
-    fail(folder.config_path, f"architecture {quote(folder.architecture)} is not supported; with {BEHIND} behind: {known}")
+    nearest = ", ".join(get_close_matches(folder.architecture, supported, n=NEAREST, cutoff=0))  # a line must stay one
+    fail(
+        folder.config_path,
+        f"architecture {quote(folder.architecture)} is not supported; of {len(supported)} that are, the nearest names: {nearest}",
+    )

@@ -25,7 +25,7 @@ def main():
         "window": partials + step + sum(array.nbytes for array in own),
         "weights": engine.loaded.layout.weight_bytes, "cache": engine.loaded.layout.cache.num_bytes, "read": engine.bytes_per_token,
         "activations": max(program.activation_bytes for program in engine.programs),
-        "exchanges": engine.programs[ONE_ROW].num_syncs,
+        "threads": engine.team.threads, "exchanges": engine.programs[ONE_ROW].num_syncs,
     }  # fmt: skip
     engine.close()
     if started.workers:
