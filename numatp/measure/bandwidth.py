@@ -254,7 +254,8 @@ def _multiply(area: Area, team: Team) -> float:
     tile = format.bytes_of_tile(COLUMNS)
     tiles = max(area.num_bytes // tile, 1)
     x = np.zeros(activation.group_bytes(quants.kernels_of(FORMAT).ACTIVATION, COLUMNS, 1), np.uint8)
-    out, rows = np.zeros(tiles * TILE_ROWS, np.float32), np.ones(1, np.int64)
+    out = np.zeros(tiles * TILE_ROWS, np.float32)
+    rows = np.array([1, 0])  # of them none through tile registers
     kernel: Kernel = specialize("matmul", "quant", format.module).matmul
     record = kernel.record(
         weights=area.address, tiles=tiles, tile_bytes=tile, units=COLUMNS // UNIT, rows=rows.ctypes.data, x=x.ctypes.data,

@@ -32,6 +32,7 @@ MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 # Without AVX-512F there is none of AVX-512, which KVM would pass on and the emulator does not have.
 CPU = "max,-erms,-fsrm,-la57,-smap,-smep,-pku,-umip,-avx512f"
 BOOT_SECONDS = 90  # a kernel is up after ten to twenty; one in many never is, and the machine is started again
+COMMAND_SECONDS, MACHINE_SECONDS = 900, 2400  # after which one of its commands, or all of it, hangs: other tests run beside it
 BOOTS = 3
 KVM_SECONDS = 15  # a kernel is up after one or two; one that is not (KVM inside a guest may emulate it all) is emulated as well
 OPTIONS = (
@@ -197,9 +198,10 @@ def _script(commands):
     for name, command in commands.items():
         if isinstance(command, dict):
             case = command | {"folder": os.getcwd(), "out": "/tmp/numatp-out", "err": "/tmp/numatp-err"}
-            started = f"echo {shlex.quote(json.dumps(case))} >&8; read -t 300 status <&9 || status=124"
+            started = f"echo {shlex.quote(json.dumps(case))} >&8; read -t {COMMAND_SECONDS} status <&9 || status=124"
         else:
-            started = f"timeout -k 5 300 bash -c {shlex.quote(command)} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?"
+            limited = f"timeout -k 5 {COMMAND_SECONDS} bash -c {shlex.quote(command)}"
+            started = f"{limited} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?"
         lines += [
             "begin=$SECONDS",
             started,
@@ -208,7 +210,7 @@ def _script(commands):
     return "\n".join(lines) + "\n"
 
 
-def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=900):
+def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=MACHINE_SECONDS):
     """{name: shell command, or what forked() gives} to {name: Result}, one after another in one boot; a name is one word.
 
     memory_only: so many further nodes without CPUs.
