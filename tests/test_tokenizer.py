@@ -226,7 +226,7 @@ def test_user_defined_and_unused_tokens(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"model": "t5"}, "its tokenizer is of kind 't5', and numatp has gpt2 and llama; use another model"),
+        ({"model": "t5"}, "its tokenizer is of kind 't5', and numatp has gpt2, llama, gemma4; use another model"),
         ({"model": "llama"}, "the metadata lacks 'tokenizer.ggml.scores'"),
         ({"model": "llama", "scores": [0.5]}, "265 tokens and 1 scores: damaged"),
         ({"pre": "klingon"}, "its tokenizer splits words by rule 'klingon', and numatp has gpt-2, phi-2, "),

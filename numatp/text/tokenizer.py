@@ -89,7 +89,7 @@ class Tokenizer:
         """UserError if the file's vocabulary is of another kind, splits words by an unknown rule, or is damaged."""
         kind = gguf.text("tokenizer.ggml.model")
         if kind not in KINDS:
-            gguf.fail(f"its tokenizer is of kind {quote(kind)}, and numatp has {' and '.join(KINDS)}; use another model")
+            gguf.fail(f"its tokenizer is of kind {quote(kind)}, and numatp has {listed(KINDS)}; use another model")
         tokens = gguf.strings("tokenizer.ggml.tokens")
         kinds = gguf.integers("tokenizer.ggml.token_type", [NORMAL] * len(tokens))
         if len(kinds) != len(tokens) or not tokens:
