@@ -1,10 +1,12 @@
 import os
+import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 from support import warm
-from support.commands import numatp
+from support.commands import numatp, run
 from support.machines import emulated_machine
 
 # Started in the background of a shell or by nohup this process ignores signals, and so would all commands that it starts, the
@@ -21,6 +23,7 @@ os.environ |= {
 }
 
 
+ROOT = Path(__file__).parent.parent
 CPUS = sorted(os.sched_getaffinity(0))
 
 
@@ -53,6 +56,20 @@ def model_path():
     if pulled.returncode:
         pytest.skip(f"SmolLM2 cannot be had: {pulled.stderr.strip()}")
     return Path(pulled.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def mpich(tmp_path_factory):
+    """The bin folder of an environment with numatp[mpich]; NUMATP_TEST_MPICH names one that exists."""
+    if "NUMATP_TEST_MPICH" in os.environ:
+        return Path(os.environ["NUMATP_TEST_MPICH"]).absolute()
+    folder = tmp_path_factory.mktemp("mpich")
+    copy = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
+    run(sys.executable, "-m", "venv", folder / "venv")
+    installed = run(folder / "venv/bin/pip", "install", "--quiet", f"{copy}[mpich]", timeout=900)
+    if installed.returncode:
+        pytest.skip(f"pip cannot install numatp[mpich]: {installed.stderr.splitlines()[-1:]}")
+    return folder / "venv/bin"
 
 
 def pytest_terminal_summary(terminalreporter):

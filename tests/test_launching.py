@@ -180,20 +180,6 @@ def test_no_mpi4py(model_path, tmp_path):
 # ---------------------------------------------------------------- MPICH
 
 
-@pytest.fixture(scope="session")
-def mpich(tmp_path_factory):
-    """The bin folder of an environment with numatp[mpich]; NUMATP_TEST_MPICH names one that exists."""
-    if "NUMATP_TEST_MPICH" in os.environ:
-        return Path(os.environ["NUMATP_TEST_MPICH"]).absolute()
-    folder = tmp_path_factory.mktemp("mpich")
-    copy = shutil.copytree(ROOT, folder / "source", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
-    run(sys.executable, "-m", "venv", folder / "venv")
-    installed = run(folder / "venv/bin/pip", "install", "--quiet", f"{copy}[mpich]", timeout=900)
-    if installed.returncode:
-        pytest.skip(f"pip cannot install numatp[mpich]: {installed.stderr.splitlines()[-1:]}")
-    return folder / "venv/bin"
-
-
 @pytest.mark.cores
 @pytest.mark.parametrize("options", [[], ["-bind-to", "core"], ["-bind-to", "socket"], ["-bind-to", "none"]])
 def test_mpich(model_path, mpich, options):
