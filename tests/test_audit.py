@@ -2,10 +2,12 @@
 
 import ctypes
 import json
+import mmap
 import re
 import sys
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 from support.commands import BIN, SCRIPTS, mpirun, run
@@ -13,6 +15,7 @@ from support.warm import numatp
 
 from numatp import LLM, SamplingParams
 from numatp.cli.audit import FINDING, audited, per_cent
+from numatp.engine.load import check_pages
 from numatp.machine import pages
 from numatp.machine.pages import Region
 from numatp.results import RankPages
@@ -60,6 +63,31 @@ def test_quickly_is_the_same(monkeypatch):
             assert pages.count_quickly(Region("all", address, size)) == exact
     finally:
         pages.release(address, size)
+
+
+def test_huge_pages_are_counted_of_what_was_touched(monkeypatch):
+    size = 4 << 21
+    small = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    small.madvise(mmap.MADV_NOHUGEPAGE)
+    small.write(b"1" * size)
+    first = ctypes.addressof(ctypes.c_char.from_buffer(small))
+    assert pages.huge_share(Region("small", first, size)) == 0
+    smaps = "7f0000000000-7f0000800000 rw-p 00000000 00:00 0 \nSize: 8192 kB\nRss:    4096 kB\nAnonHugePages:    2048 kB\n"
+    other = "7f0000800000-7f0001000000 rw-p 00000000 00:00 0 \nRss:    4096 kB\nAnonHugePages:    0 kB\n"
+    monkeypatch.setattr(pages.Path, "read_text", lambda path: smaps + other)
+    assert pages.huge_share(Region("half", 0x7F0000000000, 8 << 20)) == 0.5
+    assert pages.huge_share(Region("both", 0x7F0000000000, 9 << 20)) == 0.25
+    assert pages.huge_share(Region("untouched", 0x7F0002000000, 1)) is None
+
+
+def test_few_huge_pages_are_said_beside_where_the_weights_are(monkeypatch):
+    loaded = SimpleNamespace(weights_at=0, layout=SimpleNamespace(weight_bytes=1))
+    world = SimpleNamespace(gather=lambda mine: [mine])
+    monkeypatch.setattr(pages, "count_quickly", lambda region: Counter({0: 10}))
+    for share, said in ((None, ""), (0.95, ""), (0.12, " (12 % of it in huge pages)")):
+        monkeypatch.setattr(pages, "huge_share", lambda region, share=share: share)
+        line = check_pages(world, SimpleNamespace(node=0), loaded, allow_remote=False)
+        assert line == f"weights rank 0: 100.0 % on node 0{said}"
 
 
 def test_rank_pages():

@@ -21,6 +21,7 @@ from numatp.ranks.world import World
 from numatp.weights.load import Weights
 
 MIN_LOCAL = 0.99  # share of the weight pages that must lie on the rank's own node
+FEW_HUGE = 0.9  # share of the weights in huge pages below which it is said
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,22 @@ def check_kernels(world: World) -> None:
 
 
 def check_pages(world: World, own: Placement, loaded: Loaded, allow_remote: bool) -> str:
-    """One line that says where the weights are; MachineError on every rank if they are not local."""
-    found = pages.count_quickly(pages.Region("weights", loaded.weights_at, loaded.layout.weight_bytes))
+    """One line that says where the weights are, and where few of them are in huge pages; MachineError on every rank if they are not
+    local.
+    """
+    region = pages.Region("weights", loaded.weights_at, loaded.layout.weight_bytes)
+    found = pages.count_quickly(region)
     mine = [found[own.node], found.total()] if found else None
     parts = []
-    for rank, (node, counts, outside) in enumerate(world.gather([own.node, mine, policy.from_outside(own.node)])):
+    for rank, (node, counts, outside, huge) in enumerate(
+        world.gather([own.node, mine, policy.from_outside(own.node), pages.huge_share(region)])
+    ):
         if counts is None:
             parts.append(f"rank {rank}: unknown (the kernel tells neither by move_pages nor in numa_maps)")
             continue
         local, total = counts
-        parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}")
+        few = f" ({100 * huge:.0f} % of it in huge pages)" if huge is not None and huge < FEW_HUGE else ""
+        parts.append(f"rank {rank}: {100 * local / max(total, 1):.1f} % on node {node}{few}")
         if local < MIN_LOCAL * total and not allow_remote:
             raise MachineError(
                 f"only {100 * local / total:.1f} % of rank {rank}'s weights are on its node {node}"

@@ -100,3 +100,21 @@ def count_in_maps(regions: Sequence[Region]) -> Counter[int] | None:
             small = kib * 1024 // native.library().numatp_page_bytes()
             pages.update({int(node): int(number) * small for node, number in re.findall(r" N(\d+)=(\d+)", line)})
     return pages
+
+
+def huge_share(region: Region) -> float | None:
+    """How much of the touched anonymous memory of a region's mappings lies in huge pages, 0 to 1, from /proc/self/smaps. None where
+    the kernel does not tell. (Kernel documentation, filesystems/proc.rst: Rss and AnonHugePages.)
+    """
+    try:
+        smaps = Path("/proc/self/smaps").read_text()
+    except OSError:
+        return None
+    touched = huge = 0  # KiB
+    for mapping in re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", smaps, flags=re.MULTILINE)[1:]:
+        start, end = (int(edge, 16) for edge in mapping.split(maxsplit=1)[0].split("-"))
+        if start < region.address + region.num_bytes and end > region.address:
+            sizes = dict(re.findall(r"^(Rss|AnonHugePages): +(\d+) kB$", mapping, re.MULTILINE))
+            touched += int(sizes.get("Rss", 0))
+            huge += int(sizes.get("AnonHugePages", 0))
+    return huge / touched if touched else None
