@@ -80,8 +80,8 @@ class LLM:
     like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
-    prefix_cache: whether what was computed of a text is kept for others that begin with it. step_ms: that a Step with rows of
-    prompts should take at most while somebody waits for his next token. spec: whether tokens are guessed from what the text has
+    prefix_cache: whether what was computed of a text is kept for others that begin with it. step_ms: that a token
+    should take on average while prompts come in beside it. spec: whether tokens are guessed from what the text has
     said before and checked, several in one Step, with the same text as without: "auto" is so where rows are cheap.
     others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks
     are started; the model is there when open() returns. progress(done, total): bytes, while loading. A Job in place of `model`

@@ -9,6 +9,7 @@ from support.scheduling import finish_of, opened, tokens_of
 
 from numatp.engine.blocks import Blocks, Tables
 from numatp.engine.cache import Pool
+from numatp.engine.job import ROWS_UNIT
 from numatp.engine.pace import Pace
 from numatp.engine.sequence import Scoring
 from numatp.engine.token import Progress, Token
@@ -196,22 +197,69 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut(play):
 
 
 def test_rows_beside_others_follow_what_was_measured():
+    """A token takes 250 ms on average, a Step with prompts up to 1.7 times that, for the next one has none then."""
     pace = Pace(0.25, 512)
     assert (pace.rows(0), pace.rows(3)) == (512, 32)
     pace.measured(512, 2.048)
-    assert pace.rows(3) == 48  # 4 ms a row
+    assert pace.rows(0) == 512 and pace.rows(3) == 0
     pace.measured(0, 0.05)
-    assert pace.rows(3) == 48 and pace.rows(0) == 512
-    pace.measured(48, 0.098)  # 1 ms a row beside 50 ms: half way from 4 ms to it, 2.5 ms
-    assert pace.rows(3) == 80
+    assert pace.rows(3) == 80 and pace.rows(0) == 512  # 4 ms a row, 375 ms beside 50
+    pace.measured(80, 0.13)  # 1 ms a row beside 50 ms: half way from 4 ms to it, 2.5 ms
+    assert pace.rows(3) == 144
+    pace.measured(144, 0.2501)
+    assert pace.rows(3) == 0
+    for _ in range(20):
+        pace.measured(0, 0.2)
+    assert pace.rows(3) == 48  # 300 ms in all, 100 of them for rows of some 2 ms
     for _ in range(20):
         pace.measured(16, 3)
-    assert pace.rows(3) == 16 and pace.rows(500) == 12
+        pace.measured(0, 0.2)
+    assert pace.rows(3) == 32 and pace.rows(500) == 12
+
+
+@pytest.mark.parametrize(
+    ("decode", "making", "row"), [(0.03, 0.08, 0.002), (0.1, 0.08, 0.003), (0.02, 0.0, 0.006), (0.2, 0.02, 0.002)]
+)
+def test_steps_beside_others_keep_to_the_time_of_a_token(decode, making, row):
+    """Of a model whose Steps take so many seconds for those who decode, for panels, and for each row of a prompt."""
+    pace, took, rows = Pace(0.25, 512), [], 0
+    for _ in range(400):
+        count = pace.rows(3)
+        seconds = decode + (making + row * count if count else 0)
+        pace.measured(count, seconds)
+        took.append(seconds)
+        rows += count
+    assert max(took[20:]) <= 2 * 0.25 and sum(took[20:]) <= 0.25 * 1.02 * len(took[20:])
+    steady = (0.25 - decode - making) / row // ROWS_UNIT * ROWS_UNIT  # rows of a prompt in each Step, were none longer
+    assert rows > steady * 400 * 0.98
+
+
+def test_scores_and_prompts_take_turns_beside_who_decodes(full):
+    """Each Step takes longer than a token should, so one without either follows; neither keeps the other out."""
+
+    def work(p):
+        kinds, run, score = [], p.engine.run, p.engine.score
+        p.scheduler._pace = Pace(0.0, 48)
+        p.ask(PROMPTS[2], 60)
+        p.scheduler.step()
+        p.engine.run = lambda spans: (kinds.append("prompt" if max(len(s.tokens) for s in spans) > 1 else "decode"), run(spans))[1]
+        p.engine.score = lambda spans: (kinds.append("score"), score(spans))[1]
+        p.scheduler.submit(Scoring(PROMPTS[1], (scores := []).append, 99))
+        p.ask(PROMPTS[3], 2)
+        p.finish()
+        del p.engine.run, p.engine.score
+        return kinds, scores
+
+    kinds, scores = full(work)
+    turns = [kind for kind in kinds if kind != "decode"]
+    assert sorted(turns[:4]) == ["prompt", "prompt", "score", "score"] and turns[0] != turns[1]
+    assert kinds[:13] == ["decode", *(kind for turn in turns[:6] for kind in (turn, "decode"))]
+    assert len(scores) == 1
 
 
 def test_a_step_of_a_score_is_bounded_too(full):
     def work(p):
-        p.scheduler._pace.measured(48, 0.25 * 3)  # a third of a row's time for 16 rows
+        p.scheduler._pace.measured(48, 48)  # a second a row
         p.ask(PROMPTS[2], 10)
         p.scheduler.step()
         spans, score = [], p.engine.score
@@ -222,7 +270,7 @@ def test_a_step_of_a_score_is_bounded_too(full):
         return [len(span.tokens) for span in spans], scores[0]
 
     rows, scores = full(work)
-    assert rows[0] == 16 and sum(rows) == 99 == len(scores)
+    assert rows[0] == 32 and sum(rows) == 99 == len(scores)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_spec(parser)
     add(
         "--step-ms", type=positive, default=Job.step_ms, metavar="MS",
-        help="milliseconds between two tokens of a stream while prompts come in beside it (default 250)",
+        help="milliseconds between two tokens of a stream, on average, while prompts come in beside it (default 250)",
     )  # fmt: skip
     _take_environment(parser)
 

@@ -36,7 +36,7 @@ class Job:
     prompt_cache_dir: str | None = None  # where that is kept for the next process
     prompt_cache_mib: int = 8192  # MiB that it may take there
     checkpoint_every: int = 1024  # tokens between two states of recurrent layers that are kept for that; whole blocks of the cache
-    step_ms: int = 250  # that a Step with rows of prompts should take at most while somebody waits for his next token
+    step_ms: int = 250  # that a token should take on average while prompts come in beside it (engine/pace.py)
     allow_remote: bool = False
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
     measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure

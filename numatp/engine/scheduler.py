@@ -75,10 +75,11 @@ class Scheduler:
         self._admission.admit()
         scored = [s for s in self._admission.running if s.scoring]
         continued = [s for s in self._admission.running if isinstance(s, Continuation) and not s.scoring]
-        if scored and (self._scores_next or not continued) and self._score(scored, sum(s.decodes for s in continued)):
+        decoding = sum(s.decodes for s in continued)
+        if scored and (self._scores_next or not continued) and self._score(scored, decoding):
             self._scores_next = False
         elif continued:
-            self._scores_next = True
+            self._scores_next |= not (decoding and self._pace.pauses)  # not before prompts had a Step
             self._continue(continued)
         self._count_sequences()
 
@@ -90,8 +91,8 @@ class Scheduler:
     def _continue(self, continued: list[Continuation]) -> None:
         """A row for each that decodes, whose next token must not wait for prompts; beside them rows of prompts."""
         decoding = sum(s.decodes for s in continued)
-        room, began = self._pace.rows(decoding), time.perf_counter()
-        guesses = min(self._drafts - decoding, room)  # rows for them
+        guesses = max(min(self._drafts, self._max_rows) - decoding, 0) if decoding else 0  # rows for them
+        room, began = self._pace.rows(decoding + guesses), time.perf_counter()
         spans: list[Span] = []
         prompts: list[Continuation] = []
         choosing: list[tuple[Span, Continuation, list[int]]] = []  # the span with its last row, and what was guessed after it
@@ -110,7 +111,7 @@ class Scheduler:
             if span.want_logits:
                 choosing.append((span, sequence, guess))
             spans += [span, *sequence.spans_of(guess)]
-            guesses, room = guesses - len(guess), room - len(guess)
+            guesses -= len(guess)
         if not spans:
             return
         spans.sort(key=lambda span: span.prompt, reverse=True)
@@ -178,6 +179,7 @@ class Scheduler:
         parts.sort(key=lambda part: part[1].prompt, reverse=True)
         spans = [span for _, span in parts]
         scores = self._engine.score(spans).tolist()
+        self._pace.scored()
         self._admission.passed([sequence for sequence, _ in parts])
         self._counts.computed_tokens += sum(len(span.tokens) for span in spans)
         tops = self._engine.most_probable()
