@@ -18,8 +18,9 @@ from numatp import quants
 from numatp.advice import plan
 from numatp.cli import plan as command
 from numatp.engine.cache import CACHE_BLOCK
-from numatp.engine.draft import EXCHANGE_SECONDS, choose_ranks, read_header, seconds_per_token
+from numatp.engine.draft import EXCHANGE_SECONDS, Hosts, choose_ranks, read_header, seconds_per_token
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
+from numatp.engine.links import read_link
 from numatp.errors import UserError
 from numatp.files.measured import keep_bandwidth
 from numatp.machine import snapshot
@@ -177,6 +178,55 @@ def test_one_formula():
     assert two.tokens_per_second_full == pytest.approx(1 / (full / 460.8e9 + 161 * EXCHANGE_SECONDS))
     assert one.tokens_per_second == pytest.approx(460.8e9 / sum(rank.read_bytes for rank in made.ranks), rel=1e-3)
     assert len(made.ranks) == 2  # the faster
+
+
+def over_hosts(model, link, count=2, machine="2x-epyc-9654", **changes):
+    return plan.make_plan(
+        read_header(model), replace(snapshot.load(machine), **changes), Job(model), None, Hosts(count, read_link(link))
+    )
+
+
+def test_a_link_costs_what_was_seen():
+    """Exchanges between namespaces, and what is said of cards (ms of 160 exchanges of 32 KB, from and to)."""
+    made = read_link("20us:10gbit")
+    assert made.seconds(8192, 2) == pytest.approx(42.5e-6, rel=0.2) and made.seconds(32768, 2) == pytest.approx(80e-6, rel=0.2)
+    for name, (low, high) in {"10gbe": (6.6, 9), "25gbe": (3.6, 6), "100gbe": (2, 4), "ib": (0.6, 0.9)}.items():
+        assert low <= 160e3 * read_link(name).seconds(32768, 2) <= high
+    assert read_link("ib").seconds(8192, 3) == pytest.approx(2e-6 + 2 * 8192 / 12.5e9)  # to two others
+
+
+def test_one_formula_over_hosts():
+    made = over_hosts("qwen2.5-72b:q4_k_m", "10GbE")
+    hosts = made.hosts
+    assert [(rank.host, rank.node) for rank in made.ranks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert (hosts.exchanges, hosts.message_bytes, hosts.sent_bytes) == (161, 8192 * 4, 161 * 8192 * 4)
+    step, logits = 15e-6, 15e-6 + 152064 / 2 * 4 * (0.8e-9 + 0.3e-9)  # go out, come back
+    assert hosts.crossing_seconds == pytest.approx(161 * hosts.exchange_seconds + step + logits)
+    slowest = max(rank.read_bytes for rank in made.ranks)
+    seconds = slowest / 460.8e9 + 161 * EXCHANGE_SECONDS + hosts.crossing_seconds
+    assert hosts.cut.tokens_per_second == pytest.approx(1 / seconds)
+    assert sum(hosts.read_bytes) == sum(rank.read_bytes for rank in made.ranks)
+    assert hosts.alone.tokens_per_second == planned("qwen2.5-72b:q4_k_m", "2x-epyc-9654").predictions[-1].tokens_per_second
+    assert hosts.pipeline.layers == ((0, 41), (41, 80))  # the last host has the output matrix too
+    assert hosts.alone.tokens_per_second > hosts.pipeline.tokens_per_second > 0.95 * hosts.alone.tokens_per_second
+    assert hosts.pipeline.tokens_per_second_streams > 1.9 * hosts.alone.tokens_per_second
+    assert json.loads(json.dumps(plan.to_json(made)))["hosts"]["cut"]["ranks"] == 4
+
+
+def test_what_is_recommended_over_hosts():
+    assert over_hosts("qwen2.5-72b:q4_k_m", "ib").hosts.recommended == "cut"
+    assert over_hosts("qwen3-30b-a3b", "10gbe").hosts.recommended == "alone"
+    small = {"free": {0: 20e9, 1: 20e9}}
+    slow = over_hosts("qwen2.5-72b:q4_k_m", "2ms:1gbit", **small)
+    assert not slow.hosts.alone.fits and slow.fits and slow.hosts.pipeline.fits and slow.hosts.recommended == "pipeline"
+    assert over_hosts("qwen2.5-72b:q4_k_m", "ib", **small).hosts.recommended == "cut"
+    assert over_hosts("qwen3-30b-a3b", "ib", bandwidth={}).hosts.recommended is None
+    three = over_hosts("qwen2.5-72b:q4_k_m", "ib", count=3, free={0: 1e9, 1: 1e9})
+    assert not three.fits and three.hosts.recommended == "cut"
+    starts = [start for start, _ in three.hosts.pipeline.layers]
+    assert [*starts, 80] == [0, *(stop for _, stop in three.hosts.pipeline.layers)]
+    lines = plan.describe(three)
+    assert lines[-1] == "recommended: the model cut over all hosts" and "node 1 of each host" in "\n".join(lines)
 
 
 def test_windows_and_states_read_what_they_hold():
@@ -357,6 +407,12 @@ def test_command(tmp_path):
         (("-m", "command-a", "-c", "999999"), "trained for 1 to 131072"),
         (("-m", "command-a", "--ranks", "65"), "65 ranks: ask for 1 to 64"),
         (("-m", "command-a", "--ranks", "0"), "'0' is not a whole number above 0"),
+        (("-m", "command-a", "--hosts", "2", "--ranks", "3"), "3 ranks: 2 hosts that are alike have as many each"),
+        (
+            ("-m", "command-a", "--hosts", "2", "--link", "20us"),
+            "no link '20us' is known; known: 10gbe, 25gbe, 100gbe, ib, or a delay",
+        ),
+        (("-m", "command-a", "--hosts", "2", "--link", "1us:1.2.3gbit"), "no link '1us:1.2.3gbit' is known"),
         (("--machine", "toaster"), "no such file, and no known server; known: 2x-epyc-9654"),
         (("--machine", "BROKEN"), "not JSON"),
         (("--machine", "/"), "cannot read it: Is a directory"),

@@ -6,8 +6,9 @@ import json
 from numatp.advice import plan
 from numatp.cli.main import speaks
 from numatp.cli.options import add_tensor_split, note, positive, rank_count
-from numatp.engine.draft import read_header
+from numatp.engine.draft import Hosts, read_header
 from numatp.engine.job import Job
+from numatp.engine.links import KNOWN, LINKS, read_link
 from numatp.files.measured import read_bandwidth
 from numatp.machine import snapshot
 from numatp.machine.launch import read_launch
@@ -25,6 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
     add("--quantize", choices=list(QUANTIZED), help="matrices of floats on load, as in generate")
     add("--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)")
+    add(
+        "--hosts", type=positive, default=1, metavar="N", help="so many hosts like that machine; --ranks and -ts are of all of them"
+    )
+    add("--link", type=read_link, default=LINKS["10gbe"], metavar="LINK", help=f"what joins them: {KNOWN} (default 10gbe)")
     add("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
     add("-o", "--output", choices=["text", "json"], default="text", help="what stdout gets (default text)")
 
@@ -44,7 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         model = read_header(arguments.model)
         for line in model.file.notes if speaks() else ():
             note(line)
-        made = plan.make_plan(model, machine, job, ranks)
+        hosts = Hosts(arguments.hosts, arguments.link) if arguments.hosts > 1 else None
+        made = plan.make_plan(model, machine, job, ranks, hosts)
         found, lines, fits = plan.to_json(made), plan.describe(made), made.fits
     if speaks():
         print(json.dumps(found) if arguments.output == "json" else "\n".join(lines))

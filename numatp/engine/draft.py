@@ -5,7 +5,9 @@ is compiled.
 
 How fast can decoding be? Bytes over bandwidth, and the price of meeting: one formula for every machine and model. A token needs
 each node to read its ranks' weights (of experts only the active ones) and their part of the cache once, at no more than the node's
-read bandwidth, and all nodes wait for the slowest. It is a bound: the time of what is computed besides is left out.
+read bandwidth, and all nodes wait for the slowest. It is a bound: the time of what is computed besides is left out. Where hosts are
+joined by a link, every exchange between ranks costs what it costs there as well (engine/links.py), and so do the Step that
+goes out and the logits that come back.
 """
 
 import os
@@ -19,6 +21,7 @@ from numatp import models
 from numatp.engine.cache import read_bytes
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of
 from numatp.engine.layout import Layout, Model, lay_out
+from numatp.engine.links import Link
 from numatp.engine.sections import Sections, sections_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
@@ -41,6 +44,7 @@ class RankPlan:
     """One rank's part; bytes are those that its memory will hold."""
 
     rank: int
+    host: int
     node: int
     cpus: tuple[int, ...]  # one per thread
     heads: range
@@ -57,15 +61,15 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class NodeRoom:
-    node: int
-    needed_bytes: int  # weights, cache, window, activations and margin of its ranks
+    node: int  # of each host
+    needed_bytes: int  # weights, cache, window, activations and margin of its ranks, on the host that needs most
     free_bytes: int
 
 
 @dataclass(frozen=True)
 class Prediction:
-    ranks: int
-    nodes: tuple[int, ...]
+    ranks: int  # of all hosts
+    nodes: tuple[int, ...]  # of each host
     fits: bool
     tokens_per_second: float | None  # at an empty context; None where a node's bandwidth is unknown
     tokens_per_second_full: float | None  # at a full one
@@ -105,54 +109,80 @@ def shares_wanted(job: Job) -> int | None:
     return None if job.tensor_split is None or isinstance(job.tensor_split, str) else len(job.tensor_split)
 
 
+@dataclass(frozen=True)
+class Hosts:
+    """So many hosts alike, and what joins them."""
+
+    count: int
+    link: Link
+
+
 class Draft:
     """The model on so many ranks."""
 
-    def __init__(self, model: Model, machine: Snapshot, job: Job, size: int, rehearsed: bool = False):
-        """rehearsed: programs are recorded, a quarter of a second, to know activations and how threads divide the weights."""
+    def __init__(
+        self, model: Model, machine: Snapshot, job: Job, seats: int, rehearsed: bool = False, hosts: Hosts | None = None
+    ):  # fmt: skip
+        """seats: ranks of a host. hosts: None for the machine alone, else it is each of them.
+
+        rehearsed: programs are recorded, a quarter of a second, to know activations and how threads divide the weights.
+        """
+        count = hosts.count if hosts else 1
+        size = count * seats
         self.rehearsed = rehearsed
         spec, context = model.spec, context_of(job, model.spec.context)
         kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
         self.ranks: list[RankPlan] = []
-        places = placement.place(machine.given, machine.allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
+        places = placement.place(machine.given, machine.allowed, seats, threads=job.threads, nodes=job.nodes, cpus=job.cpus)
         # Shares that were given are for one number of ranks; the others are there to compare with.
         wish = job.tensor_split if isinstance(job.tensor_split, str) or size == len(job.tensor_split or ()) else None
-        nodes_of_ranks = [place.node for place in places]
+        nodes_of_ranks = [place.node for place in places] * count
         job = replace(job, tensor_split=wish)
-        layouts = [lay_out(model, job, place.seat, nodes_of_ranks, machine.bandwidth) for place in places]
+        layouts = [lay_out(model, job, rank, nodes_of_ranks, machine.bandwidth) for rank in range(size)]
         sections = sections_of(spec, job, context, len(layouts[0].pools))
         lanes = min(len(place.cpus) for place in places)
         rehearsals: dict[Hashable, tuple[int, float]] = {}
-        for place, layout in zip(places, layouts, strict=True):
+        for rank, layout in enumerate(layouts):
+            host, place = rank // seats, places[rank % seats]
             mine = layout.split
             self.kinds += bytes_by_kind(layout.slices)
-            read = sum(_read_per_token(piece, spec) for piece in layout.slices)
+            read = sum(read_per_token(piece, spec) for piece in layout.slices)
             kv_heads = mine.get("kv_heads", range(0))
-            own = (place.seat, place.node, place.cpus, mine.heads, kv_heads, layout.weight_bytes, layout.cache.num_bytes)
+            own = (rank, host, place.node, place.cpus, mine.heads, kv_heads, layout.weight_bytes, layout.cache.num_bytes)
             reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
             # The first rank adds what is added once; others with parts of the same sizes have the same programs.
-            alike = (place.seat == 0, len(place.cpus), tuple(piece.num_bytes for piece in layout.slices))
+            alike = (rank == 0, len(place.cpus), tuple(piece.num_bytes for piece in layout.slices))
             if rehearsed and alike not in rehearsals:
-                rehearsals[alike] = _rehearse(model, layout, sections, place, size, lanes)
+                rehearsals[alike] = _rehearse(model, layout, sections, place, seats, lanes)
             self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, *rehearsals.get(alike, (0, 0.0))))
+        self.holder = machine.holder
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
-            held = [rank for rank in self.ranks if machine.holder(rank.node) == node]
-            needed = sum(rank.weight_bytes + rank.cache_bytes + rank.window_bytes + rank.activation_bytes + MARGIN for rank in held)
-            self.rooms.append(NodeRoom(node, needed, machine.free.get(node, 0)))
-        self.limit = None if machine.limit is None else max(0, machine.limit - size * PROCESS_BYTES)  # left for the rooms' bytes
-        nodes = tuple(sorted({rank.node for rank in self.ranks}))
-        num_exchanges = spec.exchanges if size > 1 else 0
-        empty, full = dict.fromkeys(nodes, 0), dict.fromkeys(nodes, 0)
-        for rank in self.ranks:
-            empty[rank.node] += rank.read_bytes + rank.state_read_bytes
-            full[rank.node] += rank.read_bytes + rank.cache_read_bytes
+            needed = [0] * count
+            for held in self.ranks:
+                if machine.holder(held.node) == node:
+                    own_bytes = held.weight_bytes + held.cache_bytes + held.window_bytes + held.activation_bytes
+                    needed[held.host] += own_bytes + MARGIN
+            self.rooms.append(NodeRoom(node, max(needed), machine.free.get(node, 0)))
+        self.limit = None if machine.limit is None else max(0, machine.limit - seats * PROCESS_BYTES)  # left for the rooms' bytes
+        nodes = tuple(sorted({place.node for place in places}))
+        self.crossing = crossing_seconds(spec, hosts) if hosts else 0.0
+        self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), None, None)
         if all(node in machine.bandwidth for node in nodes):
-            rates = [1 / seconds_per_token(read, machine.bandwidth, num_exchanges) for read in (empty, full)]
+            rates = []
+            for full in (False, True):
+                seconds = max(self._seconds(host, machine.bandwidth, full, spec.exchanges * (seats > 1)) for host in range(count))
+                rates.append(1 / (seconds + self.crossing))
             self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), *rates)
-        else:
-            self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), None, None)
+
+    def _seconds(self, host: int, bandwidth: Mapping[int, float], full: bool, exchanges: int) -> float:
+        """What a token takes on one host. full: the context is."""
+        read: Counter[int] = Counter()
+        for rank in self.ranks:
+            if rank.host == host:
+                read[rank.node] += rank.read_bytes + (rank.cache_read_bytes if full else rank.state_read_bytes)
+        return seconds_per_token(read, bandwidth, exchanges)
 
 
 def _rehearse(
@@ -197,7 +227,19 @@ def seconds_per_token(read_bytes: Mapping[int, float], bandwidth: Mapping[int, f
     return max(size / bandwidth[node] for node, size in read_bytes.items()) + exchanges * EXCHANGE_SECONDS
 
 
-def _read_per_token(piece: Slice, spec: Spec) -> int:
+def crossing_seconds(spec: Spec, hosts: Hosts) -> float:
+    """What a token spends between hosts: its exchanges, the Step that goes out, and the logits that come back to rank 0."""
+    link, count = hosts.link, hosts.count
+    logits = link.seconds(4 * spec.sizes.vocab / count, count)
+    return spec.exchanges * link.seconds(message_bytes(spec), count) + link.seconds(0, count) + logits
+
+
+def message_bytes(spec: Spec) -> int:
+    """Of what a host sends to each other one in an exchange of one row: float32."""
+    return 4 * spec.sizes.width
+
+
+def read_per_token(piece: Slice, spec: Spec) -> int:
     """As the ops count it (Op.num_bytes): matrices, of which the embedding is read only where it is the output matrix too."""
     if not piece.rule.in_tiles or piece.rule.kind == "embedding":
         return 0

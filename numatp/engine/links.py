@@ -1,0 +1,63 @@
+"""What joins hosts, and what an exchange over it costs.
+
+An exchange of partial sums between H hosts sends each host's whole vector to the others and takes theirs, at the same time:
+
+    seconds = delay + software + (H - 1) x bytes x (1 / rate + copy)
+
+delay: of the wire and the switch, one way. software: of the sending and the receiving program and their kernels, for a message of a
+few bytes. rate: of a host's sending. copy: of each byte between program and card, which TCP's kernels make and RDMA does not.
+
+Where the constants are from. software of TCP: half a round trip of a 32 KB message without its time on the wire is said to be 15
+to 30 us on 10 GbE, 12 to 25 on 25 GbE and 10 to 20 on 100 GbE; these are recalled, of no one source, and the least of them is
+taken, as copies come on top. InfiniBand and RoCE: 1 to 3 us; MPI over 40 GbE with kernel bypass was seen at 1.93 us (a blog of
+Cisco's). For a link of one's own and for copies: persistent pairs of 8 and 32 KiB between two network namespaces of one machine,
+Open MPI 5.0.11 and MPICH 5.0.2, took 13.0 and 20.6 us, so 10.4 us and 0.3 ns a byte; with 20 us and 10 Gbit/s 42 and 80, of which
+this formula says 40 and 67. No card was in that, and none has been tried.
+"""
+
+import re
+from dataclasses import dataclass
+from math import inf
+
+from numatp.errors import UserError
+
+COPY = 0.3e-9  # seconds a byte
+SOFTWARE = 10.4e-6  # seconds an exchange, of TCP without a card
+UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
+RATES = {"kbit": 1e3 / 8, "mbit": 1e6 / 8, "gbit": 1e9 / 8}  # bytes per second
+
+
+@dataclass(frozen=True)
+class Link:
+    name: str
+    delay: float  # seconds, one way
+    software: float  # seconds an exchange
+    rate: float  # bytes per second that a host sends
+    copy: float = COPY  # seconds a byte
+
+    def seconds(self, num_bytes: float, hosts: int) -> float:
+        """Of an exchange in which each host sends so many bytes to each other one."""
+        return self.delay + self.software + (hosts - 1) * num_bytes * (1 / self.rate + self.copy)
+
+
+LINKS = {
+    "10gbe": Link("10gbe", 0, 15e-6, 10e9 / 8),
+    "25gbe": Link("25gbe", 0, 12e-6, 25e9 / 8),
+    "100gbe": Link("100gbe", 0, 10e-6, 100e9 / 8),
+    "ib": Link("ib", 0, 2e-6, 100e9 / 8, copy=0),  # 100 Gbit/s of InfiniBand or RoCE
+}
+KNOWN = f"{', '.join(LINKS)}, or a delay and a rate like 20us:10gbit"
+
+
+def read_link(text: str) -> Link:
+    """One of LINKS, or DELAY:RATE of a TCP link. UserError for anything else."""
+    if text.lower() in LINKS:
+        return LINKS[text.lower()]
+    found = re.fullmatch(r"([\d.]+)(ns|us|ms|s):([\d.]+)(kbit|mbit|gbit)", text.lower())
+    try:
+        delay, rate = (float(found[1]) * UNITS[found[2]], float(found[3]) * RATES[found[4]]) if found else (inf, 0.0)
+    except ValueError:  # 1.2.3
+        rate = 0.0
+    if not rate:
+        raise UserError(f"no link '{text}' is known; known: {KNOWN}")
+    return Link(text, delay, SOFTWARE, rate)
