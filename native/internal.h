@@ -68,6 +68,7 @@ struct numatp_ranks {
     char *flags;             /* [size] blocks of [lanes] lines, see numatp_flag_bytes */
     int64_t flag_block;      /* bytes of one rank's block */
     int lanes;
+    struct numatp_hosts *hosts; /* NULL: all ranks are on this host */
     struct numatp_peer peer[NUMATP_MAX_RANKS];
 };
 
@@ -90,6 +91,27 @@ void numatp_sync_lane(struct numatp_ranks *, int64_t ordinal, int64_t lane);
 
 /* Ends the job because rank `dead` - 1 no longer lives. */
 void numatp_abort_dead(struct numatp_ranks *, int dead);
+
+struct numatp_ranks *numatp_team_ranks(const struct numatp_team *);
+
+/* ------------------------------------------------------------------ other hosts
+ *
+ * The rank at seat 0 of another host stands in for rank 0 there: it publishes in its own window what it is told. All of these give
+ * up, with false, when the job has ended. */
+
+struct numatp_step_header {
+    int64_t program;   /* < 0: stop */
+    int64_t crossings; /* of it, on rank 0 */
+};
+
+/* Rank 0: tells the others of a Step, and is ready for what they return; program NULL: nothing of it is waited for. */
+bool numatp_hosts_announce(struct numatp_ranks *, int64_t index, const struct numatp_program *);
+bool numatp_hosts_collect(struct numatp_ranks *); /* until all has come back */
+
+/* The other leaders: wait for the next Step, take what it needs, answer that the host has finished it. */
+bool numatp_hosts_next(struct numatp_ranks *, struct numatp_step_header *);
+bool numatp_hosts_hear(struct numatp_ranks *, const struct numatp_program *);
+bool numatp_hosts_answer(struct numatp_ranks *, const struct numatp_program *);
 
 /* ------------------------------------------------------------------ waiting */
 

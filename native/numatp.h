@@ -39,11 +39,28 @@ struct numatp_op {
     int64_t barrier; /* not 0: the barrier of the rank's threads comes before this op */
 };
 
+/* Memory that goes to or comes from another host around a Step: *rows rows (one where `rows` is NULL), `stride` bytes apart. */
+struct numatp_piece {
+    char *at;
+    int64_t row_bytes;
+    int64_t stride;
+    const int64_t *rows;
+    int64_t host;
+};
+
+struct numatp_pieces {
+    const struct numatp_piece *piece; /* [count] */
+    int64_t count;
+};
+
 struct numatp_program {
     const struct numatp_op *ops;
     int64_t num_ops;
-    int64_t num_syncs;           /* how many of them are numatp_sync: the same number on every rank */
+    int64_t num_syncs;           /* how many of them are numatp_sync: the same number on every rank of a host */
     struct numatp_times *times;  /* NULL, or [threads][num_ops + 1], to which every run adds; the last is the end's barrier */
+    int64_t crossings;           /* how many are numatp_cross: the same number on every rank that has some */
+    struct numatp_pieces told;     /* by rank 0 to the other hosts' seat 0, before the Step; in the same order on both */
+    struct numatp_pieces returned; /* and by them to rank 0, after it */
 };
 
 /* Nanoseconds of one thread. */
@@ -119,6 +136,43 @@ struct numatp_sync_args {
     int64_t ordinal; /* 1, 2, ... among the syncs of the program */
 };
 void numatp_sync(void *args, int64_t thread, int64_t threads);
+
+/* ------------------------------------------------------------------ other hosts, through MPI */
+
+/* MPI's functions by address and its handles as they are: an MPI_Request, a communicator... is an int or a pointer.
+ * The communicator's errors return. */
+struct numatp_mpi {
+    void *isend, *irecv, *test, *cancel;
+    int64_t handle_bytes;
+    uint64_t communicator, byte; /* handles: of our own communicator, of MPI_BYTE */
+};
+
+struct numatp_hosts;
+
+/* This process as a rank of host `host` of `num_hosts`. leads: whether it has seat 0 and speaks for its host. By host, numbers in
+ * the communicator: leaders, the ranks at seat 0; counterparts, those at our own seat, where there are such. From now on the leaders send each other signs of
+ * life; a host that is silent for seconds ends the job. NULL with errno on failure. */
+struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *, int host, int num_hosts, int leads, const int32_t *leaders,
+                                       const int32_t *counterparts, const char *const *names);
+void numatp_hosts_quiet(struct numatp_hosts *); /* no MPI is called any more: before MPI ends */
+
+/* These ranks, the seats of one host, are part of a job that runs on all hosts: an abort ends it on all. One job at a time. */
+void numatp_ranks_hosts(struct numatp_ranks *, struct numatp_hosts *);
+
+/* Leaders only, for setting up: sends `mine` to each other leader; what host h sent is then at theirs + h * room, room bytes at
+ * most. NUMATP_PENDING after about 50 ms: call again with the same. */
+int numatp_hosts_swap(struct numatp_ranks *, const void *mine, int64_t mine_bytes, void *theirs, int64_t room);
+
+/* An op's kernel. Thread 0 sends `outgoing` to our counterparts and receives theirs, *rows rows of row_bytes from each. The program
+ * has barriers before and after it. */
+struct numatp_cross_args {
+    struct numatp_team *team;
+    const int64_t *rows;
+    int64_t row_bytes;
+    const void *outgoing;
+    void *const *incoming; /* by host */
+};
+void numatp_cross(void *args, int64_t thread, int64_t threads);
 
 /* ------------------------------------------------------------------ pages */
 

@@ -264,6 +264,11 @@ void numatp_team_close(struct numatp_team *team)
     free(team);
 }
 
+struct numatp_ranks *numatp_team_ranks(const struct numatp_team *team)
+{
+    return team->ranks;
+}
+
 /* ------------------------------------------------------------------ Steps */
 
 void numatp_team_programs(struct numatp_team *team, const struct numatp_program *programs, int64_t num_programs)
@@ -310,10 +315,13 @@ int numatp_team_step(struct numatp_team *team, int64_t program)
         errno = EINVAL;
         return NUMATP_SYSTEM;
     }
-    if (numatp_aborted(ranks) || !publish(ranks, program, team->programs[program].num_syncs))
+    const struct numatp_program *named = &team->programs[program];
+    if (numatp_aborted(ranks) || (ranks->hosts && !numatp_hosts_announce(ranks, program, named)))
         return NUMATP_ABORTED;
-    int status = run_step(team, &team->programs[program]);
-    if (status == NUMATP_OK && !wait_done(ranks, ranks->step))
+    if (!publish(ranks, program, named->num_syncs))
+        return NUMATP_ABORTED;
+    int status = run_step(team, named);
+    if (status == NUMATP_OK && (!wait_done(ranks, ranks->step) || (ranks->hosts && !numatp_hosts_collect(ranks))))
         status = NUMATP_ABORTED;
     return status;
 }
@@ -335,11 +343,34 @@ static const struct numatp_program *agreed_program(struct numatp_team *team)
     return NULL;
 }
 
+/* The rank at seat 0 of another host than rank 0's: publishes here what comes from there. */
+static int relay(struct numatp_team *team)
+{
+    struct numatp_ranks *ranks = team->ranks;
+    for (;;) {
+        struct numatp_step_header header;
+        if (!numatp_hosts_next(ranks, &header))
+            return NUMATP_ABORTED;
+        if (header.program == STOP)
+            return publish(ranks, STOP, 0) ? NUMATP_STOPPED : NUMATP_ABORTED;
+        const struct numatp_program *program = header.program < team->num_programs ? &team->programs[header.program] : NULL;
+        if (!program || (program->crossings && header.crossings != program->crossings)) {
+            numatp_abort(ranks, "the hosts of this job run different programs");
+            return NUMATP_ABORTED;
+        }
+        if (!numatp_hosts_hear(ranks, program) || !publish(ranks, header.program, program->num_syncs)
+            || run_step(team, program) != NUMATP_OK || !wait_done(ranks, ranks->step) || !numatp_hosts_answer(ranks, program))
+            return NUMATP_ABORTED;
+    }
+}
+
 int numatp_team_serve(struct numatp_team *team)
 {
     struct numatp_ranks *ranks = team->ranks;
     if (numatp_forked(ranks))
         return NUMATP_FORKED;
+    if (!ranks->rank)
+        return relay(team);
     for (;;) {
         struct numatp_gate *steps = &ranks->control->steps;
         if (!numatp_gate_wait(ranks, steps, ranks->step + 1, true))
@@ -365,6 +396,8 @@ int numatp_team_stop(struct numatp_team *team)
         return NUMATP_FORKED;
     if (ranks->step && ranks->control->steps.program == STOP) /* stopped already */
         return NUMATP_OK;
+    if (numatp_aborted(ranks) || (ranks->hosts && !numatp_hosts_announce(ranks, STOP, NULL)))
+        return NUMATP_ABORTED;
     return publish(ranks, STOP, 0) ? NUMATP_OK : NUMATP_ABORTED;
 }
 

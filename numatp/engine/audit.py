@@ -29,11 +29,12 @@ class Audit:
         self._world, self._node = world, node
         self._regions = [pages.Region(_group(t.name), t.address, t.num_bytes) for t in loaded.weights.tensors.values()]
         self._regions.append(pages.Region("cache", loaded.cache_at, loaded.layout.cache.num_bytes))
-        self._reports = world.host.map_shared([REPORT_BYTES] * world.host.seats)  # by seat
+        self._reports = world.map_parts([REPORT_BYTES] * world.size)
         op = KERNEL(lambda args, thread, threads: self._report() if thread == 0 else None)
         address = ctypes.cast(op, ctypes.c_void_p).value
         assert address
         self.program = Program("audit", [Op("audit", address, np.zeros(1, np.int64), [], [])], 0, keep=[op])
+        self.program.returned = world.returned(self._reports)
 
     def collect(self, run: Callable[[], None]) -> list[dict[str, Any]]:
         """Every rank's pages (llm.py: RankPages, as JSON), on rank 0; run() makes a Step of the program."""

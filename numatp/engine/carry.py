@@ -23,13 +23,16 @@ class Carry:
         cache, host = loaded.layout.cache, world.host
         self._parts = [(loaded.cache_at + start, size) for start, size in cache.parts]
         self._sizes: list[list[int]] = world.gather([size for _, size in cache.parts])  # by rank, of one block or state
+        largest = [max(sizes, default=0) for sizes in self._sizes]
         self._order = host.map_shared([24] + [0] * (host.seats - 1))[0].view(np.int64)  # to the window?, part, number
-        self._windows = host.map_shared([max(sizes, default=0) for sizes in self._sizes])
+        self._windows = world.map_parts(largest)
         self._mine = self._windows[host.seat].ctypes.data
         op = KERNEL(lambda args, thread, threads: self._copy() if thread == 0 else None)
         address = ctypes.cast(op, ctypes.c_void_p).value
         assert address
         self.program = Program("carry", [Op("carry", address, np.zeros(1, np.int64), [], [])], 0, keep=[op])
+        self.program.returned = world.returned(self._windows)
+        self.program.told = world.told(self._order) + self.program.returned  # what goes out lies where it comes back to
 
     @property
     def part_bytes(self) -> list[int]:

@@ -15,7 +15,7 @@ from numatp.engine.blocks import Blocks
 from numatp.engine.carry import Carry
 from numatp.engine.job import MARGIN, Job
 from numatp.engine.layout import lay_out, open_model
-from numatp.engine.load import Loaded, check_kernels, check_pages, place
+from numatp.engine.load import Loaded, check_kernels, check_model, check_pages, place
 from numatp.engine.prefixes import Prefixes
 from numatp.engine.programs import (
     AUDIT,
@@ -60,7 +60,7 @@ class Engine:
         sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
         carried = max((size for _, size in layout.cache.parts), default=0) if job.prompt_cache_dir else 0
         self._check_room(sections.bytes_of(world.host.seat) + carried)  # the window's pages are taken when it is mapped
-        self.window = Window(world.host, sections, lanes=min(world.gather(self.team.threads)))
+        self.window = Window(world, sections, min(world.host.gather(self.team.threads)), layout.split.vocab)
         self._audit = Audit(world, own.node, self.loaded)
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
         self.cuts: list[str] = (
@@ -87,9 +87,13 @@ class Engine:
     def _place(self, started: StartedRank) -> Loaded:
         """Everything of the model has its address, and nothing was touched yet."""
         world, job = self.world, self.job
-        nodes = world.gather(self.placement.node)
-        bandwidth = dict(world.share(list(read_bandwidth().items())))  # rank 0's
+        measured = read_bandwidth().get(self.placement.node)
+        told = world.gather([world.name_node(self.placement.node), measured])
+        nodes = [node for node, _ in told]
+        bandwidth = {node: rate for node, rate in reversed(told) if rate}  # as the first rank of a node has it
         model = agree(world, lambda: open_model(job))
+        if world.hosts:
+            check_model(world, model)
         layout = agree(world, lambda: lay_out(model, job, world.rank, nodes, bandwidth))
         check_kernels(world)
         started.notes += model.file.notes + notes(layout.slices)
@@ -99,7 +103,7 @@ class Engine:
         """For weights, cache and `more` bytes, see check_room."""
         layout = self.loaded.layout
         needed = layout.weight_bytes + layout.cache.num_bytes + more + MARGIN
-        return check_room(self.world.host, self.placement, self.job.allow_remote, needed)
+        return agree(self.world, lambda: check_room(self.world, self.placement, self.job.allow_remote, needed))
 
     def _load(self, progress: Callable[[int, int], None]) -> None:
         """Takes the memory, if there is room for it, and reads the weights."""

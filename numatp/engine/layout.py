@@ -11,7 +11,7 @@ from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec
 from numatp.weights.rules import Rule, Slice, cut
-from numatp.weights.splits import Split, shares_of, split
+from numatp.weights.splits import Node, Split, shares_of, split
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def name_of(architecture: ModuleType) -> str:
     return architecture.__name__.rpartition(".")[2].replace("_", "-")
 
 
-def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> Layout:
+def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[Node], bandwidth: Mapping[Node, float]) -> Layout:
     """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places."""
     spec = model.spec
     context = context_of(job, spec.context)

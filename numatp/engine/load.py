@@ -10,9 +10,12 @@ Step time is engine/programs.py: what the model's forward pass becomes once all 
 
 from dataclasses import dataclass
 
+from numatp import __version__
+from numatp.engine.agree import agree
 from numatp.engine.arenas import Arenas
 from numatp.engine.layout import Layout, Model
-from numatp.errors import MachineError
+from numatp.errors import MachineError, UserError
+from numatp.files.identity import identity as model_identity
 from numatp.kernels.compile import identity
 from numatp.machine import pages, policy
 from numatp.machine.placement import Placement
@@ -48,12 +51,21 @@ def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:
 
 def check_kernels(world: World) -> None:
     """What every rank computes for itself has the same bits on all only if they run the same kernels."""
-    kernels = world.gather(identity())
+    kernels = world.gather(f"{identity()}, numatp {__version__}")
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
             raise MachineError(
-                f"rank {rank} has other kernels than rank 0: start all ranks with the same numatp, Python packages and NUMATP_ISA"
+                f"{world.place_of(rank)} has other kernels than rank 0: start all ranks with the same numatp, Python packages and "
+                "NUMATP_ISA"
             )
+
+
+def check_model(world: World, model: Model) -> None:
+    """Each host may have files of its own: they must be the same model."""
+    models = world.gather(agree(world, lambda: model_identity(model.file)).hex())
+    for rank, other in enumerate(models):
+        if other != models[0]:
+            raise UserError(f"{world.place_of(rank)} has another model than rank 0: copy the same files to each host")
 
 
 def check_pages(world: World, own: Placement, loaded: Loaded, allow_remote: bool) -> str:

@@ -32,9 +32,14 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         width=loaded.spec.sizes.width, step=window.step, partials=window.partials,
         logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
-        digests=window.digests[seat].ctypes.data if check_ranks else 0,
+        digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires,
     )  # fmt: skip
-    return record_at(site, loaded)
+    recorded = record_at(site, loaded)
+    for one in recorded:
+        one.program.told = window.told
+        one.program.returned = window.returned_logits
+    recorded[SCORES].program.returned = window.returned_scores
+    return recorded
 
 
 def record_at(site: Site, loaded: Loaded) -> list[Recorded]:
@@ -59,7 +64,9 @@ def record_copies(loaded: Loaded, window: Window, team: Team) -> Program:
         states=loaded.cache_at + cache.slots_at, slot_bytes=cache.slot_bytes, copies=step.copies.ctypes.data,
         num_copies=step.num_copies.ctypes.data,
     )  # fmt: skip
-    return builder.finish([]).place()
+    program = builder.finish([]).place()
+    program.told = window.told
+    return program
 
 
 def activation_bytes(recorded: list[Recorded]) -> int:

@@ -4,19 +4,20 @@ from numatp.errors import MachineError
 from numatp.machine import policy, topology
 from numatp.machine.placement import Placement
 from numatp.machine.topology import format_cpulist
-from numatp.ranks.host import Host
+from numatp.ranks.world import World
 
 
-def check_room(host: Host, place: Placement, allow_remote: bool, needed: int) -> bool:
-    """MachineError on every rank if a node cannot hold what its ranks need. needed: bytes of this rank.
+def check_room(world: World, place: Placement, allow_remote: bool, needed: int) -> bool:
+    """MachineError on every rank of this host if a node cannot hold what its ranks need. needed: bytes of this rank.
 
     True if the room is there only once the kernel drops files from its page cache. Collective.
     """
     mine = _possible_nodes(place, allow_remote)
-    asked = host.gather([mine, needed, sum(map(topology.free_bytes, mine))])
+    asked = world.host.gather([mine, needed, sum(map(topology.free_bytes, mine))])
+    first = world.rank - world.host.seat
     wanted_of = {tuple(nodes): sum(size for own, size, _ in asked if set(own) <= set(nodes)) for nodes, _, _ in asked}
     for nodes, wanted in sorted(wanted_of.items()):
-        ranks = [rank for rank, (own, _, _) in enumerate(asked) if set(own) <= set(nodes)]
+        ranks = [first + seat for seat, (own, _, _) in enumerate(asked) if set(own) <= set(nodes)]
         free = next(size for own, _, size in asked if tuple(own) == nodes)
         if wanted > free:
             where = f"node {nodes[0]} has" if len(nodes) == 1 else f"nodes {format_cpulist(nodes)} together have"

@@ -20,6 +20,16 @@ class Sections:
     logits: tuple[int, int]  # (max_spans, vocab), both padded, float32, in the part of seat 0
     step: StepShape  # in the part of seat 0
 
+    def slice_bytes(self, wire: int, wires: int) -> int:
+        """Of the wire-th slice of the columns of a partial, as ranks exchange it with other hosts."""
+        row = self.partial // self.step_rows // 64
+        return self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * 64
+
+    @property
+    def step_rows(self) -> int:
+        """Rows that a partial has room for."""
+        return self.step.max_rows + ROWS_UNIT
+
     def bytes_of(self, seat: int) -> int:
         rows, vocab = self.logits
         own = 2 * self.partial + self.scores + self.tops + self.digests

@@ -16,7 +16,6 @@ from numatp.machine import isa, launch, limits, placement, topology
 from numatp.machine.parent import end_with
 
 if TYPE_CHECKING:
-    from numatp.ranks.host import Host
     from numatp.ranks.local import Workers
     from numatp.ranks.world import World
 
@@ -51,7 +50,7 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
 
 
-def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], Host]") -> StartedRank:
+def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], World]") -> StartedRank:
     """Finds this process its place at seat `seat` of `seats` of this host, and only then meets the others.
 
     join(crowded) is the meeting. What failed on one rank is raised on all.
@@ -66,14 +65,14 @@ def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], Host]") 
             notes.append("NUMATP_ISA has no effect: this process had chosen before")
     except NumatpError as error:
         failure = error
-    host = join(bool(places) and places[seat].crowded)
-    host.agree(failure)
+    world = join(bool(places) and places[seat].crowded)
+    world.agree(failure)
     if job.keep_binding:
-        places = placement.compare(host.gather(placement.told(places[seat])), places[seat])
-        host.set_crowded(places[seat].crowded)
-    world = _ranks("world").World.of_one(host)
+        places = placement.compare(world.host.gather(placement.told(places[seat])), places[seat])
+        world.host.set_crowded(places[seat].crowded)
+    line = world.describe(lambda first: placement.describe(places, first))
     pids = world.gather(os.getpid())
-    return StartedRank(world, places[seat], placement.describe(places), pids=pids, notes=notes, interleave=job.interleave)
+    return StartedRank(world, places[seat], line, pids=pids, notes=notes, interleave=job.interleave)
 
 
 def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker") -> StartedRank:
@@ -104,7 +103,7 @@ def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker
     level = isa.level()  # a wrong wish ends here, before there are workers
     workers = _ranks("local").Workers(worker, ranks, {"job": asdict(job), "isa": level.name})
     try:
-        started = take_place(job, ranks, 0, workers.host)
+        started = take_place(job, ranks, 0, workers.join)
     except BaseException:
         workers.end()
         raise

@@ -6,18 +6,19 @@ from numatp.engine.sections import Sections
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.rows import MANY
 from numatp.machine import native
+from numatp.program.recorder import Wires
 from numatp.program.step import StepWindow
-from numatp.ranks.host import Host
+from numatp.ranks.world import World
 
 TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 
 
 class Window:
-    """Made by all ranks of a host together, by seat."""
+    """Made by all ranks together. What ranks of other hosts write into their parts comes to rank 0's host after a Step."""
 
-    def __init__(self, host: Host, sections: Sections, lanes: int):
-        """lanes: of an exchange, the smallest number of threads of any rank."""
-        library, partial = native.library(), sections.partial
+    def __init__(self, world: World, sections: Sections, lanes: int, vocab: range):
+        """lanes: of an exchange, the smallest number of threads of any rank of this host. vocab: whose logits this rank makes."""
+        library, partial, host = native.library(), sections.partial, world.host
         self.lanes = lanes
         # Whole pages per rank, so the parts follow each other without gaps, as the C runtime expects.
         self._flags = host.map_shared([library.numatp_flag_bytes(1, lanes)] * host.seats)
@@ -29,13 +30,14 @@ class Window:
             addresses,
             addresses + np.uint64(partial),
         )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
+        self.wires = wires_of(world, sections, self.partials) if world.hosts else None
 
-        scores = host.map_shared([sections.scores] * host.seats)
-        self.scores = [part.view(np.float32).reshape(-1, 4) for part in scores]  # per seat, (max_rows, 4): kernels/score.py
-        tops = host.map_shared([sections.tops] * host.seats)
-        self.tops = [part.view(TOP).reshape(-1) for part in tops]  # per seat, (max_rows,), likewise
-        digests = host.map_shared([sections.digests] * host.seats)
-        self.digests = [part.view(np.int64) for part in digests]  # per seat, of what all must hold alike; empty if not wanted
+        scores = world.map_parts([sections.scores] * world.size)
+        self.scores = [part.view(np.float32).reshape(-1, 4) for part in scores]  # per rank, (max_rows, 4): kernels/score.py
+        tops = world.map_parts([sections.tops] * world.size)
+        self.tops = [part.view(TOP).reshape(-1) for part in tops]  # per rank, (max_rows,), likewise
+        digests = world.map_parts([sections.digests] * world.size)
+        self.digests = [part.view(np.int64) for part in digests]  # per rank, of what all must hold alike; empty if not wanted
 
         others = [0] * (host.seats - 1)
         rows, padded = sections.logits
@@ -43,3 +45,28 @@ class Window:
         self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_spans, vocab), both padded, in the part of seat 0
         memory = host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64)
         self.step = StepWindow(sections.step, memory, MANY)
+
+        columns = [range(*bounds) for bounds in world.gather([vocab.start, vocab.stop])]
+        count = self.step.num_logits.ctypes.data
+        compared = world.returned(digests)
+        self.told = world.told(memory)
+        self.returned_logits = world.returned_columns(self.logits, columns, count) + compared
+        self.returned_scores = world.returned(scores, 16, count) + world.returned(tops, TOP.itemsize, count) + compared
+
+
+def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.ndarray]) -> Wires:
+    """Memory for the sums that go between hosts, on each rank that exchanges some. Collective."""
+    host, hosts = world.host, world.hosts
+    assert hosts
+    wires, count = hosts.members.wires, len(hosts.members.names)
+    sizes = [sections.slice_bytes(wire, wires) for wire in range(wires)]
+    own = host.seats > 1  # whether the sum of this host has a place of its own, after those of the others
+    parts = host.map_shared([size * (count - 1 + own) for size in sizes] + [0] * (host.seats - wires))
+    sums = np.zeros((2, wires, count), np.uint64)
+    for wire, size in enumerate(sizes):
+        for place, other in enumerate(hosts.others):
+            sums[:, wire, other] = parts[wire].ctypes.data + place * size
+        for parity in (0, 1):
+            sums[parity, wire, hosts.index] = parts[wire].ctypes.data + (count - 1) * size if own else partials[parity][host.seat]
+    mine = sums[0, host.seat] if host.seat < wires else np.zeros(count, np.uint64)
+    return Wires(wires, count, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))

@@ -52,3 +52,38 @@ def gather(args, thread, threads):
                     if args.add:
                         total = load_f32x16(offset(args.out, start), i) + total
                     store_f32x16(offset(args.out, start), i, total)
+
+
+@kernel(partials="pointer", ranks="int", rows="pointer", width="int", wire="int", wires="int", out="pointer")
+def sum_slice(args, thread, threads):
+    """Of several hosts: out (rows, columns) = this host's sum, in rank order, of the wire-th slice of the columns of each row."""
+    begin, end = share(args.width // 16, args.wire, args.wires)
+    first, last = share(end - begin, thread, threads)
+    for row in range(load_i64(args.rows, 0)):
+        start = (row * args.width + begin * 16) * 4
+        line = offset(args.out, row * (end - begin) * 64)
+        for i in range(first * 16, last * 16, 16):
+            total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
+            for rank in range(1, args.ranks):
+                total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+            store_f32x16(line, i, total)
+
+
+@kernel(sums="pointer", hosts="int", wires="int", lanes="int", rows="pointer", width="int", out="pointer", add="int")
+def sum_hosts(args, thread, threads):
+    """out (rows, width) = [out +] the sum over hosts, in their order, of sums[wire][host] (rows, that slice of the columns)."""
+    if thread < args.lanes:
+        first, last = share(args.width // 16, thread, args.lanes)
+        for row in range(load_i64(args.rows, 0)):
+            start = row * args.width * 4
+            for wire in range(args.wires):
+                begin, end = share(args.width // 16, wire, args.wires)
+                line = row * (end - begin) * 64
+                for i in range(max(first, begin), min(last, end)):
+                    at = (i - begin) * 16
+                    total = load_f32x16(offset(load_pointer(args.sums, wire * args.hosts), line), at)
+                    for host in range(1, args.hosts):
+                        total = total + load_f32x16(offset(load_pointer(args.sums, wire * args.hosts + host), line), at)
+                    if args.add:
+                        total = load_f32x16(offset(args.out, start), i * 16) + total
+                    store_f32x16(offset(args.out, start), i * 16, total)

@@ -107,9 +107,9 @@ def compare(everybody: Sequence[tuple[int, str, int]], mine: Placement) -> list[
     return mark_crowded(places)
 
 
-def describe(placements: Sequence[Placement]) -> str:
-    """One line for people."""
-    ranks = ", ".join(f"rank {p.seat} on node {p.node} (cpus {format_cpulist(p.cpus)})" for p in placements)
+def describe(placements: Sequence[Placement], first: int = 0) -> str:
+    """One line for people. first: the rank at seat 0."""
+    ranks = ", ".join(f"rank {first + p.seat} on node {p.node} (cpus {format_cpulist(p.cpus)})" for p in placements)
     counts = [len(p.cpus) for p in placements]
     if len(set(counts)) == 1:
         threads = f"{counts[0]} thread{'s' * (counts[0] > 1)}{' each' * (len(counts) > 1)}"

@@ -178,7 +178,7 @@ def _on(seats: Sequence[Seat], work: Callable[[Team], T], prefer: int | None = N
     def run() -> T:
         if prefer is not None:
             policy.prefer_node(prefer, {})
-        host = alone(False)
+        host = alone(False).host
         try:
             team = Team(host, [cpu for cpu, _ in seats], [l3 for _, l3 in seats])
             try:

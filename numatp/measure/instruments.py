@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from numatp.machine import topology
 from numatp.machine.placement import Placement
 from numatp.measure.roofline import Area, Loops, Meter, area_bytes
 from numatp.program.builder import Op, Program
-from numatp.ranks.host import Host
 from numatp.ranks.world import World
 
 
@@ -56,45 +55,57 @@ class Instruments:
         is room.
         """
         host = world.host
-        described = _tell(host, [team.threads, own.node, own.l3, os.getpid(), own.cpus])
+        described = _tell(world, [team.threads, world.name_node(own.node), own.l3, os.getpid(), own.cpus])
         threads = [count for count, _, _, _, _ in described]
         self.nodes = len({node for _, node, _, _, _ in described})
         self.cpus = [cpus for *_, cpus in described]
-        self._pids = [pid for _, _, _, pid, _ in described]
+        first = world.rank - host.seat
+        here = described[first : first + host.seats]
+        self._pids = [pid for _, _, _, pid, _ in here]
         # Ranks that share an L3 cache share what has to be larger than it.
-        everyone = Counter(group for _, _, groups, _, _ in described for group in groups)
-        neighbours = sum(node == own.node for _, node, _, _, _ in described)
+        everyone = Counter(group for _, _, groups, _, _ in here for group in groups)
+        neighbours = sum(node == world.name_node(own.node) for _, node, _, _, _ in here)
         num_bytes = area_bytes(Counter(own.l3), everyone, topology.free_bytes(own.node) // neighbours)
         if most_bytes:
             num_bytes = most_bytes * team.threads // sum(threads)
         peaks = host.gather(_peak_bytes(os.getpid()))
         area = agree(world, lambda: Area.reserve(num_bytes, team.threads, team.run))
         arenas.keep(area.address, area.num_bytes)
-        self.part_bytes = min(host.gather(area.part_bytes))  # what every thread can read
+        self.part_bytes = min(world.gather(area.part_bytes))  # what every thread can read
         self._before = [(peak, area) for peak, area in zip(peaks, host.gather(area.num_bytes), strict=True)]
 
         others = [0] * (host.seats - 1)
         control = host.map_shared([8 * CONTROL_WORDS, *others])[0].view(np.int64)
-        sums = [part.view(np.int32).reshape(-1, 32) for part in host.map_shared([128 * count for count in threads])]
-        self._loops = Loops(area, host.seat, control, sums[host.seat])
-        first = len(programs)
+        sums = [part.view(np.int32).reshape(-1, 32) for part in world.map_parts([128 * count for count in threads])]
+        self._loops = Loops(area, world.rank, control, sums[host.seat])
+        loops = len(programs)
         self.programs = self._loops.programs()
-        self.meter = Meter(lambda index: team.step(first + index), control, sums)
+        for program in self.programs:
+            program.returned = world.returned(sums)
+            program.told = world.told(control) + program.returned  # rank 0 sets them to zero
+        self.meter = Meter(lambda index: team.step(loops + index), control, sums)
 
         descriptions = [[_info(op) for op in program.ops] for program in programs]
-        told = _tell(host, [[list(info) for info in infos] for infos in descriptions])
+        told = _tell(world, [[list(info) for info in infos] for infos in descriptions])
         self.timed = []
         for i, program in enumerate(programs):
             ops = [[OpInfo(*info) for info in infos[i]] for infos in told]
             shapes = [(count, len(infos) + 1, 2) for count, infos in zip(threads, ops, strict=True)]
-            parts = host.map_shared([8 * int(np.prod(shape)) for shape in shapes])
-            times = [part.view(np.int64).reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-            self.timed.append(Timed(first + len(self.programs), ops, times))
-            copy = Program(f"{program.name}, timed", program.ops, program.num_syncs, program.keep, times[host.seat])
+            parts = world.map_parts([8 * int(np.prod(shape)) for shape in shapes])
+            whose = shapes if world.rank == host.seat else shapes[first:]
+            times = [part.view(np.int64).reshape(shape) for part, shape in zip(parts, whose, strict=False)]
+            self.timed.append(Timed(loops + len(self.programs), ops, times))
+            back = world.returned(times)
+            copy = replace(
+                program, name=f"{program.name}, timed", times=times[host.seat], told=program.told + back,
+                returned=program.returned + back,
+            )  # fmt: skip
             self.programs.append(copy)
 
     def peak_bytes(self) -> int:
-        """The most memory that all ranks together have had, without what the roofline reads. Shared memory counts on each."""
+        """The most memory that all ranks of this host together have had, without what the roofline reads. Shared memory counts on
+        each.
+        """
         now = [_peak_bytes(pid) for pid in self._pids]
         return sum(max(before, peak - area) for peak, (before, area) in zip(now, self._before, strict=True))
 
@@ -119,10 +130,11 @@ def _info(op: Op) -> tuple[str, str, int, int, bool]:
     return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1), any(matrix.head for matrix in matrices)
 
 
-def _tell(host: Host, value: object) -> list[Any]:
+def _tell(world: World, value: object) -> list[Any]:
     """Every rank's value (JSON, of any size), in rank order, on every rank."""
+    host = world.host
     text = json.dumps(value).encode()
     parts = host.map_shared(host.gather(len(text)))
     parts[host.seat][:] = np.frombuffer(text, np.uint8)
     host.meet()
-    return [json.loads(part.tobytes()) for part in parts]
+    return world.of_all_hosts([json.loads(part.tobytes()) for part in parts])

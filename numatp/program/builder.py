@@ -57,6 +57,9 @@ class Program:
     keep: list[object] = field(default_factory=list)
     times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
     layout: Layout | None = None  # of the memory for its values, if it has some
+    crossings: int = 0  # ops in which this rank exchanges sums with other hosts
+    told: list[native.Piece] = field(default_factory=list)  # by rank 0 to other hosts before a Step
+    returned: list[native.Piece] = field(default_factory=list)  # by them to rank 0 after it
 
     @property
     def activation_bytes(self) -> int:
@@ -90,7 +93,8 @@ class Program:
         self.keep.append(table)
         return native.ProgramRecord(
             ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
-            None if self.times is None else self.times.ctypes.data,
+            None if self.times is None else self.times.ctypes.data, self.crossings, native.pieces(self.told),
+            native.pieces(self.returned),
         )  # fmt: skip
 
     @property
@@ -131,7 +135,7 @@ class Builder:
         """threads: that will run it, of this rank."""
         self.name, self.threads = name, threads
         self.ops: list[Op] = []
-        self.num_syncs = 0
+        self.num_syncs = self.crossings = 0
         self._read: list[Access] = []
         self._written: list[Access] = []
 
@@ -173,7 +177,19 @@ class Builder:
         record = np.array([(team, self.num_syncs)], dtype=[("team", np.uint64), ("ordinal", np.int64)])
         self._append(Op("sync", native.address_of("numatp_sync"), record, [lane], [lane]))
 
+    def cross(
+        self, team: int, rows: int | Pointer, row_bytes: int, outgoing: int, incoming: np.ndarray, reads: list[Access],
+        writes: list[Access],
+    ) -> None:  # fmt: skip
+        """Rows go to this rank's counterparts on other hosts, and theirs come in. incoming: by host, uint64."""
+        self.crossings += 1
+        pointers = {"rows": rows} if isinstance(rows, Pointer) else {}
+        values = (team, 0 if pointers else rows, row_bytes, outgoing, incoming.ctypes.data)
+        names = ("team", "rows", "row_bytes", "outgoing", "incoming")
+        record = np.array([values], dtype=[(name, np.uint64) for name in names])
+        self._append(Op("cross", native.address_of("numatp_cross"), record, reads, writes, pointers=dict(pointers)))
+
     def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
         """until_end: buffers that may be read when the program is done."""
         layout = lay_out(self.ops, self.threads, list(until_end))
-        return Program(self.name, self.ops, self.num_syncs, keep, layout=layout)
+        return Program(self.name, self.ops, self.num_syncs, keep, layout=layout, crossings=self.crossings)

@@ -20,6 +20,17 @@ from numatp.program.values import ANYHOW, PRIVATE, Access, Buffer, Pointer, Rout
 from numatp.quants.table import Format
 
 
+@dataclass(frozen=True)
+class Wires:
+    """How sums go between hosts: the first `count` ranks of each exchange one slice of the columns with their counterparts."""
+
+    count: int
+    hosts: int
+    outgoing: int  # address of (max_rows + GROUP, columns of this rank's slice) float32; 0: its partial is what goes out
+    incoming: np.ndarray  # addresses uint64 (hosts,), of as much from each of the others
+    sums: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (count, hosts), where each slice of each host's sum lies
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Where a program will run: this rank, its threads, and the memory that it shares with others."""
@@ -37,6 +48,7 @@ class Site:
     logit_stride: int
     scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
     tops: int  # and of its most probable tokens, likewise
+    wires: Wires | None = None  # None: all ranks are on one host
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 
@@ -74,6 +86,8 @@ class Recorder:
         self._partials = [
             Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.seat])) for parity in (0, 1)
         ]
+        self._outgoing = Buffer("outgoing", address=site.wires.outgoing if site.wires else 0)
+        self._arrived = Buffer("sums of hosts", address=0)  # several pieces, see Wires
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
         self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))

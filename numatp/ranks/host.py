@@ -116,7 +116,9 @@ class Host:
                 raise failure if failure and seat == self.seat else kind(other[1])
 
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
-        """A new section of the window with one part per seat, uint8; each rank reserves its own part, so on its own node."""
+        """A new section of the window with one part per seat, uint8; each rank reserves its own part, so on its own node. What
+        parts there are beyond the seats lies on the node of seat 0.
+        """
         starts, end = [], self._num_bytes
         for size in num_bytes:
             starts.append(end)
@@ -125,9 +127,15 @@ class Host:
         self._num_bytes = end
         sections = list[np.ndarray]()
         self._agree(lambda: sections.append(self._map(starts[0], end - starts[0])))
-        mine = max(num_bytes[self.seat], 1)
-        self._agree(lambda: os.posix_fallocate(self._window, starts[self.seat], mine))
-        self._own.append((starts[self.seat], mine))
+        parts = [self.seat, *(range(self.seats, len(num_bytes)) if self.seat == 0 else ())]
+        own = [(starts[part], max(num_bytes[part], 1)) for part in parts]
+
+        def reserve() -> None:
+            for start, size in own:
+                os.posix_fallocate(self._window, start, size)
+
+        self._agree(reserve)
+        self._own += own
         return [sections[0][start - starts[0] :][:size] for start, size in zip(starts, num_bytes, strict=True)]
 
     def count_pages(self) -> Counter[int] | None:

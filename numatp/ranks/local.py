@@ -10,6 +10,7 @@ from numatp.errors import MachineError, RankError
 from numatp.machine import limits
 from numatp.machine.uninterrupted import uninterrupted
 from numatp.ranks.host import Host, make_window
+from numatp.ranks.world import World
 
 
 class Workers:
@@ -39,8 +40,9 @@ class Workers:
                 raise
             raise MachineError(f"cannot start a worker process: {limits.reason(error.errno or 0)}") from error
 
-    def host(self, crowded: bool) -> Host:
-        return Host(0, self.seats, self.window, [0] + [p.pid for p in self.processes], crowded, self._look)
+    def join(self, crowded: bool) -> World:
+        pids = [0] + [process.pid for process in self.processes]
+        return World.of_one(Host(0, self.seats, self.window, pids, crowded, self._look))
 
     def _look(self) -> None:
         for rank, process in enumerate(self.processes, start=1):
@@ -63,7 +65,7 @@ class Workers:
                 process.wait()
 
 
-def join(job: dict[str, Any], crowded: bool) -> Host:
-    """The worker's side: its Host from the JOB it was started with."""
+def join(job: dict[str, Any], crowded: bool) -> World:
+    """The worker's side: from the JOB it was started with."""
     pids = [job["parent"]] + [0] * (job["seats"] - 1)
-    return Host(job["seat"], job["seats"], job["window"], pids, crowded, lambda: None)
+    return World.of_one(Host(job["seat"], job["seats"], job["window"], pids, crowded, lambda: None))

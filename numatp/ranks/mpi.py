@@ -1,6 +1,9 @@
-"""Ranks started by mpirun, mpiexec or srun. MPI serves for one meeting at the start: there the ranks share a window, and then
-it ends, with its files in /dev/shm and its threads. What comes later is arranged in that window."""
+"""Ranks started by mpirun, mpiexec or srun. On one host MPI serves for one meeting at the start: there the ranks share a window,
+and then it ends, with its files in /dev/shm and its threads. What comes later is arranged in that window. On several hosts each
+has a window, and MPI stays, for what goes between them (ranks/hosts.py), until the process ends.
+"""
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -9,9 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from numatp.errors import MachineError
+from numatp.errors import MachineError, NumatpError
 from numatp.machine.launch import Launch
 from numatp.ranks.host import Host, make_window
+from numatp.ranks.hosts import Hosts, Members
+from numatp.ranks.world import World
 
 Gather = Callable[[Any], list[Any]]  # every rank's value, in rank order, on every rank
 
@@ -25,43 +30,88 @@ REMEDY = {
 }
 
 
-def join(launch: Launch, crowded: bool) -> Host:
+def join(launch: Launch, crowded: bool) -> World:
     """Collective over all ranks that the launcher started. MachineError on every rank if they cannot work together."""
     met, pids = _meet(launch)
-    return Host(met.seat, met.seats, _share_window(met.seat, met.gather), pids, crowded, lambda: None)
+    host = Host(
+        met.host.seat, met.host.seats, _share_window(met.host.seat, met.host.gather, met.gather), pids, crowded, lambda: None
+    )
+    return World.of_many(host, met.hosts) if met.hosts else World.of_one(host)
 
 
 @cache
-def _meet(launch: Launch) -> tuple[Host, list[int]]:
-    """(a Host that lives as long as the process, process of each rank)."""
-    if launch.local_size != launch.size:
-        raise MachineError(
-            f"{launch.starter} started {launch.local_size} of {launch.size} ranks on this host; numatp works on one host: "
-            "start them all there"
-        )
+def _meet(launch: Launch) -> tuple[World, list[int]]:
+    """(a World that lives as long as the process, process of each rank of this host)."""
     MPI = _load(launch)
     ours = not MPI.Is_initialized()  # otherwise the caller's script uses MPI, and ends it
+    several = launch.local_size != launch.size
     if ours:
         _make_room(MPI.get_vendor()[0], launch)
-        MPI.Init_thread()
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
     try:
         world = MPI.COMM_WORLD
         if world.Get_size() != launch.size:
             raise MachineError(
                 f"{launch.starter} started {launch.size} ranks but MPI sees {world.Get_size()}: {REMEDY[launch.kind]}"
             )
-        host = Path("/proc/sys/kernel/random/boot_id").read_text()
-        if len(set(world.allgather(host))) > 1:
-            raise MachineError("the ranks are on several hosts; numatp works on one: start them all on one host")
-        seat, pids = world.Get_rank(), world.allgather(os.getpid())  # on one host a rank's seat is its rank
-        met = Host(seat, launch.size, _share_window(seat, world.allgather), pids, True, lambda: None), pids
+        met = _meet_hosts(MPI, launch, ours) if several else _meet_here(world, launch)
     except MachineError:  # raised on every rank; after any other error this would wait for them
         if ours:
             MPI.Finalize()
         raise
-    if ours:
+    if several:
+        atexit.register(_leave, met[0], MPI if ours else None)
+    elif ours:
         MPI.Finalize()
     return met
+
+
+def _meet_here(world: Any, launch: Launch) -> tuple[World, list[int]]:
+    """Of ranks that the launcher says are all on one host."""
+    host = Path("/proc/sys/kernel/random/boot_id").read_text()
+    if len(set(world.allgather(host))) > 1:
+        raise MachineError(f"{launch.starter} says that all ranks are on one host, and they are on several: start them anew")
+    seat, pids = world.Get_rank(), world.allgather(os.getpid())  # on one host a rank's seat is its rank
+    return World.of_one(Host(seat, launch.size, _share_window(seat, world.allgather), pids, True, lambda: None)), pids
+
+
+def _meet_hosts(MPI: Any, launch: Launch, ours: bool) -> tuple[World, list[int]]:
+    """Of ranks on several hosts."""
+    least = MPI.THREAD_SERIALIZED if ours else MPI.THREAD_MULTIPLE  # a script's own calls and ours do not take turns
+    world = MPI.COMM_WORLD.Dup()
+    world.Set_errhandler(MPI.ERRORS_RETURN)
+    inside = world.Split_type(MPI.COMM_TYPE_SHARED, world.Get_rank())
+    mine = [inside.Get_rank(), inside.Get_size(), MPI.Get_processor_name(), inside.allgather(world.Get_rank()), MPI.Query_thread()]
+    everybody = world.allgather([*mine, launch.local_rank, launch.local_size])
+    for rank, (seat, seats, name, _, threads, local_rank, local_size) in enumerate(everybody):
+        if (seat, seats) != (local_rank, local_size):
+            raise MachineError(
+                f"rank {rank} on host {name} shares memory with {seats - 1} others, and {launch.starter} started {local_size - 1} "
+                "more there: all ranks of a host must be in one container and of one user"
+            )
+        if threads < least:
+            raise MachineError(
+                f"rank {rank} on host {name}: the script's MPI serves one thread at a time: start it with MPI.THREAD_MULTIPLE, "
+                "mpi4py's default"
+            )
+    leaders = [entry for entry in everybody if entry[0] == 0]
+    members = Members([name for _, _, name, *_ in leaders], [ranks for _, _, _, ranks, *_ in leaders])
+    index = next(i for i, seats in enumerate(members.seats) if world.Get_rank() in seats)
+    seat, pids = inside.Get_rank(), inside.allgather(os.getpid())
+    host = Host(seat, inside.Get_size(), _share_window(seat, inside.allgather, world.allgather), pids, True, lambda: None)
+    return World.of_many(host, Hosts(MPI, world, members, index, seat)), pids
+
+
+def _leave(met: World, MPI: Any) -> None:
+    """Ends MPI if all ranks come to this; MPI None: it is the script's. After an error the launcher ends those that wait."""
+    assert met.hosts
+    try:
+        met.gather("bye")
+    except NumatpError:
+        MPI = None
+    met.hosts.quiet()
+    if MPI:
+        MPI.Finalize()
 
 
 def _make_room(vendor: str, launch: Launch) -> None:
@@ -71,15 +121,17 @@ def _make_room(vendor: str, launch: Launch) -> None:
         os.environ.setdefault("OMPI_MCA_btl", "^ofi")  # it looks for network cards for a second
         return
     free = shutil.disk_usage("/dev/shm").free
-    if free < MPICH_SHARED * launch.size:  # MPICH dies of SIGBUS
+    if free < MPICH_SHARED * launch.local_size:  # MPICH dies of SIGBUS
         raise MachineError(
-            f"/dev/shm has {free / 1e6:.1f} MB free and {vendor} needs {MPICH_SHARED * launch.size / 1e6:.1f} MB there: "
+            f"/dev/shm has {free / 1e6:.1f} MB free and {vendor} needs {MPICH_SHARED * launch.local_size / 1e6:.1f} MB there: "
             "make room, or use --ranks without mpiexec, which needs none"
         )
 
 
-def _share_window(seat: int, gather: Gather) -> int:
-    """Seat 0's new window, opened by every rank. MachineError on every rank if one of them has none."""
+def _share_window(seat: int, gather: Gather, gather_all: Gather | None = None) -> int:
+    """Seat 0's new window, opened by every rank of a host. MachineError on all of them if one has none, and with gather_all on
+    those of all hosts.
+    """
     window, failure = -1, ""
     if seat == 0:
         try:
@@ -87,16 +139,15 @@ def _share_window(seat: int, gather: Gather) -> int:
         except MachineError as error:
             failure = str(error)
     pid, number, failure = gather([os.getpid(), window, failure])[0]
-    if failure:
-        raise MachineError(failure)
-    if seat != 0:
+    if seat != 0 and not failure:
         try:
             window = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            failure = f"rank {seat} cannot open the window of rank 0 (process {pid}): {error.strerror}"
-    for message in gather(failure):
+            reason = f"rank {seat} cannot open the window of rank 0 (process {pid}): {error.strerror}"
+            failure = f"{reason}; the ranks must share one /proc (one container) and one user"
+    for message in (gather_all or gather)(failure):
         if message:
-            raise MachineError(f"{message}; the ranks must share one /proc (one container) and one user")
+            raise MachineError(message)
     return window
 
 

@@ -12,6 +12,7 @@ COLUMN_UNIT = 32  # a matrix is cut along its columns in steps of this many
 ROW_UNIT = 16  # and along its rows in steps of this many
 
 Value = TypeVar("Value")
+Node = TypeVar("Node", int, str)  # what a node is called
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Split(Words[range]):
     """This rank's range of every word that is cut; what is not named here is whole on every rank."""
 
 
-def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[int], bandwidth: Mapping[int, float]) -> list[float] | None:
+def shares_of(wish: Sequence[float] | str | None, nodes: Sequence[Node], bandwidth: Mapping[Node, float]) -> list[float] | None:
     """Each rank's share of the work, for ranks on these nodes; None is even.
 
     wish "auto" is as the bandwidth of the nodes (in any unit), which the ranks of a node divide. UserError where it is not known,

@@ -265,7 +265,7 @@ static int run_rank(int number)
     ops[num_ops++] = (struct numatp_op){finish, me, 0};
     /* Every other rank is timed: what it adds up must be there when the run is over, and change nothing else. */
     struct numatp_times *times = number % 2 ? calloc((size_t)(threads_of[number] * (num_ops + 1)), sizeof *times) : NULL;
-    struct numatp_program program = {ops, num_ops, num_syncs, times};
+    struct numatp_program program = {.ops = ops, .num_ops = num_ops, .num_syncs = num_syncs, .times = times};
     numatp_team_programs(me->team, &program, 1);
     int outcome = number ? numatp_team_serve(me->team) != NUMATP_STOPPED : lead(ranks, me);
     numatp_team_close(me->team);

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from numatp.kernels import bias, exchange, norm, scale, softcap
 from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.score import join_scores
+from numatp.program.recorder import Wires
 from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.weights.matrix import Matrix, Vector
@@ -138,15 +139,24 @@ class Together(Dense):
 
         All exchanges of a program have one width, so lane bounds never change and a lane needs no barrier of its own.
         """
-        site, lane = self.site, self._lanes(width)
         assert partial is self._next_partial()
         self._num_exchanges += 1
-        table = site.partials[self._num_exchanges % 2]
+        if self.site.wires:
+            self._sum_over_hosts(self.site.wires, partial, out, width, add, rows or self._rows)
+        else:
+            self._sum_over_ranks(partial, out, width, add, rows or self._rows)
+        self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, rows or self._rows)
+        return self._made(out, width, rows or self._rows, f"{out.name} after exchange {self._num_exchanges}")
+
+    def _sum_over_ranks(self, partial: Buffer, out: Buffer, width: int, add: bool, rows: int | Pointer) -> None:
+        """Of one host."""
+        site, lane = self.site, self._lanes(width)
         mine, result = Access(partial, lane), Access(out, lane)
         common = {
-            "partials": table.ctypes.data, "ranks": site.seats, "lanes": site.lanes, "rows": rows or self._rows, "width": width,
+            "partials": site.partials[self._num_exchanges % 2].ctypes.data, "ranks": site.seats, "lanes": site.lanes, "rows": rows,
+            "width": width,
         }  # fmt: skip
-        counted = [Access(rows.buffer)] if rows else []
+        counted = self._counted(rows)
         if site.seats > 1:
             self._builder.sync(site.team, mine)
         # With two ranks both ways read the same bytes from the peer.
@@ -156,8 +166,46 @@ class Together(Dense):
             self._builder.add(exchange.gather, [mine, result, *counted], [result], **common, out=out.at(0), add=add)
         else:
             self._builder.add(exchange.sum_partials, [mine, result, *counted], [result], **common, out=out.at(0), add=add)
-        self._digest("the residual", Access(out), out.at(0), out.stride, width * 4 // 8, rows or self._rows)
-        return self._made(out, width, rows or self._rows, f"{out.name} after exchange {self._num_exchanges}")
+
+    def _sum_over_hosts(self, wires: Wires, partial: Buffer, out: Buffer, width: int, add: bool, rows: int | Pointer) -> None:
+        """Each host's sum, in rank order, goes to the others in slices; then all are summed in the order of the hosts.
+
+        Who exchanges a slice reads what all threads of all ranks wrote, so barriers stand beside these syncs.
+        """
+        site, lane, counted = self.site, self._lanes(width), self._counted(rows)
+        arrived, result = self._arrived, Access(out, lane)
+        if site.seats > 1:
+            self._builder.sync(site.team, Access(partial, lane))
+        if site.seat < wires.count:
+            outgoing, columns = partial, width
+            if wires.outgoing:
+                columns = (width // 16 * (site.seat + 1) // wires.count - width // 16 * site.seat // wires.count) * 16
+                outgoing = self._outgoing
+                self._builder.add(
+                    exchange.sum_slice, [Access(partial), *counted], [Access(outgoing)],
+                    partials=site.partials[self._num_exchanges % 2].ctypes.data, ranks=site.seats, rows=rows, width=width,
+                    wire=site.seat, wires=wires.count, out=wires.outgoing,
+                )  # fmt: skip
+            self._builder.cross(
+                site.team,
+                rows,
+                columns * 4,
+                outgoing.at(0).resolved(),
+                wires.incoming,
+                [Access(outgoing), *counted],
+                [Access(arrived)],
+            )
+        if site.seats > 1:
+            self._builder.sync(site.team, Access(arrived, lane))
+        self._builder.add(
+            exchange.sum_hosts, [Access(partial), Access(arrived), result, *counted], [result],
+            sums=wires.sums[self._num_exchanges % 2].ctypes.data, hosts=wires.hosts, wires=wires.count, lanes=site.lanes, rows=rows,
+            width=width, out=out.at(0), add=add,
+        )  # fmt: skip
+
+    def _counted(self, rows: int | Pointer) -> list[Access]:
+        """The buffer in which the number of rows stands, if it is not the Step's."""
+        return [Access(rows.buffer)] if isinstance(rows, Pointer) else []
 
     def logits(self, x: Value, weight: Matrix, first_token: int, cap: float = 0.0) -> None:
         """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window.

@@ -1,0 +1,143 @@
+/* The other hosts: who speaks for them, whether they live, and what is arranged with them before there is work. */
+#include "hosts.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BEAT_NS 500000000   /* between two signs of life to another host */
+#define LISTEN_NS 50000000  /* between two looks for signs of life, and for an abort that others must hear of */
+#define SWAP_NS 50000000    /* a swap that is not complete returns to the caller this often */
+#define SWAP_NAP_NS 100000
+
+static void sign_of_life(struct numatp_hosts *hosts, struct numatp_ranks *job, int other, int64_t now)
+{
+    if (numatp_look_out(hosts, &hosts->heard[other]) == 0) {
+        if (hosts->hearing[other].aborted && job)
+            numatp_abort(job, hosts->hearing[other].text);
+        hosts->heard_at[other] = now;
+        numatp_receive(hosts, &hosts->heard[other], &hosts->hearing[other], sizeof(struct beat), hosts->leader[other], TAG_BEAT);
+    }
+    bool aborted = job && numatp_aborted(job);
+    if (aborted && !hosts->saying.aborted) { /* once: the text may still be on its way to others */
+        hosts->saying.aborted = 1;
+        snprintf(hosts->saying.text, sizeof hosts->saying.text, "%s", numatp_abort_text(job));
+    }
+    bool due = now - hosts->said_at[other] > BEAT_NS || (aborted && !hosts->told_of_abort[other]);
+    if (due && numatp_look_out(hosts, &hosts->said[other]) == 0) {
+        hosts->said_at[other] = now;
+        hosts->told_of_abort[other] = aborted;
+        numatp_send(hosts, &hosts->said[other], &hosts->saying, sizeof(struct beat), hosts->leader[other], TAG_BEAT);
+    }
+}
+
+static void *beat(void *argument)
+{
+    struct numatp_hosts *hosts = argument;
+    while (!atomic_load_explicit(&hosts->stop, memory_order_relaxed)) {
+        struct numatp_ranks *job = atomic_load_explicit(&hosts->job, memory_order_acquire);
+        for (int other = 0; other < hosts->hosts; other++) {
+            if (other == hosts->host)
+                continue;
+            int64_t now = numatp_clock();
+            sign_of_life(hosts, job, other, now);
+            if (now - hosts->heard_at[other] > NUMATP_SILENCE_NS) {
+                atomic_store_explicit(&hosts->silent, 1 + other, memory_order_relaxed);
+                if (job)
+                    numatp_say_silent(hosts, job, 1 + other);
+            }
+        }
+        numatp_sleep(LISTEN_NS);
+    }
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ open and close */
+
+struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, int num_hosts, int leads, const int32_t *leaders,
+                                       const int32_t *counterparts, const char *const *names)
+{
+    if (num_hosts < 2 || num_hosts > NUMATP_MAX_RANKS || host < 0 || host >= num_hosts) {
+        errno = EINVAL;
+        return NULL;
+    }
+    struct numatp_hosts *hosts = calloc(1, sizeof *hosts);
+    if (!hosts)
+        return NULL;
+    hosts->mpi = *mpi;
+    hosts->host = host;
+    hosts->hosts = num_hosts;
+    hosts->leads = leads != 0;
+    pthread_mutex_init(&hosts->turn, NULL);
+    for (int other = 0; other < num_hosts; other++) {
+        hosts->leader[other] = leaders[other];
+        hosts->counterpart[other] = counterparts[other];
+        snprintf(hosts->name[other], sizeof hosts->name[other], "%s", names[other]);
+    }
+    if (!hosts->leads)
+        return hosts;
+    for (int other = 0; other < num_hosts; other++)
+        if (other != host) {
+            hosts->heard_at[other] = numatp_clock();
+            numatp_receive(hosts, &hosts->heard[other], &hosts->hearing[other], sizeof(struct beat), leaders[other], TAG_BEAT);
+        }
+    int error = pthread_create(&hosts->heart, NULL, beat, hosts);
+    if (error) {
+        free(hosts);
+        errno = error;
+        return NULL;
+    }
+    hosts->beating = true;
+    return hosts;
+}
+
+void numatp_hosts_quiet(struct numatp_hosts *hosts)
+{
+    if (!hosts->beating)
+        return;
+    hosts->beating = false;
+    atomic_store(&hosts->stop, true);
+    pthread_join(hosts->heart, NULL);
+    for (int other = 0; other < hosts->hosts; other++) /* one more sign of life is always waited for */
+        numatp_cancel(hosts, &hosts->heard[other]);
+}
+
+void numatp_ranks_hosts(struct numatp_ranks *ranks, struct numatp_hosts *hosts)
+{
+    ranks->hosts = hosts;
+    hosts->saying.aborted = 0;
+    memset(hosts->told_of_abort, 0, sizeof hosts->told_of_abort);
+    atomic_store_explicit(&hosts->job, ranks, memory_order_release);
+}
+
+int numatp_hosts_swap(struct numatp_ranks *ranks, const void *mine, int64_t mine_bytes, void *theirs, int64_t room)
+{
+    struct numatp_hosts *hosts = ranks->hosts;
+    if (numatp_forked(ranks))
+        return NUMATP_FORKED;
+    if (!hosts->swapping) {
+        for (int other = 0; other < hosts->hosts; other++)
+            if (other != hosts->host
+                && (!numatp_receive(hosts, &hosts->swap, (char *)theirs + other * room, room, hosts->leader[other], TAG_SWAP)
+                    || !numatp_send(hosts, &hosts->swap, mine, mine_bytes, hosts->leader[other], TAG_SWAP)))
+                numatp_not_sent(ranks);
+        hosts->swapping = true;
+    }
+    for (int64_t end = numatp_clock() + SWAP_NS;;) {
+        int left = numatp_look_out(hosts, &hosts->swap);
+        if (left == 0) {
+            hosts->swapping = false;
+            return NUMATP_OK;
+        }
+        if (!numatp_go_on(hosts, ranks, left) || numatp_aborted(ranks))
+            return NUMATP_ABORTED;
+        int dead = numatp_dead_peer(ranks);
+        if (dead)
+            numatp_abort_dead(ranks, dead);
+        if (numatp_clock() > end)
+            return NUMATP_PENDING;
+        numatp_sleep(SWAP_NAP_NS);
+    }
+}
+
