@@ -56,7 +56,7 @@ whole = kernel.path.read_bytes()
 for i, damaged in enumerate(damages(whole)):
     kernel.path.write_bytes(damaged)
     Kernel.compiled.clear()
-    assert build.build(kernel, wait=True) and build.build(kernel, wait=True)
+    assert build.build([kernel], wait=True) and build.build([kernel], wait=True)
     assert Kernel.compiled == ["gate.silu_gate"], i
     assert read(kernel.path).code, i
 """
@@ -82,7 +82,7 @@ def test_a_kernel_that_somebody_compiles_is_left_for_later(folder, tmp_path, mon
     elsewhere = run(sys.executable, "-c", SCRIPT, PACKAGE.parent, env={"NUMATP_CACHE_DIR": str(tmp_path / "elsewhere")})
     assert elsewhere.returncode == 0, elsewhere.stderr
     made = tmp_path / "elsewhere/kernels" / folder.name / first.path.name
-    with open(first.path.with_suffix(".lock"), "w") as lock:
+    with open(first.lock, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         other = threading.Thread(target=make_all_ready, args=([first, second],))
         other.start()

@@ -4,10 +4,12 @@ Once this module is imported the files of kernels are those of a compiler (jit.p
 """
 
 import fcntl
+import gc
 import importlib
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from numba.core.ccallback import CFunc
@@ -25,6 +27,9 @@ from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 from numatp.machine.limits import describe
 from numatp.machine.parent import end_with
 
+GARBAGE = (
+    100_000  # objects after which Python looks for some: a compiler makes millions and drops few, which takes a tenth of its time
+)
 FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
 
 
@@ -77,6 +82,8 @@ class Library(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
         passes, builder = self._codegen._function_pass_manager()
         for function in ll_module.functions:
+            if not function.is_declaration and b"alwaysinline" not in b" ".join(function.attributes):
+                function.add_function_attribute("noinline")  # LLVM would copy what is called() after all
             passes.run(function, builder)
 
     def _optimize_final_module(self) -> None:
@@ -87,9 +94,12 @@ class Library(JITCodeLibrary):
     def _finalize_final_module(self) -> None:
         self._finalized = True
 
-    def machine_code(self) -> bytes:
-        """An object file."""
+    def machine_code(self, entry: str) -> bytes:
+        """An object file with the function of that name."""
         self._ensure_finalized()
+        for function in self._final_module.functions:
+            if function.name != entry and not function.is_declaration:
+                function.linkage = "internal"  # LLVM sees all calls then, and that none of them raises
         passes, builder = self._codegen._module_pass_manager()  # the other half
         passes.run(self._final_module, builder)
         self._verify_declare_only_symbols()
@@ -113,29 +123,34 @@ def compiled(kernel: Kernel) -> MachineCode:
     """Numba's work."""
     callback: Any = CFunc(kernel.function, normalize_signature(signature(kernel.fields)), locals={}, options=OPTIONS)
     made = callback._compile_uncached()
-    code = made.library.machine_code()
+    entry = made.fndesc.llvm_cfunc_wrapper_name
+    code = made.library.machine_code(entry)
     assert not made.library.has_dynamic_globals, f"{made.fndesc.llvm_func_name} would hold addresses of this process"
-    return MachineCode(made.fndesc.llvm_cfunc_wrapper_name, code, made.library._final_module.as_bitcode())
+    return MachineCode(entry, code, made.library._final_module.as_bitcode())
 
 
-def build(kernel: Kernel, wait: bool) -> bool:
-    """Compiles the kernel unless it is there. While another process compiles it: waits, or does nothing and returns False."""
-    with open(kernel.path.with_suffix(".lock"), "w") as lock:
+def build(kernels: Sequence[Kernel], wait: bool) -> bool:
+    """Compiles kernels of one module unless they are there. While another process does so: waits, or returns False at once."""
+    with open(kernels[0].lock, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        if not read(kernel.path):  # otherwise somebody compiled it while we waited
-            write(kernel.path, compiled(kernel))
-            Kernel.compiled.append(kernel.name)
+        for kernel in kernels:
+            if not read(kernel.path):  # otherwise somebody compiled it while we waited
+                write(kernel.path, compiled(kernel))
+                Kernel.compiled.append(kernel.name)
     return True
 
 
 def build_all(kernels: Iterable[Kernel]) -> None:
-    """Each process goes on to a kernel that nobody is compiling."""
-    missing = [*kernels]
+    """Each process goes on to a module whose kernels nobody is compiling."""
+    modules: dict[Path, list[Kernel]] = {}
+    for kernel in kernels:
+        modules.setdefault(kernel.lock, []).append(kernel)
+    missing = [*modules.values()]
     while missing:
-        later = [kernel for kernel in missing if not build(kernel, wait=False)]
+        later = [module for module in missing if not build(module, wait=False)]
         if len(later) == len(missing):
             build(later.pop(0), wait=True)
         missing = later
@@ -146,6 +161,7 @@ def main() -> None:
     the file] of each kernel. Prints the names of those that it compiled itself: processes that want the same share the work.
     """
     end_with(int(sys.argv[1]))
+    gc.set_threshold(GARBAGE)
     kernels: list[Kernel] = []
     for module, name, arguments, file in json.loads(sys.argv[2]):
         kernel = getattr(specialize(*arguments) if arguments else importlib.import_module(module), name)

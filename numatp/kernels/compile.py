@@ -32,7 +32,9 @@ from numatp.machine import isa
 FIELD_DTYPES = {"pointer": np.uint64, "int": np.int64, "float": np.float64}  # each field fills 8 bytes
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}  # kernels must not raise: nobody would catch it
-INLINED = OPTIONS | {"forceinline": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # neither Python nor C calls it
+PART = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of a kernel: neither Python nor C calls it
+INLINED = PART | {"forceinline": True}
+CALLED = PART | {"forceinline": False}  # said, because a part takes its caller's options
 DIGEST_BYTES = hashlib.sha256().digest_size
 MOST_COMPILERS, WORTH_A_COMPILER = (
     4,
@@ -43,6 +45,11 @@ MOST_COMPILERS, WORTH_A_COMPILER = (
 def device(function: Callable[..., Any]) -> Any:
     """A function that kernels use; always inlined."""
     return jit.njit(**INLINED)(function)
+
+
+def called(function: Callable[..., Any]) -> Any:
+    """A function that kernels call. It is so large that LLVM would take seconds for each copy, and one is as fast."""
+    return jit.njit(**CALLED)(function)
 
 
 @device
@@ -129,13 +136,21 @@ class Kernel:
 
     @property
     def path(self) -> Path:
-        """Under a digest of all files that its machine code may depend on."""
+        return kernel_cache() / f"{self.name}-{self._digest()}.kernel"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that compiles kernels of this one's module, which have parts in common."""
+        return kernel_cache() / f"{self.function.__module__.rpartition('.')[2]}-{self._digest()}.lock"
+
+    def _digest(self) -> str:
+        """Of all files that its machine code may depend on."""
         modules = ["numatp.kernels.build", f"numatp.kernels.isa.{isa.level().name}"]
         if made := _specialized.get(self.function.__module__):
             modules += [f"numatp.kernels.{made[0]}", made[2]]
         else:
             modules.append(self.function.__module__)
-        return kernel_cache() / f"{self.name}-{sources.digest(sources.closure(modules))}.kernel"
+        return sources.digest(sources.closure(modules))
 
     @property
     def address(self) -> int:

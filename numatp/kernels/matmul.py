@@ -7,7 +7,7 @@ so each thread first touches the memory that it will read.
 from math import exp as scalar_exp
 from types import ModuleType
 
-from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.compile import called, device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import PANELS, TOP_BYTES
@@ -41,7 +41,7 @@ def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
     store_rows(out, out_stride, 0, quant.dot_tile(weights, x, first, pitch, units, before))
 
 
-@device
+@called
 def multiply(weights, units, rows, x, pitch, out, out_stride, add):
     """out (rows, 16) = [out +] the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may change."""
     first = 0
@@ -149,7 +149,7 @@ def experts(args, thread, threads):
         multiply_tiles(
             offset(args.weights, expert * args.tiles * args.tile_bytes), args.tile_bytes, tile, stop, args.units, many,
             (many + args.pitch - 1) // args.pitch * args.pitch, others, offset(x, group * args.x_group), args.x_group, args.pitch,
-            offset(args.out, group * args.pitch * args.out_stride), args.out_stride, False, panels,
+            offset(args.out, group * args.pitch * args.out_stride), args.out_stride, int64(0), panels,
         )  # fmt: skip
         item += stop - tile
 
@@ -181,8 +181,8 @@ def score(args, thread, threads):
     for tile in range(first, last):
         here = args.vocab - tile * 16  # logits of this tile, if less than 16
         multiply_tiles(
-            offset(args.weights, tile * args.tile_bytes), args.tile_bytes, 0, 1, args.units, many, many, rows - many, args.x,
-            args.x_group, pitch, logits, 64, False, panels,
+            offset(args.weights, tile * args.tile_bytes), args.tile_bytes, int64(0), int64(1), args.units, many, many,
+            rows - many, args.x, args.x_group, pitch, logits, int64(64), int64(0), panels,
         )  # fmt: skip
         if args.cap > 0:
             cap_rows(logits, 64, rows, 16, args.cap)
