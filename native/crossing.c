@@ -24,7 +24,7 @@ static bool move(struct numatp_hosts *hosts, struct numatp_ranks *ranks, const s
         }
         for (int64_t row = 0; bytes && row < rows; row++)
             if (!how(hosts, &hosts->step, piece->at + row * piece->stride, bytes, hosts->leader[piece->host], tag))
-                return numatp_not_sent(ranks);
+                return numatp_not_sent(hosts, ranks);
     }
     return true;
 }
@@ -35,14 +35,14 @@ bool numatp_hosts_announce(struct numatp_ranks *ranks, int64_t index, const stru
     hosts->header = (struct numatp_step_header){index, program ? program->crossings : 0};
     for (int other = 1; other < hosts->hosts; other++)
         if (!numatp_send(hosts, &hosts->step, &hosts->header, sizeof hosts->header, hosts->leader[other], TAG_STEP))
-            return numatp_not_sent(ranks);
+            return numatp_not_sent(hosts, ranks);
     if (!program)
         return numatp_land(hosts, ranks, &hosts->step);
     if (!move(hosts, ranks, &program->told, send_piece, TAG_TOLD) || !move(hosts, ranks, &program->returned, numatp_receive, TAG_RETURNED))
         return false;
     for (int other = 1; other < hosts->hosts; other++)
         if (!numatp_receive(hosts, &hosts->step, &hosts->answered[other], sizeof(int64_t), hosts->leader[other], TAG_RETURNED))
-            return numatp_not_sent(ranks);
+            return numatp_not_sent(hosts, ranks);
     return true;
 }
 
@@ -56,13 +56,13 @@ bool numatp_hosts_next(struct numatp_ranks *ranks, struct numatp_step_header *he
     struct numatp_hosts *hosts = ranks->hosts;
     struct numatp_patience patience = {0};
     if (!numatp_receive(hosts, &hosts->step, header, sizeof *header, hosts->leader[0], TAG_STEP))
-        return numatp_not_sent(ranks);
-    for (int left; (left = numatp_look_out(hosts, &hosts->step)) != 0;) {
+        return numatp_not_sent(hosts, ranks);
+    while (numatp_look_out(hosts, &hosts->step)) {
         if (patience.waited > NUMATP_AWAKE_NS) {
             patience.waited = numatp_clock() - patience.since;
             numatp_sleep(IDLE_NAP_NS);
         }
-        if (!numatp_go_on(hosts, ranks, left) || numatp_aborted(ranks) || !numatp_wait_more(ranks, &patience, NUMATP_WATCH_PEERS))
+        if (numatp_hosts_ended(hosts, ranks) || numatp_aborted(ranks) || !numatp_wait_more(ranks, &patience, NUMATP_WATCH_PEERS))
             return false;
     }
     return true;
@@ -80,7 +80,7 @@ bool numatp_hosts_answer(struct numatp_ranks *ranks, const struct numatp_program
     if (!move(hosts, ranks, &program->returned, send_piece, TAG_RETURNED))
         return false;
     if (!numatp_send(hosts, &hosts->step, &hosts->answered[0], sizeof(int64_t), hosts->leader[0], TAG_RETURNED))
-        return numatp_not_sent(ranks);
+        return numatp_not_sent(hosts, ranks);
     return numatp_land(hosts, ranks, &hosts->step);
 }
 
@@ -96,13 +96,15 @@ void numatp_cross(void *argument, int64_t thread, int64_t threads)
         return;
     const int64_t bytes = *args->rows * args->row_bytes;
     for (int other = 0; other < hosts->hosts; other++)
-        if (other != hosts->host && !numatp_receive(hosts, &hosts->sums, args->incoming[other], bytes, hosts->counterpart[other], TAG_SUMS)) {
-            numatp_not_sent(ranks);
+        if (other != hosts->host
+            && !numatp_receive(hosts, &hosts->sums, args->incoming[other], bytes, hosts->leader[other] + hosts->seat, TAG_SUMS)) {
+            numatp_not_sent(hosts, ranks);
             return;
         }
     for (int other = 0; other < hosts->hosts; other++)
-        if (other != hosts->host && !numatp_send(hosts, &hosts->sums, args->outgoing, bytes, hosts->counterpart[other], TAG_SUMS)) {
-            numatp_not_sent(ranks);
+        if (other != hosts->host
+            && !numatp_send(hosts, &hosts->sums, args->outgoing, bytes, hosts->leader[other] + hosts->seat, TAG_SUMS)) {
+            numatp_not_sent(hosts, ranks);
             return;
         }
     numatp_land(hosts, ranks, &hosts->sums); /* the executor looks at the abort word before the next op */

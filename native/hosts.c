@@ -42,12 +42,11 @@ static void *beat(void *argument)
                 continue;
             int64_t now = numatp_clock();
             sign_of_life(hosts, job, other, now);
-            if (now - hosts->heard_at[other] > NUMATP_SILENCE_NS) {
+            if (now - hosts->heard_at[other] > NUMATP_SILENCE_NS)
                 atomic_store_explicit(&hosts->silent, 1 + other, memory_order_relaxed);
-                if (job)
-                    numatp_say_silent(hosts, job, 1 + other);
-            }
         }
+        if (job)
+            numatp_hosts_ended(hosts, job);
         numatp_sleep(LISTEN_NS);
     }
     return NULL;
@@ -55,8 +54,8 @@ static void *beat(void *argument)
 
 /* ------------------------------------------------------------------ open and close */
 
-struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, int num_hosts, int leads, const int32_t *leaders,
-                                       const int32_t *counterparts, const char *const *names)
+struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, int num_hosts, int seat, const int32_t *leaders,
+                                       const char *const *names)
 {
     if (num_hosts < 2 || num_hosts > NUMATP_MAX_RANKS || host < 0 || host >= num_hosts) {
         errno = EINVAL;
@@ -68,14 +67,13 @@ struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, i
     hosts->mpi = *mpi;
     hosts->host = host;
     hosts->hosts = num_hosts;
-    hosts->leads = leads != 0;
+    hosts->seat = seat;
     pthread_mutex_init(&hosts->turn, NULL);
     for (int other = 0; other < num_hosts; other++) {
         hosts->leader[other] = leaders[other];
-        hosts->counterpart[other] = counterparts[other];
         snprintf(hosts->name[other], sizeof hosts->name[other], "%s", names[other]);
     }
-    if (!hosts->leads)
+    if (seat)
         return hosts;
     for (int other = 0; other < num_hosts; other++)
         if (other != host) {
@@ -106,6 +104,7 @@ void numatp_hosts_quiet(struct numatp_hosts *hosts)
 void numatp_ranks_hosts(struct numatp_ranks *ranks, struct numatp_hosts *hosts)
 {
     ranks->hosts = hosts;
+    ranks->first = hosts->leader[hosts->host];
     hosts->saying.aborted = 0;
     memset(hosts->told_of_abort, 0, sizeof hosts->told_of_abort);
     atomic_store_explicit(&hosts->job, ranks, memory_order_release);
@@ -121,16 +120,15 @@ int numatp_hosts_swap(struct numatp_ranks *ranks, const void *mine, int64_t mine
             if (other != hosts->host
                 && (!numatp_receive(hosts, &hosts->swap, (char *)theirs + other * room, room, hosts->leader[other], TAG_SWAP)
                     || !numatp_send(hosts, &hosts->swap, mine, mine_bytes, hosts->leader[other], TAG_SWAP)))
-                numatp_not_sent(ranks);
+                numatp_not_sent(hosts, ranks);
         hosts->swapping = true;
     }
     for (int64_t end = numatp_clock() + SWAP_NS;;) {
-        int left = numatp_look_out(hosts, &hosts->swap);
-        if (left == 0) {
+        if (numatp_look_out(hosts, &hosts->swap) == 0) {
             hosts->swapping = false;
             return NUMATP_OK;
         }
-        if (!numatp_go_on(hosts, ranks, left) || numatp_aborted(ranks))
+        if (numatp_hosts_ended(hosts, ranks) || numatp_aborted(ranks))
             return NUMATP_ABORTED;
         int dead = numatp_dead_peer(ranks);
         if (dead)

@@ -13,9 +13,14 @@
 
 enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_SWAP, TAG_BEAT };
 
-/* Messages under way. An MPI_Request is an int or a pointer, and lies at the start of a word. */
+struct message {
+    uint64_t request; /* MPI's: an int or a pointer, which lies at the start of the word */
+    int peer;         /* the rank that it goes to or comes from */
+};
+
+/* Messages under way. */
 struct flight {
-    uint64_t *requests; /* [room] */
+    struct message *messages; /* [room] */
     int count, room;
 };
 
@@ -27,9 +32,8 @@ struct beat {
 struct numatp_hosts {
     struct numatp_mpi mpi;
     pthread_mutex_t turn;
-    int host, hosts;
-    bool leads;                  /* whether this rank speaks for its host: it has seat 0 */
-    int32_t leader[NUMATP_MAX_RANKS], counterpart[NUMATP_MAX_RANKS]; /* by host, in MPI's communicator */
+    int host, hosts, seat;
+    int32_t leader[NUMATP_MAX_RANKS]; /* by host: the rank at seat 0, which speaks for it */
     char name[NUMATP_MAX_RANKS][64];
     struct flight sums, step, swap;
     struct numatp_step_header header;
@@ -38,6 +42,7 @@ struct numatp_hosts {
 
     _Atomic(struct numatp_ranks *) job;  /* ends when another host does */
     _Atomic int32_t silent;              /* 1 + a host from which nothing comes */
+    _Atomic int32_t lost;                /* 1 + a rank with which MPI could not exchange a message */
     _Atomic bool stop;
     bool beating;
     pthread_t heart;
@@ -47,26 +52,23 @@ struct numatp_hosts {
     struct beat saying, hearing[NUMATP_MAX_RANKS];
 };
 
-/* MPI_Isend and MPI_Irecv, into the messages under way. peer: a number in the communicator. False where MPI or memory fails. */
+/* MPI_Isend and MPI_Irecv, into the messages under way. peer: a rank. False where MPI or memory fails. */
 bool numatp_send(struct numatp_hosts *, struct flight *, const void *at, int64_t bytes, int peer, int tag);
 bool numatp_receive(struct numatp_hosts *, struct flight *, void *at, int64_t bytes, int peer, int tag);
 
-/* How many have not arrived yet; negative after an error of MPI. */
+/* How many have not arrived yet. A message that MPI reports an error for never does: its peer is lost. */
 int numatp_look_out(struct numatp_hosts *, struct flight *);
 
 /* Gives up what was to be received. No other thread calls MPI any more. */
 void numatp_cancel(struct numatp_hosts *, struct flight *);
 
-/* After a look that left so many. False: give up, the job has ended. */
-bool numatp_go_on(struct numatp_hosts *, struct numatp_ranks *, int left);
-
 /* Waits until all have arrived. False: give up, the job has ended. */
 bool numatp_land(struct numatp_hosts *, struct numatp_ranks *, struct flight *);
 
-/* Ends the job because nothing comes from host silent - 1. */
-void numatp_say_silent(struct numatp_hosts *, struct numatp_ranks *, int silent);
+/* Ends the job if a host is silent or a rank lost, which it then is: true. */
+bool numatp_hosts_ended(struct numatp_hosts *, struct numatp_ranks *);
 
-/* Ends the job, and is false. */
-bool numatp_not_sent(struct numatp_ranks *);
+/* Ends the job because a message could not be sent or expected, and is false. */
+bool numatp_not_sent(struct numatp_hosts *, struct numatp_ranks *);
 
 #endif

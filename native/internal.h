@@ -69,6 +69,7 @@ struct numatp_ranks {
     int64_t flag_block;      /* bytes of one rank's block */
     int lanes;
     struct numatp_hosts *hosts; /* NULL: all ranks are on this host */
+    int first;                  /* of several hosts: number in the job of the rank at our seat 0 */
     struct numatp_peer peer[NUMATP_MAX_RANKS];
 };
 

@@ -26,15 +26,19 @@ static bool launch(struct numatp_hosts *hosts, struct flight *flight, void *func
 {
     if (flight->count == flight->room) {
         int room = flight->room ? 2 * flight->room : 16;
-        uint64_t *requests = realloc(flight->requests, (size_t)room * sizeof *requests);
-        if (!requests)
+        struct message *messages = realloc(flight->messages, (size_t)room * sizeof *messages);
+        if (!messages)
             return false;
-        flight->requests = requests;
+        flight->messages = messages;
         flight->room = room;
     }
+    struct message *message = &flight->messages[flight->count];
+    message->peer = peer;
     pthread_mutex_lock(&hosts->turn);
-    int error = start(hosts, function, at, bytes, peer, tag, &flight->requests[flight->count]);
+    int error = start(hosts, function, at, bytes, peer, tag, &message->request);
     pthread_mutex_unlock(&hosts->turn);
+    if (error)
+        atomic_store_explicit(&hosts->lost, 1 + peer, memory_order_relaxed);
     flight->count += !error;
     return !error;
 }
@@ -53,14 +57,17 @@ int numatp_look_out(struct numatp_hosts *hosts, struct flight *flight)
 {
     uint64_t status[STATUS_WORDS];
     for (int i = 0; i < flight->count;) {
+        struct message *message = &flight->messages[i];
         int done = 0;
         pthread_mutex_lock(&hosts->turn);
-        int error = ((test *)hosts->mpi.test)(&flight->requests[i], &done, status);
+        int error = ((test *)hosts->mpi.test)(&message->request, &done, status);
         pthread_mutex_unlock(&hosts->turn);
-        if (error)
-            return -1;
+        if (error) {
+            atomic_store_explicit(&hosts->lost, 1 + message->peer, memory_order_relaxed);
+            break;
+        }
         if (done)
-            flight->requests[i] = flight->requests[--flight->count];
+            *message = flight->messages[--flight->count];
         else
             i++;
     }
@@ -70,41 +77,46 @@ int numatp_look_out(struct numatp_hosts *hosts, struct flight *flight)
 void numatp_cancel(struct numatp_hosts *hosts, struct flight *flight)
 {
     for (int i = 0; i < flight->count; i++)
-        ((cancel *)hosts->mpi.cancel)(&flight->requests[i]);
+        ((cancel *)hosts->mpi.cancel)(&flight->messages[i].request);
     numatp_look_out(hosts, flight);
 }
 
-void numatp_say_silent(struct numatp_hosts *hosts, struct numatp_ranks *ranks, int silent)
+static int host_of(const struct numatp_hosts *hosts, int rank)
 {
-    char text[NUMATP_ABORT_BYTES];
-    snprintf(text, sizeof text, "nothing has come from host %s for %d s: it, its rank %d or the link to it is down",
-             hosts->name[silent - 1], (int)(NUMATP_SILENCE_NS / 1000000000), hosts->leader[silent - 1]);
-    numatp_abort(ranks, text);
+    int host = hosts->hosts - 1;
+    while (rank < hosts->leader[host])
+        host--;
+    return host;
 }
 
-bool numatp_go_on(struct numatp_hosts *hosts, struct numatp_ranks *ranks, int left)
+bool numatp_hosts_ended(struct numatp_hosts *hosts, struct numatp_ranks *ranks)
 {
-    int silent = atomic_load_explicit(&hosts->silent, memory_order_relaxed);
-    if (silent)
-        numatp_say_silent(hosts, ranks, silent);
-    else if (left < 0)
-        numatp_abort(ranks, "MPI reports an error in a message between hosts");
-    return !silent && left >= 0;
+    const int silent = atomic_load_explicit(&hosts->silent, memory_order_relaxed) - 1;
+    const int lost = atomic_load_explicit(&hosts->lost, memory_order_relaxed) - 1;
+    char text[NUMATP_ABORT_BYTES];
+    if (lost >= 0)
+        snprintf(text, sizeof text, "rank %d on host %s has ended, or the link to it is down", lost, hosts->name[host_of(hosts, lost)]);
+    else if (silent >= 0)
+        snprintf(text, sizeof text, "nothing has come from rank %d on host %s for %d s: it, its host or the link to it is down",
+                 hosts->leader[silent], hosts->name[silent], (int)(NUMATP_SILENCE_NS / 1000000000));
+    else
+        return false;
+    numatp_abort(ranks, text);
+    return true;
 }
 
 bool numatp_land(struct numatp_hosts *hosts, struct numatp_ranks *ranks, struct flight *flight)
 {
     struct numatp_patience patience = {0};
-    int left;
-    while ((left = numatp_look_out(hosts, flight)) != 0)
-        if (!numatp_go_on(hosts, ranks, left) || !numatp_wait_more(ranks, &patience, NUMATP_WATCH_PEERS))
+    while (numatp_look_out(hosts, flight))
+        if (numatp_hosts_ended(hosts, ranks) || !numatp_wait_more(ranks, &patience, NUMATP_WATCH_PEERS))
             return false;
     return true;
 }
 
-bool numatp_not_sent(struct numatp_ranks *ranks)
+bool numatp_not_sent(struct numatp_hosts *hosts, struct numatp_ranks *ranks)
 {
-    numatp_abort(ranks, "a message to another host could not be sent: MPI or memory failed");
+    if (!numatp_hosts_ended(hosts, ranks))
+        numatp_abort(ranks, "no memory for a message to another host");
     return false;
 }
-

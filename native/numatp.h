@@ -149,11 +149,11 @@ struct numatp_mpi {
 
 struct numatp_hosts;
 
-/* This process as a rank of host `host` of `num_hosts`. leads: whether it has seat 0 and speaks for its host. By host, numbers in
- * the communicator: leaders, the ranks at seat 0; counterparts, those at our own seat, where there are such. From now on the leaders send each other signs of
+/* This process as the rank at seat `seat` of host `host` of `num_hosts`. leaders: by host, the rank at seat 0, which speaks for it;
+ * ranks are numbers in the communicator, and those of a host follow each other. From now on the leaders send each other signs of
  * life; a host that is silent for seconds ends the job. NULL with errno on failure. */
-struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *, int host, int num_hosts, int leads, const int32_t *leaders,
-                                       const int32_t *counterparts, const char *const *names);
+struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *, int host, int num_hosts, int seat, const int32_t *leaders,
+                                       const char *const *names);
 void numatp_hosts_quiet(struct numatp_hosts *); /* no MPI is called any more: before MPI ends */
 
 /* These ranks, the seats of one host, are part of a job that runs on all hosts: an abort ends it on all. One job at a time. */

@@ -78,7 +78,7 @@ int numatp_dead_peer(const struct numatp_ranks *ranks)
 void numatp_abort_dead(struct numatp_ranks *ranks, int dead)
 {
     char text[NUMATP_ABORT_BYTES];
-    snprintf(text, sizeof text, "rank %d (process %d) died", dead - 1, ranks->peer[dead - 1].pid);
+    snprintf(text, sizeof text, "rank %d (process %d) died", ranks->first + dead - 1, ranks->peer[dead - 1].pid);
     numatp_abort(ranks, text);
 }
 

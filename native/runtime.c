@@ -338,7 +338,7 @@ static const struct numatp_program *agreed_program(struct numatp_team *team)
     }
     char text[NUMATP_ABORT_BYTES];
     snprintf(text, sizeof text, "program %lld has %lld syncs on rank 0 and %lld on rank %d (-1: there is none)",
-             (long long)steps->program, (long long)steps->num_syncs, (long long)have, team->ranks->rank);
+             (long long)steps->program, (long long)steps->num_syncs, (long long)have, team->ranks->first + team->ranks->rank);
     numatp_abort(team->ranks, text);
     return NULL;
 }

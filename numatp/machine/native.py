@@ -72,10 +72,7 @@ SIGNATURES = {
     "numatp_team_step": (c_int, [c_void_p, c_int64]),
     "numatp_team_serve": (c_int, [c_void_p]),
     "numatp_team_stop": (c_int, [c_void_p]),
-    "numatp_hosts_open": (
-        c_void_p,
-        [POINTER(Mpi), c_int, c_int, c_int, POINTER(c_int32), POINTER(c_int32), POINTER(c_char_p)],
-    ),
+    "numatp_hosts_open": (c_void_p, [POINTER(Mpi), c_int, c_int, c_int, POINTER(c_int32), POINTER(c_char_p)]),
     "numatp_hosts_quiet": (None, [c_void_p]),
     "numatp_ranks_hosts": (None, [c_void_p, c_void_p]),
     "numatp_hosts_swap": (c_int, [c_void_p, c_char_p, c_int64, c_void_p, c_int64]),

@@ -18,21 +18,21 @@ class Members:
     """The hosts of a job and who sits where: the same on every rank."""
 
     names: Sequence[str]
-    seats: Sequence[Sequence[int]]  # per host: the MPI rank at each seat
+    seats: Sequence[int]  # how many each host has
 
     @property
     def size(self) -> int:
         """Ranks of all hosts."""
-        return sum(map(len, self.seats))
+        return sum(self.seats)
 
     def first_rank(self, host: int) -> int:
         """Of a host: ranks are numbered host by host, and there by seat."""
-        return sum(map(len, self.seats[:host]))
+        return sum(self.seats[:host])
 
     def ranks_of(self, host: int) -> range:
         """The ranks of a host."""
         first = self.first_rank(host)
-        return range(first, first + len(self.seats[host]))
+        return range(first, first + self.seats[host])
 
     def host_of(self, rank: int) -> int:
         return next(host for host in range(len(self.seats)) if rank in self.ranks_of(host))
@@ -40,26 +40,22 @@ class Members:
     @property
     def wires(self) -> int:
         """How many ranks of each host exchange sums with other hosts, each a slice: as many as every host has."""
-        return min(map(len, self.seats))
+        return min(self.seats)
 
 
 class Hosts:
     """This process's place among the hosts; it lives as long as the process."""
 
     def __init__(self, MPI: Any, communicator: Any, members: Members, index: int, seat: int):
-        """MPI: of mpi4py. communicator: ours alone, whose errors return. index: of this host."""
+        """MPI: of mpi4py. communicator: ours alone, whose errors return, and whose ranks are the job's. index: of this host."""
         self.members, self.index, self.leads = members, index, seat == 0
         self._library = native.library()
         self._keep = communicator  # its handle is in C's hands
         mpi = _mpi(MPI, communicator)
-        leaders = [seats[0] for seats in members.seats]
-        counterparts = [seats[seat] if seat < len(seats) else -1 for seats in members.seats]
-        count = len(leaders)
-        ranks, names = ctypes.c_int32 * count, ctypes.c_char_p * count
-        self.handle = self._library.numatp_hosts_open(
-            ctypes.byref(mpi), index, count, self.leads, ranks(*leaders), ranks(*counterparts),
-            names(*(name.encode() for name in members.names)),
-        )  # fmt: skip
+        count = len(members.seats)
+        leaders = (ctypes.c_int32 * count)(*map(members.first_rank, range(count)))
+        names = (ctypes.c_char_p * count)(*(name.encode() for name in members.names))
+        self.handle = self._library.numatp_hosts_open(ctypes.byref(mpi), index, count, seat, leaders, names)
         if not self.handle:
             raise MachineError(f"cannot join the other hosts: {os.strerror(ctypes.get_errno())}")
 

@@ -81,9 +81,10 @@ def _meet_hosts(MPI: Any, launch: Launch, ours: bool) -> tuple[World, list[int]]
     world = MPI.COMM_WORLD.Dup()
     world.Set_errhandler(MPI.ERRORS_RETURN)
     inside = world.Split_type(MPI.COMM_TYPE_SHARED, world.Get_rank())
-    mine = [inside.Get_rank(), inside.Get_size(), MPI.Get_processor_name(), inside.allgather(world.Get_rank()), MPI.Query_thread()]
+    first = inside.bcast(world.Get_rank())
+    mine = [first, inside.Get_rank(), inside.Get_size(), MPI.Get_processor_name(), MPI.Query_thread()]
     everybody = world.allgather([*mine, launch.local_rank, launch.local_size])
-    for rank, (seat, seats, name, _, threads, local_rank, local_size) in enumerate(everybody):
+    for rank, (_, seat, seats, name, threads, local_rank, local_size) in enumerate(everybody):
         if (seat, seats) != (local_rank, local_size):
             raise MachineError(
                 f"rank {rank} on host {name} shares memory with {seats - 1} others, and {launch.starter} started {local_size - 1} "
@@ -94,12 +95,13 @@ def _meet_hosts(MPI: Any, launch: Launch, ours: bool) -> tuple[World, list[int]]
                 f"rank {rank} on host {name}: the script's MPI serves one thread at a time: start it with MPI.THREAD_MULTIPLE, "
                 "mpi4py's default"
             )
-    leaders = [entry for entry in everybody if entry[0] == 0]
-    members = Members([name for _, _, name, *_ in leaders], [ranks for _, _, _, ranks, *_ in leaders])
-    index = next(i for i, seats in enumerate(members.seats) if world.Get_rank() in seats)
-    seat, pids = inside.Get_rank(), inside.allgather(os.getpid())
+    leaders = [entry for entry in everybody if entry[1] == 0]
+    members = Members([name for _, _, _, name, *_ in leaders], [seats for _, _, seats, *_ in leaders])
+    index, seat = [leader for leader, *_ in leaders].index(first), inside.Get_rank()
+    pids = inside.allgather(os.getpid())
     host = Host(seat, inside.Get_size(), _share_window(seat, inside.allgather, world.allgather), pids, True, lambda: None)
-    return World.of_many(host, Hosts(MPI, world, members, index, seat)), pids
+    ordered = world.Split(0, members.first_rank(index) + seat)
+    return World.of_many(host, Hosts(MPI, ordered, members, index, seat)), pids
 
 
 def _leave(met: World, MPI: Any) -> None:
@@ -117,6 +119,8 @@ def _leave(met: World, MPI: Any) -> None:
 def _make_room(vendor: str, launch: Launch) -> None:
     """Containers have a small /dev/shm, and nobody removes what a killed MPI leaves in it; a user's settings stay."""
     if vendor == "Open MPI":
+        if launch.local_size != launch.size:  # else it ends a process whose peer has gone, before that can say a word
+            os.environ.setdefault("OMPI_MCA_mpi_ft_enable", "1")
         os.environ.setdefault("OMPI_MCA_btl_sm_backing_directory", tempfile.gettempdir())
         os.environ.setdefault("OMPI_MCA_btl", "^ofi")  # it looks for network cards for a second
         return
