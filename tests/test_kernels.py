@@ -19,7 +19,7 @@ from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes, conv_bytes
 from numatp.kernels.rows import FEW, GROUP, HALF, MANY
-from numatp.kernels.scratch import SCRATCH_BYTES
+from numatp.kernels.scratch import scratch_bytes
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
@@ -494,8 +494,10 @@ class Attention:
         assert (np.abs(error) <= KEY_ROUNDING + 6 * noise).all()
         assert np.linalg.norm(error) <= KEY_ROUNDING * error.size**0.5 + 1.2 * np.linalg.norm(noise)
 
-    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None, cap=0):
-        """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads."""
+    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None, cap=0, many=0):
+        """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads; the first `many`
+        rows go through tile registers.
+        """
         heads = heads or range(self.heads)
         group = self.heads // self.kv_heads
         kv_heads = range(heads.start // group, -(-heads.stop // group))
@@ -507,7 +509,9 @@ class Attention:
         offset = kv_heads.start * self.head_bytes
         out = np.full(q.shape, np.nan, np.float32)
         attention = self.kernels
-        scratch = np.full((threads, SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
+        scratch = np.full((threads, scratch_bytes(self.size, self.size) // 4 + 16), np.nan, np.float32)
+        panels = aligned(threads * PANELS_BYTES)
+        panels.view(np.float32)[:] = np.nan
         parts = np.full((len(self.q), len(heads), attention.SPLITS, attention.part_bytes(self.size) // 4), np.nan, np.float32)
         finished = np.zeros((len(self.q), len(kv_heads)), np.int64)
         call(
@@ -517,7 +521,8 @@ class Attention:
             tables=self.tables, table_length=self.table_length, keys=self.cache[offset:],
             values=self.cache[offset + self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes,
             value_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts, finished=finished,
-            sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap, out=out,
+            sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap,
+            rows=np.array([len(q), many]), tiled=many > 0, panels=panels, panels_thread_stride=PANELS_BYTES, out=out,
         )  # fmt: skip
         assert (finished == 0).all()
         return out
@@ -545,6 +550,61 @@ def test_attention(heads, kv_heads, size, cache_type, window, cap):
     case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7, cache_type=cache_type)
     spans = [(1, 70, 0), (0, 1, 299), (2, 37, 93)]
     case.check(case.run(spans, window, cap=cap), spans, window, cap)
+
+
+BF16_ROUNDING = 2.0**-9  # of a number to the nearest BF16
+
+
+def tile_bounds(case, sequence, position, window, sinks=None, cap=0):
+    """Bounds of the error (heads, size) of a row on tile registers: queries, keys, weights and values are rounded to BF16."""
+    q, k, v = case.exact[sequence]
+    group = case.heads // case.kv_heads
+    weights = case.weights(sequence, position, window, sinks, cap)
+    # A score's error is the sum of products of roundings, a weight's share of it that times the weight, less the mean of all.
+    scores = 2 * BF16_ROUNDING * 0.25 * np.einsum("thd,hd->ht", np.abs(k[: position + 1]).repeat(group, 1), np.abs(q[position]))
+    values = np.abs(v[: position + 1]).repeat(group, 1)
+    relative = 2 * BF16_ROUNDING + 2 * scores + KEY_ROUNDING
+    return np.einsum("ht,thd->hd", weights * relative, values + np.einsum("ht,thd->hd", weights, values)) + KEY_ROUNDING
+
+
+@pytest.mark.skipif(not MANY, reason="this level has no tile registers")
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "cache_type"),
+    [(6, 3, 32, "f16"), (4, 4, 48, "f16"), (7, 1, 64, "f16"), (20, 1, 16, "f16"), (6, 3, 32, "q8_0"), (4, 4, 96, "q8_0")],
+)
+@pytest.mark.parametrize(("window", "cap"), [(NO_WINDOW, 0), (100, 1.5)])
+def test_attention_on_tile_registers(heads, kv_heads, size, cache_type, window, cap):
+    """Prompts beside single rows; a row has the same bits however its prompt is cut, whatever the threads, and beside others."""
+    case = Attention((300, 70, 130), heads, kv_heads, size, neighbours=heads != 7, cache_type=cache_type)
+    spans, many = [(1, 70, 0), (2, 37, 93), (0, 1, 299)], 107
+    out = case.run(spans, window, cap=cap, many=many)
+    row = 0
+    for sequence, count, first in spans[:2]:
+        for position in range(first, first + count):
+            error = np.abs(out[row] - case.wanted(sequence, position, window, cap=cap))
+            assert (error <= tile_bounds(case, sequence, position, window, cap=cap)).all()
+            row += 1
+    plain = case.run(spans, window, cap=cap)
+    assert (plain[many:] == out[many:]).all() and (plain[:many] != out[:many]).any()
+    for cut in ([(1, 41, 0)], [(1, 29, 41), (2, 37, 93)], [(2, 35, 95)], [(1, 2, 0), (2, 5, 100)]):
+        for threads in (1, 50):
+            found = case.run(cut, window, cap=cap, many=sum(count for _, count, _ in cut), threads=threads)
+            starts = {(1, 0): 0, (1, 41): 41, (2, 93): 70, (2, 95): 72, (2, 100): 77}
+            row = 0
+            for sequence, count, first in cut:
+                wanted = out[starts[sequence, first] :][:count]
+                assert (found[row : row + count].view(np.int32) == wanted.view(np.int32)).all(), (cut, threads)
+                row += count
+
+
+@pytest.mark.skipif(not MANY, reason="this level has no tile registers")
+def test_sinks_and_heads_of_another_rank_on_tile_registers():
+    case, sinks = Attention((130,), 20, 1, 32), np.resize(np.array([-2, 0, 3, 9, 1, 4], np.float32), 20)
+    for heads in (range(20), range(17, 20), range(3, 19)):
+        out = case.run([(0, 40, 90)], heads=heads, sinks=sinks, many=40)
+        wanted = case.wanted(0, 129, NO_WINDOW, sinks)[heads.start : heads.stop]
+        bounds = tile_bounds(case, 0, 129, NO_WINDOW, sinks)[heads.start : heads.stop]
+        assert (np.abs(out[-1] - wanted) <= bounds).all()
 
 
 # 20 heads of one KV head are more than are taken together; 3 of another rank's begin inside them.

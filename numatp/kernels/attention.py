@@ -1,32 +1,31 @@
 """Attention over a cache in blocks, whose type specialize() sets (kernels/caches).
 
-The softmax is the online one of https://arxiv.org/abs/1805.02867, to the base 2: queries are multiplied by scale / ln 2 first.
+The softmax is the online one of kernels/softmax.py, to the base 2: queries are multiplied by scale / ln 2 first.
 
 Queries that read the same keys are taken together: the rows of a prompt that follow each other, one head at a time, or in a row of
 its own (decoding) the heads that share a KV head. A single row may see a long past, so its blocks are cut into at most SPLITS
 parts for different threads; whoever finishes last adds the parts up, always in the same order. Neither the cut nor the order
 depends on the number of threads. Within a part all KV heads of a block come before the next block, because they lie side by side:
-long runs of memory are what a processor's own prefetching needs.
+long runs of memory are what a processor's own prefetching needs. Rows of prompts that go through tile registers are
+kernels/tiled_attention.py's.
 """
 
 from types import ModuleType
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import LOG2_E, exp2
-from numatp.kernels.jit import float32
+from numatp.kernels.heads import heads_of, keys_of, values_of
+from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import GROUP, room_for, with_rows
+from numatp.kernels.rows import GROUP, MANY, num_many, room_for, with_rows
 from numatp.kernels.scratch import HIGHEST, STATE_ROWS, TOTAL, corrections_of, state_of, sums_of
 from numatp.kernels.simd import (
     fetch_add,
     fma,
-    keep_lanes,
     lane,
-    largest,
     load_f32,
     load_f32x16,
     load_i64,
-    max_f32x16,
     offset,
     splat_f32,
     store_f32,
@@ -35,9 +34,9 @@ from numatp.kernels.simd import (
     sum_f32x16,
 )
 from numatp.kernels.softcap import cap_rows
+from numatp.kernels.softmax import LOWEST, weigh
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
-LOWEST = -1e30  # score of a token that must not be seen; 2**(LOWEST - any real score) is nothing beside the highest score's 1
 SPLITS = 16
 PART_HEAD = 16  # floats before the values of a part: its highest score, its total and, while parts are joined, its weight
 
@@ -45,6 +44,17 @@ PART_HEAD = 16  # floats before the values of a part: its highest score, its tot
 def part_bytes(head_size: int) -> int:
     """Bytes of one part of one query head."""
     return (PART_HEAD + head_size) * 4
+
+
+if MANY:
+    from numatp.kernels.tiled_attention import prompt_attender
+
+    attend_on_tiles = prompt_attender(cache)
+else:
+
+    @device
+    def attend_on_tiles(args, scratch, panels, table, row, rows, position, unit, thread, threads):
+        return unit  # never called: no row goes through tile registers
 
 
 @device
@@ -72,44 +82,11 @@ def add_sinks(state, sinks, count, step):
 
 
 @device
-def replace_unseen(scores, unseen, seen, other):
-    """Sets what belongs to tokens of a block outside [unseen, seen) to `other`."""
-    for part in range(0, CACHE_BLOCK, 16):
-        s = keep_lanes(seen - part, load_f32x16(scores, part), splat_f32(other))
-        store_f32x16(scores, part, keep_lanes(unseen - part, splat_f32(other), s))
-
-
-@device
-def softmax(scratch, state, m):
-    """Turns the scores of query m over a block into weights, as if this were the last block."""
-    scores, totals = offset(scratch, m * SCORES_PITCH), offset(state, m * QUERY_PITCH + TOTAL)
-    highest = load_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0)
-    s0, s1 = load_f32x16(scores, 0), load_f32x16(scores, 16)
-    s2, s3 = load_f32x16(scores, 32), load_f32x16(scores, 48)
-    new_highest = max(highest, largest(max_f32x16(max_f32x16(s0, s1), max_f32x16(s2, s3))))
-    top = splat_f32(new_highest)
-    s0, s1, s2, s3 = exp2(s0 - top), exp2(s1 - top), exp2(s2 - top), exp2(s3 - top)
-    store_f32x16(scores, 0, s0)
-    store_f32x16(scores, 16, s1)
-    store_f32x16(scores, 32, s2)
-    store_f32x16(scores, 48, s3)
-    correction = splat_f32(1)
-    if new_highest > highest:  # seldom after the first blocks
-        correction = exp2(splat_f32(highest) - top)
-        store_f32(offset(state, m * QUERY_PITCH + HIGHEST), 0, new_highest)
-    store_f32x16(totals, 0, fma(load_f32x16(totals, 0), correction, (s0 + s1) + (s2 + s3)))
-    store_f32(corrections_of(scratch), m, lane(correction, 0))
-
-
-@device
-def keys_of(args, table, block, kv_head):
-    """Those of a KV head in the block-th block of a sequence."""
-    return offset(args.keys, load_i64(table, block) * args.block_stride + kv_head * args.head_bytes)
-
-
-@device
-def values_of(args, table, block, kv_head):
-    return offset(args.values, load_i64(table, block) * args.block_stride + kv_head * args.value_bytes)
+def softmax(scratch, state, m, unseen, seen):
+    """Turns the scores of query m over a block into weights, as if this were the last block; it sees the tokens [unseen, seen)."""
+    row = offset(state, m * QUERY_PITCH)
+    correction = weigh(offset(scratch, m * SCORES_PITCH), unseen, seen, offset(row, TOTAL), offset(row, HIGHEST))
+    store_f32(corrections_of(scratch), m, correction)
 
 
 @device
@@ -125,13 +102,7 @@ def attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head
         cap_rows(scratch, SCORES_PITCH, count, CACHE_BLOCK, args.cap * float32(LOG2_E))
     for m in range(count):
         seen = position + m * step + 1 - block * CACHE_BLOCK
-        unseen, row_scores = seen - args.window, offset(scratch, m * SCORES_PITCH)
-        whole = unseen <= 0 and seen >= CACHE_BLOCK
-        if not whole:
-            replace_unseen(row_scores, unseen, seen, LOWEST)
-        softmax(scratch, state, m)
-        if not whole:
-            replace_unseen(row_scores, unseen, seen, 0.0)
+        softmax(scratch, state, m, seen - args.window, seen)
     with_rows(count, cache.add_values, scratch, state, values, args.value_size, count, tokens, next_values)
 
 
@@ -193,17 +164,6 @@ def attend_prompt(args, scratch, table, head, row, count, position):
 
 
 @device
-def heads_of(args, piece, pieces):
-    """(first, number) of this rank's query heads in a piece, one of the `pieces` that the heads of each KV head are cut into; the
-    number is not above zero where all are another rank's.
-    """
-    group_start = (args.first_kv_head + piece // pieces) * args.group - args.first_head + piece % pieces * GROUP
-    first = max(group_start, 0)
-    end = min(group_start + min(GROUP, args.group - piece % pieces * GROUP), args.heads)
-    return first, end - first
-
-
-@device
 def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv_head, first, last, split, num_splits):
     """Blocks [first, last) of one row, for the query heads that read the KV heads [first_kv_head, last_kv_head)."""
     size, value_size, part_size = args.head_size, args.value_size, (PART_HEAD + args.value_size) * 4
@@ -215,7 +175,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
     for begin in range(first_kv_head * pieces, last_kv_head * pieces, states):
         stop = min(begin + states, last_kv_head * pieces)
         for piece in range(begin, stop):
-            head, count = heads_of(args, piece, pieces)
+            head, count = heads_of(args, piece, pieces, GROUP)
             if count > 0:
                 state = state_of(scratch, piece - begin, room)
                 load_queries(state, offset(q, head * size * 4), size * 4, count, size, value_size, args.scale)
@@ -223,7 +183,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
                     add_sinks(state, offset(args.sinks, head * 4), count, 1)
         for block in range(first, last):
             for piece in range(begin, stop):
-                head, count = heads_of(args, piece, pieces)
+                head, count = heads_of(args, piece, pieces, GROUP)
                 kv_head = piece // pieces
                 next_block, next_kv_head = min(block + 1, end), 0  # of another part, perhaps on this thread
                 if (kv_head + 1) * pieces < stop:
@@ -236,7 +196,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
                     state = state_of(scratch, piece - begin, room)
                     attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, 0)
         for piece in range(begin, stop):
-            head, count = heads_of(args, piece, pieces)
+            head, count = heads_of(args, piece, pieces, GROUP)
             state = state_of(scratch, piece - begin, room)
             for m in range(count):
                 if num_splits == 1:
@@ -249,7 +209,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
             if fetch_add(finished, 1) == num_splits - 1:
                 store_i64(finished, 0, 0)
                 for piece in range(kv_head * pieces, (kv_head + 1) * pieces):
-                    head, count = heads_of(args, piece, pieces)
+                    head, count = heads_of(args, piece, pieces, GROUP)
                     for h in range(head, head + count):
                         own, result = offset(parts, h * SPLITS * part_size), offset(out, h * value_size * 4)
                         join_parts(own, num_splits, part_size, value_size, result)
@@ -260,7 +220,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
     first_kv_head="int", group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer",
     table_length="int", keys="pointer", values="pointer", block_stride="int", head_bytes="int", value_bytes="int",
     scratch="pointer", scratch_stride="int", parts="pointer", finished="pointer", sinks="pointer", sunk="int", cap="float",
-    out="pointer",
+    rows="pointer", tiled="int", panels="pointer", panels_thread_stride="int", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
     """out (rows, heads, value_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
@@ -270,11 +230,14 @@ def attention(args, thread, threads):
 
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
     spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,
-    from thread to thread of scratch (SCRATCH_BYTES each). parts: (spans, heads, SPLITS, part_bytes); finished: int64
-    (spans, kv_heads), zeros.
+    from thread to thread of scratch (scratch_bytes() each). parts: (spans, heads, SPLITS, part_bytes); finished: int64
+    (spans, kv_heads), zeros. rows: int64 (2,): how many, and how many of them, the first ones, go through tile registers where
+    `tiled` allows it; panels: scratch memory of each thread for these.
     """
+    many = num_many(args.rows) if args.tiled else int64(0)
+    panels = offset(args.panels, thread * args.panels_thread_stride)
     scratch = offset(args.scratch, thread * args.scratch_stride)
-    unit = 0  # one thread's piece of work
+    unit = int64(0)  # one thread's piece of work
     for number in range(load_i64(args.num_spans, 0)):
         span = offset(args.spans, number * 32)
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
@@ -292,6 +255,8 @@ def attention(args, thread, threads):
                         args, scratch, table, number, row, position, max(begin - split * args.kv_heads, 0),
                         min(end - split * args.kv_heads, args.kv_heads), first + start, first + stop, split, num_splits,
                     )  # fmt: skip
+        elif row < many:
+            unit = attend_on_tiles(args, scratch, panels, table, row, rows, position, unit, thread, threads)
         else:
             for tile in range((rows + GROUP - 1) // GROUP):
                 start = tile * GROUP

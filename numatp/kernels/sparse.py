@@ -215,12 +215,7 @@ def attend_chosen(args, scratch, state, keys, values, count, seen):
     """Online softmax of the `count` queries of a state over the first `seen` tokens of a block."""
     with_rows(count, f16.score, scratch, state, keys, args.head_size, keys)
     for m in range(count):
-        scores = offset(scratch, m * SCORES_PITCH)
-        if seen < CACHE_BLOCK:
-            attention.replace_unseen(scores, 0, seen, attention.LOWEST)
-        attention.softmax(scratch, state, m)
-        if seen < CACHE_BLOCK:
-            attention.replace_unseen(scores, 0, seen, 0.0)
+        attention.softmax(scratch, state, m, 0, seen)
     with_rows(count, f16.add_values, scratch, state, values, args.value_size, count, seen, values)
 
 

@@ -81,6 +81,8 @@ class Recorder:
         self._row_numbers = Buffer("row numbers")  # 0, 1, 2, ...: for kernels that take some rows, and here take all
         self._most_rows = 0  # of them
         self._activations: dict[tuple[Value, str, int, bool, Routes | None], Activation] = {}
+        # Whether a product so far may take rows through tile registers: attention does likewise (not in models of plain numbers).
+        self._tiled = False
         self._until_end: list[Buffer] = []
         self._num_exchanges = 0
         self._partials = [
@@ -160,7 +162,9 @@ class Recorder:
         """
         x.check()
         kernels = quants.kernels_of(format.name)
-        wanted = x, kernels.ACTIVATION, kernels.ZERO, kernels.expand is not None, routes
+        tiled = kernels.expand is not None
+        self._tiled |= tiled
+        wanted = x, kernels.ACTIVATION, kernels.ZERO, tiled, routes
         if wanted not in self._activations:
             self._activations[wanted] = self._make_activation(*wanted)
         return self._activations[wanted]

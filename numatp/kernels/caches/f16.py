@@ -3,10 +3,11 @@
 """
 
 from numatp.kernels.compile import device
-from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.layout import CACHE_BLOCK, PANEL_UNIT_BYTES, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.pairs import store_pair
 from numatp.kernels.rows import FEW, add_outer_apart, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.scratch import corrections_of, sums_of
-from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, store_f16, widen
+from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, splat_f32, store_f16, widen
 
 
 @device
@@ -110,6 +111,36 @@ def add_columns_by_four(zero, scores, corrections, sums, values, size, tokens, n
         store_rows(sums, QUERY_PITCH, d + 16, a1)
         store_rows(sums, QUERY_PITCH, d + 32, a2)
         store_rows(sums, QUERY_PITCH, d + 48, a3)
+
+
+@device
+def load_columns(x, pitch, index, d, size):
+    """16 numbers of the d-th row of x, rows `pitch` numbers long, from the index-th on; zeros where there is no such row."""
+    return widen(load_f16x16(x, d * pitch + index)) if d < size else splat_f32(0)
+
+
+@device
+def expand_keys(keys, size, panels, apart):
+    """A block's as panels of BF16 (kernels/tiled_attention.py), one for each 16 tokens, `apart` bytes apart."""
+    for unit in range((size + 31) // 32):
+        for i in range(16):
+            d, out = unit * 32 + i, offset(panels, unit * PANEL_UNIT_BYTES + i * 64)
+            for tile in range(CACHE_BLOCK // 16):
+                low = load_columns(keys, CACHE_BLOCK, tile * 16, d, size)
+                high = load_columns(keys, CACHE_BLOCK, tile * 16, d + 16, size)
+                store_pair(offset(out, tile * apart), low, high)
+
+
+@device
+def expand_values(values, size, tokens, panels, apart):
+    """The same, one panel for each 16 values, of the block's first `tokens`: the others may be anything, and become zeros."""
+    for unit in range(CACHE_BLOCK // 32):
+        for i in range(16):
+            t, out = unit * 32 + i, offset(panels, unit * PANEL_UNIT_BYTES + i * 64)
+            for tile in range(size // 16):
+                low = load_columns(values, size, tile * 16, t, tokens)
+                high = load_columns(values, size, tile * 16, t + 16, tokens)
+                store_pair(offset(out, tile * apart), low, high)
 
 
 @device

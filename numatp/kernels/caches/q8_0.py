@@ -10,7 +10,8 @@ and rounded to 8 bits, with one scale for 32 tokens.
 from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale_of, scales, starts, store_block
 from numatp.kernels.compile import device
 from numatp.kernels.jit import float32
-from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, PANEL_UNIT_BYTES, QUERY_PITCH, SCORES_PITCH
+from numatp.kernels.pairs import store_scaled_columns, store_scaled_rows
 from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.scratch import corrections_of, factors_of, prepared_of, sums_of
 from numatp.kernels.simd import (
@@ -150,3 +151,25 @@ def add_values(zero, scratch, state, values, size, count, tokens, next_values):
             prefetch_unit_of(next_values, tile * 2 + part)
             s = add_weighted(s, load_block(place), offset(factors, part * pitch * BLOCK), offset(factors, (16 + part) * pitch * 4))
         store_rows(sums, QUERY_PITCH, tile * 16, s)
+
+
+@device
+def expand_keys(keys, size, panels, apart):
+    """A block's as panels of BF16 (kernels/tiled_attention.py), one for each 16 tokens, `apart` bytes apart."""
+    units = size // BLOCK
+    for tile in range(CACHE_BLOCK // KEY_TILE):
+        weights = offset(keys, tile * tile_bytes(size))
+        for unit in range(units):
+            d = widen(load_f16x16(offset(weights, units * 512 + unit * 32), 0))
+            store_scaled_rows(offset(panels, tile * apart + unit * PANEL_UNIT_BYTES), load_block(offset(weights, unit * 512)), d)
+
+
+@device
+def expand_values(values, size, tokens, panels, apart):
+    """The same, one panel for each 16 values, of the block's first `tokens`: the others may be anything, and become zeros."""
+    for tile in range(size // 16):
+        unit_scales = offset(values, CACHE_BLOCK * (size + tile // 2 * 2))
+        for part in range(2):
+            low, high = load_scales(unit_scales, part * 32, tokens), load_scales(unit_scales, part * 32 + 16, tokens)
+            vectors = load_block(offset(values, tile * TILE_BYTES + part * 512))
+            store_scaled_columns(offset(panels, tile * apart + part * PANEL_UNIT_BYTES), vectors, low, high)

@@ -7,7 +7,7 @@ import numpy as np
 from numatp.kernels import norm, rope, scale
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import cache_bytes
-from numatp.kernels.scratch import SCRATCH_BYTES
+from numatp.kernels.scratch import scratch_bytes
 from numatp.program.recorder import Recorder
 from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
 from numatp.weights.matrix import Vector
@@ -94,18 +94,20 @@ class Attention(Recorder):
         kernels, spans = by_cache("attention", cache), self.site.step.shape.max_spans
         value_size = value_size or heads.size
         width = len(heads.queries) * value_size
-        scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
+        scratch = self._buffer("attention scratch", scratch_bytes(heads.size, value_size), per_thread=True, rows=1)
+        panels, more = self._panels()
         parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(value_size), rows=spans)
         out = self._buffer("attention", width * 4)
         self._builder.add(
             kernels.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
-            [Access(out), Access(parts), Access(scratch, PRIVATE)],
+            [Access(out), Access(parts), Access(scratch, PRIVATE), *more],
             q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             value_size=value_size, first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale,
             window=cache.window,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
             parts=parts.at(0), finished=self._counters(spans * max(len(heads.keys), 1)),
-            sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, out=out.at(0),
+            sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, rows=self._rows, tiled=self._tiled, out=out.at(0),
+            **panels,
             **self._cache(cache, heads.size, value_size),
         )  # fmt: skip
         return self._made(out, width, self._rows)
