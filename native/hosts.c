@@ -4,9 +4,8 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-#define BEAT_NS 500000000   /* between two signs of life to another host */
+#define BEAT_NS (NUMATP_SILENCE_NS / 12) /* between two signs of life to another host */
 #define LISTEN_NS 50000000  /* between two looks for signs of life, and for an abort that others must hear of */
 #define SWAP_NS 50000000    /* a swap that is not complete returns to the caller this often */
 #define SWAP_NAP_NS 100000
@@ -20,15 +19,14 @@ static void sign_of_life(struct numatp_hosts *hosts, struct numatp_ranks *job, i
         numatp_receive(hosts, &hosts->heard[other], &hosts->hearing[other], sizeof(struct beat), hosts->leader[other], TAG_BEAT);
     }
     bool aborted = job && numatp_aborted(job);
-    if (aborted && !hosts->saying.aborted) { /* once: the text may still be on its way to others */
-        hosts->saying.aborted = 1;
-        snprintf(hosts->saying.text, sizeof hosts->saying.text, "%s", numatp_abort_text(job));
-    }
-    bool due = now - hosts->said_at[other] > BEAT_NS || (aborted && !hosts->told_of_abort[other]);
-    if (due && numatp_look_out(hosts, &hosts->said[other]) == 0) {
+    bool due = now - hosts->said_at[other] > BEAT_NS || (aborted && hosts->told_of_end[other] != job);
+    if (due && numatp_look_out(hosts, &hosts->said[other]) == 0) { /* the last one has left */
+        struct beat *saying = &hosts->saying[other];
+        saying->aborted = aborted;
+        snprintf(saying->text, sizeof saying->text, "%s", aborted ? numatp_abort_text(job) : "");
         hosts->said_at[other] = now;
-        hosts->told_of_abort[other] = aborted;
-        numatp_send(hosts, &hosts->said[other], &hosts->saying, sizeof(struct beat), hosts->leader[other], TAG_BEAT);
+        hosts->told_of_end[other] = aborted ? job : NULL;
+        numatp_send(hosts, &hosts->said[other], saying, sizeof *saying, hosts->leader[other], TAG_BEAT);
     }
 }
 
@@ -105,8 +103,6 @@ void numatp_ranks_hosts(struct numatp_ranks *ranks, struct numatp_hosts *hosts)
 {
     ranks->hosts = hosts;
     ranks->first = hosts->leader[hosts->host];
-    hosts->saying.aborted = 0;
-    memset(hosts->told_of_abort, 0, sizeof hosts->told_of_abort);
     atomic_store_explicit(&hosts->job, ranks, memory_order_release);
 }
 

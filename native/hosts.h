@@ -9,7 +9,9 @@
 
 #include "internal.h"
 
+#ifndef NUMATP_SILENCE_NS
 #define NUMATP_SILENCE_NS 6000000000 /* without any sign of life: that host, or the link to it, is taken for dead */
+#endif
 
 enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_SWAP, TAG_BEAT };
 
@@ -48,8 +50,8 @@ struct numatp_hosts {
     pthread_t heart;
     struct flight said[NUMATP_MAX_RANKS], heard[NUMATP_MAX_RANKS];
     int64_t said_at[NUMATP_MAX_RANKS], heard_at[NUMATP_MAX_RANKS];
-    bool told_of_abort[NUMATP_MAX_RANKS];
-    struct beat saying, hearing[NUMATP_MAX_RANKS];
+    const struct numatp_ranks *told_of_end[NUMATP_MAX_RANKS]; /* whose abort that host has heard of */
+    struct beat saying[NUMATP_MAX_RANKS], hearing[NUMATP_MAX_RANKS];
 };
 
 /* MPI_Isend and MPI_Irecv, into the messages under way. peer: a rank. False where MPI or memory fails. */

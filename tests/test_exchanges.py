@@ -39,7 +39,7 @@ def build(tmp_path_factory):
         with lock:
             if options not in made:
                 folder = tmp_path_factory.mktemp("objects")
-                made[options] = compile_objects(folder, [*NATIVE.glob("*.c"), *(TESTS / "native").glob("[eg]*.c")], options)
+                made[options] = compile_objects(folder, [*NATIVE.glob("*.c"), *(TESTS / "native").glob("[egs]*.c")], options)
             return made[options]
 
     def build(*options, change=None, name="exchanges"):
@@ -151,6 +151,32 @@ BROKEN = {
         ("processes", "2,3", 6_000, 1, "abort"),
     ),
 }
+SEVERAL = {
+    "sums are taken before they have come": (
+        ("crossing.c", "    numatp_land(hosts, ranks, &hosts->sums); /* the", "    numatp_look_out(hosts, &hosts->sums); /* the"),
+        ("8", "1,1", 2, 2_000),
+    ),
+    "results are read before they have come": (
+        ("runtime.c", " || (ranks->hosts && !numatp_hosts_collect(ranks))", ""),
+        ("8", "1,2", 1, 2_000),
+    ),
+    "a host answers before its ranks have finished": (
+        ("runtime.c", " || !wait_done(ranks, ranks->step) || !numatp_hosts_answer", " || !numatp_hosts_answer"),
+        ("8", "1,3", 2, 2_000),
+    ),
+    "a Step begins before what it needs has come": (
+        ("crossing.c", "receive, TAG_TOLD) && numatp_land(ranks->hosts, ranks, &ranks->hosts->step)", "receive, TAG_TOLD)"),
+        ("8", "1,1", 1, 2_000),
+    ),
+    "an abort stays on its host": (
+        ("hosts.c", "numatp_abort(job, hosts->hearing[other].text);", "(void)job;"),
+        ("8", "1,1", 1, 200, "abort"),
+    ),
+    "nobody minds silence": (
+        ("hosts.c", "if (now - hosts->heard_at[other] > NUMATP_SILENCE_NS)", "if (0)"),
+        ("8", "1,1", 1, 200, "silent"),
+    ),
+}
 
 
 def test_a_relaxed_publish_is_seen_by_the_thread_sanitizer(build):
@@ -183,12 +209,45 @@ def test_nobody_is_left_asleep(build):
     assert run(program, 2_000_000).returncode == 0
 
 
+# ---------------------------------------------------------------- several hosts, over an MPI made by the test
+
+SHORT = "-DNUMATP_SILENCE_NS=3000000000"
+
+
+@pytest.fixture(scope="module")
+def several(build):
+    return build("-O2", SHORT, name="several")
+
+
+@pytest.mark.parametrize("hosts", [("8", "1,1", 1), ("4", "2,1", 2), ("8", "2,3,2", 2), ("4", "1,1,1", 3)])
+def test_several_hosts(several, hosts):
+    """Handles of 8 and of 4 bytes, and the seats of each host."""
+    result = run(several, *hosts, 1000)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("fault, said", [("abort", "the last rank has had enough"), ("silent", "nothing has come from rank ")])
+def test_an_end_reaches_all_hosts(several, fault, said):
+    result = run(several, "8", "2,1,2", 2, 200, fault, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert said in result.stderr
+
+
+@pytest.mark.parametrize("handles", ["4", "8"])
+def test_thread_sanitizer_over_several_hosts(build, handles):
+    program = build("-O1", "-g", "-fsanitize=thread", "-DNUMATP_AWAKE_NS=200000", name="several")
+    result = run("setarch", "-R", program, handles, "2,1,1", 2, 300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "WARNING: ThreadSanitizer" not in result.stderr
+
+
 # ---------------------------------------------------------------- what must be seen
 
 HANGS = ("-O2", f"-DSECONDS={HANG}")
 AWAKE = (*HANGS, "-DNUMATP_AWAKE_NS=200000")
 FAULTS = {name: (HANGS, None, "exchanges", arguments) for name, arguments in USES.items()}
 FAULTS |= {name: (AWAKE, change, "exchanges", arguments) for name, (change, arguments) in BROKEN.items()}
+FAULTS |= {name: (HANGS, change, "several", arguments) for name, (change, arguments) in SEVERAL.items()}
 FAULTS |= {name: ((*HANGS, "-DNUMATP_AWAKE_NS=0"), ("wait.c", *change), "gates", (2_000_000,)) for name, change in LOST.items()}
 
 

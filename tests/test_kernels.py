@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from itertools import product
+from itertools import pairwise, product
 
 import gguf
 import llvmlite.binding as llvm
@@ -659,6 +659,34 @@ def test_both_ways_of_the_exchange_give_the_same_bits(ranks, lanes):
     call(exchange.gather, partials=table, out=long, add=1, **common)
     assert (short == wanted).all()
     assert (long == wanted).all()
+
+
+@pytest.mark.parametrize("half", [0, 1])
+@pytest.mark.parametrize("wires, lanes", [(1, 1), (1, 3), (2, 1), (3, 2)])
+def test_sums_of_several_hosts(wires, lanes, half):
+    """Each host's sum in rank order, as BF16 where that is asked for, and their sum in the order of the hosts."""
+    hosts, ranks, rows, width = 3, 3, 2, 176
+    rng = np.random.default_rng(0)
+    partials = rng.standard_normal((hosts, ranks, rows, width)).astype(np.float32)
+    x = rng.standard_normal((rows, width)).astype(np.float32)
+    edges = [16 * (width // 16 * wire // wires) for wire in range(wires + 1)]
+    slices = [[np.full((rows, last - first), -1, np.int16 if half else np.float32) for _ in range(hosts)]
+              for first, last in pairwise(edges)]  # fmt: skip
+    common = {"rows": np.array([rows]), "width": width, "wires": wires, "half": half}
+    for host in range(hosts):
+        table = np.array([partial.ctypes.data for partial in partials[host]], np.uint64)
+        for wire in range(wires):
+            call(exchange.sum_slice, partials=table, ranks=ranks, wire=wire, out=slices[wire][host], **common)
+    sums = np.array([[made.ctypes.data for made in of_wire] for of_wire in slices], np.uint64)
+    found = x.copy()
+    call(exchange.sum_hosts, sums=sums, hosts=hosts, lanes=lanes, out=found, add=1, **common)
+    of_hosts = (partials[:, 0] + partials[:, 1]) + partials[:, 2]
+    exact = x + ((of_hosts[0] + of_hosts[1]) + of_hosts[2])
+    if half:
+        assert (found != exact).any()
+        assert (np.abs(found - exact) <= (2.0**-8 + 2.0**-21) * np.abs(of_hosts).sum(0) + 2.0**-23 * np.abs(exact)).all()
+    else:
+        assert (found == exact).all()
 
 
 def sigmoid(x):

@@ -200,7 +200,7 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
         "model": load.model, "context": max(test.length for test in tests), "threads": load.threads, "nodes": arguments.nodes,
         "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "max_rows": max(test.ubatch for test in tests),
         "allow_remote": arguments.allow_remote or arguments.audit, "tensor_split": arguments.tensor_split,
-        "cache_type": load.cache_type, "quantize": arguments.quantize,
+        "cache_type": load.cache_type, "quantize": arguments.quantize, "wire": arguments.wire,
         "measure": MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
     }  # fmt: skip
     return Job(**(described | changes))

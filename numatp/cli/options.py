@@ -13,7 +13,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from numatp.engine.job import SPECS, Job
+from numatp.engine.job import SPECS, WIRES, Job
 from numatp.engine.sampling import SamplingParams
 from numatp.errors import UserError
 from numatp.files.models import resolve_model
@@ -148,6 +148,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="matrices of floats on load (default: q8 for a folder, none for a GGUF file)",
     )  # fmt: skip
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
+    text = "how sums go between hosts: bf16 is half as long, and rounds them to 8 bits (default f32)"
+    parser.add_argument("--wire", choices=WIRES, default=WIRES[0], help=text)
     parser.add_argument("--check-ranks", action="store_true", help="compare after every Step what all ranks must hold alike (slow)")
 
 
@@ -183,7 +185,7 @@ def job_of(arguments: argparse.Namespace, **changes: int | str | None) -> Job:
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
         "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,
-        "cache_type": arguments.cache_type_k,
+        "cache_type": arguments.cache_type_k, "wire": arguments.wire,
     }  # fmt: skip
     return Job(**(described | changes))
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
 SPECS = ("off", "ngram", "auto")  # never; from what the text has said before; so where it pays
+WIRES = ("f32", "bf16")
 MOST_DRAFTS = 8  # guessed tokens in one Step, of all sequences
 PROCESS_BYTES = 64 << 20  # of a rank before it loads anything: interpreter, libraries and headers; a memory limit counts them
 ROWS_UNIT = 16  # whole groups of rows on every ISA
@@ -42,6 +43,7 @@ class Job:
     measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
     spec: str = "off"  # whether tokens are guessed and checked, several in one Step: one of SPECS
+    wire: str = "f32"  # how sums go between hosts: one of WIRES
     check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
 
 
@@ -68,6 +70,13 @@ def cache_type_of(job: Job, layers: "Iterable[Layer]") -> str:
         if refusal := layer.refusal(job.cache_type):
             raise UserError(refusal)
     return job.cache_type
+
+
+def wire_of(job: Job) -> str:
+    """UserError for none."""
+    if job.wire not in WIRES:
+        raise UserError(f"wire is {job.wire!r}; choose from {', '.join(WIRES)}")
+    return job.wire
 
 
 def drafts_of(job: Job, spec: "Spec") -> int:

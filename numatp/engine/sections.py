@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from numatp.engine.cache import num_blocks
-from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of
+from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of, wire_of
 from numatp.kernels.layout import TOP_BYTES
 from numatp.models.spec import Spec
 from numatp.program.step import StepShape
@@ -19,11 +19,12 @@ class Sections:
     digests: int  # of every seat: int64, of what all must hold alike; 0 if not wanted
     logits: tuple[int, int]  # (max_spans, vocab), both padded, float32, in the part of seat 0
     step: StepShape  # in the part of seat 0
+    half: bool = False  # whether sums go between hosts as BF16
 
     def slice_bytes(self, wire: int, wires: int) -> int:
         """Of the wire-th slice of the columns of a partial, as ranks exchange it with other hosts."""
         row = self.partial // self.step_rows // 64
-        return self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * 64
+        return self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * (32 if self.half else 64)
 
     @property
     def step_rows(self) -> int:
@@ -44,5 +45,5 @@ def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections
     return Sections(
         partial=(max_rows + ROWS_UNIT) * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
         digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
-        step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts),
+        step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts), half=wire_of(job) == "bf16",
     )  # fmt: skip

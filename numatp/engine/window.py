@@ -60,7 +60,7 @@ def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.nd
     assert hosts
     wires, count = hosts.members.wires, len(hosts.members.names)
     sizes = [sections.slice_bytes(wire, wires) for wire in range(wires)]
-    own = host.seats > 1  # whether the sum of this host has a place of its own, after those of the others
+    own = host.seats > 1 or sections.half  # whether the sum of this host has a place of its own, after those of the others
     parts = host.map_shared([size * (count - 1 + own) for size in sizes] + [0] * (host.seats - wires))
     sums = np.zeros((2, wires, count), np.uint64)
     for wire, size in enumerate(sizes):
@@ -69,4 +69,4 @@ def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.nd
         for parity in (0, 1):
             sums[parity, wire, hosts.index] = parts[wire].ctypes.data + (count - 1) * size if own else partials[parity][host.seat]
     mine = sums[0, host.seat] if host.seat < wires else np.zeros(count, np.uint64)
-    return Wires(wires, count, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))
+    return Wires(wires, count, sections.half, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))

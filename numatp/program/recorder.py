@@ -26,7 +26,8 @@ class Wires:
 
     count: int
     hosts: int
-    outgoing: int  # address of (max_rows + GROUP, columns of this rank's slice) float32; 0: its partial is what goes out
+    half: bool  # whether BF16 goes between hosts, not float32
+    outgoing: int  # address of (max_rows + GROUP, columns of this rank's slice); 0: its partial is what goes out
     incoming: np.ndarray  # addresses uint64 (hosts,), of as much from each of the others
     sums: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (count, hosts), where each slice of each host's sum lies
 

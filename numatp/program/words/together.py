@@ -184,23 +184,17 @@ class Together(Dense):
                 self._builder.add(
                     exchange.sum_slice, [Access(partial), *counted], [Access(outgoing)],
                     partials=site.partials[self._num_exchanges % 2].ctypes.data, ranks=site.seats, rows=rows, width=width,
-                    wire=site.seat, wires=wires.count, out=wires.outgoing,
+                    wire=site.seat, wires=wires.count, half=wires.half, out=wires.outgoing,
                 )  # fmt: skip
-            self._builder.cross(
-                site.team,
-                rows,
-                columns * 4,
-                outgoing.at(0).resolved(),
-                wires.incoming,
-                [Access(outgoing), *counted],
-                [Access(arrived)],
-            )
+            row_bytes = columns * (2 if wires.half else 4)
+            reads, writes = [Access(outgoing), *counted], [Access(arrived)]
+            self._builder.cross(site.team, rows, row_bytes, outgoing.at(0).resolved(), wires.incoming, reads, writes)
         if site.seats > 1:
             self._builder.sync(site.team, Access(arrived, lane))
         self._builder.add(
-            exchange.sum_hosts, [Access(partial), Access(arrived), result, *counted], [result],
+            exchange.sum_hosts, [Access(partial), Access(self._outgoing), Access(arrived), result, *counted], [result],
             sums=wires.sums[self._num_exchanges % 2].ctypes.data, hosts=wires.hosts, wires=wires.count, lanes=site.lanes, rows=rows,
-            width=width, out=out.at(0), add=add,
+            width=width, half=wires.half, out=out.at(0), add=add,
         )  # fmt: skip
 
     def _counted(self, rows: int | Pointer) -> list[Access]:
