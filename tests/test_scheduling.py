@@ -204,13 +204,21 @@ def test_rows_beside_others_follow_what_was_measured():
     assert pace.rows(0) == 512 and pace.rows(3) == 0
     pace.measured(0, 0.05)
     assert pace.rows(3) == 80 and pace.rows(0) == 512  # 4 ms a row, 375 ms beside 50
-    pace.measured(80, 0.13)  # 1 ms a row beside 50 ms: half way from 4 ms to it, 2.5 ms
-    assert pace.rows(3) == 144
-    pace.measured(144, 0.2501)
+    pace.measured(80, 0.13)  # 1 ms a row beside 50 ms: 0.3 of the way from 4 ms to it, 3.1 ms
+    assert pace.rows(3) == 112
+    pace.measured(100, 0.35)
     assert pace.rows(3) == 0
     for _ in range(20):
         pace.measured(0, 0.2)
-    assert pace.rows(3) == 48  # 300 ms in all, 100 of them for rows of some 2 ms
+    assert pace.rows(3) == 32  # 300 ms in all, 100 of them for rows of 3 ms
+    pace.measured(32, 0.216)
+    assert pace.rows(3) == 32  # 2.25 ms
+    pace.measured(32, 0.216)
+    assert pace.rows(3) == 48  # 1.7 ms
+    pace.measured(32, 0.304)  # slower counts at once
+    assert pace.rows(3) == 0
+    pace.measured(0, 0.2)
+    assert pace.rows(3) == 32
     for _ in range(20):
         pace.measured(16, 3)
         pace.measured(0, 0.2)

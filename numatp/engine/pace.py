@@ -10,6 +10,7 @@ from numatp.engine.job import ROWS_UNIT
 LEAST_ROWS = 2 * ROWS_UNIT  # however long they take; so many where no prompt was measured yet
 MOST = 1.7  # longest Step, in parts of the time that a token should take: what was measured tells the next one to some 10 %
 NEWEST = 0.5  # share of the newest measurement in a mean
+FASTER = 0.3  # the same of a row that took less than before; one that took more counts at once, for the next may take as long
 
 
 class Pace:
@@ -40,12 +41,13 @@ class Pace:
         if not prompt_rows:
             self._decode = _mean(self._decode, seconds)
         elif prompt_rows >= ROWS_UNIT:  # fewer say little of what a row costs
-            self._row = _mean(self._row, max(seconds - (self._decode or 0), 1e-9) / prompt_rows)
+            row = max(seconds - (self._decode or 0), 1e-9) / prompt_rows
+            self._row = max(row, _mean(self._row, row, FASTER))
 
     def scored(self) -> None:
         """A Step of scores alone has passed: those who decode come next."""
         self.pauses = True
 
 
-def _mean(old: float | None, new: float) -> float:
-    return new if old is None else old + NEWEST * (new - old)
+def _mean(old: float | None, new: float, share: float = NEWEST) -> float:
+    return new if old is None else old + share * (new - old)
