@@ -334,10 +334,14 @@ def test_embed(tmp_path, format_name):
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 3, 11)
     out, tokens = np.full((4, 352), np.nan, np.float32), np.array([100, 139, 99, 140])
     embed = specialize("matmul", "quant", FORMATS[format_name].module).embed
-    call(
-        embed, weights=tiles, tile_bytes=tile_bytes, units=11, first_token=100, last_token=140, tokens=tokens,
-        rows=np.array([4]), scale=3, out=out, out_stride=352 * 4,
-    )  # fmt: skip
+    args = {
+        "weights": tiles, "tile_bytes": tile_bytes, "units": 11, "first_token": 100, "last_token": 140, "tokens": tokens,
+        "rows": np.array([4]), "scale": 3, "out_stride": 352 * 4,
+    }  # fmt: skip
+    call(embed, first=0, count=11, out=out, **args)
+    part = np.full_like(out, np.nan)
+    call(embed, first=4, count=3, out=part, **args)
+    assert (part[:, :96] == out[:, 128:224]).all() and np.isnan(part[:, 96:]).all()
     assert np.abs(out[:2] - 3 * values[[0, 39], 96:448]).max() <= 6 * EPSILON * np.abs(values).max()
     assert (out[2:] == 0).all()
 
@@ -419,7 +423,7 @@ class Attention:
                 pairs=size // 2, step=2 if neighbours else 1, apart=1 if neighbours else size // 2,
                 sequences=np.full(length, sequence), tables=self.tables, table_length=self.table_length, keys=self.cache,
                 values=self.cache[self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes,
-                value_bytes=self.head_bytes, **common,
+                value_bytes=self.head_bytes, value_size=size, **common,
             )  # fmt: skip
             assert np.abs(qkv[:, :heads] - exact[:, :heads]).max() <= 4 * EPSILON * np.abs(exact).max()
             self.q.append(qkv[:, :heads])
@@ -494,7 +498,7 @@ class Attention:
         assert (np.abs(error) <= KEY_ROUNDING + 6 * noise).all()
         assert np.linalg.norm(error) <= KEY_ROUNDING * error.size**0.5 + 1.2 * np.linalg.norm(noise)
 
-    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None, cap=0, many=0):
+    def run(self, spans, window=NO_WINDOW, threads=3, heads=None, sinks=None, cap=0, many=0, chunked=False):
         """(rows, heads, size) for spans (sequence, number of rows, first position), of the given range of heads; the first `many`
         rows go through tile registers.
         """
@@ -517,8 +521,8 @@ class Attention:
         call(
             attention.attention, threads=threads, q=q, q_stride=len(heads) * self.size * 4, heads=len(heads),
             kv_heads=len(kv_heads), head_size=self.size, value_size=self.size, first_head=heads.start,
-            first_kv_head=kv_heads.start, group=group, scale=0.25, window=window, spans=table, num_spans=np.array([len(spans)]),
-            tables=self.tables, table_length=self.table_length, keys=self.cache[offset:],
+            first_kv_head=kv_heads.start, group=group, scale=0.25, window=window, chunked=chunked, spans=table,
+            num_spans=np.array([len(spans)]), tables=self.tables, table_length=self.table_length, keys=self.cache[offset:],
             values=self.cache[offset + self.stride // 2 :], block_stride=self.stride, head_bytes=self.head_bytes,
             value_bytes=self.head_bytes, scratch=scratch, scratch_stride=scratch.strides[0], parts=parts, finished=finished,
             sinks=0 if sinks is None else sinks[heads.start :], sunk=sinks is not None, cap=cap,
@@ -605,6 +609,19 @@ def test_sinks_and_heads_of_another_rank_on_tile_registers():
         wanted = case.wanted(0, 129, NO_WINDOW, sinks)[heads.start : heads.stop]
         bounds = tile_bounds(case, 0, 129, NO_WINDOW, sinks)[heads.start : heads.stop]
         assert (np.abs(out[-1] - wanted) <= bounds).all()
+
+
+@pytest.mark.parametrize("many", [0, 130] if MANY else [0])  # rows on tile registers
+def test_attention_in_chunks(many):
+    """Chunks begin inside blocks, and inside what a prompt takes together."""
+    case, chunk = Attention((300, 130), 6, 3, 32), 70
+    spans = [(1, 130, 0), (0, 1, 299), (0, 1, 280), (0, 37, 190)]
+    out = case.run(spans, chunk, chunked=True, many=many)
+    rows = [(s, p + i) for s, n, p in spans for i in range(n)]
+    for i, (sequence, position) in enumerate(rows):
+        seen = position % chunk + 1
+        bounds = tile_bounds(case, sequence, position, seen) if i < many else KEY_ROUNDING
+        assert (np.abs(out[i] - case.wanted(sequence, position, seen)) <= bounds).all()
 
 
 # 20 heads of one KV head are more than are taken together; 3 of another rank's begin inside them.
@@ -705,7 +722,7 @@ def test_gates(kernel):
     opening[:] = 4 * rng.standard_normal((5, 48))
     rest = {"rows": np.array([5]), "width": 48, "out": out, "out_thread_stride": 0, "private": 0}
     if kernel is gate.silu_gate:
-        call(kernel, gate=opening, up=x, stride=48 * 4, **rest)
+        call(kernel, gate=opening, up=x, gate_stride=48 * 4, up_stride=48 * 4, **rest)
         wanted = opening * sigmoid(opening) * x
     else:
         call(kernel, x=x, x_stride=48 * 4, gate=opening, gate_stride=48 * 4, **rest)
@@ -715,17 +732,13 @@ def test_gates(kernel):
 
 def test_gelu_and_clamped_gate():
     rng = np.random.default_rng(0)
-    x, up, out = *(4 * rng.standard_normal((2, 5, 48)).astype(np.float32)), np.empty((5, 48), np.float32)
+    x, out = 4 * rng.standard_normal((5, 48)).astype(np.float32), np.empty((5, 48), np.float32)
+    wide = 4 * rng.standard_normal((5, 64)).astype(np.float32)
+    up = wide[:, :48]
     rest = {
-        "gate": x,
-        "up": up,
-        "stride": 48 * 4,
-        "rows": np.array([5]),
-        "width": 48,
-        "out": out,
-        "out_thread_stride": 0,
-        "private": 0,
-    }
+        "gate": x, "gate_stride": 48 * 4, "up": wide, "up_stride": 64 * 4, "rows": np.array([5]), "width": 48, "out": out,
+        "out_thread_stride": 0, "private": 0,
+    }  # fmt: skip
     call(gate.gelu_gate, **rest)
     wanted = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x.astype(np.float64) + 0.044715 * x.astype(np.float64) ** 3))) * up
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
@@ -808,6 +821,15 @@ def test_scale_columns():
     assert np.abs(x - wanted).max() <= EPSILON * np.abs(wanted).max()
 
 
+def test_add_scaled():
+    x, out = np.random.default_rng(0).standard_normal((2, 5, 64)).astype(np.float32)
+    wanted = out.astype(np.float64)
+    wanted[:, :32] += 0.3 * x[:, 16:48]
+    args = {"x_stride": 64 * 4, "rows": np.array([5]), "width": 32, "factor": 0.3, "out": out, "out_stride": 64 * 4}
+    call(scale.add_scaled, x=x.ravel()[16:], **args)
+    assert np.abs(out - wanted).max() <= 4 * EPSILON * np.abs(wanted).max()
+
+
 def test_temper_heads():
     x = np.random.default_rng(0).standard_normal((5, 3 + 2 + 2, 32)).astype(np.float32)
     positions, wanted = np.array([0, 19, 38, 39, 1000]), x.astype(np.float64)
@@ -824,6 +846,16 @@ def test_shares_by_the_factors_of_experts():
     wanted = shares * factors[chosen]
     call(experts.weigh, rows=np.array([3]), used=2, chosen=chosen, shares=shares, factors=factors)
     assert (shares == wanted).all()
+
+
+def test_rows_at_their_places_by_their_shares():
+    """Places that no pair has stay as they are."""
+    rng = np.random.default_rng(0)
+    x, shares = rng.standard_normal((8, 48)).astype(np.float32), rng.uniform(0, 1, (3, 2)).astype(np.float32)
+    places, wanted = np.array([[6, 0], [1, 2], [5, 3]]), x.copy()
+    wanted[places] *= shares[..., None]
+    call(experts.weigh_places, x=x, x_stride=48 * 4, rows=np.array([3]), used=2, places=places, shares=shares, width=48)
+    assert (x == wanted).all()
 
 
 def test_layer_norm_heads_have_weights_of_their_own():
@@ -894,8 +926,8 @@ def test_choose_wanted(sigmoid_, count, used, groups, groups_used, biased, norma
         probabilities /= probabilities.sum(1, keepdims=True)
     call(
         experts.choose_wanted, logits=logits, logits_stride=logits.strides[0], rows=np.array([rows]), experts=count, used=used,
-        normalize=normalize, sigmoid=sigmoid_, bias=bias, biased=biased, groups=groups, groups_used=groups_used, factor=factor,
-        chosen=chosen, shares=shares,
+        normalize=normalize, sigmoid=sigmoid_, bias=bias, biased=biased, groups=groups, groups_used=groups_used, pairs=1,
+        factor=factor, chosen=chosen, shares=shares,
     )  # fmt: skip
     wanted = probabilities + bias if biased else probabilities
     for row in range(rows):
@@ -907,6 +939,17 @@ def test_choose_wanted(sigmoid_, count, used, groups, groups_used, biased, norma
         own = probabilities[row, chosen[row]]
         total = own.sum() + 1e-20 if normalize else 1
         assert np.abs(shares[row] - factor * own / total).max() <= 8 * EPSILON * factor + 1e-15
+
+
+def test_groups_by_their_best_expert():
+    logits = np.array([[5, 0, 4, 4, 1, 1], [0, 1, 2, 3, -1, 9]], np.float32)
+    chosen, shares = np.zeros((2, 2), np.int64), np.zeros((2, 2), np.float32)
+    args = {"normalize": 0, "sigmoid": 0, "bias": 0, "biased": 0, "groups": 3, "groups_used": 1, "pairs": 0, "factor": 1.0}
+    call(
+        experts.choose_wanted, logits=logits, logits_stride=logits.strides[0], rows=np.array([2]), experts=6, used=2,
+        chosen=chosen, shares=shares, **args,
+    )  # fmt: skip
+    assert chosen.tolist() == [[0, 1], [5, 4]]
 
 
 def test_gated_rms_norm():

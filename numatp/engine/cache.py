@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
-from numatp.models.layers import InBlocks, InSlots
+from numatp.models.layers import Borrowing, InBlocks, InSlots
 from numatp.models.spec import Spec
 from numatp.program.values import Kept
 from numatp.weights.splits import Split
@@ -81,7 +81,9 @@ class CacheLayout:
         """Each layer's part of a cache at `address`."""
         layers: list[Kept] = []
         for i, layer in enumerate(self._layers):
-            if isinstance(layer, InBlocks):
+            if isinstance(layer, Borrowing):
+                layers.append(layers[layer.lender])
+            elif isinstance(layer, InBlocks):
                 start, stride, table = self._in_blocks[i]
                 layers.append(layer.placed(str(i), address + start, stride, table, self._split, self._type))
             else:

@@ -14,7 +14,7 @@ from types import ModuleType
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import LOG2_E, exp2
-from numatp.kernels.heads import heads_of, keys_of, values_of
+from numatp.kernels.heads import first_seen, heads_of, keys_of, values_of
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
 from numatp.kernels.rows import GROUP, MANY, num_many, room_for, with_rows
@@ -102,7 +102,7 @@ def attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head
         cap_rows(scratch, SCORES_PITCH, count, CACHE_BLOCK, args.cap * float32(LOG2_E))
     for m in range(count):
         seen = position + m * step + 1 - block * CACHE_BLOCK
-        softmax(scratch, state, m, seen - args.window, seen)
+        softmax(scratch, state, m, first_seen(args, position + m * step) - block * CACHE_BLOCK, seen)
     with_rows(count, cache.add_values, scratch, state, values, args.value_size, count, tokens, next_values)
 
 
@@ -156,7 +156,7 @@ def attend_prompt(args, scratch, table, head, row, count, position):
     if args.sunk:
         add_sinks(state, offset(args.sinks, head * 4), count, 0)
     last = (position + count - 1) // CACHE_BLOCK
-    for block in range(max(position + 1 - args.window, 0) // CACHE_BLOCK, last + 1):
+    for block in range(first_seen(args, position) // CACHE_BLOCK, last + 1):
         attend(args, scratch, state, table, block, kv_head, min(block + 1, last), kv_head, count, position, 1)
     for m in range(count):
         out = offset(args.out, ((row + m) * args.heads + head) * args.value_size * 4)
@@ -217,13 +217,14 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
 
 @kernel(
     q="pointer", q_stride="int", heads="int", kv_heads="int", head_size="int", value_size="int", first_head="int",
-    first_kv_head="int", group="int", scale="float", window="int", spans="pointer", num_spans="pointer", tables="pointer",
-    table_length="int", keys="pointer", values="pointer", block_stride="int", head_bytes="int", value_bytes="int",
+    first_kv_head="int", group="int", scale="float", window="int", chunked="int", spans="pointer", num_spans="pointer",
+    tables="pointer", table_length="int", keys="pointer", values="pointer", block_stride="int", head_bytes="int", value_bytes="int",
     scratch="pointer", scratch_stride="int", parts="pointer", finished="pointer", sinks="pointer", sunk="int", cap="float",
     rows="pointer", tiled="int", panels="pointer", panels_thread_stride="int", out="pointer",
 )  # fmt: skip
 def attention(args, thread, threads):
-    """out (rows, heads, value_size) = softmax(scale * q k) v over the `window` positions up to the row's own.
+    """out (rows, heads, value_size) = softmax(scale * q k) v over the `window` positions up to the row's own; chunked: of
+    the row's own chunk of `window` positions, those up to it.
 
     sunk: the softmax of each head has one more term, exp(sinks[head]) (float32), whose value is zero. cap: of the
     scores (kernels/softcap.py), 0 for none; a sink has none.
@@ -243,7 +244,7 @@ def attention(args, thread, threads):
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
         table = offset(args.tables, sequence * args.table_length * 8)
         if rows == 1:
-            first = max(position + 1 - args.window, 0) // CACHE_BLOCK
+            first = first_seen(args, position) // CACHE_BLOCK
             blocks = position // CACHE_BLOCK + 1 - first
             num_splits = min(blocks, SPLITS)
             # Parts that follow each other to one thread, which has asked for the next block's memory; other spans begin elsewhere.

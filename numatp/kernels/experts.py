@@ -79,8 +79,10 @@ def wanted(probabilities, bias, biased, i):
 
 
 @device
-def drop_group(probabilities, bias, biased, groups, size):
-    """Of the groups that are left, the one whose two best experts are least wanted together is dropped, of equals the last."""
+def drop_group(probabilities, bias, biased, groups, size, pairs):
+    """Of the groups that are left, the one whose best expert is least wanted is dropped, of equals the last; pairs: whose two best
+    are least wanted together.
+    """
     worst, least = int64(0), float32(0)
     found = False
     for group in range(groups):
@@ -91,7 +93,7 @@ def drop_group(probabilities, bias, biased, groups, size):
                 value = wanted(probabilities, bias, biased, i)
                 second = max(second, min(best, value))
                 best = max(best, value)
-            score = best + second if size > 1 else best
+            score = best + second if pairs and size > 1 else best
             if not found or score <= least:
                 worst, least, found = int64(group), score, True
     for i in range(worst * size, worst * size + size):
@@ -100,7 +102,7 @@ def drop_group(probabilities, bias, biased, groups, size):
 
 @kernel(
     logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", sigmoid="int",
-    bias="pointer", biased="int", groups="int", groups_used="int", factor="float", chosen="pointer", shares="pointer",
+    bias="pointer", biased="int", groups="int", groups_used="int", pairs="int", factor="float", chosen="pointer", shares="pointer",
 )  # fmt: skip
 def choose_wanted(args, thread, threads):
     """As choose, for routers in which shares are sigmoids (else the softmax), a bias per expert has a say in the choice alone,
@@ -111,7 +113,7 @@ def choose_wanted(args, thread, threads):
         logits = offset(args.logits, row * args.logits_stride)
         probabilities(logits, args.experts, args.sigmoid)
         for _ in range(args.groups - args.groups_used):
-            drop_group(logits, args.bias, args.biased, args.groups, args.experts // args.groups)
+            drop_group(logits, args.bias, args.biased, args.groups, args.experts // args.groups, args.pairs)
         taken = float32(SMALLEST_SUM)
         for slot in range(args.used):
             best = int64(0)
@@ -135,6 +137,16 @@ def weigh(args, thread, threads):
     for pair in range(first, last):
         factor = load_f32(args.factors, load_i64(args.chosen, pair))
         store_f32(args.shares, pair, load_f32(args.shares, pair) * factor)
+
+
+@kernel(x="pointer", x_stride="int", rows="pointer", used="int", places="pointer", shares="pointer", width="int")
+def weigh_places(args, thread, threads):
+    """The row of x (places, width) at each pair's place times the pair's share; threads share the columns."""
+    first, last = share(args.width // 16, thread, threads)
+    for pair in range(load_i64(args.rows, 0) * args.used):
+        x, factor = offset(args.x, load_i64(args.places, pair) * args.x_stride), splat_f32(load_f32(args.shares, pair))
+        for i in range(first * 16, last * 16, 16):
+            store_f32x16(x, i, load_f32x16(x, i) * factor)
 
 
 @kernel(

@@ -6,16 +6,17 @@ from numatp.kernels.simd import fma, load_f32x16, max_f32x16, min_f32x16, offset
 
 
 @kernel(
-    gate="pointer", up="pointer", stride="int", rows="pointer", width="int", out="pointer", out_thread_stride="int", private="int",
+    gate="pointer", gate_stride="int", up="pointer", up_stride="int", rows="pointer", width="int", out="pointer",
+    out_thread_stride="int", private="int",
 )  # fmt: skip
 def silu_gate(args, thread, threads):
-    """out (rows, width) = silu(gate) * up; gate and up have `stride` bytes from row to row, width is a multiple of 16.
+    """out (rows, width) = silu(gate) * up; strides are bytes from row to row, width is a multiple of 16.
 
     private: every thread makes all rows for itself; else the threads share the rows.
     """
     first, last = rows_of(args, thread, threads)
     for row in range(first, last):
-        gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
+        gate, up = offset(args.gate, row * args.gate_stride), offset(args.up, row * args.up_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, silu(load_f32x16(gate, i)) * load_f32x16(up, i))
@@ -36,21 +37,22 @@ def sigmoid_gate(args, thread, threads):
 
 
 @kernel(
-    gate="pointer", up="pointer", stride="int", rows="pointer", width="int", out="pointer", out_thread_stride="int", private="int",
+    gate="pointer", gate_stride="int", up="pointer", up_stride="int", rows="pointer", width="int", out="pointer",
+    out_thread_stride="int", private="int",
 )  # fmt: skip
 def gelu_gate(args, thread, threads):
     """out (rows, width) = gelu(gate) * up; otherwise as silu_gate."""
     first, last = rows_of(args, thread, threads)
     for row in range(first, last):
-        gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
+        gate, up = offset(args.gate, row * args.gate_stride), offset(args.up, row * args.up_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, gelu(load_f32x16(gate, i)) * load_f32x16(up, i))
 
 
 @kernel(
-    gate="pointer", up="pointer", stride="int", rows="pointer", width="int", alpha="float", limit="float", out="pointer",
-    out_thread_stride="int", private="int",
+    gate="pointer", gate_stride="int", up="pointer", up_stride="int", rows="pointer", width="int", alpha="float", limit="float",
+    out="pointer", out_thread_stride="int", private="int",
 )  # fmt: skip
 def clamped_gate(args, thread, threads):
     """out (rows, width) = g * sigmoid(alpha * g) * (up + 1), where g is the gate up to `limit` and up is within it on both sides;
@@ -59,7 +61,7 @@ def clamped_gate(args, thread, threads):
     first, last = rows_of(args, thread, threads)
     limit, alpha, one = splat_f32(args.limit), splat_f32(args.alpha), splat_f32(1)
     for row in range(first, last):
-        gate, up = offset(args.gate, row * args.stride), offset(args.up, row * args.stride)
+        gate, up = offset(args.gate, row * args.gate_stride), offset(args.up, row * args.up_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             g = min_f32x16(load_f32x16(gate, i), limit)

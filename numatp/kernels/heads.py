@@ -1,4 +1,6 @@
-"""Which query heads of a rank read which of its KV heads, and where those are in a cache of blocks (kernels/attention.py)."""
+"""Which query heads of a rank read which of its KV heads, where those are in a cache of blocks, and which tokens a row sees there
+(kernels/attention.py).
+"""
 
 from numatp.kernels.compile import device
 from numatp.kernels.simd import load_i64, offset
@@ -24,3 +26,9 @@ def heads_of(args, piece, pieces, most):
     first = max(group_start, 0)
     end = min(group_start + min(most, args.group - piece % pieces * most), args.heads)
     return first, end - first
+
+
+@device
+def first_seen(args, position):
+    """The first position that a row sees."""
+    return position - position % args.window if args.chunked else max(position + 1 - args.window, 0)

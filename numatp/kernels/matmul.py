@@ -207,12 +207,15 @@ def score(args, thread, threads):
 
 
 @kernel(
-    weights="pointer", tile_bytes="int", units="int", first_token="int", last_token="int", tokens="pointer", rows="pointer",
-    scale="float", out="pointer", out_stride="int",
+    weights="pointer", tile_bytes="int", units="int", first="int", count="int", first_token="int", last_token="int",
+    tokens="pointer", rows="pointer", scale="float", out="pointer", out_stride="int",
 )  # fmt: skip
 def embed(args, thread, threads):
-    """out (rows, units * 32): scale * the matrix row of each token in [first_token, last_token), zeros for all others."""
-    first, last = share(args.units, thread, threads)
+    """out (rows, count * 32): scale * the matrix row of each token in [first_token, last_token), zeros for all others; of a row the
+    units of 32 from the first-th on.
+    """
+    first, last = share(args.count, thread, threads)
+    before = args.first * 32
     for row in range(load_i64(args.rows, 0)):
         token = load_i64(args.tokens, row)
         out = offset(args.out, row * args.out_stride)
@@ -220,7 +223,9 @@ def embed(args, thread, threads):
         local = token - args.first_token
         tile = offset(args.weights, local // 16 * args.tile_bytes)
         for column in range(first * 32, last * 32):
-            store_f32(out, column, args.scale * quant.element(tile, args.units, local % 16, column) if mine else float32(0))
+            store_f32(
+                out, column, args.scale * quant.element(tile, args.units, local % 16, before + column) if mine else float32(0)
+            )
 
 
 @device

@@ -4,7 +4,7 @@ from math import log1p
 
 from numatp.kernels.compile import kernel, share
 from numatp.kernels.jit import int64
-from numatp.kernels.simd import load_f32x16, load_i64, offset, splat_f32, store_f32x16
+from numatp.kernels.simd import fma, load_f32x16, load_i64, offset, splat_f32, store_f32x16
 
 
 @kernel(x="pointer", x_stride="int", rows="pointer", width="int", factor="float")
@@ -16,6 +16,17 @@ def scale_columns(args, thread, threads):
         x = offset(args.x, row * args.x_stride)
         for i in range(first * 16, last * 16, 16):
             store_f32x16(x, i, load_f32x16(x, i) * factor)
+
+
+@kernel(x="pointer", x_stride="int", rows="pointer", width="int", factor="float", out="pointer", out_stride="int")
+def add_scaled(args, thread, threads):
+    """out += factor * x, both (rows, width), width a multiple of 16. Threads share the columns as in scale_columns."""
+    first, last = share((args.width + 15) // 16, thread, threads)
+    factor = splat_f32(args.factor)
+    for row in range(load_i64(args.rows, 0)):
+        x, out = offset(args.x, row * args.x_stride), offset(args.out, row * args.out_stride)
+        for i in range(first * 16, last * 16, 16):
+            store_f32x16(out, i, fma(load_f32x16(x, i), factor, load_f32x16(out, i)))
 
 
 @kernel(

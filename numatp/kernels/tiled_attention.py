@@ -8,7 +8,7 @@ are i and i + 16 of 32, on both sides of a product. A row's result does not depe
 
 from numatp.kernels.compile import device
 from numatp.kernels.exp import LOG2_E
-from numatp.kernels.heads import heads_of, keys_of, values_of
+from numatp.kernels.heads import first_seen, heads_of, keys_of, values_of
 from numatp.kernels.isa.amx import configure, release
 from numatp.kernels.jit import float32
 from numatp.kernels.layout import CACHE_BLOCK, PANEL_UNIT_BYTES, SCORES_PITCH
@@ -71,7 +71,8 @@ def prompt_attender(cache):
             scores, mine = offset(scratch, m * SCORES_PITCH), offset(sums, m * pitch)
             seen = position + m + 1 - block * CACHE_BLOCK
             total_at = offset(mine, args.value_size * 4)
-            correction = weigh(scores, seen - args.window, seen, total_at, offset(total_at, 64))
+            unseen = first_seen(args, position + m) - block * CACHE_BLOCK
+            correction = weigh(scores, unseen, seen, total_at, offset(total_at, 64))
             if correction != float32(1):
                 for d in range(0, args.value_size, 16):
                     store_f32x16(mine, d, load_f32x16(mine, d) * splat_f32(correction))
@@ -95,7 +96,7 @@ def prompt_attender(cache):
             load_queries(args, state, offset(state, queries_bytes), pitch, first_head + h, row, count)
         last = (position + count - 1) // CACHE_BLOCK
         configure(TILED_ROWS)
-        for block in range(max(position + 1 - args.window, 0) // CACHE_BLOCK, last + 1):
+        for block in range(first_seen(args, position) // CACHE_BLOCK, last + 1):
             tokens = min(position + count - block * CACHE_BLOCK, CACHE_BLOCK)
             cache.expand_keys(keys_of(args, table, block, kv_head), args.head_size, panels, PANEL_BYTES)
             values = values_of(args, table, block, kv_head)

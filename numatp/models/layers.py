@@ -65,6 +65,7 @@ class Attention(InBlocks):
     value_size: int
     window: int | None = None
     heads: str = "kv_heads"  # the word that counts them
+    chunked: bool = False  # whether rows see no window before them but their own chunk of so many tokens
 
     def _parts(self, split: Split, cache_type: str) -> Iterator[int]:
         """Bytes of the keys and of the values in a block."""
@@ -79,8 +80,9 @@ class Attention(InBlocks):
     def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
         keys, _ = self._parts(split, cache_type)
         return LayerCache(
-            Buffer(f"keys{name}", stride, address), Buffer(f"values{name}", stride, address + keys), table, cache_type, self.seen
-        )
+            Buffer(f"keys{name}", stride, address), Buffer(f"values{name}", stride, address + keys), table, cache_type, self.seen,
+            self.chunked,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,19 @@ class IndexedAttention(Attention):
     def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
         rows = super().block_bytes(split, cache_type) // CACHE_BLOCK
         return rows * min(tokens, self.top) + self._index_bytes() // CACHE_BLOCK * tokens
+
+
+@dataclass(frozen=True)
+class Borrowing(Attention):
+    """Which reads the keys and values of an earlier layer, and keeps none."""
+
+    lender: int = 0  # the number of that layer
+
+    def block_bytes(self, split: Split, cache_type: str) -> int:
+        return 0
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        return super().block_bytes(split, cache_type) // CACHE_BLOCK * min(tokens, self.seen)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,7 @@ class Recorder:
         self._builder = Builder(name, site.threads)
         self._constants: list[np.ndarray] = []
         self._zeros: dict[int, int] = {}
+        self._of_ones: dict[int, int] = {}
         self._row_numbers = Buffer("row numbers")  # 0, 1, 2, ...: for kernels that take some rows, and here take all
         self._most_rows = 0  # of them
         self._activations: dict[tuple[Value, str, int, bool, Routes | None], Activation] = {}
@@ -109,6 +110,12 @@ class Recorder:
         """The address of an array that lives as long as the program."""
         self._constants.append(array)
         return array.ctypes.data
+
+    def _ones(self, count: int) -> int:
+        """The address of float32 (count,) that are 1."""
+        if count not in self._of_ones:
+            self._of_ones[count] = self._constant(np.ones(count, np.float32))
+        return self._of_ones[count]
 
     def _every_row(self, most: int) -> Pointer:
         """The numbers of all rows, `most` at most."""

@@ -190,6 +190,7 @@ class LayerCache(Kept):
     table: int  # which of the Step's tables lists its blocks
     type: str = "f16"  # one of kernels/caches
     window: int = NO_WINDOW  # tokens that a row sees, itself included
+    chunked: bool = False  # it sees those of its own chunk of so many tokens
     index: Buffer | None = None  # keys of an indexer (kernels/sparse.py)
 
     @property
@@ -214,6 +215,7 @@ class Router:
     factor: float = 1.0  # of the shares, in the end
     groups: int = 1  # of neighbouring experts
     groups_used: int = 1  # those with the two most wanted experts; the others' are not chosen
+    pairs: bool = True  # else those with the one most wanted
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -14,8 +14,8 @@ from numatp.weights.matrix import Vector
 
 
 class Attention(Recorder):
-    def rms_norm_heads(self, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float) -> Value:
-        """qkv (rows, all heads, size) with each q and k head normalised, in its place; weights (size,)."""
+    def rms_norm_heads(self, qkv: Value, heads: Heads, q_weight: Vector | None, k_weight: Vector | None, epsilon: float) -> Value:
+        """qkv (rows, all heads, size) with each q and k head normalised, in its place; weights (size,), None: ones."""
         return self._normalize_heads(norm.rms_norm_heads, qkv, heads, q_weight, k_weight, epsilon)
 
     def layer_norm_heads(self, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float) -> Value:
@@ -23,13 +23,14 @@ class Attention(Recorder):
         return self._normalize_heads(norm.layer_norm_heads, qkv, heads, q_weight, k_weight, epsilon)
 
     def _normalize_heads(
-        self, kernel: Kernel, qkv: Value, heads: Heads, q_weight: Vector, k_weight: Vector, epsilon: float
+        self, kernel: Kernel, qkv: Value, heads: Heads, q_weight: Vector | None, k_weight: Vector | None, epsilon: float
     ) -> Value:
         mine = qkv.accesses(self._heads(heads.count))
+        q, k = (weight.address if weight else self._ones(heads.size) for weight in (q_weight, k_weight))
         self._builder.add(
             kernel, mine, mine,
             x=qkv.pointer, rows=self._rows, heads=heads.count, q_heads=len(heads.queries), k_heads=len(heads.keys), size=heads.size,
-            q_weight=q_weight.address, k_weight=k_weight.address, epsilon=epsilon,
+            q_weight=q, k_weight=k, epsilon=epsilon,
         )  # fmt: skip
         return self._changed(qkv, f"{qkv.name}, heads normalised")
 
@@ -67,20 +68,24 @@ class Attention(Recorder):
         )  # fmt: skip
         return self._made(out, 2 * pairs, self._rows)
 
-    def rotate_and_append(self, qkv: Value, heads: Heads, angles: Value | None, cache: LayerCache, neighbours: bool) -> Value:
-        """qkv (rows, all heads, size) with q and k rotated, in its place; k and v are appended to the cache.
+    def rotate_and_append(
+        self, qkv: Value, heads: Heads, angles: Value | None, cache: LayerCache, neighbours: bool, value_size: int = 0
+    ) -> Value:
+        """qkv (rows, all heads, size) with q and k rotated, in its place; k and v are appended to the cache. value_size: of a head
+        of values, by default as large as the others.
 
         angles: of the first pairs of a head, the rest is not turned; None: nothing is. neighbours: pair i is (2i, 2i + 1), as
         GGUF files of Llama have it; else (i, i + pairs).
         """
-        pairs = angles.width // 2 if angles else 0
+        pairs, value_size = angles.width // 2 if angles else 0, value_size or heads.size
         mine = qkv.accesses(self._heads(heads.count))
         self._builder.add(
             by_cache("append", cache).rotate_and_append, [*mine, *(angles.accesses() if angles else [])],
             [*mine, Access(cache.keys), Access(cache.values)],
             qkv=qkv.pointer, rows=self._rows, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             angles=angles.pointer if angles else 0, pairs=pairs, step=2 if neighbours else 1, apart=1 if neighbours else pairs,
-            positions=self._positions, sequences=self._sequences, **self._cache(cache, heads.size, heads.size),
+            positions=self._positions, sequences=self._sequences, value_size=value_size,
+            **self._cache(cache, heads.size, value_size),
         )  # fmt: skip
         return self._changed(qkv, f"{qkv.name}, rotated")
 
@@ -103,7 +108,7 @@ class Attention(Recorder):
             [Access(out), Access(parts), Access(scratch, PRIVATE), *more],
             q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             value_size=value_size, first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale,
-            window=cache.window,
+            window=cache.window, chunked=cache.chunked,
             spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
             parts=parts.at(0), finished=self._counters(spans * max(len(heads.keys), 1)),
             sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, rows=self._rows, tiled=self._tiled, out=out.at(0),

@@ -111,20 +111,21 @@ class Dense(Recorder):
         """silu(first half of the columns) * second half."""
         return self._gate(gate.silu_gate, x)
 
-    def gelu_gate(self, x: Value) -> Value:
-        """gelu(first half of the columns) * second half, gelu as approximated with tanh."""
-        return self._gate(gate.gelu_gate, x)
+    def gelu_gate(self, x: Value, up: Value | None = None) -> Value:
+        """gelu(first half of the columns) * second half, gelu as approximated with tanh; up: gelu(x) * up, both (rows, width)."""
+        return self._gate(gate.gelu_gate, x, up)
 
     def clamped_gate(self, x: Value, alpha: float, limit: float) -> Value:
         """g * sigmoid(alpha * g) * (second half + 1), g the first half; halves are clamped to `limit` (kernels/gate.py)."""
         return self._gate(gate.clamped_gate, x, alpha=alpha, limit=limit)
 
-    def _gate(self, kernel: Kernel, x: Value, **numbers: float) -> Value:
-        width = x.width // 2
+    def _gate(self, kernel: Kernel, x: Value, up: Value | None = None, **numbers: float) -> Value:
+        width = x.width if up else x.width // 2
         out, division = self._buffer(f"{x.name}.gated", width * 4, self.private, rows=x.most), self._share_of_rows(x.rows)
         self._builder.add(
-            kernel, x.accesses(), [Access(out, division)],
-            gate=x.pointer, up=x.at(width), stride=x.stride, rows=x.rows, width=width,
+            kernel, [*x.accesses(), *(up.accesses() if up else [])], [Access(out, division)],
+            gate=x.pointer, gate_stride=x.stride, up=up.pointer if up else x.at(width), up_stride=up.stride if up else x.stride,
+            rows=x.rows, width=width,
             out=out.at(0), out_thread_stride=out.thread_stride, private=self.private, **numbers,
         )  # fmt: skip
         return self._made(out, width, x.rows, division=division, most=x.most)

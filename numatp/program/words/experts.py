@@ -1,6 +1,7 @@
 """Experts: which rows go through which, and their products."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -30,7 +31,7 @@ class Experts(Together):
         return self._route(
             experts.choose_wanted, scores, router.used, normalize=router.normalize, sigmoid=router.sigmoid,
             bias=bias.address if bias else 0, biased=bias is not None, groups=router.groups, groups_used=router.groups_used,
-            factor=router.factor,
+            pairs=router.pairs, factor=router.factor,
         )  # fmt: skip
 
     def weigh_routes(self, routes: Routes, factors: Vector) -> Routes:
@@ -40,6 +41,17 @@ class Experts(Together):
             rows=self._rows, used=routes.used, chosen=routes.chosen, shares=routes.shares, factors=factors.address,
         )  # fmt: skip
         return routes
+
+    def weigh_places(self, x: Value, routes: Routes) -> tuple[Value, Routes]:
+        """x (places, width) times the share of each place, in x's place, and routes in which every share is 1."""
+        mine = x.accesses(self._columns(x.width))
+        self._builder.add(
+            experts.weigh_places, [*mine, Access(routes.buffer)], mine,
+            x=x.pointer, x_stride=x.stride, rows=self._rows, used=routes.used, places=routes.places, shares=routes.shares,
+            width=x.width,
+        )  # fmt: skip
+        ones = Pointer(Buffer("ones", address=self._ones(self.max_rows * routes.used)))
+        return self._changed(x, f"{x.name}, weighed"), replace(routes, shares=ones)
 
     def _route(self, kernel: Kernel, scores: Value, used: int, **args: float) -> Routes:
         count = scores.width
@@ -104,15 +116,19 @@ class Experts(Together):
 
     def add_experts(
         self, x: Value, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix], bias_: Vector | None = None,
-        factor: float = 1.0,
+        factor: float = 1.0, beside: tuple[Value, Matrix] | None = None,
     ) -> Value:  # fmt: skip
         """x + factor * (each row's sum of share * (expert's weight h) + further products as in add_products): one exchange.
 
-        bias_: (experts, width), each expert's added to its product.
+        bias_: (experts, width), each expert's added to its product. beside: a product that is added without the factor.
         """
         partial = self._sum_of_experts(h, routes, weight, products)
         if bias_ and self.site.rank == 0:  # the ranks' parts are added up
             self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x.width, add=True)
+        if beside:
+            self._scale(partial, x.width, factor)
+            self._product(beside[0], [beside[1]], Access(partial, self._columns(x.width)), add=True)
+            factor = 1.0
         return self._add_exchanged(partial, x, factor)
 
     def experts_product(self, h: Value, routes: Routes, weight: Matrix) -> Value:

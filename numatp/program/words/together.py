@@ -11,6 +11,7 @@ from numatp.kernels.score import join_scores
 from numatp.program.recorder import Wires
 from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
+from numatp.quants.table import UNIT
 from numatp.weights.matrix import Matrix, Vector
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
@@ -19,17 +20,39 @@ LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message
 class Together(Dense):
     def embed(self, weight: Matrix, first_token: int, scale: float = 1.0) -> Value:
         """scale * the tokens' rows, (rows, width): the rank that holds a token's row hands it to all."""
-        width, partial = weight.columns, self._next_partial()
-        assert width == self.site.width
+        assert weight.columns == self.site.width
+        partial = self._look_up(weight, first_token, range(weight.columns), scale)
+        residual = self._buffer("residual", weight.columns * 4)
+        self._until_end.append(residual)
+        return self._exchange(partial, residual, weight.columns, add=False)
+
+    def embed_columns(self, weight: Matrix, first_token: int, columns: range, scale: float) -> Value:
+        """As embed, of a table whose rows are longer than an exchange: scale * some of their columns, in whole units of 32."""
+        partial, width = self._look_up(weight, first_token, columns, scale), self.site.width
+        whole = self._exchange(partial, self._buffer(f"{weight.name}[{columns.start}:]", width * 4), width, add=False)
+        return whole.columns(0, len(columns))
+
+    def _look_up(self, weight: Matrix, first_token: int, columns: range, scale: float) -> Buffer:
+        """This rank's part of it, in the buffer of the next exchange; what lies behind the columns there is of no meaning."""
+        partial = self._next_partial()
+        assert columns.start % UNIT == 0 == len(columns) % UNIT and len(columns) <= self.site.width
         self._builder.add(
             kernel_of(weight, "embed"), [], [Access(partial)],
-            weights=weight.address, tile_bytes=weight.tile_bytes, units=weight.units, first_token=first_token,
-            last_token=first_token + weight.rows, tokens=self.site.step.tokens.ctypes.data, rows=self._rows,
-            scale=scale, out=partial.at(0), out_stride=partial.stride,
+            weights=weight.address, tile_bytes=weight.tile_bytes, units=weight.units, first=columns.start // UNIT,
+            count=len(columns) // UNIT, first_token=first_token, last_token=first_token + weight.rows,
+            tokens=self.site.step.tokens.ctypes.data, rows=self._rows, scale=scale, out=partial.at(0), out_stride=partial.stride,
         )  # fmt: skip
-        residual = self._buffer("residual", width * 4)
-        self._until_end.append(residual)
-        return self._exchange(partial, residual, width, add=False)
+        return partial
+
+    def add_scaled(self, x: Value, other: Value, factor: float) -> Value:
+        """x + factor * other, both (rows, width), in x's place; x may be some columns of what lies there."""
+        mine = Access(x.buffer, self._columns(x.width))
+        self._builder.add(
+            scale.add_scaled, [*other.accesses(), mine], [mine],
+            x=other.pointer, x_stride=other.stride, rows=self._rows, width=x.width, factor=factor,
+            out=x.pointer, out_stride=x.stride,
+        )  # fmt: skip
+        return x
 
     def add_product(self, x: Value, h: Value, weight: Matrix, bias_: Vector | None = None, factor: float = 1.0) -> Value:
         """x + factor * (weight h [+ bias]), in x's place, where each rank holds its columns of weight and its part of h: one
@@ -122,13 +145,16 @@ class Together(Dense):
     def _add_exchanged(self, partial: Buffer, x: Value, factor: float = 1.0) -> Value:
         """x + factor * the sum of all ranks' partials, in x's place."""
         x.check()
+        self._scale(partial, x.width, factor)
+        return self._exchange(partial, x.buffer, x.width, add=True)
+
+    def _scale(self, partial: Buffer, width: int, factor: float) -> None:
         if factor != 1:
-            mine = Access(partial, self._columns(x.width))
+            mine = Access(partial, self._columns(width))
             self._builder.add(
                 scale.scale_columns, [mine], [mine],
-                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=x.width, factor=factor,
+                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=width, factor=factor,
             )  # fmt: skip
-        return self._exchange(partial, x.buffer, x.width, add=True)
 
     def _exchanged(self, partial: Buffer, width: int) -> Value:
         """The sum of all ranks' partials, in memory of its own."""
