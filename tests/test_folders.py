@@ -103,7 +103,7 @@ def test_what_is_quantized(tmp_path):
         assert sum(counts) == (0 if quantize == "none" else 2 * 7 + 2)
 
 
-def gemma3_spec(path, **changes):
+def spec_of(path, **changes):
     if changes:
         config = json.loads((path / "config.json").read_text()) | changes
         (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
@@ -114,13 +114,32 @@ def gemma3_spec(path, **changes):
 @pytest.mark.parametrize("kind", ["rope_type", "type"])
 def test_older_keys_of_gemma3(tmp_path, kind):
     """As its released folders have them: the golden one has what transformers 5 writes."""
-    folder, wanted = golden_folders.write(tmp_path / "folder", "gemma3"), gemma3_spec(GOLDEN / "gemma3.gguf")
-    got = gemma3_spec(
+    folder, wanted = golden_folders.write(tmp_path / "folder", "gemma3"), spec_of(GOLDEN / "gemma3.gguf")
+    got = spec_of(
         folder, rope_parameters=None, layer_types=None, sliding_window_pattern=6, rope_theta=5000.0, rope_local_base_freq=300.0,
         rope_scaling={kind: "linear", "factor": 8.0},
     )  # fmt: skip
     assert (got.layers, got.window_base, got.score_scale) == (wanted.layers, wanted.window_base, wanted.score_scale)
     assert (got.rope.frequencies == wanted.rope.frequencies).all()
+
+
+def test_mimo2_as_released(tmp_path):
+    """By the words of the vendor's own code; its window counts the tokens before a row's own."""
+    folder, wanted = golden_folders.write(tmp_path / "folder", "mimo2"), spec_of(GOLDEN / "mimo2.gguf")
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "layer_types", "mlp_layer_types", "rms_norm_eps", "sliding_window"):
+        del config[key]
+    config |= {
+        "rope_theta": 1000.0, "swa_rope_theta": 300.0, "partial_rotary_factor": 0.5, "hybrid_layer_pattern": [0, 1],
+        "swa_num_key_value_heads": 4, "moe_layer_freq": [0, 1], "layernorm_epsilon": 1e-5, "sliding_window_size": 19,
+        "routed_scaling_factor": None, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "n_shared_experts": None,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    found = spec_of(folder)
+    assert (found.layers, found.sizes, found.router) == (wanted.layers, wanted.sizes, wanted.router)
+    assert (found.window_base, found.dense_layers, found.full_sinks, found.window_sinks) == (300.0, 1, False, True)
+    assert np.allclose(found.rope.frequencies, wanted.rope.frequencies)
+    assert (found.epsilon, found.attended_scale) == pytest.approx((wanted.epsilon, wanted.attended_scale))
 
 
 @pytest.mark.parametrize(("name", "keys"), [

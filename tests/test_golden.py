@@ -23,6 +23,7 @@ VARIANTS = (
     "command-r",
     "deepseek2-lite",
     "deepseek2-flash",
+    "deepseek2-v2",
     "gemma4-dense",
 )  # of an architecture that another model stands for
 

@@ -92,6 +92,7 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
         return str(refused.value)
 
     optional = {"output.weight", "rope_freqs.weight"} | {f"blk.0.attn_{part}_norm.weight" for part in "qk"}
+    fused = name.startswith("phi3") or name == "bailingmoe2"
     if name.startswith("gemma4"):  # without values the keys are taken
         optional.add("blk.0.attn_v.weight")
     for tensor, info in tensors.items():
@@ -100,13 +101,42 @@ def test_tensors_that_are_missing_unknown_or_of_another_shape_are_named(name):
             if tensor not in optional:
                 # Of several matrices in one tensor the first is named.
                 wanted = tensor.replace("gate_up", "gate")
-                wanted = wanted.replace("attn_qkv", "attn_q") if name.startswith("phi3") else wanted
+                wanted = wanted.replace("attn_qkv", "attn_q") if fused else wanted
                 assert f"'{wanted}' is missing" in refusal()
             file.tensors = tensors | {tensor: replace(info, shape=(*info.shape[:-1], info.shape[-1] + 1))}
             if tensor != "token_embd.weight":
                 assert f"'{tensor}' has shape" in refusal()
     file.tensors = tensors | {"blk.0.attn_surprise.weight": next(iter(tensors.values()))}
     assert "'blk.0.attn_surprise.weight' is not part of" in refusal()
+
+
+def test_what_nobody_reads_of_layers_that_borrow_is_left_out():
+    """Released files have keys and values of those layers too."""
+    file, module = models.open_model(GOLDEN / "gemma4-e2b.gguf")
+    whole = module.read_spec(file)
+    spare = [f"blk.{layer}.attn_{name}.weight" for layer in (3, 4) for name in ("k", "v", "k_norm")]
+    tensors = dict(file.tensors)
+    file.tensors |= {name: tensors[name.replace("blk.3", "blk.1").replace("blk.4", "blk.2")] for name in spare}
+    spec = module.read_spec(file)
+    assert (spec.layers, spec.from_keys, file.tensors) == (whole.layers, whole.from_keys, tensors)
+    assert [getattr(layer, "lender", None) for layer in spec.layers] == [None, None, None, 1, 2]
+    assert "6 tensors are left out" in file.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("gemma4-e2b", "attention.shared_kv_layers", 4, "4 layers that read keys and values of others, and no such others"),
+        ("gemma4-e2b", "embedding_length_per_layer_input", 48, "48 values of a token for each layer"),
+        ("llama4", "attention.sliding_window", -1, "chunks of -1 tokens"),
+        ("mimo2", "attention.value_length", 24, "head size 24"),
+    ],
+)
+def test_what_newer_architectures_cannot_compute(name, key, value, message):
+    file, module = models.open_model(GOLDEN / f"{name}.gguf")
+    file.metadata.replace(f"{name.partition('-')[0]}.{key}", value)
+    with pytest.raises(UserError, match=message):
+        module.read_spec(file)
 
 
 def test_kinds_of_layers(tmp_path, monkeypatch):

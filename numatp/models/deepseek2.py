@@ -1,5 +1,6 @@
 """DeepSeek-V2 and V3, R1, Kimi K2, GLM-4.7-Flash: latent attention (latent.py), and experts routed in groups."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from numatp.files.huggingface import CannotComputeError, HuggingFace
@@ -45,20 +46,18 @@ def _normalized(config: Config) -> bool:
     return bool(config["norm_topk_prob"])
 
 
-def _groups(config: Config) -> int | None:
-    """DeepSeek-V2 takes the groups with the one most wanted expert, if it takes groups at all."""
-    if not _is(config, V2):
-        return config.get("n_group")
-    method = config.get("topk_method")
-    if method == "group_limited_greedy" and config.get("n_group") == config.get("topk_group") == 1:
+def _in_groups(key: str) -> Callable[[Config], int | None]:
+    """DeepSeek-V2 chooses from all experts where it does not say otherwise, the others from groups."""
+
+    def read(config: Config) -> int | None:
+        method = config.get("topk_method")
+        if not _is(config, V2) or method == "group_limited_greedy":
+            return config.get(key)
+        if method != "greedy":
+            raise CannotComputeError(f"chooses experts by {method!r} ('topk_method')")
         return 1
-    if method != "greedy":
-        raise CannotComputeError(f"chooses experts by {method!r} ('topk_method')")
-    return 1
 
-
-def _groups_used(config: Config) -> int | None:
-    return 1 if _is(config, V2) else config.get("topk_group")
+    return read
 
 
 def _dense_layers(config: Config) -> int | None:
@@ -85,8 +84,8 @@ HUGGING_FACE = HuggingFace(
     | {
         "expert_gating_func": _gate,
         "expert_weights_norm": _normalized,
-        "expert_group_count": _groups,
-        "expert_group_used_count": _groups_used,
+        "expert_group_count": _in_groups("n_group"),
+        "expert_group_used_count": _in_groups("topk_group"),
         "leading_dense_block_count": _dense_layers,
     },
     tensors=LATENT_TENSORS,

@@ -19,6 +19,7 @@ from numatp.models.spec import (
     read_cap,
     read_common,
     read_ffn,
+    read_score_scale,
     read_sizes,
     read_windows,
 )
@@ -65,9 +66,9 @@ class Gemma2Spec(Spec):
 def read_spec(file: ModelFile) -> Gemma2Spec:
     sizes = read_sizes(file, **read_ffn(file))
     layers = read_windows(file, sizes, period=2, window=WINDOW)  # of two layers the last sees all tokens
-    size = sizes.width // sizes.heads if len(layers) == LAYERS_OF_27B else sizes.head_size
     return read_common(
-        file, Gemma2Spec, sizes=sizes, layers=layers, score_scale=file.positive("gemma2.attention.scale", default=1 / sqrt(size)),
+        file, Gemma2Spec, sizes=sizes, layers=layers,
+        score_scale=read_score_scale(file, sizes, by_width=len(layers) == LAYERS_OF_27B),
         score_cap=read_cap(file, "attn_logit_softcapping", SCORE_CAP),
         logit_cap=read_cap(file, "final_logit_softcapping", LOGIT_CAP),
     )  # fmt: skip

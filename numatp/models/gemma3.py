@@ -23,6 +23,7 @@ from numatp.models.spec import (
     read_cap,
     read_common,
     read_ffn,
+    read_score_scale,
     read_sizes,
     read_windows,
 )
@@ -98,12 +99,10 @@ class Gemma3Spec(Spec):
 def read_spec(file: ModelFile) -> Gemma3Spec:
     sizes = read_sizes(file, **read_ffn(file))
     layers = read_windows(file, sizes, period=6)  # of six layers the last sees all tokens
-    scale = file.positive(
-        "gemma3.attention.scale", default=1 / sqrt(sizes.width // sizes.heads if len(layers) == LAYERS_OF_27B else sizes.head_size)
-    )
     return read_common(
         file, Gemma3Spec, sizes=sizes, layers=layers, window_base=read_base(file, "gemma3.rope.freq_base_swa"),
-        score_scale=scale, logit_cap=read_cap(file, "final_logit_softcapping"),
+        score_scale=read_score_scale(file, sizes, by_width=len(layers) == LAYERS_OF_27B),
+        logit_cap=read_cap(file, "final_logit_softcapping"),
     )  # fmt: skip
 
 

@@ -1,21 +1,18 @@
-"""Gemma 4 (text; 12B, 26B-A4B and 31B): most layers see a window of tokens, the others have heads of another size, of which a part
-rotates, and may take keys as values. Values are normalised, scores are not scaled, and each layer's result is multiplied by a
-number. In models with experts all rows go through a feed-forward network too: both results are normalised, added up, and
-normalised again.
+"""Gemma 4 (text; E2B, E4B, 12B, 26B-A4B and 31B): most layers see a window of tokens, the others have heads of another size, of
+which a part rotates, and may take keys as values. Values are normalised, scores are not scaled, and each layer's result is
+multiplied by a number. In models with experts all rows go through a feed-forward network too: both results are normalised, added
+up, and normalised again. In E2B and E4B each layer adds something for the token alone, of a table of its own, and the last layers
+read keys and values of earlier ones.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from numatp.files.folder import rope_parameters
-from numatp.files.huggingface import CannotComputeError, HuggingFace, HuggingFaceFile, Stored
-from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.models.layers import Attention
-from numatp.models.names import ATTENTION, CONFIG, ENDS, FFN, ONLY, TOGETHER
+from numatp.models.gemma4_names import FOLDER, PERIOD
+from numatp.models.layers import Attention, Borrowing
 from numatp.models.rope import plain, read_base, read_factors, read_rope
 from numatp.models.spec import (
     ATTENTION_OUTPUT_RULE,
@@ -40,159 +37,12 @@ from numatp.models.spec import (
 from numatp.program.values import Heads, LayerCache, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
-from numatp.weights.splits import Shared, Split
+from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Split, cut_columns
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-PERIOD = 6  # of six layers the last sees all tokens, where a folder does not say
-STILL = 1e30  # what the frequencies of pairs that do not turn are divided by, in GGUF
-
-
-def _slides(config: Config) -> list[bool]:
-    """The last layer sees all tokens, whatever config.json says."""
-    kinds = config.get("layer_types") or [
-        "full_attention" if (layer + 1) % PERIOD == 0 else "sliding_attention" for layer in range(config["num_hidden_layers"])
-    ]
-    others = set(kinds) - {"sliding_attention", "full_attention"}
-    if others:
-        raise CannotComputeError(f"has layers of kind '{min(others)}' ('layer_types')")
-    return [kind == "sliding_attention" for kind in kinds[:-1]] + [False]
-
-
-def _of_full(config: Config, key: str, otherwise: Any) -> Any:
-    """A size of layers that see all tokens. Newer folders say for each layer in what it differs from the others."""
-    layers = config.get("per_layer_config")
-    if layers is None:
-        return otherwise
-    values = {layer: of_layer.get(key, config[key]) for layer, of_layer in layers.items()}
-    flags = _slides(config)
-    wanted = {values.get(str(layer), config[key]) for layer, slides in enumerate(flags) if not slides}
-    others = {values.get(str(layer), config[key]) for layer, slides in enumerate(flags) if slides}
-    if len(wanted) != 1 or others - {config[key]} or {name for one in layers.values() for name in one} - PER_LAYER:
-        raise CannotComputeError("has layers with sizes of their own ('per_layer_config')")
-    return wanted.pop()
-
-
-PER_LAYER = {"head_dim", "num_key_value_heads"}
-
-
-def _kv_heads(config: Config) -> Any:
-    shared = config.get("num_global_key_value_heads") if config.get("attention_k_eq_v") else None
-    full = _of_full(config, "num_key_value_heads", shared or config["num_key_value_heads"])
-    if full == config["num_key_value_heads"]:
-        return full
-    return [config["num_key_value_heads"] if slides else full for slides in _slides(config)]
-
-
-def _head_size(config: Config) -> Any:
-    return _of_full(config, "head_dim", config["global_head_dim"])
-
-
-def _base(layers: str, *kinds: str) -> Any:
-    def read(config: Config) -> Any:
-        rope = _rope(config, layers)
-        if rope["rope_type"] not in kinds:
-            raise CannotComputeError(f"scales the rotation of some layers by '{rope['rope_type']}' ('rope_parameters')")
-        return rope.get("rope_theta")
-
-    return read
-
-
-def _rope(config: Config, layers: str) -> Config:
-    return rope_parameters(config if config.get("rope_parameters") else config | {"rope_parameters": ROPES}, layers)
-
-
-def _causal(config: Config) -> Any:
-    if config.get("use_bidirectional_attention") == "all":
-        raise CannotComputeError("lets tokens see those behind them ('use_bidirectional_attention')")
-    return config["sliding_window"]
-
-
-def _turning(file: HuggingFaceFile) -> np.ndarray | None:
-    """What the frequencies of layers that see all tokens are divided by: "proportional" turns the first pairs."""
-    rope, pairs = _rope(file.config, "full_attention"), file.count("gemma4.attention.key_length") // 2
-    if rope["rope_type"] != "proportional":
-        return None
-    part, factor = rope.get("partial_rotary_factor", 1.0), rope.get("factor", 1.0)
-    turned = int(part * 2 * pairs // 2)
-    if not 0 <= turned <= pairs or not factor >= 1:
-        file.fail(f"turns {part} of a head's values, {factor} times slower; download the folder again")
-    return np.where(np.arange(pairs) < turned, factor, STILL).astype(np.float32)
-
-
-def _experts(key: str) -> Any:
-    return lambda config: config[key] if config.get("enable_moe_block") else None
-
-
-ROPES = {
-    "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-    "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1000000.0},
-}
-LAYER = "model.layers.{layer}"
-HUGGING_FACE = HuggingFace(
-    classes={
-        "Gemma4ForCausalLM": {
-            "sliding_window": 512, "rms_norm_eps": 1e-6, "global_head_dim": 512, "hidden_size_per_layer_input": 256,
-        },
-    },
-    config=CONFIG
-    | {
-        "attention.head_count_kv": _kv_heads,
-        "attention.key_length": _head_size,
-        "attention.value_length": _head_size,
-        "attention.key_length_swa": "head_dim",
-        "attention.value_length_swa": "head_dim",
-        "attention.sliding_window": _causal,
-        "attention.sliding_window_pattern": _slides,
-        "attention.shared_kv_layers": lambda config: config.get("num_kv_shared_layers") or 0,
-        "embedding_length_per_layer_input": lambda config: config.get("hidden_size_per_layer_input") or 0,
-        "expert_count": _experts("num_experts"),
-        "expert_used_count": _experts("top_k_experts"),
-        "expert_feed_forward_length": _experts("moe_intermediate_size"),
-        "final_logit_softcapping": "final_logit_softcapping",
-        "rope.dimension_count": _head_size,
-        "rope.dimension_count_swa": "head_dim",
-        "rope.freq_base": _base("full_attention", "proportional", "default"),
-        "rope.freq_base_swa": _base("sliding_attention", "default"),
-    },
-    tensors=ENDS
-    | ATTENTION
-    | FFN
-    | {f"blk.{{layer}}.attn_{name}_norm.weight": f"{LAYER}.self_attn.{name}_norm.weight" for name in "qk"}
-    | {
-        f"blk.{{layer}}.{ours}.weight": f"{LAYER}.{theirs}.weight"
-        for ours, theirs in (
-            ("post_attention_norm", "post_attention_layernorm"),
-            ("ffn_norm", "pre_feedforward_layernorm"),
-            ("post_ffw_norm", "post_feedforward_layernorm"),
-            ("post_ffw_norm_1", "post_feedforward_layernorm_1"),
-            ("pre_ffw_norm_2", "pre_feedforward_layernorm_2"),
-            ("post_ffw_norm_2", "post_feedforward_layernorm_2"),
-        )
-    }
-    | {
-        "blk.{layer}.layer_output_scale.weight": f"{LAYER}.layer_scalar",
-        "blk.{layer}.ffn_gate_inp.weight": f"{LAYER}.router.proj.weight",
-        "blk.{layer}.ffn_gate_inp.scale": f"{LAYER}.router.scale",
-        "blk.{layer}.ffn_down_exps.scale": f"{LAYER}.router.per_expert_scale",
-    }
-    | {
-        f"blk.{{layer}}.ffn_{name}_exps.weight": Stored(f"{LAYER}.experts.{theirs}", order=rows)
-        for name, (theirs, rows) in TOGETHER.items()
-    },
-    computed={"rope_freqs.weight": _turning},
-    only=ONLY | {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
-    tied=True,
-    ropes=True,
-    texts=dict.fromkeys(
-        ("gemma4_text", "gemma4_unified_text"),
-        ("Gemma4ForCausalLM", {
-            "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 30, "num_attention_heads": 8,
-            "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
-        }),
-    ),
-)  # fmt: skip
+HUGGING_FACE = FOLDER
 
 
 @dataclass(frozen=True)
@@ -203,16 +53,15 @@ class Gemma4Spec(Spec):
     slides: tuple[bool, ...]  # per layer: whether it sees a window
     from_keys: tuple[bool, ...]  # per layer: whether its keys are its values too
     mixture: bool  # whether layers have experts too
+    own: int  # layers with keys and values of their own, the first ones
+    wide: tuple[bool, ...]  # per layer: whether its feed-forward network is of the other width, `wide_ffn`
+    input_size: int  # of what each layer has of a token alone; 0: nothing
 
 
 def read_spec(file: ModelFile) -> Gemma4Spec:
-    for key, what in (
-        ("embedding_length_per_layer_input", "an embedding of its own for each layer"),
-        ("attention.shared_kv_layers", "layers that read the keys and values of others"),
-    ):
-        if file.integer(f"gemma4.{key}", default=0):
-            file.fail(f"has {what} (E2B, E4B), which numatp cannot compute; use another model")
     flags = read_pattern(file, "attention.sliding_window_pattern", PERIOD)
+    own = _read_own_layers(file, flags)
+    ffn, wide = _read_ffn(file, len(flags))
     mixture = file.integer("gemma4.expert_count", default=0) > 0
     width, heads = file.count("gemma4.embedding_length"), file.count_of_layers("gemma4.attention.head_count")
     size, full_size = file.count("gemma4.attention.key_length_swa"), file.count("gemma4.attention.key_length")
@@ -220,22 +69,68 @@ def read_spec(file: ModelFile) -> Gemma4Spec:
     check_heads(file, width, heads, kv_heads, size)
     check_heads(file, width, heads, full_kv_heads, full_size)
     sizes = decoder_sizes(
-        width, heads, kv_heads, size, read_vocab(file), **read_ffn(file), **(read_experts(file) if mixture else {}),
+        width, heads, kv_heads, size, read_vocab(file), **ffn, **(read_experts(file) if mixture else {}),
+        **_read_input_size(file, width),
         full_size=full_size, full_kv_heads=Shared(full_kv_heads, "heads", heads // full_kv_heads),
     )  # fmt: skip
     window = file.count("gemma4.attention.sliding_window")
-    full = Attention(full_size, full_size, heads="full_kv_heads")
+    kinds = {True: Attention(size, size, window), False: Attention(full_size, full_size, heads="full_kv_heads")}
+    layers = [kinds[slides] for slides in flags[:own]]
+    for slides in flags[own:]:
+        lender = max(layer for layer in range(own) if flags[layer] == slides)
+        layers.append(Borrowing(**vars(kinds[slides]), lender=lender))
+    input_size = sizes.layer_input if "layer_input" in sizes else 0
     return read_common(
-        file, Gemma4Spec, sizes=sizes, layers=tuple(Attention(size, size, window) if slides else full for slides in flags),
+        file, Gemma4Spec, sizes=sizes, layers=tuple(layers), own=own, wide=wide, input_size=input_size,
         rope=read_rope(file, full_size), window_base=read_base(file, "gemma4.rope.freq_base_swa"),
         logit_cap=read_cap(file, "final_logit_softcapping"), divided=read_factors(file),
         slides=tuple(flags), from_keys=tuple(
             f"blk.{layer}.attn_v.weight" not in file.tensors and f"blk.{layer}.attn_qkv.weight" not in file.tensors
+            and layer < own
             for layer in range(len(flags))
         ),
-        mixture=mixture, layer_exchanges=3 if mixture else 2,
+        mixture=mixture, layer_exchanges=2 + mixture + (input_size > 0),
+        first_exchanges=1 + (-(-len(flags) // (width // input_size)) if input_size else 0),
         experts_used=file.count("gemma4.expert_used_count") if mixture else 0,
     )  # fmt: skip
+
+
+def _read_own_layers(file: ModelFile, flags: list[bool]) -> int:
+    """How many have keys and values of their own; what files have for the others, and nobody reads, is left out."""
+    borrowing = file.integer("gemma4.attention.shared_kv_layers", default=0)
+    own = len(flags) - borrowing
+    if not 0 < own <= len(flags) or set(flags) - set(flags[:own]):
+        file.fail(f"has {borrowing} layers that read keys and values of others, and no such others; convert the model again")
+    spare = {f"blk.{layer}.{name}.weight" for layer in range(own, len(flags)) for name in ("attn_k", "attn_v", "attn_k_norm")}
+    if file.flag("gemma4.attention.keys_are_values", default=False):  # which GGUF files say by having no such tensors
+        spare |= {f"blk.{layer}.attn_v.weight" for layer, slides in enumerate(flags) if not slides}
+    unread = spare & file.tensors.keys()
+    for name in unread:
+        del file.tensors[name]
+    if unread:
+        file.notes.append(f"{file.path}: {len(unread)} tensors are left out: their layers take other keys or values")
+    return own
+
+
+def _read_ffn(file: ModelFile, layers: int) -> tuple[dict[str, Cut], tuple[bool, ...]]:
+    """Sizes of feed-forward networks, and which layers have the other one."""
+    key = "gemma4.feed_forward_length"
+    if not file.is_list(key):
+        return read_ffn(file), (False,) * layers
+    widths = list(file.integers(key))
+    found = sorted(set(widths))
+    if len(widths) != layers or len(found) > 2 or any(width < 1 or width % COLUMN_UNIT for width in found):
+        file.fail(f"metadata '{key}' is not a multiple of {COLUMN_UNIT} for each layer, two at most; convert the model again")
+    sizes = {"ffn": cut_columns(found[0])} | ({"wide_ffn": cut_columns(found[1])} if len(found) > 1 else {})
+    return sizes, tuple(width != found[0] for width in widths)
+
+
+def _read_input_size(file: ModelFile, width: int) -> dict[str, Cut]:
+    """Of what each layer has of a token alone; without it there is no such size."""
+    size = file.integer("gemma4.embedding_length_per_layer_input", default=0)
+    if size and (not 0 < size <= width or size % COLUMN_UNIT):
+        file.fail(f"has {size} values of a token for each layer, no multiple of {COLUMN_UNIT} up to {width}; use another model")
+    return {"layer_input": cut_columns(size)} if size else {}
 
 
 def _read_kv_heads(file: ModelFile, flags: list[bool]) -> tuple[int, int]:
@@ -267,21 +162,40 @@ def rules(spec: Gemma4Spec) -> list[Rule]:
         Rule.vector("post_ffw_norm_2.weight", "width"),
     )
 
+    of_token = (
+        Rule.matrix("inp_gate.weight", "layer_input", "width"),
+        Rule.matrix("proj.weight", "width", "layer_input"),
+        Rule.vector("post_norm.weight", "width"),
+    )
+
     def layer_rules(layer: int) -> list[Rule]:
-        attention = (*(QKV_RULES[:2] if spec.from_keys[layer] else QKV_RULES), *HEAD_NORM_RULES, ATTENTION_OUTPUT_RULE)
+        attention: tuple[Rule, ...] = (*(QKV_RULES[:2] if spec.from_keys[layer] else QKV_RULES), *HEAD_NORM_RULES)
+        if layer >= spec.own:
+            attention = (QKV_RULES[0], HEAD_NORM_RULES[0])
+        attention = (*attention, ATTENTION_OUTPUT_RULE)
+        ffn: Iterable[Rule] = (*GATE_UP_RULES, DOWN_RULE)
+        if spec.wide[layer]:
+            ffn = (rule.in_words(ffn="wide_ffn") for rule in ffn)
         return [
             Rule.vector("attn_norm.weight", "width"),
             *(attention if spec.slides[layer] else map(full, attention)),
             Rule.vector("post_attention_norm.weight", "width"),
             Rule.vector("ffn_norm.weight", "width"),
-            *GATE_UP_RULES,
-            DOWN_RULE,
+            *ffn,
             *(experts if spec.mixture else ()),
             Rule.vector("post_ffw_norm.weight", "width"),
+            *(of_token if spec.input_size else ()),
             Rule.vector("layer_output_scale.weight", "1"),
         ]
 
     listed = decoder_rules(spec, layer_rules)
+    if spec.input_size:
+        inputs = str(len(spec.layers) * spec.input_size)
+        listed += [
+            Rule("per_layer_token_embd.weight", "embedding", ("vocab", inputs)),
+            Rule.matrix("per_layer_model_proj.weight", inputs, "width"),  # whole on every rank: a norm follows
+            Rule.vector("per_layer_proj_norm.weight", str(spec.input_size)),
+        ]
     return [*listed, Rule.vector("rope_freqs.weight", str(len(spec.rope.frequencies)))] if spec.divided else listed
 
 
@@ -297,6 +211,8 @@ def forward(p: "Ops", spec: Gemma4Spec, split: Split, weights: Weights, caches: 
         """Before the output matrix."""
         blk, from_keys = f"blk.{layer}", spec.from_keys[layer]
         heads, angles = (full_heads, full_angles) if cache.sees_all else (window_heads, window_angles)
+        if layer >= spec.own:
+            return borrowing(blk, h, cache, heads, angles)
         parts = [matrix(f"{blk}.attn_{name}.weight") for name in ("qk" if from_keys else "qkv")]
         qkv = p.matmul(h, *parts, room=len(heads.keys) * heads.size if from_keys else 0)
         qkv = p.rms_norm_values(qkv, heads, epsilon, from_keys)
@@ -304,6 +220,32 @@ def forward(p: "Ops", spec: Gemma4Spec, split: Split, weights: Weights, caches: 
         qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, epsilon)
         qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
         return p.attention(qkv, heads, 1.0, cache)
+
+    def borrowing(blk: str, h: Value, cache: LayerCache, heads: Heads, angles: Value) -> Value:
+        """As attention, where an earlier layer has appended to the cache."""
+        queries, q_norm = replace(heads, keys=range(0)), vector(f"{blk}.attn_q_norm.weight")
+        q = p.rms_norm_heads(p.matmul(h, matrix(f"{blk}.attn_q.weight")), queries, q_norm, q_norm, epsilon)
+        q = p.rotate_and_append(q, queries, angles, cache, neighbours=False)
+        return p.attention(q, heads, 1.0, cache)
+
+    def inputs_of_layers(x: Value) -> list[Value]:
+        """What each layer has of the tokens alone, (rows, this rank's part of input_size): of a table and of the embedding."""
+        size, own, table = spec.input_size, split.layer_input, matrix("per_layer_token_embd.weight")
+        layers, made = Heads(range(len(caches)), range(0), 1, size), p.matmul(x, matrix("per_layer_model_proj.weight"))
+        norm = vector("per_layer_proj_norm.weight")
+        # The product should be divided by the root of the width, which the norm undoes but for its epsilon.
+        made = p.rms_norm_heads(made, layers, norm, norm, epsilon * sizes.width)
+        found, together = [], sizes.width // size * size  # columns of the table in one exchange
+        for first in range(0, made.width, together):
+            columns = range(first, min(first + together, made.width))
+            looked = p.embed_columns(table, split.vocab.start, columns, scale=sqrt(size / 2))
+            looked = p.add_scaled(looked, made.columns(first, len(columns)), sqrt(1 / 2))
+            found += [looked.columns(start + own.start, len(own)) for start in range(0, len(columns), size)]
+        return found
+
+    def add_input(blk: str, x: Value, own: Value, scale: float) -> Value:
+        h = p.gelu_gate(p.matmul(x, matrix(f"{blk}.inp_gate.weight")), own)
+        return p.add_normalized_product(x, h, matrix(f"{blk}.proj.weight"), vector(f"{blk}.post_norm.weight"), epsilon, scale)
 
     def feed_forward(blk: str, x: Value) -> Value:
         """What of each rank's product by ffn_down is added up."""
@@ -323,9 +265,11 @@ def forward(p: "Ops", spec: Gemma4Spec, split: Split, weights: Weights, caches: 
         return p.add_normalized(both, made, vector(f"{blk}.post_ffw_norm_2.weight"), epsilon)
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
+    inputs = inputs_of_layers(x) if spec.input_size else []
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
-        scale = float(weights.floats(f"{blk}.layer_output_scale.weight")[0])
+        layer_scale = float(weights.floats(f"{blk}.layer_output_scale.weight")[0])
+        scale = 1.0 if inputs else layer_scale
         h = attention(layer, p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon), cache)
         out, after = matrix(f"{blk}.attn_output.weight"), vector(f"{blk}.post_attention_norm.weight")
         x = p.add_normalized_product(x, h, out, after, epsilon)
@@ -334,5 +278,7 @@ def forward(p: "Ops", spec: Gemma4Spec, split: Split, weights: Weights, caches: 
             x = p.add_normalized(x, mixture(blk, x), after, epsilon, scale)
         else:
             x = p.add_normalized_product(x, feed_forward(blk, x), matrix(f"{blk}.ffn_down.weight"), after, epsilon, scale)
+        if inputs:
+            x = add_input(blk, x, inputs[layer], layer_scale)
     x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start, cap=spec.logit_cap)

@@ -1,5 +1,5 @@
-"""What GLM-4.5, MiniMax-M2, dots.llm1, ERNIE 4.5 and Hunyuan 3 have in common: grouped-query attention, a few dense layers first,
-and experts whose router has a bias per expert, which chooses but does not weigh; most have experts that all rows go through.
+"""What GLM-4.5, MiniMax-M2, dots.llm1, ERNIE 4.5, Hunyuan 3 and Ling 2 have in common: grouped-query attention, a few dense layers
+first, and experts whose router has a bias per expert, which chooses but does not weigh; most have experts that all rows go through.
 """
 
 from collections.abc import Callable, Sequence
@@ -60,6 +60,7 @@ class MixtureSpec(Spec):
     router: Router
     biased: bool  # the router
     dense_layers: int  # which have a feed-forward network; the others have experts
+    attended_scale: float = 1.0  # of what attention adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +133,7 @@ def read_router(file: ModelFile, style: Style) -> Router:
         file.fail(f"claims {used} experts of {groups_used} of {groups} groups of {experts} experts; convert the model again")
     return Router(
         used=used, sigmoid=gate == SIGMOID, normalize=style.normalized or file.flag(f"{name}.expert_weights_norm", default=False),
-        factor=factor or 1.0, groups=groups, groups_used=groups_used,
+        factor=factor or 1.0, groups=groups, groups_used=groups_used, pairs=gate == SIGMOID,  # as in DeepSeek-V3, and not in V2
     )  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def mixture_forward(
     for layer, cache in enumerate(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
-        x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"))
+        x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"), factor=spec.attended_scale)
         h = p.rms_norm(x, vector(f"{blk}.{style.ffn_norm}"), spec.epsilon)
         if layer < spec.dense_layers:
             x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"))

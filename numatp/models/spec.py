@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any, TypeVar
 
 from numatp.files.model_file import ModelFile
@@ -22,11 +23,12 @@ class Spec:
     tied: bool  # the embedding is also the output matrix
     experts_used: int = 0  # by each token
     layer_exchanges: int = 2  # in which ranks add up what they have, in each layer
+    first_exchanges: int = 1  # before the first layer: in which they hand out the embedding
 
     @property
     def exchanges(self) -> int:
-        """Per token: one hands out the embedding."""
-        return 1 + len(self.layers) * self.layer_exchanges
+        """Per token."""
+        return self.first_exchanges + len(self.layers) * self.layer_exchanges
 
     @property
     def rewinds(self) -> bool:
@@ -130,6 +132,14 @@ def read_cap(file: ModelFile, key: str, default: float = 0.0) -> float:
     if cap and not 1e-3 <= cap <= 1e3:  # beyond which float32 has too little of what is capped
         file.fail(f"claims {key} of {cap:g}, which should be 0 or from 0.001 to 1000; convert the model again")
     return cap
+
+
+def read_score_scale(file: ModelFile, sizes: Sizes, by_width: bool) -> float:
+    """Of Gemma 2's and 3's scores. by_width: where the file does not say, the root of width / heads divides them, else that of the
+    head size.
+    """
+    size = sizes.width // sizes.heads if by_width else sizes.head_size
+    return file.positive(f"{file.text('general.architecture')}.attention.scale", default=1 / sqrt(size))
 
 
 def read_common(file: ModelFile, kind: type[SpecKind], norm: str = "layer_norm_rms_epsilon", **more: Any) -> SpecKind:

@@ -30,7 +30,7 @@ END_KEYS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "token
 END_NAMES = {
     "<|endoftext|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>",
     "<end_of_turn>", "<turn|>", "<|tool_response>", "<eos>", "</s>", "[EOS]", "[EOT]", "<EOT>", "<｜end▁of▁sentence｜>",
-    "<|END_OF_TURN_TOKEN|>", "<|EOS_TOKEN|>",
+    "<|END_OF_TURN_TOKEN|>", "<|EOS_TOKEN|>", "<|eot|>", "<|eom|>", "<|role_end|>",
 }  # fmt: skip
 
 

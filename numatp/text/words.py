@@ -20,6 +20,8 @@ _CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _BEFORE = r"[^\r\n\p{L}\p{N}]?"
 GPT4O = rf"{_BEFORE}{_CAPITALS}*{_SMALL}+{_ENDINGS}?|{_BEFORE}{_CAPITALS}+{_SMALL}*{_ENDINGS}?|\p{{N}}{{1,3}}|{_REST}"
+# Digits in groups of three, counted from the end of their word.
+COHERE2MOE = (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O)
 TEKKEN = rf"{_BEFORE}{_CAPITALS}*{_SMALL}+|{_BEFORE}{_CAPITALS}+{_SMALL}*|\p{{N}}|{_REST}"
 # As GPT4O, where Han stand apart from other letters.
 _NOT_HAN = r"&&[^\p{Han}]]"
@@ -79,10 +81,12 @@ _RULES = {
         "lfm2",
     ),
     Words((LLAMA3,)): ("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"),
-    Words((QWEN2,)): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2"),
+    # Ling's expression is written in another way, and cuts the same.
+    Words((QWEN2,)): ("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan", "grok-2", "bailingmoe", "bailingmoe2"),
     Words((QWEN35,)): ("qwen35",),
     Words(DEFAULT): ("default",),
     Words((GPT4O,)): ("gpt-4o", "llama4"),
+    Words(COHERE2MOE): ("cohere2moe", "tiny_aya"),
     Words((KIMI,)): ("kimi-k2",),
     Words((TEKKEN,), whole=True, bos=True): ("tekken",),
     Words(DEEPSEEK_LLM): ("deepseek-llm",),

@@ -20,7 +20,8 @@ import transformers
 from make_golden import COMMON, GOLDEN, MODELS, model_of, round_cache
 
 HERE = Path(__file__).parent
-VARIANTS = ("llama-linear", "gemma4-dense", "phi3-short")  # of golden models whose keys are those of another
+VARIANTS = ("llama-linear", "gemma4-dense", "phi3-short", "deepseek2-v2")  # of golden models whose keys are those of another
+UNKNOWN = ("bailingmoe2",)  # of whose folders transformers has no class
 SAME = 1e-4  # of the logits' norm; the smallest change that counts in a feature is 100 times as much
 # What has no part in a forward pass of text, or is no number of the model.
 OTHERS = {
@@ -121,6 +122,10 @@ VALUES = {
     "scoring_func": ["sigmoid", "softmax"], "topk_method": ["greedy", "group_limited_greedy"],
     "indexer_types": [None, ["full", "shared", "shared"], ["shared", "full", "full"]], "index_topk_pattern": ["FSF"],
     "num_nextn_predict_layers": [0, 2], "linear_conv_kernel_dim": [3],
+    "expert_selection_fn": ["softmax", "sigmoid", "tanh"], "shared_expert_combination_strategy": ["sum"],
+    "attention_value_scale": [1.0, None], "routed_scaling_factor": [2.0, None], "attention_chunk_size": [49, 8192, None],
+    "no_rope_layers": [None, [1, 1, 1, 1], [0, 1, 1, 0]], "moe_layers": [None, [0, 1, 2, 3], [1, 2], []],
+    "num_kv_shared_layers": [0, 1, 3],
     "cross_attention_hidden_size": [8], "temperature": [2.0], "output_router_logits": [True], "per_layer_config": [None],
 }  # fmt: skip
 
@@ -134,6 +139,8 @@ def tried(name, config, known):
         "turned": config.get("layer_types", [])[::-1], "linear": ["linear_attention"] * layers,
         "short": ["full_attention"] * (layers - 1),
     }  # fmt: skip
+    if "attention_chunk_size" in config:
+        kinds["all in chunks"] = ["chunked_attention"] * layers
     values = VALUES | {"layer_types": [None, *kinds.values()]}
     for key in sorted((config.keys() | known | values.keys()) - OTHERS):
         if key in config:
@@ -175,7 +182,7 @@ def logits_of(folder, config, tokens):
 def main():
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = sys.argv[1:] or [*(name for name in MODELS if name not in VARIANTS), "mistral"]
+    names = sys.argv[1:] or [*(name for name in MODELS if name not in VARIANTS + UNKNOWN), "mistral"]
     recorded = json.loads((HERE / "config_keys.json").read_text()) if sys.argv[1:] else {}
     rows = dict(np.load(HERE / "config_keys.npz")) if sys.argv[1:] else {}
     for name in names:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import safetensors
+import safetensors.torch
 import torch
 import transformers
 
@@ -84,6 +85,11 @@ MODELS = {
     "cohere2": ("Cohere2", {
         **COHERE, "num_hidden_layers": 4, "intermediate_size": 32, "sliding_window": WINDOW, "rotary_pct": 1.0,
     }),
+    "cohere2moe": ("Cohere2Moe", {
+        **COHERE, "num_hidden_layers": 3, "intermediate_size": 32, "sliding_window": WINDOW, "num_experts": 5,
+        "num_experts_per_tok": 2, "num_shared_experts": 2, "expert_selection_fn": "sigmoid", "prefix_dense_intermediate_size": 64,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"], "mlp_layer_types": ["dense", "sparse", "sparse"],
+    }),
     "gemma2": ("Gemma2", {
         "num_attention_heads": 4, "intermediate_size": 64, "sliding_window": WINDOW, "query_pre_attn_scalar": 16,
         "attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.5,
@@ -100,6 +106,12 @@ MODELS = {
         "attention_k_eq_v": True, "num_global_key_value_heads": 1,
     }),
     "gemma4-dense": ("Gemma4", {**GEMMA4, "num_attention_heads": 2, "final_logit_softcapping": None}),
+    "gemma4-e2b": ("Gemma4", {
+        **GEMMA4, "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 5,
+        "head_dim": 16, "global_head_dim": 32, "use_double_wide_mlp": True,
+        "layer_types": ["sliding_attention", *["sliding_attention", "full_attention"] * 2], "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 64, "vocab_size_per_layer_input": VOCAB,
+    }),
     "qwen2moe": ("Qwen2Moe", {
         **MOE, **WIDE, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64, "norm_topk_prob": False,
         "rope_parameters": PLAIN, "num_hidden_layers": 1,
@@ -137,6 +149,24 @@ MODELS = {
         "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "num_shared_experts": 1, "intermediate_size": 64,
         "router_scaling_factor": 1.7, "rope_parameters": PLAIN, "tie_word_embeddings": False,
     }),
+    "mimo2": ("MiMoV2Flash", {
+        "n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 4, "topk_group": 2,
+        "intermediate_size": 64, "head_dim": 32, "v_head_dim": 16, "sliding_window": WINDOW,
+        "layer_types": ["full_attention", "sliding_attention"], "attention_value_scale": 0.6, "rope_parameters": {
+            "full_attention": {**PLAIN, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+        },
+    }),
+    "bailingmoe2": ("Glm4Moe", {
+        **ROUTED, "rope_parameters": {**PLAIN, "partial_rotary_factor": 0.5}, "attention_bias": False, "use_qk_norm": True,
+        "num_nextn_predict_layers": None,
+        "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "n_shared_experts": 1,
+    }),
+    "llama4": ("Llama4", {
+        "num_hidden_layers": 4, "intermediate_size": 32, "intermediate_size_mlp": 64, "num_local_experts": 4,
+        "num_experts_per_tok": 2, "interleave_moe_layer_step": 2, "rope_parameters": LLAMA3, "attention_chunk_size": 24,
+        "floor_scale": 10, "attn_scale": 0.4,
+    }),
     "deepseek2": ("DeepseekV3", {
         **ROUTED, **LATENT, "num_hidden_layers": 2, "n_routed_experts": 8, "n_group": 4, "topk_group": 2, "q_lora_rank": 32,
         "rope_parameters": YARN_LATENT,
@@ -145,6 +175,12 @@ MODELS = {
         **ROUTED, **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, "rope_parameters": YARN_LATENT,
         "qk_rope_head_dim": 32,  # so that a cache of 8 bits can hold its rows
         "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False,
+    }),
+    "deepseek2-v2": ("DeepseekV2", {
+        **ROUTED, **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32,
+        "rope_parameters": YARN_LATENT, "first_k_dense_replace": 0,
+        "n_routed_experts": 8, "n_group": 4, "topk_group": 1, "topk_method": "group_limited_greedy", "scoring_func": "softmax",
+        "norm_topk_prob": False,
     }),
     "deepseek2-flash": ("Glm4MoeLite", {**ROUTED, **LATENT, "q_lora_rank": 32, "rope_parameters": PLAIN, "v_head_dim": 64}),
     "mistral4": ("Mistral4", {
@@ -192,7 +228,7 @@ MODELS = {
     }),
 }  # fmt: skip
 IN_EIGHT_BITS = "deepseek2-lite"  # of which is recorded, too, what it gives with latent rows of 8 bits
-WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe")
+WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe", "Llama4")
 PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # whose norms multiply by 1 + weight
 
 
@@ -209,7 +245,7 @@ def values_of(name, shape, kind, rng):
         return rng.normal(0, 0.3, shape)
     if "bias" in name:
         return rng.normal(0, 0.7, shape)
-    columns = shape[-2] if kind == "GptOss" and "experts" in name else shape[1] if "conv1d" not in name else 1
+    columns = shape[-2] if kind in ("GptOss", "Llama4") and "experts" in name else shape[1] if "conv1d" not in name else 1
     size = 3 if "q_proj" in name or "router" in name or "mlp.gate.weight" in name else 1  # so that softmax chooses
     if kind == "GptOss" and "gate_up" in name:
         size = 4  # so that some values are clamped
@@ -292,6 +328,61 @@ def temper(found):
     return found
 
 
+def temper_all(found):
+    """The converter leaves out of Llama 4 what llama.cpp takes as given: chunks of 8,192 tokens, after which queries grow."""
+    true = found.set_gguf_parameters
+
+    def set_gguf_parameters(self):
+        true(self)
+        self.gguf_writer.add_sliding_window(self.hparams["attention_chunk_size"])
+        self.gguf_writer.add_attn_temperature_scale(self.hparams["attn_scale"])
+        self.gguf_writer.add_attn_temperature_length(self.hparams["floor_scale"])
+
+    found.set_gguf_parameters = set_gguf_parameters
+    return found
+
+
+def as_released(name, folder):
+    """What the converter wants to read and transformers does not write."""
+    path, config = folder / "config.json", json.loads((folder / "config.json").read_text())
+    if name == "mimo2":
+        kinds, ropes = config["layer_types"], config.pop("rope_parameters")
+        config |= {
+            "swa_head_dim": config["head_dim"], "swa_num_attention_heads": config["num_attention_heads"],
+            "swa_v_head_dim": config["v_head_dim"], "swa_num_key_value_heads": 2 * config["num_key_value_heads"],
+            "hybrid_layer_pattern": [int(kind == "sliding_attention") for kind in kinds], "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid", "layernorm_epsilon": config["rms_norm_eps"], "partial_rotary_factor": 0.5,
+            "model_type": "mimo_v2", "rope_theta": ropes["full_attention"]["rope_theta"],
+            "swa_rope_theta": ropes["sliding_attention"]["rope_theta"],
+        }  # fmt: skip
+    if name == "bailingmoe2":
+        bailing(folder, config)
+    path.write_text(json.dumps(config))
+
+
+def bailing(folder, config):
+    """transformers has no class for Ling 2: GLM-4.5's computes the same under other names."""
+    config["architectures"], config["model_type"] = ["BailingMoeV2ForCausalLM"], "bailing_moe"
+    for theirs, glm in {"num_experts": "n_routed_experts", "num_shared_experts": "n_shared_experts"}.items():
+        config[theirs] = config.pop(glm)
+    config |= {
+        "score_function": "sigmoid", "use_bias": False, "use_qkv_bias": config.pop("attention_bias"), "partial_rotary_factor": 0.5,
+        "moe_router_enable_expert_bias": True, "rope_theta": config.pop("rope_parameters")["rope_theta"], "rope_scaling": None,
+        "moe_shared_expert_intermediate_size": config["moe_intermediate_size"],
+    }  # fmt: skip
+    found = safetensors.torch.load_file(folder / "model.safetensors")
+    names = {
+        "embed_tokens": "word_embeddings", "self_attn.o_proj": "attention.dense", "self_attn.q_norm": "attention.query_layernorm",
+        "self_attn.k_norm": "attention.key_layernorm", "gate.e_score_correction_bias": "gate.expert_bias",
+    }  # fmt: skip
+    for layer in range(config["num_hidden_layers"]):
+        parts = [found.pop(f"model.layers.{layer}.self_attn.{part}_proj.weight") for part in "qkv"]
+        found[f"model.layers.{layer}.attention.query_key_value.weight"] = torch.cat(parts)
+    for glm, theirs in names.items():
+        found = {name.replace(glm, theirs): values for name, values in found.items()}
+    safetensors.torch.save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -302,7 +393,11 @@ def convert(model, converter, path):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "tiny"  # the file names the model after it
         model.save_pretrained(folder)
+        if path.stem == "bailingmoe2":
+            as_released(path.stem, folder)
         describe(folder, GOLDEN / f"{path.stem}.json")
+        if path.stem == "mimo2":
+            as_released(path.stem, folder)
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
         config = json.loads((folder / "config.json").read_text())
@@ -310,6 +405,8 @@ def convert(model, converter, path):
             found = temper(conversion.get_model_class("Mistral3ForConditionalGeneration").Mistral4Model)
         else:
             found = conversion.get_model_class(config["architectures"][0])
+        if path.stem == "llama4":
+            found = temper_all(found)
         for kind in (found, getattr(found, "Ministral3Model", found)):  # which does the work of another class
             kind.set_vocab, kind.no_mtp = lambda self: None, True
         with torch.inference_mode():

@@ -22,7 +22,7 @@ from support.models import vocabularies
 HERE = Path(__file__).parent
 RULES = [
     "gpt-2", "smollm", "llama-bpe", "chatglm-bpe", "qwen2", "qwen35", "gpt-4o", "tekken", "deepseek-llm", "deepseek-coder",
-    "deepseek-v3", "command-r", "kimi-k2",
+    "deepseek-v3", "command-r", "kimi-k2", "cohere2moe",
 ]  # fmt: skip
 
 

@@ -68,7 +68,28 @@ def one_more_in_window(true, p, qkv, heads, scale, cache, *rest, **more):
     return true(p, qkv, heads, scale, replace(cache, window=cache.window + 1), *rest, **more)
 
 
-HALVES = word("rotate_and_append", lambda true, p, *args, neighbours: true(p, *args, neighbours=not neighbours))
+def borrows(qkv, heads):
+    """Whether these are the queries of a layer that reads the keys and values of another."""
+    return qkv.width == len(heads.queries) * heads.size
+
+
+def first_layers_cache(true, p, qkv, heads, scale, cache, *rest, **more):
+    """For layers that should read the last one of their kind."""
+    p.first_cache = getattr(p, "first_cache", cache)
+    return true(p, qkv, heads, scale, p.first_cache if borrows(qkv, heads) and not cache.sees_all else cache, *rest, **more)
+
+
+def queries_as_they_are(true, p, qkv, heads, *rest, **more):
+    return qkv if borrows(qkv, heads) else true(p, qkv, heads, *rest, **more)
+
+
+def window_for_chunk(true, p, qkv, heads, scale, cache, *rest, **more):
+    from dataclasses import replace
+
+    return true(p, qkv, heads, scale, replace(cache, chunked=False), *rest, **more)
+
+
+HALVES = word("rotate_and_append", lambda true, p, *args, neighbours, **more: true(p, *args, neighbours=not neighbours, **more))
 WINDOW = {"window": word("attention", no_window), "window of 20": word("attention", one_more_in_window)}
 SCORES = word("attention", lambda true, p, qkv, heads, scale, *rest, **more: true(p, qkv, heads, scale * sqrt(2), *rest, **more))
 GATE = word("silu_gate", lambda true, p, x: p.gelu_gate(x))
@@ -163,7 +184,10 @@ ROUTER = {
     ),
 }
 FACTOR = {"factor of the shares": router(factor=1.0)}
-UNGATED = {"shared experts": word("add_experts", lambda true, p, x, h, routes, down, shared: true(p, x, h, routes, down))}
+UNGATED = {
+    "shared experts": word("add_experts", lambda true, p, x, h, routes, down, shared, **named: true(p, x, h, routes, down, **named))
+}
+SINKS = {"sinks": tensors("attn_sinks", -1e4)}
 LATENT = {"weight of the latent norm": tensors("attn_kv_a_norm", 1)}
 YARN_SCORES = {
     "scale of the scores": spec(rope=changed(score_scale=1.0)),
@@ -224,6 +248,21 @@ FEATURES = {
         "weight of k's norm": tensors("attn_k_norm", 1),
     },
     "cohere2": COMMON | LAYER_NORM | WINDOW | {"layers without positions": word("rotate_and_append", all_rotated), "gate": GATE},
+    "cohere2moe": COMMON | LAYER_NORM | WINDOW | UNGATED | {
+        "gate": GATE,
+        "layers without positions": word("rotate_and_append", all_rotated),
+        "positions of a layer without experts": word(
+            "rotate_and_append",
+            lambda true, p, qkv, heads, angles, cache, neighbours: true(
+                p, qkv, heads, None if cache.sees_all else angles, cache, neighbours=neighbours
+            ),
+        ),
+        "mean of experts and shared ones": word("add_experts", lambda true, *args, factor, **named: true(*args, **named)),
+        "attention beside experts": word("add_experts", lambda true, *args, beside, **named: true(*args, **named)),
+        "attention without the factor": word(
+            "add_experts", lambda true, *args, beside, **named: true(*args, beside, **named)
+        ),
+    } | {key: ROUTER[key] for key in ("all experts of a token", "normalised shares", "function of the router")},
     "gemma2": COMMON | NORMS | WINDOW | GEMMA | {
         "cap of the scores": spec(score_cap=lambda cap: 0.0),
         "cap of the logits": spec(logit_cap=lambda cap: 0.0),
@@ -249,6 +288,32 @@ FEATURES = {
         "factors of the experts": tensors("ffn_down_exps.scale", 1),
     },
     "gemma4-dense": GEMMA4,
+    "gemma4-e2b": {
+        "which layer is borrowed from": word("attention", first_layers_cache),
+        "scores of a layer that borrows": word(
+            "attention",
+            lambda true, p, qkv, heads, scale, *rest, **more: true(
+                p, qkv, heads, scale / 2 if borrows(qkv, heads) else scale, *rest, **more
+            ),
+        ),
+        "rotation of a layer that borrows": word("rotate_and_append", queries_as_they_are),
+        "norm of a layer that borrows": word(
+            "rms_norm_heads",
+            lambda true, p, qkv, heads, weight, *rest: (
+                qkv if borrows(qkv, heads) and "attn" in weight.name else true(p, qkv, heads, weight, *rest)
+            ),
+        ),
+        "part for the token alone": word("gelu_gate", lambda true, p, x, up=None: true(p, x) if up is None else up),
+        "table of the layers": word("embed_columns", lambda true, p, *args, scale: true(p, *args, scale=0.0)),
+        "factor of the table": word("embed_columns", lambda true, p, *args, scale: true(p, *args, scale=scale / 2)),
+        "projection of the embedding": word("add_scaled", lambda true, p, x, other, factor: x),
+        "factor of the projection": word("add_scaled", lambda true, p, x, other, factor: true(p, x, other, factor * 2)),
+        "weight of the projection's norm": tensors("per_layer_proj_norm", 1),
+        "weight of the last norm of a layer": tensors("\\.post_norm", 1),
+        "factor of a layer": word(
+            "add_normalized", lambda true, p, x, made, weight, epsilon, scale=1.0: true(p, x, made, weight, epsilon)
+        ),
+    },
     "qwen2moe": COMMON | NORMS | QKV_BIAS | MIXTURE | SHARED,
     "qwen3next": COMMON | NORMS | HEAD_NORMS | MIXTURE | SHARED | HYBRID,
     "qwen35": COMMON | NORMS | HEAD_NORMS | HYBRID | TILED | {"gate": GATE},
@@ -266,6 +331,27 @@ FEATURES = {
     "dots1": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE, "groups of experts": router(groups_used=4)},
     "ernie4_5-moe": COMMON | NORMS | ROUTER | UNGATED | {"gate": GATE},
     "hy_v3": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | {"gate": GATE},
+    "mimo2": COMMON | NORMS | WINDOW | ROUTER | HALF_ROTATED | SINKS | {
+        "gate": GATE, "groups of experts": router(groups_used=4),
+        "base of layers with a window": spec(window_base=lambda base: 1000.0),
+        "factor of what attention adds": spec(attended_scale=lambda scale: 1.0),
+    },
+    "bailingmoe2": COMMON | NORMS | HEAD_NORMS | ROUTER | FACTOR | UNGATED | HALF_ROTATED | {
+        "gate": GATE, "groups of experts": router(groups_used=4),
+    },
+    "llama4": COMMON | NORMS | WINDOW | UNGATED | {
+        "gate": GATE, "rope scaling": spec(divided=lambda divided: False),
+        "chunks": word("attention", window_for_chunk),
+        "all experts of a token": ROUTER["all experts of a token"], "function of the router": ROUTER["function of the router"],
+        "norm of heads": spec(heads_normalized=lambda normalized: False),
+        "layers without positions": spec(still=lambda still: ()),
+        "temperature": spec(temper=lambda temper: None),
+        "length of the temperature": spec(temper=lambda temper: changed(every=2 * temper.every)(temper)),
+        "positions from 1 on in the temperature": word(
+            "temper_heads", lambda true, p, qkv, heads, every, by, shift: true(p, qkv, heads, every, by)
+        ),
+        "input of the experts is weighed": word("weigh_places", lambda true, p, x, routes: (x, routes)),
+    },
     "deepseek2": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | {
         "gate": GATE,
         "groups of experts": router(groups_used=4),
@@ -275,6 +361,10 @@ FEATURES = {
         "all experts of a token": ROUTER["all experts of a token"],
         "function of the router": ROUTER["function of the router"],
         "shares as they are": router(normalize=True),
+    },
+    "deepseek2-v2": FACTOR | {
+        "groups of experts": router(groups_used=4), "groups by one expert": router(pairs=True),
+        "weight of the queries' norm": tensors("attn_q_a_norm", 1),
     },
     "deepseek2-flash": ROUTER | FACTOR | UNGATED | LATENT,
     "mistral4": UNGATED | LATENT | YARN_SCORES | {
@@ -294,10 +384,7 @@ FEATURES = {
     "granitemoe": NORMS | MULTIPLIERS | {
         "gate": GATE, "all experts of a token": MIXTURE["all experts of a token"],
         "normalised shares": word("route", lambda true, p, scores, used, normalize: true(p, scores, used, False)),
-        "shared expert": word(
-            "add_experts", lambda true, p, x, h, routes, down, shared, **named: true(p, x, h, routes, down, **named)
-        ),
-    },
+    } | UNGATED,
     "phi3": COMMON | NORMS | {
         "part of a head that rotates": spec(rope=twice_as_many, factors=lambda factors: ()),
         "gate": GATE, "scale of the rotation": spec(rope=changed(scale=1.0)),
@@ -312,9 +399,8 @@ FEATURES = {
         "fast bound of YaRN": spec(rope=yarn_rope(32.0, 0.25, True)),
         "log multiplier of YaRN": spec(rope=lambda rope: changed(scale=0.1 * log(4.0) + 1)(rope)),
     },
-    "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | {
+    "gpt-oss": COMMON | NORMS | QKV_BIAS | WINDOW | YARN | SINKS | {
         "all experts of a token": MIXTURE["all experts of a token"],
-        "sinks": tensors("attn_sinks", -1e4),
         "bias of attention's output": tensors("attn_output.bias", 0),
         "bias of the router": tensors("ffn_gate_inp.bias", 0),
         "bias of the experts' gates": tensors("ffn_gate_exps.bias", 0),

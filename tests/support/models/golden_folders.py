@@ -47,12 +47,19 @@ def gemma4(tensors):
         "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight", "layer_output_scale.weight": "layer_scalar",
         "ffn_gate_inp.weight": "router.proj.weight", "ffn_gate_inp.scale": "router.scale",
         "ffn_down_exps.scale": "router.per_expert_scale", "ffn_gate_up_exps.weight": "experts.gate_up_proj",
-        "ffn_down_exps.weight": "experts.down_proj",
+        "ffn_down_exps.weight": "experts.down_proj", "inp_gate.weight": "per_layer_input_gate.weight",
+        "proj.weight": "per_layer_projection.weight", "post_norm.weight": "post_per_layer_input_norm.weight",
+    }  # fmt: skip
+    of_token = {
+        "per_layer_token_embd": "embed_tokens_per_layer", "per_layer_model_proj": "per_layer_model_projection",
+        "per_layer_proj_norm": "per_layer_projection_norm",
     }  # fmt: skip
     found = {}
     for name, values in tensors.items():
         rest = name.split(".", 2)[-1]
-        if rest in names:
+        if name.removesuffix(".weight") in of_token:
+            found[f"model.{of_token[name.removesuffix('.weight')]}.weight"] = values
+        elif rest in names:
             found[f"model.layers.{name.split('.')[1]}.{names[rest]}"] = values
         elif name != "rope_freqs.weight":
             found |= folders.renamed({name: values})
@@ -184,14 +191,41 @@ def deepseek(tensors):
     return found
 
 
-ROUTED = ("glm4moe", "minimax-m2", "dots1", "ernie4_5-moe", "hy_v3")
+def bailing(tensors):
+    names = {
+        "embed_tokens": "word_embeddings", "attn_qkv": "attention.query_key_value", "self_attn.o_proj": "attention.dense",
+        "self_attn.q_norm": "attention.query_layernorm", "self_attn.k_norm": "attention.key_layernorm",
+        "gate.e_score_correction_bias": "gate.expert_bias",
+    }  # fmt: skip
+    found = routed(tensors, "bailingmoe2")
+    for ours, theirs in names.items():
+        found = {name.replace(ours, theirs): values for name, values in found.items()}
+    return found
+
+
+def llama4(tensors):
+    """The matrices of all experts by columns, gate beside up."""
+    found = {}
+    for name, values in tensors.items():
+        place = f"model.layers.{name.split('.')[1]}.feed_forward.experts"
+        if "gate_exps" in name:
+            both = np.concatenate([values, tensors[name.replace("gate", "up")]], 1)
+            found[f"{place}.gate_up_proj"] = both.swapaxes(1, 2)
+        elif "down_exps" in name:
+            found[f"{place}.down_proj"] = values.swapaxes(1, 2)
+        elif "up_exps" not in name and name != "rope_freqs.weight":
+            found |= folders.renamed({name: values})
+    return {name.replace("mlp.gate.", "mlp.router.").replace(".mlp.", ".feed_forward."): values for name, values in found.items()}
+
+
+ROUTED = ("glm4moe", "minimax-m2", "dots1", "ernie4_5-moe", "hy_v3", "cohere2moe", "mimo2")
 
 
 def write(folder, name, floats=False):
     """The folder, as transformers would have written it, but that the experts of gpt-oss are in MXFP4, unless floats are wanted."""
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
     config = recorded["config"]
-    if name.startswith("llama") or name in NEIGHBOURS:
+    if name in ("llama", "llama-linear", *NEIGHBOURS):
         sizes = defaultdict(int, head_size=config.get("head_dim", 16))
         found = folders.llama({key: tensor for key, tensor in tensors.items() if key != "rope_freqs.weight"}, sizes)[1]
         if name == "granitemoe":
@@ -210,7 +244,8 @@ def write(folder, name, floats=False):
         kinds = {
             "olmo2": olmo, "olmo3": olmo, "phi3": phi3, "phi3-short": phi3,
             "gemma2": gemma, "gemma3": gemma, "gemma4": gemma4, "gemma4-dense": gemma4,
-            "gpt-oss": partial(gpt_oss, floats=floats),
+            "gemma4-e2b": gemma4,
+            "gpt-oss": partial(gpt_oss, floats=floats), "bailingmoe2": bailing, "llama4": llama4,
         }  # fmt: skip
         found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
