@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define BEAT_NS (NUMATP_SILENCE_NS / 12) /* between two signs of life to another host */
+#define BEAT_NS (NUMATP_SILENCE_NS / 10) /* between two signs of life to another host */
 #define LISTEN_NS 50000000  /* between two looks for signs of life, and for an abort that others must hear of */
 #define SWAP_NS 50000000    /* a swap that is not complete returns to the caller this often */
 #define SWAP_NAP_NS 100000

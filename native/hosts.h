@@ -10,7 +10,7 @@
 #include "internal.h"
 
 #ifndef NUMATP_SILENCE_NS
-#define NUMATP_SILENCE_NS 6000000000 /* without any sign of life: that host, or the link to it, is taken for dead */
+#define NUMATP_SILENCE_NS 5000000000 /* without any sign of life: that host, or the link to it, is taken for dead */
 #endif
 
 enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_SWAP, TAG_BEAT };

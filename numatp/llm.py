@@ -357,7 +357,7 @@ class LLM:
 
     @property
     def pids(self) -> list[int]:
-        """The process of every rank."""
+        """The process of every rank of this host."""
         return self._service.started.pids
 
     @property

@@ -96,5 +96,7 @@ class Stats:
 
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
-    reads: list[tuple[int, int]]  # by rank: its node, and the bytes that it reads of them
+    reads: list[
+        tuple[int | str, int]
+    ]  # by rank: its node (of several hosts a text that names both), and the bytes that it reads of them
     pages: str  # one line: where the kernel says the weights are

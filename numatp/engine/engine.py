@@ -72,8 +72,8 @@ class Engine:
         carries = [self.carry.program] if self.carry else []
         self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies, *carries]  # by index
         self.team.set_programs(self.programs)
-        read = world.gather([own.node, self.programs[ONE_ROW].weight_bytes])
-        self.reads: list[tuple[int, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
+        read = world.gather([world.name_node(own.node), self.programs[ONE_ROW].weight_bytes])
+        self.reads: list[tuple[int | str, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
         self.bytes_per_token = sum(size for _, size in self.reads)
         self.load_seconds = time.perf_counter() - began
         self.pages_line = check_pages(world, own, self.loaded, job.allow_remote)

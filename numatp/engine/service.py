@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WRITTEN: Literal["written"] = "written"  # wakes the engine's thread: one more of its prompts is in a file
+LOOK = 1.0  # seconds between two looks whether other hosts live, while there is nothing to do
 PATIENCE = 3  # seconds for the Step that is under way when the model is closed; nobody wants what it computes
 
 
@@ -62,6 +63,7 @@ class Service:
             self._writer = ThreadPoolExecutor(1, "numatp-prompts")
             self._writer.submit(int)  # it starts here, because threads that the engine's thread starts are bound as that is
         self._saved: SavedPrompts | None = None
+        self._look_after = LOOK if self.started.world.hosts else None
         self._finishing = False  # all was computed, and what is known of it is written
         self._thread = Thread(target=self._run, args=(job, progress), name="numatp-engine", daemon=True)
         try:
@@ -166,12 +168,13 @@ class Service:
         closing = False
         try:
             while scheduler.busy or not closing:
+                self.started.world.look()
                 with contextlib.suppress(Empty):
                     while True:  # all that is there; waiting only when there is nothing else to do
                         idle = not scheduler.busy and not closing
                         if idle and self._saved:
                             self._saved.save_next()
-                        request = self._inbox.get(block=idle)
+                        request = self._inbox.get(idle, self._look_after)
                         if request is None:
                             closing = True
                             scheduler.cancel()

@@ -28,7 +28,7 @@ class StartedRank:
     placement: placement.Placement
     line: str  # the placement of all ranks, for people
     workers: "Workers | None" = None
-    pids: list[int] = field(default_factory=list)  # the process of every rank
+    pids: list[int] = field(default_factory=list)  # the process of every rank of this host
     mpi: bool = False  # a launcher started this process, so every rank runs the user's script
     notes: list[str] = field(default_factory=list)  # sentences worth showing
     interleave: Sequence[int] | None = None  # nodes
@@ -71,7 +71,7 @@ def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], World]")
         places = placement.compare(world.host.gather(placement.told(places[seat])), places[seat])
         world.host.set_crowded(places[seat].crowded)
     line = world.describe(lambda first: placement.describe(places, first))
-    pids = world.gather(os.getpid())
+    pids = world.host.gather(os.getpid())
     return StartedRank(world, places[seat], line, pids=pids, notes=notes, interleave=job.interleave)
 
 

@@ -215,15 +215,16 @@ class Bench:
         return timed, taken[1:]
 
     def _exchange_us(self, test: Workload) -> float | None:
-        """Of Steps of one row: the meeting and the sum, mean over lanes and ranks."""
+        """Of Steps of one row: the meeting, what goes to other hosts and the sum, mean over lanes and ranks."""
         if self._engine.world.size == 1:
             return None
         timed, spent, count = self.timed(1, EXCHANGE_STEPS, test)[0], 0.0, 0
         for ops, times in zip(timed.ops, timed.times, strict=True):
             for i, op in enumerate(ops):
-                if op.name == "sync" or op.name.startswith("exchange."):
-                    spent += float(times[: self._engine.window.lanes, i, 1].mean())
-                    count += op.name == "sync"
+                if op.name in ("sync", "cross") or op.name.startswith("exchange."):
+                    lanes = 1 if op.name == "cross" else self._engine.window.lanes
+                    spent += float(times[:lanes, i, 1].mean())
+                    count += op.name in ("exchange.sum_partials", "exchange.sum_hosts")
         return spent / max(count * EXCHANGE_STEPS, 1) / 1e3
 
 

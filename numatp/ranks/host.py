@@ -77,6 +77,11 @@ class Host:
         if status != native.OK:
             raise MachineError(f"the C runtime failed: {os.strerror(ctypes.get_errno())}")
 
+    def look(self) -> None:
+        """RankError if the job has ended."""
+        if self._library.numatp_abort_rank(self.handle) >= 0:
+            self.check(native.ABORTED)
+
     def set_crowded(self, crowded: bool) -> None:
         """Whether any two threads of the job share a cpu, where that was not known before the ranks met."""
         self._library.numatp_ranks_crowded(self.handle, crowded)

@@ -88,6 +88,11 @@ class World:
         each = [f"host {members.names[host]}: {said[members.first_rank(host)]}" for host in hosts]
         return f"{len(each)} hosts; {'; '.join(each)}"
 
+    def look(self) -> None:
+        """RankError if the job has ended while this rank waits for work: of several hosts nothing else would tell it."""
+        if self.hosts:
+            self.host.look()
+
     def abort(self, text: str) -> None:
         """Ends the job on every rank."""
         self.host.abort(text)

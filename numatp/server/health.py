@@ -2,7 +2,9 @@
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from numatp.files.measured import read_bandwidth
 from numatp.server.endpoint import Call
@@ -27,8 +29,8 @@ async def machine(call: Call) -> Reply:
     """For the page, which makes rates of what is counted."""
     call.state.check_ready()
     state, llm = call.state, call.state.llm
-    roofline = read_bandwidth()
-    reads: Counter[int] = Counter()
+    roofline: Mapping[Any, float] = read_bandwidth()  # by node of this host
+    reads: Counter[int | str] = Counter()
     for node, size in llm.stats.reads:
         reads[node] += size
     nodes = [
