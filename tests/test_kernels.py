@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import pairwise, product
 
 import gguf
@@ -15,11 +16,12 @@ from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, delta, dot, exchange, experts, gate, norm, rope, scale, softcap
+from numatp.kernels import activation, bias, convolution, delta, dot, exchange, experts, gate, norm, pieces, rope, scale, softcap
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes, conv_bytes
+from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes
 from numatp.kernels.rows import FEW, GROUP, HALF, MANY
 from numatp.kernels.scratch import scratch_bytes
+from numatp.kernels.states import PIECE, conv_bytes, delta_bytes
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
@@ -966,17 +968,17 @@ def test_gated_rms_norm():
 SPANS = [[(1, 5, 0)], [(0, 2, 0), (1, 1, 5)], [(1, 2, 6), (0, 1, 2)], [(0, 7, 3)]]  # Steps of (sequence, rows, first position)
 
 
-def run_spans(kernel, length, inputs, out_width, state, **args):
-    """float32 (2 sequences, length, out_width): what a kernel makes of inputs {name: (2, length, ...)} in the Steps of SPANS."""
+def run_spans(work, length, inputs, out_width, state, steps=SPANS, **args):
+    """float32 (2 sequences, length, out_width): what work(...) makes of inputs {name: (2, length, ...)} in Steps."""
     results = np.full((2, length, out_width), np.nan, np.float32)
-    for spans in SPANS:
+    for spans in steps:
         starts = np.cumsum([0] + [rows for _, rows, _ in spans])
         table = np.array([(s, start, rows, p) for (s, rows, p), start in zip(spans, starts, strict=False)])
         rows = {name: np.concatenate([x[s, p : p + n] for s, n, p in spans]) for name, x in inputs.items()}
         strides = {f"{name}_stride": x.strides[0] for name, x in rows.items()}
         out = np.full((starts[-1], out_width), np.nan, np.float32)
-        call(
-            kernel, spans=table, num_spans=np.array([len(spans)]), state=state, state_stride=state.strides[0], out=out,
+        work(
+            spans=table, num_spans=np.array([len(spans)]), state=state, state_stride=state.strides[0], out=out,
             out_stride=out_width * 4, **rows, **strides, **args,
         )  # fmt: skip
         for (s, n, p), start in zip(spans, starts, strict=False):
@@ -989,7 +991,8 @@ def test_causal_conv(width):
     rng, channels = np.random.default_rng(0), 80
     x, weight = rng.standard_normal((2, 10, channels)).astype(np.float32), rng.standard_normal((width, channels)).astype(np.float32)
     state = np.full((2, conv_bytes(channels, width) // 4), np.nan, np.float32)
-    out = run_spans(delta.causal_conv, 10, {"x": x}, channels, state, channels=channels, weight=weight, width=width)
+    conv = partial(call, convolution.causal_conv)
+    out = run_spans(conv, 10, {"x": x}, channels, state, channels=channels, weight=weight, width=width)
     past = np.concatenate([np.zeros((2, width - 1, channels)), x], 1)
     sums = sum(past[:, j : j + 10] * weight[j].astype(np.float64) for j in range(width))
     for sequence, length in ((0, 10), (1, 8)):
@@ -997,51 +1000,112 @@ def test_causal_conv(width):
         assert np.abs(out[sequence, :length] - wanted).max() <= 8 * width * EPSILON * np.abs(sums).max()
 
 
+def delta_rule(
+    qkv, qkv_stride, alpha, alpha_stride, beta, beta_stride, gate_key_step, gate_step, decay, bias, key_step, step, epsilon, state,
+    out, out_stride, key_heads, group, head_size, threads=3, **both,
+):  # fmt: skip
+    """Both kernels, on one another's memory as a program has it."""
+    heads, room = key_heads * group, len(qkv) // PIECE + 2 * len(both["spans"])
+    ends = np.cumsum(delta_bytes(key_heads, heads, head_size)) // 4
+    matrices, changes, keys, decays = np.split(state, ends[:-1], axis=1)
+    both |= {
+        "key_heads": key_heads, "group": group, "head_size": head_size, "pieces": room, "kept_keys": keys, "kept_decays": decays,
+        "keys": aligned(room * key_heads * pieces.KEYS_BYTES), "weights": aligned(room * heads * pieces.WEIGHTS_BYTES),
+    }  # fmt: skip
+    call(
+        pieces.delta_pieces, threads, qkv=qkv, qkv_stride=qkv_stride, alpha=alpha, alpha_stride=alpha_stride, beta=beta,
+        beta_stride=beta_stride, gate_key_step=gate_key_step, gate_step=gate_step, decay=decay, bias=bias, key_step=key_step,
+        step=step, epsilon=epsilon, **both,
+    )  # fmt: skip
+    call(
+        delta.gated_delta, threads, values=qkv[:, 2 * key_heads :], values_stride=qkv_stride, state=matrices, kept_changes=changes,
+        scratch=aligned(threads * delta.SCRATCH_BYTES), scratch_stride=delta.SCRATCH_BYTES, out=out, out_stride=out_stride, **both,
+    )  # fmt: skip
+
+
+class DeltaCase:
+    """Two sequences through the gated delta rule, and what comes out of the definition, in float64."""
+
+    def __init__(self, tiled, length, size=32):
+        """tiled: value heads of a key head lie apart, as in a model that has two more key heads; else they follow each other."""
+        rng, key_heads, group = np.random.default_rng(0), 3, 2
+        heads, every = key_heads * group, key_heads + 2
+        qkv = rng.standard_normal((2, length, 2 * key_heads + heads, size)).astype(np.float32)
+        gates = 2 * rng.standard_normal((2, length, key_heads, 2, group)).astype(np.float32)
+        gates[:, 4] = 200  # an exponential of it does not fit float32
+        gates[:, 5] = -200
+        decay, bias = -rng.uniform(0.02, 1.5, heads).astype(np.float32), rng.standard_normal(heads).astype(np.float32)
+        given = {"decay": decay, "bias": bias, "gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
+        inputs = {"beta": gates.reshape(2, length, -1), "alpha": gates.reshape(2, length, -1)[..., group:]}
+        values, self.order = qkv, np.arange(heads)
+        if tiled:
+            order = np.arange(heads).reshape(key_heads, group).T.ravel()  # of the value heads
+            values = np.concatenate([qkv[:, :, : 2 * key_heads], qkv[:, :, 2 * key_heads + order]], 2)
+            self.order = np.argsort(order)
+
+            def apart(x):
+                """(..., key heads, group) as (group, all key heads) in a row."""
+                all_heads = np.concatenate([x, np.zeros((*x.shape[:-2], 2, group), np.float32)], -2)
+                return all_heads.swapaxes(-1, -2).reshape(*x.shape[:-2], -1)
+
+            inputs = {"beta": apart(gates[:, :, :, 0]), "alpha": apart(gates[:, :, :, 1])}
+            given = {name: apart(given[name].reshape(key_heads, group)) for name in ("decay", "bias")}
+            given |= {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
+        self.length, self.heads, self.size = length, heads, size
+        self.inputs = {"qkv": values, **inputs}
+        self.given = given | {"key_heads": key_heads, "group": group, "tiled": tiled, "head_size": size, "epsilon": 1e-3}
+        self.state_floats = sum(delta_bytes(key_heads, heads, size)) // 4
+        self.wanted, self.bounds = self.defined(qkv, gates, decay, bias, key_heads)
+
+    def run(self, steps, **args):
+        """(2, length, heads, size)"""
+        state = np.full((2, self.state_floats), np.nan, np.float32)
+        width = self.heads * self.size
+        out = run_spans(delta_rule, self.length, self.inputs, width, state, steps, **self.given, **args)
+        return out.reshape(2, self.length, self.heads, self.size)[:, :, self.order]
+
+    def defined(self, qkv, gates, decay, bias, key_heads):
+        """What is wanted, and how far each token may be from it."""
+        group, size, length = self.heads // key_heads, self.size, self.length
+        q, k, v = np.split(qkv.astype(np.float64), [key_heads, 2 * key_heads], 2)
+        q, k = ((x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)).repeat(group, 2) for x in (q, k))
+        beta = sigmoid(gates[:, :, :, 0]).reshape(2, length, self.heads)
+        kept = np.exp(decay * np.logaddexp(0, gates[:, :, :, 1].reshape(2, length, self.heads).astype(np.float64) + bias))
+        wanted = np.zeros((2, length, self.heads, size))
+        for sequence in (0, 1):
+            s = np.zeros((self.heads, size, size))
+            for t in range(length):
+                s *= kept[sequence, t, :, None, None]
+                change = v[sequence, t] - np.einsum("hkv,hk->hv", s, k[sequence, t])
+                s += np.einsum("hk,hv->hkv", k[sequence, t], beta[sequence, t, :, None] * change)
+                wanted[sequence, t] = np.einsum("hkv,hk->hv", s, q[sequence, t]) / np.sqrt(size)
+        # Each token adds the rounding of sums over `size` terms as large as a value.
+        return wanted, EPSILON * np.sqrt(size) * np.arange(1, length + 1) * np.abs(v).max()
+
+
 @pytest.mark.parametrize("tiled", [False, True])
-def test_gated_delta(tiled):
-    """Value heads of a key head follow each other, or they lie apart, as in a model that has two more key heads."""
-    rng, key_heads, group, size = np.random.default_rng(0), 3, 2, 32
-    heads, every = key_heads * group, key_heads + 2
-    qkv = rng.standard_normal((2, 10, 2 * key_heads + heads, size)).astype(np.float32)
-    gates = 2 * rng.standard_normal((2, 10, key_heads, 2, group)).astype(np.float32)
-    gates[:, 4] = 200  # an exponential of it does not fit float32
-    gates[:, 5] = -200
-    decay, bias = -rng.uniform(0.02, 1.5, heads).astype(np.float32), rng.standard_normal(heads).astype(np.float32)
-    state = np.full((2, heads * size * size), np.nan, np.float32)
-    given = {"decay": decay, "bias": bias, "gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
-    inputs = {"beta": gates.reshape(2, 10, -1), "alpha": gates.reshape(2, 10, -1)[..., group:]}
-    values = qkv
-    if tiled:
-        order = np.arange(heads).reshape(key_heads, group).T.ravel()  # of the value heads
-        values = np.concatenate([qkv[:, :, : 2 * key_heads], qkv[:, :, 2 * key_heads + order]], 2)
-
-        def apart(x):
-            """(..., key heads, group) as (group, all key heads) in a row."""
-            all_heads = np.concatenate([x, np.zeros((*x.shape[:-2], 2, group), np.float32)], -2)
-            return all_heads.swapaxes(-1, -2).reshape(*x.shape[:-2], -1)
-
-        inputs = {"beta": apart(gates[:, :, :, 0]), "alpha": apart(gates[:, :, :, 1])}
-        given = {name: apart(given[name].reshape(key_heads, group)) for name in ("decay", "bias")}
-        given |= {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
-    out = run_spans(
-        delta.gated_delta, 10, {"qkv": values, **inputs}, heads * size, state, key_heads=key_heads, group=group, tiled=tiled,
-        head_size=size, epsilon=1e-3, **given,
-    ).reshape(2, 10, heads, size)  # fmt: skip
-    if tiled:
-        out = out[:, :, np.argsort(order)]
-    q, k, v = np.split(qkv.astype(np.float64), [key_heads, 2 * key_heads], 2)
-    q, k = ((x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)).repeat(group, 2) for x in (q, k))
-    beta = sigmoid(gates[:, :, :, 0]).reshape(2, 10, heads)
-    kept = np.exp(decay * np.logaddexp(0, gates[:, :, :, 1].reshape(2, 10, heads).astype(np.float64) + bias))
+@pytest.mark.parametrize("steps", [SPANS, [[(0, 10, 0)], [(1, 8, 0)]]], ids=["in turns", "whole"])
+def test_gated_delta(tiled, steps):
+    case = DeltaCase(tiled, 10)
+    out = case.run(steps)
     for sequence, length in ((0, 10), (1, 8)):
-        s = np.zeros((heads, size, size))
-        for t in range(length):
-            s *= kept[sequence, t, :, None, None]
-            change = v[sequence, t] - np.einsum("hkv,hk->hv", s, k[sequence, t])
-            s += np.einsum("hk,hv->hkv", k[sequence, t], beta[sequence, t, :, None] * change)
-            wanted = np.einsum("hkv,hk->hv", s, q[sequence, t]) / np.sqrt(size)
-            # Each token adds the rounding of sums over `size` terms as large as a value.
-            assert np.abs(out[sequence, t] - wanted).max() <= EPSILON * np.sqrt(size) * (t + 1) * np.abs(v).max()
+        errors = np.abs(out[sequence, :length] - case.wanted[sequence, :length]).max((1, 2))
+        assert (errors <= case.bounds[:length]).all()
+
+
+def test_gated_delta_has_the_same_bits_however_a_sequence_is_cut():
+    """Pieces of tokens begin where they begin in the sequence: whole in one Step, cut inside, or token after token."""
+    case = DeltaCase(True, 3 * PIECE + 5)
+    whole = case.run([[(0, case.length, 0), (1, case.length, 0)]])
+    assert (np.abs(whole - case.wanted).max((2, 3)) <= case.bounds).all()
+    for counts in ([1] * case.length, [3, 2, PIECE + 6, 1, 1, PIECE], [PIECE, PIECE + 1, 1, 1, PIECE + 2], [case.length - 1, 1]):
+        firsts = np.cumsum([0, *counts]).tolist()
+        steps = [
+            [(0, n, first), (1, n, first)] if i % 2 else [(1, n, first), (0, n, first)]
+            for i, (n, first) in enumerate(zip(counts, firsts, strict=False))
+        ]
+        for threads in (1, 3, 7):
+            assert (case.run(steps, threads=threads) == whole).all()
 
 
 def module_of(kernel):

@@ -49,6 +49,7 @@ def written(tmp_path, tiny, monkeypatch, more=(), **sizes):
         (tiny_qwen3next, {"key_heads": 3}),
         (tiny_qwen3next, {"key_heads": 0}),
         (tiny_qwen3next, {"linear_head_size": 24}),
+        (tiny_qwen3next, {"linear_head_size": 144}),
         (tiny_qwen3next, {"conv_width": 1}),
     ],
 )
@@ -148,6 +149,8 @@ def test_kinds_of_layers(tmp_path, monkeypatch):
     assert spec_of(cohere2).layers == (window, everything, window, everything, window)
     spec = spec_of(written(tmp_path, tiny_qwen3next, monkeypatch))
     assert [isinstance(layer, Recurrent) for layer in spec.layers] == [True, True, True, False, True]
-    # Of 5 key heads of 32 values and twice as many value heads: 3 conv inputs of their channels, and their matrices, as float32.
+    # Of 5 key heads of 32 values and twice as many value heads, as float32: 3 conv inputs of their channels, their matrices, and of
+    # 8 tokens what each changes in each value head, its keys, and its decays.
     sizes = [spec.layers[0].state_bytes(split(spec.sizes, rank, 2)) for rank in (0, 1)]
-    assert sizes == [4 * (3 * heads * 4 * 32 + heads * 2 * 32 * 32) for heads in (2, 3)]
+    kept = 8 * (2 * 32 + 32 + 2)
+    assert sizes == [4 * heads * (3 * 4 * 32 + 2 * 32 * 32 + kept) for heads in (2, 3)]

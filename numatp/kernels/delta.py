@@ -1,127 +1,169 @@
-"""The gated delta rule (https://arxiv.org/abs/2412.06464) and the short convolution before it, as Qwen3-Next and Qwen3.5 have them.
+"""The gated delta rule (https://arxiv.org/abs/2412.06464), as Qwen3-Next and Qwen3.5 have it, PIECE tokens at a time.
 
-The state of a sequence, in float32: the last width - 1 inputs of the convolution, (width - 1, channels), then for every value
-head a matrix S, head_size keys by head_size values. The columns of S do not see each other, so S lies in strips of 16 columns,
-(value_heads, head_size / 16, head_size, 16), and a strip is one thread's piece of work.
+A value head's state is a matrix S, head_size keys by head_size values. A token with decay d, key k, value v and beta makes it
+S = d S + k u with u = beta (v - (d S) k), and its result is S q. So after the tokens 0..i of a piece, which begins with S,
+
+    u_i = beta_i (v_i - c_i S k_i - sum over j < i of e_ij (k_i . k_j) u_j)    c_i = d_0 ... d_i
+    result_i = c_i S q_i + sum over j <= i of e_ij (q_i . k_j) u_j             e_ij = d_j+1 ... d_i
+    S after the piece = c_7 S + sum over j of e_7j k_j u_j
+
+(the WY form, https://arxiv.org/abs/2406.06484): S is read for all tokens of a piece at once and written once. Products of decays
+are made as they are, not as exponentials of differences: they may become 0, never large.
+
+Pieces begin at multiples of PIECE in the sequence. Of one that is not full the state keeps S as it was before, and each token's
+key, decay and u. So a token's bits do not depend on how many others came in the same Step.
+
+The columns of S do not see each other, so S lies in strips of 16 columns, (value_heads, head_size / 16, head_size, 16) float32, and
+a strip is one thread's piece of work. What all strips of a head need of a piece is made before (pieces.py).
 """
 
-from math import exp as scalar_exp
-from math import log1p, sqrt
-
 from numatp.kernels.compile import device, kernel, share
-from numatp.kernels.exp import silu
 from numatp.kernels.jit import float32
-from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32x16, sum_f32x16
+from numatp.kernels.pieces import (
+    BETAS,
+    DECAYS,
+    KEY_FACTORS,
+    KEY_PITCH,
+    KEYS_BYTES,
+    LEFT,
+    OF_CHANGES,
+    OF_RESULTS,
+    QUERIES,
+    QUERY_FACTORS,
+    WEIGHTS_BYTES,
+    copy_scaled,
+    part_of,
+    pieces_of,
+)
+from numatp.kernels.rows import GROUP, add_outer, add_outer_apart, add_rows, load_rows, scale_rows, store_rows, zero_group, zeros
+from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16
+from numatp.kernels.states import PIECE
+from numatp.kernels.triangle import add_triangle, solve_triangle, times_vector
+
+# Of a thread: S times a piece's keys and queries, and what is added to S in the end.
+CHANGES = 2 * PIECE * 64
+SCRATCH_BYTES = CHANGES + PIECE * 64
+
+zero_pair, zero_piece = zeros(2), zeros(PIECE)
 
 
 @device
-def conv_input(x, x_stride, state, channels, width, time, position, channel):
-    """16 channels of the input `time` rows after the span's first, before which the state stands and, at position 0, nothing."""
-    if time >= 0:
-        return load_f32x16(offset(x, time * x_stride), channel)
-    if position > 0:
-        return load_f32x16(offset(state, (time + width - 1) * channels * 4), channel)
-    return splat_f32(0)
+def products(s, keys, size, out):
+    """16 columns of S times all keys and queries of a piece."""
+    for m in range(0, 2 * PIECE, GROUP):
+        total = zero_group()
+        for i in range(size):
+            total = add_outer_apart(total, load_f32x16(s, i * 16), offset(keys, m * KEY_PITCH + i * 4), KEY_PITCH)
+        store_rows(offset(out, m * 64), 64, 0, total)
+
+
+@device
+def whole_piece(s, keys, weights, v, v_stride, size, out, out_stride, scratch):
+    """All tokens of a piece on 16 columns: the rows of `out`, and in `scratch` what each adds to S."""
+    products(s, keys, size, scratch)
+    known = scale_rows(load_rows(scratch, 64, 0, zero_piece()), offset(weights, KEY_FACTORS))
+    values = scale_rows(load_rows(v, v_stride, 0, zero_piece()), offset(weights, BETAS))
+    changes = solve_triangle(add_rows(values, known), offset(weights, OF_CHANGES))
+    results = scale_rows(load_rows(offset(scratch, PIECE * 64), 64, 0, zero_piece()), offset(weights, QUERY_FACTORS))
+    store_rows(out, out_stride, 0, add_triangle(results, changes, offset(weights, OF_RESULTS)))
+    store_rows(offset(scratch, CHANGES), 64, 0, scale_rows(changes, offset(weights, LEFT)))
+
+
+@device
+def one_token(s, keys, weights, changes, i, v, size, out, scratch):
+    """The i-th token of a piece, with the bits of whole_piece; `changes` are those of the tokens before, and then its own too."""
+    total = zero_pair()
+    for n in range(size):
+        total = add_outer_apart(total, load_f32x16(s, n * 16), offset(keys, i * KEY_PITCH + n * 4), QUERIES)
+    store_rows(scratch, 64, 0, total)
+    own = offset(weights, i * 64)
+    known = load_f32x16(scratch, 0) * splat_f32(load_f32(offset(weights, KEY_FACTORS), i))
+    change = load_f32x16(v, 0) * splat_f32(load_f32(offset(weights, BETAS), i)) + known
+    result = load_f32x16(scratch, 16) * splat_f32(load_f32(offset(weights, QUERY_FACTORS), i))
+    for j in range(i):
+        earlier = load_f32x16(changes, j * 16)
+        change = fma(splat_f32(load_f32(offset(own, OF_CHANGES), j)), earlier, change)
+        result = fma(splat_f32(load_f32(offset(own, OF_RESULTS), j)), earlier, result)
+    store_f32x16(changes, i * 16, change)
+    store_f32x16(out, 0, fma(splat_f32(load_f32(offset(own, OF_RESULTS), i)), change, result))
+
+
+@device
+def finish_piece(s, keys, weights, size, changes):
+    """S after a piece: decayed, and each token's key times what it adds."""
+    decay = splat_f32(load_f32(offset(weights, QUERY_FACTORS), PIECE - 1))
+    for i in range(0, size, GROUP):
+        rows = times_vector(load_rows(s, 64, i * 16, zero_group()), decay)
+        for token in range(PIECE):
+            rows = add_outer(rows, load_f32x16(changes, token * 16), offset(keys, token * KEY_PITCH + i * 4))
+        store_rows(s, 64, i * 16, rows)
+
+
+@device
+def advance(args, kept, row, part, head, first_strip, last_strip, piece, scratch):
+    """A span's part of a piece (part_of) on some strips of a value head. kept: where its sequence's state is, in bytes."""
+    size = args.head_size
+    key_head, slot = head // args.group, head % args.group
+    if args.tiled:
+        key_head, slot = head % args.key_heads, head // args.key_heads
+    begin, end, done = part
+    keys = offset(args.keys, (key_head * args.pieces + piece) * KEYS_BYTES)
+    weights = offset(args.weights, (head * args.pieces + piece) * WEIGHTS_BYTES)
+    changes = offset(scratch, CHANGES)
+    for strip in range(first_strip, last_strip):
+        unit, place = head * (size // 16) + strip, (head * size + strip * 16) * 4
+        s = offset(args.state, kept + unit * size * 64)
+        v = offset(args.values, (row + done) * args.values_stride + place)
+        out = offset(args.out, (row + done) * args.out_stride + place)
+        if end - begin == PIECE:
+            whole_piece(s, keys, weights, v, args.values_stride, size, out, args.out_stride, scratch)
+        else:
+            kept_changes = offset(args.kept_changes, kept + unit * PIECE * 64)
+            for i in range(begin, end):
+                own_v, own_out = offset(v, (i - begin) * args.values_stride), offset(out, (i - begin) * args.out_stride)
+                one_token(s, keys, weights, kept_changes, i, own_v, size, own_out, scratch)
+            if end == PIECE:
+                for i in range(PIECE):
+                    left = splat_f32(load_f32(offset(weights, LEFT), i))
+                    store_f32x16(changes, i * 16, load_f32x16(kept_changes, i * 16) * left)
+        if end == PIECE:
+            finish_piece(s, keys, weights, size, changes)
+        elif strip == 0:
+            for i in range(begin, end):
+                store_f32(offset(args.kept_decays, kept + head * PIECE * 4), i, load_f32(offset(weights, DECAYS), i))
+                if slot == 0:
+                    kept_key = offset(args.kept_keys, kept + (key_head * PIECE + i) * size * 4)
+                    copy_scaled(offset(keys, i * KEY_PITCH), float32(1), size, kept_key)
 
 
 @kernel(
-    x="pointer", x_stride="int", channels="int", weight="pointer", width="int", state="pointer", state_stride="int",
-    spans="pointer", num_spans="pointer", out="pointer", out_stride="int",
-)  # fmt: skip
-def causal_conv(args, thread, threads):
-    """out[t] = silu(sum over j of weight[j] * x[t - (width - 1) + j]) per channel; a sequence's last inputs stay in its state.
-
-    x (rows, channels), a multiple of 16 channels; weight (width, channels). Threads divide the channels as a matrix product does.
-    """
-    first, last = share(args.channels // 16, thread, threads)
-    before = args.width - 1  # inputs that the state holds
-    for span in range(load_i64(args.num_spans, 0)):
-        span = offset(args.spans, span * 32)
-        sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
-        x, out = offset(args.x, row * args.x_stride), offset(args.out, row * args.out_stride)
-        state = offset(args.state, sequence * args.state_stride)
-        for channel in range(first * 16, last * 16, 16):
-            for t in range(rows):
-                total = splat_f32(0)
-                for j in range(args.width):
-                    value = conv_input(x, args.x_stride, state, args.channels, args.width, t - before + j, position, channel)
-                    total = fma(value, load_f32x16(args.weight, j * args.channels + channel), total)
-                store_f32x16(offset(out, t * args.out_stride), channel, silu(total))
-            # In rising order: a place that is still to be read lies behind the one that is written.
-            for j in range(before):
-                value = conv_input(x, args.x_stride, state, args.channels, args.width, rows - before + j, position, channel)
-                store_f32x16(state, j * args.channels + channel, value)
-
-
-@device
-def inverse_length(x, size, epsilon):
-    """1 / sqrt(sum(x**2) + epsilon)."""
-    squares = splat_f32(0)
-    for i in range(0, size, 16):
-        squares = fma(load_f32x16(x, i), load_f32x16(x, i), squares)
-    return float32(1) / sqrt(sum_f32x16(squares) + epsilon)
-
-
-@device
-def delta_step(strip, q, k, v, size, decay, beta, epsilon):
-    """One token on 16 columns of a state: S = decay * S + k (beta * (v - (decay * S) k)), the result is S q.
-
-    q and k are normalised to length 1, q besides by sqrt(size); that is done to what comes out of the sums, not to their terms.
-    """
-    k_scale = inverse_length(k, size, epsilon)
-    known = splat_f32(0)
-    for i in range(size):
-        known = fma(load_f32x16(strip, i * 16), splat_f32(load_f32(k, i)), known)
-    change = (load_f32x16(v, 0) - known * splat_f32(decay * k_scale)) * splat_f32(beta * k_scale)
-    result, kept = splat_f32(0), splat_f32(decay)
-    for i in range(size):
-        row = fma(splat_f32(load_f32(k, i)), change, load_f32x16(strip, i * 16) * kept)
-        store_f32x16(strip, i * 16, row)
-        result = fma(row, splat_f32(load_f32(q, i)), result)
-    return result * splat_f32(inverse_length(q, size, epsilon) / sqrt(float32(size)))
-
-
-@kernel(
-    qkv="pointer", qkv_stride="int", beta="pointer", beta_stride="int", alpha="pointer", alpha_stride="int", gate_key_step="int",
-    gate_step="int", decay="pointer", bias="pointer", key_step="int", step="int", key_heads="int", group="int", tiled="int",
-    head_size="int", epsilon="float", state="pointer", state_stride="int", spans="pointer", num_spans="pointer", out="pointer",
+    values="pointer", values_stride="int", keys="pointer", weights="pointer", pieces="int", key_heads="int", group="int",
+    tiled="int", head_size="int", state="pointer", kept_changes="pointer", kept_keys="pointer", kept_decays="pointer",
+    state_stride="int", spans="pointer", num_spans="pointer", scratch="pointer", scratch_stride="int", out="pointer",
     out_stride="int",
 )  # fmt: skip
 def gated_delta(args, thread, threads):
-    """out (rows, value_heads, head_size), token after token of each span; a span that begins at position 0 has a zero state.
+    """out (rows, value_heads, head_size), as values are; a span that begins at position 0 has a zero state.
 
-    qkv (rows, 2 * key_heads + value_heads, head_size). `group` value heads share a key head: those that follow each other, or,
-    tiled, those that are key_heads apart. Per row and value head, beta before its sigmoid, and alpha, which sets the decay
-    exp(decay * softplus(alpha + bias)); decay (below 0) and bias are per value head. The j-th value head of key head i has beta and
-    alpha at i * gate_key_step + j * gate_step, decay and bias at i * key_step + j * step.
+    A sequence has one span. keys, weights: what delta_pieces made. The state has, beside S, kept_changes (value_heads,
+    head_size / 16, PIECE, 16), kept_keys (key_heads, PIECE, head_size) and kept_decays (value_heads, PIECE) of a piece that is not
+    full. scratch: SCRATCH_BYTES of a thread.
     """
-    size, group = args.head_size, args.group
-    strips = size // 16
-    first, last = share(args.key_heads * group * strips, thread, threads)
+    size, strips = args.head_size, args.head_size // 16
+    first, last = share(args.key_heads * args.group * strips, thread, threads)
+    scratch = offset(args.scratch, thread * args.scratch_stride)
+    number = 0  # of the span's first piece
     for span in range(load_i64(args.num_spans, 0)):
         span = offset(args.spans, span * 32)
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
-        state = offset(args.state, sequence * args.state_stride)
-        for unit in range(first, last):
-            head, column = unit // strips, unit % strips * 16
-            key_head, slot = head // group, head % group
-            if args.tiled:
-                key_head, slot = head % args.key_heads, head // args.key_heads
-            gate, constant = key_head * args.gate_key_step + slot * args.gate_step, key_head * args.key_step + slot * args.step
-            strip = offset(state, unit * size * 64)
-            if position == 0:
+        kept, pieces = sequence * args.state_stride, pieces_of(position, rows)
+        if position == 0:
+            for unit in range(first, last):
                 for i in range(size):
-                    store_f32x16(strip, i * 16, splat_f32(0))
-            for t in range(row, row + rows):
-                qkv = offset(args.qkv, t * args.qkv_stride)
-                q = offset(qkv, key_head * size * 4)
-                k = offset(q, args.key_heads * size * 4)
-                v = offset(qkv, ((2 * args.key_heads + head) * size + column) * 4)
-                opened = load_f32(offset(args.beta, t * args.beta_stride), gate)
-                beta = float32(1) / (float32(1) + float32(scalar_exp(-opened)))
-                alpha = load_f32(offset(args.alpha, t * args.alpha_stride), gate) + load_f32(args.bias, constant)
-                # softplus without overflow: log(1 + e**x) = max(x, 0) + log(1 + e**-|x|)
-                softplus = max(alpha, float32(0)) + float32(log1p(scalar_exp(-abs(alpha))))
-                decay = float32(scalar_exp(load_f32(args.decay, constant) * softplus))
-                result = delta_step(strip, q, k, v, size, decay, beta, args.epsilon)
-                store_f32x16(offset(args.out, t * args.out_stride), head * size + column, result)
+                    store_f32x16(offset(args.state, kept + unit * size * 64), i * 16, splat_f32(0))
+        # Head by head, so that of a head's values whole rows are read; its part of S stays in the second cache.
+        for head in range(first // strips, (last + strips - 1) // strips):
+            begin, end = max(first - head * strips, 0), min(last - head * strips, strips)
+            for piece in range(pieces):
+                advance(args, kept, row, part_of(position, rows, piece), head, begin, end, number + piece, scratch)
+        number += pieces

@@ -14,7 +14,7 @@ import numpy as np
 from numatp.files.huggingface import Stored
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
-from numatp.kernels.layout import state_bytes
+from numatp.kernels.states import MOST_LINEAR_HEAD, state_bytes
 from numatp.models.layers import Attention, Recurrent
 from numatp.models.names import (
     ATTENTION,
@@ -121,6 +121,8 @@ def read_hybrid(file: ModelFile, tiled: bool) -> HybridSpec:
         file.fail(f"claims {key_heads} key and {value_heads} value heads of {linear_head_size}; convert the model again")
     if count("ssm.inner_size") != value_heads * linear_head_size:
         file.fail("has key and value heads of different sizes in linear attention, which numatp cannot compute yet")
+    if linear_head_size > MOST_LINEAR_HEAD:
+        file.fail(f"has heads of {linear_head_size} in linear attention; numatp computes up to {MOST_LINEAR_HEAD}")
     conv_width, mixed = count("ssm.conv_kernel"), file.integer(f"{name}.expert_count", default=0) > 0
     if conv_width < 2:
         file.fail(f"claims a convolution over {conv_width}; convert the model again")

@@ -6,7 +6,22 @@ import shutil
 import numpy as np
 
 from numatp import quants
-from numatp.kernels import activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap, sparse
+from numatp.kernels import (
+    activation,
+    bias,
+    convolution,
+    delta,
+    exchange,
+    experts,
+    gate,
+    norm,
+    pieces,
+    rope,
+    sampling,
+    score,
+    softcap,
+    sparse,
+)
 from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.quants.table import FORMATS
@@ -23,7 +38,7 @@ NOT_OF_EACH = {f"matmul_{name.lower()}.{kernel}" for name in ALIKE for kernel in
 
 def all_kernels():
     """But for those that are made as others are."""
-    modules = [activation, bias, delta, exchange, experts, gate, norm, rope, sampling, score, softcap, sparse]
+    modules = [activation, bias, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling, score, softcap, sparse]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]

@@ -1,0 +1,22 @@
+"""Sizes of what recurrent layers keep of a sequence. No Numba here: who only counts bytes need not load it."""
+
+PIECE = 8  # tokens of a sequence that the delta rule takes together; divides CACHE_BLOCK, so that checkpoints are of whole pieces
+MOST_LINEAR_HEAD = 128  # values of a head of linear attention
+
+
+def conv_bytes(channels: int, width: int) -> int:
+    """Bytes of the convolution's part of a gated delta layer's state."""
+    return (width - 1) * channels * 4
+
+
+def delta_bytes(key_heads: int, value_heads: int, head_size: int) -> tuple[int, int, int, int]:
+    """Bytes of the parts of a gated delta layer's state (kernels/delta.py), which follow each other: of each value head a matrix;
+    then of the tokens of a piece that is not full yet what each changes, their keys, and their decays.
+    """
+    values = value_heads * head_size
+    return values * head_size * 4, PIECE * values * 4, PIECE * key_heads * head_size * 4, PIECE * value_heads * 4
+
+
+def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
+    """Bytes of the whole state of one sequence in a gated delta layer."""
+    return conv_bytes((2 * key_heads + value_heads) * head_size, width) + sum(delta_bytes(key_heads, value_heads, head_size))
