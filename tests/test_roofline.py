@@ -16,7 +16,7 @@ THREADS = 2
 @pytest.fixture(scope="module")
 def measured():
     """(team, area, the arguments of each loop, what tells the loops what to do, their sums) on threads that are pinned nowhere."""
-    host = alone(True)
+    host = alone(True).host
     team = Team(host, [-1] * THREADS, [0] * THREADS)
     area = roofline.Area.reserve(1 << 20, THREADS, team.run)
     control, sums = np.zeros(loops.CONTROL_WORDS, np.int64), np.zeros((THREADS, 32), np.int32)

@@ -79,7 +79,8 @@ class Scheduler:
         if scored and (self._scores_next or not continued) and self._score(scored, decoding):
             self._scores_next = False
         elif continued:
-            self._scores_next |= not (decoding and self._pace.pauses)  # not before prompts had a Step
+            prompts_wait = self._pace.pauses and 0 < decoding < len(continued)  # for a Step of those who decode
+            self._scores_next |= not prompts_wait  # not before prompts had a Step
             self._continue(continued)
         self._count_sequences()
 
