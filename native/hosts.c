@@ -34,7 +34,8 @@ static void *beat(void *argument)
 {
     struct numatp_hosts *hosts = argument;
     while (!atomic_load_explicit(&hosts->stop, memory_order_relaxed)) {
-        struct numatp_ranks *job = atomic_load_explicit(&hosts->job, memory_order_acquire);
+        pthread_mutex_lock(&hosts->jobs);
+        struct numatp_ranks *job = hosts->job;
         for (int other = 0; other < hosts->hosts; other++) {
             if (other == hosts->host)
                 continue;
@@ -45,6 +46,7 @@ static void *beat(void *argument)
         }
         if (job)
             numatp_hosts_ended(hosts, job);
+        pthread_mutex_unlock(&hosts->jobs);
         numatp_sleep(LISTEN_NS);
     }
     return NULL;
@@ -67,6 +69,7 @@ struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, i
     hosts->hosts = num_hosts;
     hosts->seat = seat;
     pthread_mutex_init(&hosts->turn, NULL);
+    pthread_mutex_init(&hosts->jobs, NULL);
     for (int other = 0; other < num_hosts; other++) {
         hosts->leader[other] = leaders[other];
         snprintf(hosts->name[other], sizeof hosts->name[other], "%s", names[other]);
@@ -103,7 +106,17 @@ void numatp_ranks_hosts(struct numatp_ranks *ranks, struct numatp_hosts *hosts)
 {
     ranks->hosts = hosts;
     ranks->first = hosts->leader[hosts->host];
-    atomic_store_explicit(&hosts->job, ranks, memory_order_release);
+    pthread_mutex_lock(&hosts->jobs);
+    hosts->job = ranks;
+    pthread_mutex_unlock(&hosts->jobs);
+}
+
+void numatp_hosts_leave(struct numatp_hosts *hosts, const struct numatp_ranks *ranks)
+{
+    pthread_mutex_lock(&hosts->jobs);
+    if (hosts->job == ranks)
+        hosts->job = NULL;
+    pthread_mutex_unlock(&hosts->jobs);
 }
 
 int numatp_hosts_swap(struct numatp_ranks *ranks, const void *mine, int64_t mine_bytes, void *theirs, int64_t room)

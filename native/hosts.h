@@ -42,7 +42,8 @@ struct numatp_hosts {
     int64_t answered[NUMATP_MAX_RANKS];
     bool swapping;
 
-    _Atomic(struct numatp_ranks *) job;  /* ends when another host does */
+    pthread_mutex_t jobs;                /* held while `job` is changed or used */
+    struct numatp_ranks *job;            /* ends when another host does; NULL: there is none */
     _Atomic int32_t silent;              /* 1 + a host from which nothing comes */
     _Atomic int32_t lost;                /* 1 + a rank with which MPI could not exchange a message */
     _Atomic bool stop;
@@ -69,6 +70,9 @@ bool numatp_land(struct numatp_hosts *, struct numatp_ranks *, struct flight *);
 
 /* Ends the job if a host is silent or a rank lost, which it then is: true. */
 bool numatp_hosts_ended(struct numatp_hosts *, struct numatp_ranks *);
+
+/* The job of these ranks has ended: nobody looks at them any more when this returns. */
+void numatp_hosts_leave(struct numatp_hosts *, const struct numatp_ranks *);
 
 /* Ends the job because a message could not be sent or expected, and is false. */
 bool numatp_not_sent(struct numatp_hosts *, struct numatp_ranks *);

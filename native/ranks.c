@@ -1,5 +1,5 @@
 /* The ranks of a job: how they meet before there is work, how one ends the job for all, how the death of one is noticed. */
-#include "internal.h"
+#include "hosts.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -114,6 +114,8 @@ void numatp_ranks_close(struct numatp_ranks *ranks)
 {
     if (!ranks)
         return;
+    if (ranks->hosts)
+        numatp_hosts_leave(ranks->hosts, ranks);
     for (int r = 0; r < ranks->size; r++)
         if (ranks->peer[r].pidfd >= 0)
             close(ranks->peer[r].pidfd);
