@@ -96,7 +96,6 @@ class Stats:
 
     load_seconds: float
     weight_bytes_per_token: int  # that all ranks together read to decode one token
-    reads: list[
-        tuple[int | str, int]
-    ]  # by rank: its node (of several hosts a text that names both), and the bytes that it reads of them
+    # By rank: its node (of several hosts a text that names both), and the bytes that it reads of them.
+    reads: list[tuple[int | str, int]]
     pages: str  # one line: where the kernel says the weights are

@@ -63,9 +63,9 @@ class Engine:
         self.window = Window(world, sections, min(world.host.gather(self.team.threads)), layout.split.vocab)
         self._audit = Audit(world, own.node, self.loaded)
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
-        self.cuts: list[str] = (
-            world.gather(_digest(str(layout.split))) if job.prompt_cache_dir else []
-        )  # by rank: which part it has
+        self.cuts: list[str] = []  # by rank: which part it has
+        if job.prompt_cache_dir:
+            self.cuts = world.gather(_digest(str(layout.split)))
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []

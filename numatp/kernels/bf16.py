@@ -14,7 +14,7 @@ def _round_up(builder, v):
     return builder.add(builder.bitcast(v, llvm_type(i32x16)), constant(i32x16, 0x8000))
 
 
-def _store_pair(builder, p, index, even, odd):
+def emit_pair(builder, p, index, even, odd):
     """Two columns of finite weights to the index-th 64 bytes at p."""
     low = builder.lshr(_round_up(builder, even), constant(i32x16, 16))
     high = builder.and_(_round_up(builder, odd), constant(i32x16, -0x10000))
@@ -34,8 +34,8 @@ def store_pairs(typing_context, out, weights, scale, shift):
             for byte in range(4):
                 whole = builder.and_(builder.lshr(words, constant(i32x16, 8 * byte)), constant(i32x16, 255))
                 columns.append(fused(builder, builder.sitofp(whole, scale.type), scale, shift))
-            _store_pair(builder, out, INT64(128 * j), *columns[:2])
-            _store_pair(builder, out, INT64(128 * j + 64), *columns[2:])
+            emit_pair(builder, out, INT64(128 * j), *columns[:2])
+            emit_pair(builder, out, INT64(128 * j + 64), *columns[2:])
         return context.get_dummy_value()
 
     return types.void(pointer, weights, f32x16, f32x16), emit

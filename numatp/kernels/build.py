@@ -27,9 +27,8 @@ from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 from numatp.machine.limits import describe
 from numatp.machine.parent import end_with
 
-GARBAGE = (
-    100_000  # objects after which Python looks for some: a compiler makes millions and drops few, which takes a tenth of its time
-)
+# Objects after which Python looks for some: a compiler makes millions and drops few, which takes a tenth of its time.
+GARBAGE = 100_000
 FIELD_TYPES = {"pointer": pointer, "int": types.int64, "float": types.float32}
 
 

@@ -36,10 +36,8 @@ PART = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of a 
 INLINED = PART | {"forceinline": True}
 CALLED = PART | {"forceinline": False}  # said, because a part takes its caller's options
 DIGEST_BYTES = hashlib.sha256().digest_size
-MOST_COMPILERS, WORTH_A_COMPILER = (
-    4,
-    4,
-)  # processes that compile for a rank, of 200 MB each; kernels that are worth a process's start
+MOST_COMPILERS = 4  # processes that compile for a rank, of 200 MB each
+WORTH_A_COMPILER = 4  # kernels that are worth a process's start
 
 
 def device(function: Callable[..., Any]) -> Any:

@@ -16,6 +16,15 @@ from numatp.kernels.simd import (
 )
 
 
+@device
+def sum_of_ranks(args, start, i):
+    """16 columns of a row of the partials, which begins `start` bytes behind their beginning: the sum in rank order."""
+    total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
+    for rank in range(1, args.ranks):
+        total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+    return total
+
+
 @kernel(partials="pointer", ranks="int", lanes="int", rows="pointer", width="int", out="pointer", add="int")
 def sum_partials(args, thread, threads):
     """out (rows, width) = [out +] the sum over ranks of partials[rank] (rows, width); width a multiple of 16."""
@@ -24,9 +33,7 @@ def sum_partials(args, thread, threads):
         for row in range(load_i64(args.rows, 0)):
             start = row * args.width * 4
             for i in range(first * 16, last * 16, 16):
-                total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
-                for rank in range(1, args.ranks):
-                    total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                total = sum_of_ranks(args, start, i)
                 if args.add:
                     total = load_f32x16(offset(args.out, start), i) + total
                 store_f32x16(offset(args.out, start), i, total)
@@ -41,9 +48,7 @@ def reduce_scatter(args, thread, threads):
         for row in range(load_i64(args.rows, 0)):
             start = row * args.width * 4
             for i in range((lane + first) * 16, (lane + last) * 16, 16):
-                total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
-                for rank in range(1, args.ranks):
-                    total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                total = sum_of_ranks(args, start, i)
                 store_f32x16(offset(load_pointer(args.partials, args.rank), start), i, total)
 
 
@@ -75,9 +80,7 @@ def sum_slice(args, thread, threads):
         start = (row * args.width + begin * 16) * 4
         line = offset(args.out, row * (end - begin) * (32 if args.half else 64))
         for i in range(first * 16, last * 16, 16):
-            total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
-            for rank in range(1, args.ranks):
-                total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+            total = sum_of_ranks(args, start, i)
             if args.half:
                 store_rounded(line, i, total)
             else:

@@ -2,7 +2,7 @@
 (kernels/tiled_attention.py). Two vectors are stored at once then, without moving numbers across lanes.
 """
 
-from numatp.kernels.bf16 import _store_pair
+from numatp.kernels.bf16 import emit_pair
 from numatp.kernels.jit import intrinsic, ir, types
 from numatp.kernels.simd import INT32, INT64, LANES, constant, f32x16, i32x16, llvm_type, pointer
 
@@ -12,7 +12,7 @@ def store_pair(typing_context, out, low, high):
     """16 pairs, rounded to the nearest BF16: the columns i (low) and i + 16 (high) of a row, or of 16 rows those two columns."""
 
     def emit(context, builder, signature, args):
-        _store_pair(builder, args[0], INT64(0), args[1], args[2])
+        emit_pair(builder, args[0], INT64(0), args[1], args[2])
         return context.get_dummy_value()
 
     return types.void(pointer, f32x16, f32x16), emit
@@ -39,7 +39,7 @@ def store_scaled_rows(typing_context, out, vectors, scales):
         out, vectors, scales = args
         for i in range(16):
             low, high = (builder.fmul(_column(builder, vectors, column, 128), scales) for column in (i, i + 16))
-            _store_pair(builder, out, INT64(64 * i), low, high)
+            emit_pair(builder, out, INT64(64 * i), low, high)
         return context.get_dummy_value()
 
     return types.void(pointer, vectors, f32x16), emit
@@ -54,7 +54,7 @@ def store_scaled_columns(typing_context, out, vectors, low_scales, high_scales):
         for i in range(16):
             low = builder.fmul(_column(builder, vectors, i), _each_lane(builder, low_scales, i))
             high = builder.fmul(_column(builder, vectors, i + 16), _each_lane(builder, high_scales, i))
-            _store_pair(builder, out, INT64(64 * i), low, high)
+            emit_pair(builder, out, INT64(64 * i), low, high)
         return context.get_dummy_value()
 
     return types.void(pointer, vectors, f32x16, f32x16), emit

@@ -31,6 +31,7 @@ from numatp.models.spec import (
     read_common,
     read_experts,
     read_ffn,
+    read_kv_heads,
     read_pattern,
     read_vocab,
 )
@@ -65,7 +66,7 @@ def read_spec(file: ModelFile) -> Gemma4Spec:
     mixture = file.integer("gemma4.expert_count", default=0) > 0
     width, heads = file.count("gemma4.embedding_length"), file.count_of_layers("gemma4.attention.head_count")
     size, full_size = file.count("gemma4.attention.key_length_swa"), file.count("gemma4.attention.key_length")
-    kv_heads, full_kv_heads = _read_kv_heads(file, flags)
+    kv_heads, full_kv_heads = read_kv_heads(file, flags)
     check_heads(file, width, heads, kv_heads, size)
     check_heads(file, width, heads, full_kv_heads, full_size)
     sizes = decoder_sizes(
@@ -131,19 +132,6 @@ def _read_input_size(file: ModelFile, width: int) -> dict[str, Cut]:
     if size and (not 0 < size <= width or size % COLUMN_UNIT):
         file.fail(f"has {size} values of a token for each layer, no multiple of {COLUMN_UNIT} up to {width}; use another model")
     return {"layer_input": cut_columns(size)} if size else {}
-
-
-def _read_kv_heads(file: ModelFile, flags: list[bool]) -> tuple[int, int]:
-    """Of layers with a window, and of the others."""
-    key = "gemma4.attention.head_count_kv"
-    if not file.is_list(key):
-        return file.count(key), file.count(key)
-    numbers = file.integers(key)
-    found = [{number for number, slides in zip(numbers, flags, strict=False) if slides == kind} for kind in (True, False)]
-    if len(numbers) != len(flags) or any(len(kind) > 1 or min(kind, default=1) < 1 for kind in found):
-        file.fail(f"metadata '{key}' is not one number for each kind of layers; convert the model again")
-    one, other = (kind.pop() if kind else 1 for kind in found)
-    return one, other
 
 
 def rules(spec: Gemma4Spec) -> list[Rule]:

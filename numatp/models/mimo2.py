@@ -27,7 +27,7 @@ from numatp.models.routed import (
     mixture_rules,
     read_mixture,
 )
-from numatp.models.spec import check_heads, read_vocab
+from numatp.models.spec import check_heads, read_kv_heads, read_vocab
 from numatp.program.values import Heads, LayerCache, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
@@ -157,11 +157,7 @@ def read_spec(file: ModelFile) -> Mimo2Spec:
     width, heads = file.count("mimo2.embedding_length"), file.count_of_layers("mimo2.attention.head_count")
     size, value_size = file.count("mimo2.attention.key_length"), file.count("mimo2.attention.value_length")
     slides = _read_pattern(file)
-    kv_heads = list(file.integers("mimo2.attention.head_count_kv"))
-    found = [{number for number, flag in zip(kv_heads, slides, strict=False) if flag == kind} for kind in (False, True)]
-    if len(kv_heads) != len(slides) or any(len(kind) > 1 or min(kind, default=1) < 1 for kind in found):
-        file.fail("metadata 'mimo2.attention.head_count_kv' is not one number for each kind of layers; convert the model again")
-    full, window = (kind.pop() if kind else 1 for kind in found)
+    window, full = read_kv_heads(file, slides)
     for one in (full, window):
         check_heads(file, width, heads, one, size)
         check_heads(file, width, heads, one, value_size)

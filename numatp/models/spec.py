@@ -126,6 +126,19 @@ def read_windows(file: ModelFile, sizes: Sizes, period: int, window: int | None 
     return tuple(Attention(sizes.head_size, sizes.head_size, window if slides else None) for slides in pattern)
 
 
+def read_kv_heads(file: ModelFile, slides: Sequence[bool]) -> tuple[int, int]:
+    """KV heads of the layers that see a window, and of the others; slides: per layer, whether it sees one."""
+    key = f"{file.text('general.architecture')}.attention.head_count_kv"
+    if not file.is_list(key):
+        return file.count(key), file.count(key)
+    numbers = file.integers(key)
+    found = [{number for number, flag in zip(numbers, slides, strict=False) if flag == kind} for kind in (True, False)]
+    if len(numbers) != len(slides) or any(len(kind) > 1 or min(kind, default=1) < 1 for kind in found):
+        file.fail(f"metadata '{key}' is not one number for each kind of layers; convert the model again")
+    window, full = (kind.pop() if kind else 1 for kind in found)
+    return window, full
+
+
 def read_cap(file: ModelFile, key: str, default: float = 0.0) -> float:
     """A soft cap (kernels/softcap.py), 0 for none; default: where the metadata does not say."""
     cap = file.number(f"{file.text('general.architecture')}.{key}", default)

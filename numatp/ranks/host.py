@@ -25,6 +25,16 @@ NOTE_LETTERS = 480  # of an error's text: JSON makes up to 6 bytes of each, and 
 PIECE = 1024  # characters of a note; as JSON within JSON an ASCII character takes at most 2 bytes
 
 
+def described(failure: NumatpError | None) -> list[str] | None:
+    """What went wrong on a rank, if anything, for the others: its kind and its text."""
+    return [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
+
+
+def failure_of(kind: str, text: str) -> NumatpError:
+    """What went wrong on another rank."""
+    return UserError(text) if kind == "UserError" else MachineError(text)
+
+
 def make_window() -> int:
     """A new, empty window: a file descriptor."""
     try:
@@ -114,11 +124,9 @@ class Host:
 
     def agree(self, failure: NumatpError | None) -> None:
         """Every rank brings what went wrong on it, if anything; then all of them raise that of the first rank that has one."""
-        described = [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
-        for seat, other in enumerate(self.gather(described)):
+        for seat, other in enumerate(self.gather(described(failure))):
             if other:
-                kind = UserError if other[0] == "UserError" else MachineError
-                raise failure if failure and seat == self.seat else kind(other[1])
+                raise failure if failure and seat == self.seat else failure_of(*other)
 
     def map_shared(self, num_bytes: list[int]) -> list[np.ndarray]:
         """A new section of the window with one part per seat, uint8; each rank reserves its own part, so on its own node. What

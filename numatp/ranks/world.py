@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from numatp.errors import MachineError, NumatpError, UserError
+from numatp.errors import NumatpError
 from numatp.machine import native
-from numatp.ranks.host import NOTE_LETTERS, Host
+from numatp.ranks.host import Host, described, failure_of
 from numatp.ranks.hosts import Hosts
 
 
@@ -61,13 +61,12 @@ class World:
         """Every rank brings what went wrong on it, if anything; then all of them raise that of the first rank that has one."""
         if not self.hosts:
             return self.host.agree(failure)
-        described = [type(failure).__name__, str(failure)[:NOTE_LETTERS]] if failure else None
-        everybody = self.gather(described)
+        everybody = self.gather(described(failure))
         for rank, other in enumerate(everybody):
             if other:
-                kind = UserError if other[0] == "UserError" else MachineError
+                kind, text = other
                 shared = all(one == other for one in everybody)
-                raise kind(other[1] if shared else f"{self.place_of(rank)}: {other[1]}")
+                raise failure_of(kind, text if shared else f"{self.place_of(rank)}: {text}")
 
     def place_of(self, rank: int) -> str:
         """For a sentence: "rank 3", and of several hosts "rank 3 on host NAME"."""
