@@ -107,7 +107,7 @@ void numatp_ranks_lanes(struct numatp_ranks *, void *flags, int lanes);
 struct numatp_team;
 
 /* Makes the calling thread thread 0 and starts threads - 1 more, each pinned to cpus[i] (not pinned where cpus[i] < 0).
- * groups[i] names the L3 cache of thread i: above 16 threads the barrier has two levels, per group and between groups.
+ * groups[i] names the L3 cache of thread i: above 8 threads the barrier is a tree, within groups and between them.
  * The workers block all signals. NULL with errno on failure. */
 struct numatp_team *numatp_team_open(struct numatp_ranks *, int threads, const int32_t *cpus, const int32_t *groups);
 void numatp_team_close(struct numatp_team *); /* joins the workers; also safe after an abort and in a forked child */

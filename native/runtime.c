@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ONE_LEVEL_THREADS 16 /* up to here all threads of a barrier share one counter */
+#define MOST_AT_ONE 8        /* threads, or barriers of threads, that share a counter */
 #define STOP (-1)            /* program index that ends the service */
 
 /* Holds `expected` threads until all have arrived. The last one arrives at the parent for all, then lets the others go. */
@@ -36,7 +36,7 @@ struct numatp_team {
     const struct numatp_program *current; /* NULL: the workers end */
     const struct numatp_program *programs; /* [num_programs] */
     int64_t num_programs;
-    struct barrier *barriers; /* [1 + groups]: the first is the root */
+    struct barrier *barriers; /* a tree: each with its parent above it */
     struct member members[];  /* [threads] */
 };
 
@@ -59,30 +59,65 @@ static inline bool pass_barrier(struct numatp_team *team, int thread)
     return team->threads == 1 || arrive(team->ranks, team->members[thread].barrier);
 }
 
-/* Two levels where one counter would be fetched across L3 caches by many threads. */
+/* Some barriers below as few as hold MOST_AT_ONE each, these again, up to a single one, which is returned. `made`: how many there
+ * are in all. Neighbours stay together. */
+static int join_barriers(struct barrier *all, int *made, int *some, int count)
+{
+    while (count > 1) {
+        int parents = (count + MOST_AT_ONE - 1) / MOST_AT_ONE;
+        for (int i = 0; i < count; i++) {
+            struct barrier *parent = &all[*made + (int64_t)i * parents / count];
+            all[some[i]].parent = parent;
+            parent->expected++;
+        }
+        for (int i = 0; i < parents; i++)
+            some[i] = (*made)++;
+        count = parents;
+    }
+    return some[0];
+}
+
+/* How many threads the group of thread `first` has, 0 where it is not the first of them. */
+static int size_of_group(const int32_t *groups, int threads, int first)
+{
+    int size = 0;
+    for (int i = 0; i < threads; i++) {
+        if (groups[i] == groups[first] && i < first)
+            return 0;
+        size += groups[i] == groups[first];
+    }
+    return size;
+}
+
+/* A line that k threads add to is fetched k times, one after the other, and across L3 caches several times as slowly: so at most
+ * MOST_AT_ONE threads of one L3 share a counter, the last of them goes on to one above, and an L3 sends one to those between L3s. */
 static bool make_barriers(struct numatp_team *team, const int32_t *groups)
 {
     const int threads = team->threads;
-    struct barrier *root = aligned_alloc(NUMATP_LINE, (size_t)(1 + threads) * sizeof *root);
-    if (!root)
-        return false;
-    memset(root, 0, (size_t)(1 + threads) * sizeof *root);
-    team->barriers = root;
-    int levels = threads > ONE_LEVEL_THREADS ? 2 : 1;
-    for (int i = 0; i < threads; i++) {
-        struct barrier *barrier = root;
-        if (levels == 2) {
-            int first = 0; /* of the threads in this group */
-            while (groups[first] != groups[i])
-                first++;
-            barrier = &root[1 + first];
-            root->expected += first == i;
-            barrier->parent = root;
-        }
-        barrier->expected++;
-        team->members[i].barrier = barrier;
+    int made = 0, num_tops = 0, *tops = malloc((size_t)threads * sizeof *tops), *leaves = malloc((size_t)threads * sizeof *leaves);
+    team->barriers = aligned_alloc(NUMATP_LINE, (size_t)(2 * threads) * sizeof *team->barriers); /* leaves, and fewer above them */
+    const bool there = tops && leaves && team->barriers;
+    if (there)
+        memset(team->barriers, 0, (size_t)(2 * threads) * sizeof *team->barriers);
+    for (int first = 0; there && first < threads; first++) {
+        int size = size_of_group(groups, threads, first), num_leaves = (size + MOST_AT_ONE - 1) / MOST_AT_ONE, nth = 0;
+        if (!size)
+            continue;
+        for (int i = first; i < threads; i++)
+            if (groups[i] == groups[first]) {
+                struct barrier *leaf = &team->barriers[made + nth++ * num_leaves / size];
+                leaf->expected++;
+                team->members[i].barrier = leaf;
+            }
+        for (int i = 0; i < num_leaves; i++)
+            leaves[i] = made++;
+        tops[num_tops++] = join_barriers(team->barriers, &made, leaves, num_leaves);
     }
-    return true;
+    if (there)
+        join_barriers(team->barriers, &made, tops, num_tops);
+    free(tops);
+    free(leaves);
+    return there;
 }
 
 /* ------------------------------------------------------------------ executor */

@@ -81,15 +81,16 @@ def test_more_threads_than_cores(plain, threads):
     assert result.returncode == 0, result.stderr
 
 
-def test_two_level_barrier(plain):
-    result = run(plain, "processes", "20,18", 600, 1)
+@pytest.mark.parametrize("threads", ["9,8", "20,18", "64,13"])
+def test_barriers_of_several_levels(plain, threads):
+    result = run(plain, "processes", threads, 600, 1)
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("threads", ["1,1", "2,3"])
-def test_thread_sanitizer(build, threads):
+@pytest.mark.parametrize(("threads", "exchanges"), [("1,1", 6_000), ("2,3", 6_000), ("13,1", 300)])
+def test_thread_sanitizer(build, threads, exchanges):
     program = build("-O1", "-g", "-fsanitize=thread", "-DNUMATP_AWAKE_NS=200000")
-    result = run("setarch", "-R", program, "threads", threads, 6_000, 1)
+    result = run("setarch", "-R", program, "threads", threads, exchanges, 1)
     assert result.returncode == 0, result.stderr[-3000:]
     assert "WARNING: ThreadSanitizer" not in result.stderr
 

@@ -23,7 +23,7 @@ from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
 from numatp.engine.links import read_link
 from numatp.errors import UserError
 from numatp.files.measured import keep_bandwidth
-from numatp.machine import snapshot
+from numatp.machine import barrier, snapshot
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
 from numatp.quants.table import FORMATS
@@ -309,6 +309,14 @@ def test_threads_divide_a_token_evenly():
     made = planned("qwen3-30b-a3b", "2x-epyc-9654", threads=64)
     assert 0 < made.ranks[0].thread_imbalance < 0.1
     assert planned("llama-3.1-8b", "2x-epyc-9654", threads=16).ranks[0].thread_imbalance < 0.01
+
+
+def test_a_barrier_of_more_threads_costs_more_and_most_between_caches():
+    ccds = [thread // 8 for thread in range(96)]
+    assert barrier.seconds([0]) == 0 < barrier.seconds([0, 0]) < barrier.seconds(ccds[:8]) < barrier.seconds(ccds[:16])
+    assert barrier.seconds(ccds[:16]) < barrier.seconds(ccds) < 2e-6
+    # 8 at a counter and all read what the last one wrote, within; then 12 caches by sixes, and two of these.
+    assert barrier.seconds(ccds) == pytest.approx(9 * 25e-9 + (7 + 3) * 95e-9)
 
 
 @pytest.mark.parametrize("name", SERVERS)

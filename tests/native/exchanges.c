@@ -231,11 +231,14 @@ static int run_rank(int number)
     struct numatp_op ops[EXCHANGES * 4 + 8];
     int num_ops = 0, num_syncs = 0, status;
     memset(nowhere, 0xFF, sizeof nowhere);
+    int32_t groups[64];
+    for (int i = 0; i < 64; i++)
+        groups[i] = i / 12; /* barriers of three levels from 13 threads on */
     me->rank = number;
     me->seed = 1 + (unsigned)number * 977;
     struct numatp_ranks *ranks = numatp_ranks_open(window, number, size, NULL, crowded);
     me->ranks = ranks;
-    me->team = numatp_team_open(ranks, threads_of[number], nowhere, nowhere);
+    me->team = numatp_team_open(ranks, threads_of[number], nowhere, groups);
     while ((status = numatp_meet(ranks)) == NUMATP_PENDING)
         ;
     if (status != NUMATP_OK)
