@@ -255,11 +255,12 @@ def test_a_unix_socket(model_path, tmp_path):
         question = {"messages": [{"role": "user", "content": "word " * 200}], "max_tokens": 1}
         cached = []
         for key, more in (
-            ("one", {}), ("two", {}), ("two", {"cache_salt": "s"}), ("two", {"cache_salt": "s"}), ("one", {}),
+            ("one", {}), ("two", {}), ("two", {"cache_salt": "s"}), ("two", {"cache_salt": "s"}),
+            ("one", {"cache_prompt": False}), ("one", {}),
         ):  # fmt: skip
             answer = server.post(CHAT, question | more, headers={"authorization": f"Bearer {key}"}).json()
             cached.append(answer["usage"]["prompt_tokens_details"]["cached_tokens"] > 0)
-        assert cached == [False, False, False, True, True]
+        assert cached == [False, False, False, True, False, True]
         wrong = server.post(CHAT, question | {"cache_salt": ""}, headers={"authorization": "Bearer one"})
         assert wrong.status_code == 400 and "cache_salt" in wrong.text
         several = question | {"n": 2, "cache_salt": "fresh"}  # 2 x 230 tokens: what is alone may wait, however long it is

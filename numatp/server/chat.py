@@ -76,7 +76,7 @@ async def chat_completions(call: Call) -> Reply:
         one_call=asked.parallel_tool_calls is False,
         must_call=known.must,
     )
-    generation = await ask(state, chat, call.salt(asked.cache_salt), bool(asked.return_progress and asked.stream))
+    generation = await ask(state, chat, call.salt(asked), bool(asked.return_progress and asked.stream))
     answer = ChatAnswer(state.name, state.llm, asked)
     return await reply(answer, generation, bool(asked.stream), state.settings.ping)
 

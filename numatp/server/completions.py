@@ -82,7 +82,7 @@ async def completions(call: Call) -> Reply:
     state = call.state
     state.check_ready()
     prompts = await state.in_thread(prompts_of, state.llm, asked)
-    generation = Generation(state, prompts, bool(asked.return_progress and asked.stream), call.salt(asked.cache_salt))
+    generation = Generation(state, prompts, bool(asked.return_progress and asked.stream), call.salt(asked))
     answer = CompletionAnswer(state.name, state.llm, asked, prompts)
     generation.start()
     return await reply(answer, generation, bool(asked.stream), state.settings.ping)

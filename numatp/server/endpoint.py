@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -12,7 +13,7 @@ from numatp.server.body import LARGE, HungUp, parse, read_body
 from numatp.server.guard import Receive, Scope, Send, is_anthropic
 from numatp.server.refusals import Refused, anthropic_error, of_user_error, openai_error
 from numatp.server.reply import Body, Reply
-from numatp.server.sampling import check_supported
+from numatp.server.sampling import Sampling, check_supported
 from numatp.server.state import State
 
 log = logging.getLogger("numatp.server")
@@ -25,9 +26,12 @@ class Call:
     def __init__(self, state: State, request: Request, body: bytes):
         self.state, self.request, self._body = state, request, body
 
-    def salt(self, asked: str | None = None) -> str:
-        """Requests with the same one share what the cache has of their prompts. asked: that which a request says."""
-        return f"{self.request.scope.get('numatp.key', '')} {asked or ''}"
+    def salt(self, asked: Sampling | None = None) -> str:
+        """Requests with the same one share what the cache has of their prompts. asked: what a request may say of it."""
+        said = asked.cache_salt if asked else None
+        if asked and asked.cache_prompt is False:
+            said = secrets.token_hex()  # nobody else has it
+        return f"{self.request.scope.get('numatp.key', '')} {said or ''}"
 
     async def parse(self, kind: type[T]) -> T:
         """The body as a struct. Refused if it is none."""

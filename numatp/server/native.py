@@ -60,7 +60,7 @@ async def completion(call: Call) -> Reply:
     state = call.state
     state.check_ready()
     prompt = await state.in_thread(_prompt_of, state.llm, asked)
-    generation = Generation(state, [prompt], bool(asked.return_progress and asked.stream), call.salt(asked.cache_salt))
+    generation = Generation(state, [prompt], bool(asked.return_progress and asked.stream), call.salt(asked))
     answer = NativeAnswer(state.name, state.llm, asked, prompt)
     generation.start()
     return await reply(answer, generation, bool(asked.stream), state.settings.ping)

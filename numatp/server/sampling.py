@@ -51,6 +51,7 @@ class Sampling(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  #
     grammar: str | None = None  # GBNF, llama-server's
     json_schema: dict[str, Any] | None = None  # likewise
     cache_salt: Salt | None = None  # vLLM's: only requests with the same one share what the cache has of their beginnings
+    cache_prompt: bool | None = None  # llama-server's: false takes nothing from the cache
 
 
 def params_of(asked: Sampling, usual: SamplingParams, max_tokens: int | None, **more: Any) -> SamplingParams:
