@@ -3,11 +3,17 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
+
+# Before anything loads numpy: on a worker's one core threads of BLAS would only take turns. Commands that tests start are not told.
+with patch.dict(os.environ, OPENBLAS_NUM_THREADS="1"):
+    import numpy  # noqa: F401
 
 import pytest
 from support import warm
 from support.commands import numatp, run
 from support.machines import emulated_machine
+from support.models import tiny_words
 
 # Started in the background of a shell or by nohup this process ignores signals, and so would all commands that it starts, the
 # tests of signals with them. A handler that does nothing goes on ignoring here, and a command that is started gets the default.
@@ -21,6 +27,8 @@ os.environ |= {
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
 }
+# Commands hold back what they write as they do for users, whatever is set where the suite is started.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 
 ROOT = Path(__file__).parent.parent
@@ -56,6 +64,14 @@ def model_path():
     if pulled.returncode:
         pytest.skip(f"SmolLM2 cannot be had: {pulled.stderr.strip()}")
     return Path(pulled.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def words_path(tmp_path_factory):
+    """A tiny model that says what SmolLM2 would (support/models/tiny_words.py), and starts in half the time."""
+    path = tmp_path_factory.mktemp("words") / "words.gguf"
+    tiny_words.write(path)
+    return path
 
 
 @pytest.fixture(scope="session")

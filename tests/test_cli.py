@@ -30,9 +30,9 @@ def test_paris_with_local_ranks(model_path, ranks):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_paris_under_mpirun(model_path, ranks):
+def test_paris_under_mpirun(words_path, ranks):
     before = shared_files()
-    result = mpirun(ranks, "--oversubscribe", BIN / "numatp", "generate", "-m", model_path, *PROMPT)
+    result = mpirun(ranks, "--oversubscribe", BIN / "numatp", "generate", "-m", words_path, *PROMPT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(" Paris")
     assert result.stdout.count("Paris") == 1
@@ -61,7 +61,10 @@ def test_bad_models_in_one_line_on_every_rank(tmp_path, model_path):
     before = shared_files()
     for name, line in bad_models(tmp_path, model_path).items():
         arguments = ("generate", "-m", tmp_path / name, *PROMPT)
-        for result in (warm_numatp(*arguments), warm_numatp(*arguments, "--ranks", 2), mpirun(2, BIN / "numatp", *arguments)):
+        results = [warm_numatp(*arguments), warm_numatp(*arguments, "--ranks", 2)]
+        if name in ("text.gguf", "missing.gguf"):  # seen in the header, and by what is in it
+            results.append(mpirun(2, BIN / "numatp", *arguments))
+        for result in results:
             ours = [text for text in NOT_MPIRUN.findall(result.stderr) if " rank" not in text[:17]]
             assert len(ours) == 1, result.stderr
             assert re.search(line, ours[0])
@@ -102,11 +105,11 @@ def test_too_little_memory_is_seen_before_loading(tmp_path, ranks):
     assert "Traceback" not in result.stderr
 
 
-def shell(line, model_path):
-    return run("sh", "-c", line, env={"NUMATP": f"{BIN / 'numatp'} generate -m {model_path} --ranks 2 --temp 0"})
+def shell(line, model):
+    return run("sh", "-c", line, env={"NUMATP": f"{BIN / 'numatp'} generate -m {model} --ranks 2 --temp 0"})
 
 
-PARIS, ACCENTS = "$NUMATP -p 'The capital of France is'", "$NUMATP -p 'é, é, é, é, é, é,'"
+PARIS = "$NUMATP -p 'The capital of France is'"
 
 
 @pytest.mark.parametrize(
@@ -121,11 +124,11 @@ PARIS, ACCENTS = "$NUMATP -p 'The capital of France is'", "$NUMATP -p 'é, é, �
         (f"{PARIS} -n 99 >/dev/full", 1, "", "No space left on device: make room for the output"),
         (f"{PARIS} -n 999 --ignore-eos | head -c 6", 0, " Paris", "numatp: "),
         (f"{PARIS} -n -1 -c 20 --ignore-eos | sed -n 1p", 0, " Paris.\n", "the context of 20 tokens is full"),
-        (f"PYTHONIOENCODING=ascii {ACCENTS} -n 8 | tr -dc '?' | cut -c1", 0, "?\n", "tok/s"),
+        (f"PYTHONIOENCODING=ascii {PARIS} -n 8 | tr -dc '?' | cut -c1", 0, "?\n", "tok/s"),
     ],
 )
-def test_streams_that_are_closed_full_or_strange(model_path, line, status, out, error):
-    result = shell(line, model_path)
+def test_streams_that_are_closed_full_or_strange(words_path, line, status, out, error):
+    result = shell(line, words_path)
     assert (result.returncode, result.stdout) == (status, out), result.stderr
     assert error in result.stderr and "Traceback" not in result.stderr
 
@@ -174,21 +177,11 @@ def test_version():
     assert (result.returncode, result.stdout) == (0, "numatp 0.1.0\n")
 
 
-def start_long_run(model_path, launcher=(), options=("--ranks", "2")):
-    command = [
-        *launcher,
-        BIN / "numatp",
-        "generate",
-        "-m",
-        model_path,
-        "-p",
-        "Once upon a time",
-        "-n",
-        "5000",
-        "--temp",
-        "0",
-        *options,
-    ]
+LONG = ("-p", "Once upon a time", "-n", 60000, "-c", 65536, "--ignore-eos", "--temp", 0)  # half a minute and more
+
+
+def start_long_run(model, launcher=(), options=("--ranks", 2)):
+    command = [*launcher, BIN / "numatp", "generate", "-m", model, *LONG, *options]
     process = subprocess.Popen(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -226,8 +219,8 @@ def gone(pids, seconds=5):
     return True
 
 
-def test_killed_local_rank_is_named(model_path):
-    process = start_long_run(model_path)
+def test_killed_local_rank_is_named(words_path):
+    process = start_long_run(words_path)
     worker = next(pid for pid, command in descendants(process.pid) if "numatp.engine.worker" in command)
     os.kill(worker, signal.SIGKILL)
     error, status = finish(process)
@@ -236,8 +229,8 @@ def test_killed_local_rank_is_named(model_path):
     assert "Traceback" not in error
 
 
-def test_killed_rank_0_takes_the_others_along(model_path):
-    process = start_long_run(model_path)
+def test_killed_rank_0_takes_the_others_along(words_path):
+    process = start_long_run(words_path)
     workers = [pid for pid, _ in descendants(process.pid)]
     assert workers
     process.kill()
@@ -245,9 +238,9 @@ def test_killed_rank_0_takes_the_others_along(model_path):
     assert gone(workers)
 
 
-def test_killed_mpi_rank_ends_the_job(model_path):
+def test_killed_mpi_rank_ends_the_job(words_path):
     before = shared_files()
-    process = start_long_run(model_path, (BIN / "mpirun", "-np", "2"), ())
+    process = start_long_run(words_path, (BIN / "mpirun", "-np", "2"), ())
     ranks = [pid for pid, command in descendants(process.pid) if "numatp" in command]
     os.kill(ranks[-1], signal.SIGKILL)
     _, status = finish(process)
@@ -256,8 +249,8 @@ def test_killed_mpi_rank_ends_the_job(model_path):
     nothing_left(before)
 
 
-def test_ctrl_c(model_path):
-    process = start_long_run(model_path)
+def test_ctrl_c(words_path):
+    process = start_long_run(words_path)
     workers = [pid for pid, _ in descendants(process.pid)]
     process.send_signal(signal.SIGINT)
     error, status = finish(process)

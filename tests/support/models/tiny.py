@@ -92,10 +92,12 @@ def write(
 
     factors: whether each matrix has one in a tensor of its own.
 
-    vocabulary: what vocabularies.add wants, for a model that text is given to.
+    vocabulary: what vocabularies.add wants, for a model that text is given to; or what adds one to the writer.
     """
     rng, writer, tensors = np.random.default_rng(seed), writer_of(path, architecture, sizes), {}
-    if vocabulary:
+    if callable(vocabulary):
+        vocabulary(writer)
+    elif vocabulary:
         vocabularies.add(writer, *vocabulary)
     for name, shape in shapes_of(sizes, tied).items():
         if name in leave_out:

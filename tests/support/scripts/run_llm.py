@@ -55,6 +55,9 @@ def everything(llm):
     return said
 
 
+numba = everything  # beside a script's own
+
+
 def differing(llm):
     """Calls that differ from rank to rank must end, on all of them, in words."""
     try:
@@ -79,11 +82,11 @@ def short(llm):
 
 def main(model, case, ranks="auto"):
     before = os.sched_getaffinity(0)
-    numba = UsersNumba() if case == "everything" else None
+    users = UsersNumba() if case == "numba" else None
     with LLM(model, ranks=ranks if ranks == "auto" else int(ranks), ctx=1024) as llm:
         said = globals()[case](llm)
     said["affinity"] = os.sched_getaffinity(0) == before
-    print(json.dumps(said | numba.afterwards() if numba else said), flush=True)
+    print(json.dumps(said | users.afterwards() if users else said), flush=True)
 
 
 if __name__ == "__main__":
