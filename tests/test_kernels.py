@@ -659,16 +659,36 @@ def test_attention_of_a_rank_whose_heads_begin_inside_a_group():
     assert np.abs(case.run([(0, 5, 65)], heads=heads)[4] - wanted).max() <= KEY_ROUNDING
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def tree(parts):
+    """Neighbours first, where halves are whole; else in order."""
+    if len(parts) in (2, 4, 8):
+        return tree(parts[: len(parts) // 2]) + tree(parts[len(parts) // 2 :])
+    return sum(parts[1:], start=parts[0])
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
+def test_a_sum_of_segments_has_the_same_bits_for_all_numbers_of_ranks(ranks):
+    rows, width = 2, 48
+    each = np.random.default_rng(0).standard_normal((8, rows, width)).astype(np.float32)
+    common, partials = {"rows": np.array([rows]), "width": width}, each
+    if ranks < 8:
+        partials = np.full((ranks, rows, width), np.nan, np.float32)
+        for out, parts in zip(partials, np.split(each, ranks), strict=True):
+            segments = {f"s{i}": parts[i] if i < len(parts) else 0 for i in range(8)}
+            call(exchange.join_segments, segments=len(parts), **segments, out=out, **common)
+    table = np.array([partial.ctypes.data for partial in partials], np.uint64)
+    out = np.full((rows, width), np.nan, np.float32)
+    call(exchange.sum_partials, partials=table, ranks=ranks, lanes=2, out=out, add=0, **common)
+    assert (out == tree([*each])).all() and (out != each.sum(0)).any()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5, 8])
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_both_ways_of_the_exchange_give_the_same_bits(ranks, lanes):
     rng, width = np.random.default_rng(0), 176
     partials = rng.standard_normal((ranks, 2, width)).astype(np.float32)
     x = rng.standard_normal((2, width)).astype(np.float32)
-    wanted = partials[0].copy()
-    for rank in range(1, ranks):
-        wanted += partials[rank]
-    wanted = x + wanted
+    wanted = x + tree([*partials])
     common = {"ranks": ranks, "lanes": lanes, "rows": np.array([2]), "width": width}
     table = np.array([partial.ctypes.data for partial in partials], np.uint64)
     short, long = x.copy(), x.copy()

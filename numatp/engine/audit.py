@@ -62,5 +62,5 @@ class Audit:
 
 
 def _group(tensor: str) -> str:
-    """The tensors of one name in all layers."""
-    return re.sub(r"\.\d+(?=\.)", ".*", tensor)
+    """The tensors of one name in all layers, with all their segments."""
+    return re.sub(r" segment \d+$", "", re.sub(r"\.\d+(?=\.)", ".*", tensor))

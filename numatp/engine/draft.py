@@ -33,6 +33,7 @@ from numatp.machine.snapshot import Snapshot
 from numatp.models import shapes
 from numatp.models.spec import Spec
 from numatp.weights.rules import Slice
+from numatp.weights.splits import SEGMENTS
 
 # Of one all-reduce between ranks: a flag and then data, each fetched from the other socket. One such fetch takes 0.41 to 0.45 us
 # on 2x Xeon 6980P (ik_llama.cpp discussion 201); what 32 lanes fetch at once overlaps, and ranks never arrive together.
@@ -199,7 +200,7 @@ def _rehearse(
 
 
 def counts_of(machine: Snapshot, job: Job) -> list[int]:
-    """Numbers of ranks worth comparing, ascending; the last is one per usable node."""
+    """Numbers of ranks worth comparing, ascending; the last is one per usable node, where it may be."""
     if job.cpus:
         return [len(job.cpus.split("|"))]
     usable = {node.id for node in placement.usable_nodes(machine.given, machine.allowed)}
@@ -208,7 +209,8 @@ def counts_of(machine: Snapshot, job: Job) -> list[int]:
         usable = usable & set(wanted) or set(wanted)
     packages = {core.package for core in machine.machine.cores if core.node in usable}
     nodes = max(1, len(usable))
-    return sorted({1, min(max(1, len(packages)), nodes), nodes})
+    counts = sorted({1, min(max(1, len(packages)), nodes), nodes})
+    return [count for count in counts if not job.same_bits or SEGMENTS % count == 0]
 
 
 def fastest(drafts: Mapping[int, Draft], counts: list[int]) -> int:

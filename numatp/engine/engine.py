@@ -15,7 +15,7 @@ from numatp.engine.blocks import Blocks
 from numatp.engine.carry import Carry
 from numatp.engine.job import MARGIN, Job
 from numatp.engine.layout import lay_out, open_model
-from numatp.engine.load import Loaded, check_kernels, check_model, check_pages, place
+from numatp.engine.load import Loaded, check_hosts, check_kernels, check_model, check_pages, place
 from numatp.engine.prefixes import Prefixes
 from numatp.engine.programs import (
     AUDIT,
@@ -65,7 +65,7 @@ class Engine:
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
         self.cuts: list[str] = []  # by rank: which part it has
         if job.prompt_cache_dir:
-            self.cuts = world.gather(_digest(str(layout.split)))
+            self.cuts = world.gather(_digest(f"{layout.split}{layout.segments or ''}"))
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []
@@ -94,6 +94,8 @@ class Engine:
         model = agree(world, lambda: open_model(job))
         if world.hosts:
             check_model(world, model)
+            if job.same_bits:
+                agree(world, lambda: check_hosts(world, job.wire))
         layout = agree(world, lambda: lay_out(model, job, world.rank, nodes, bandwidth))
         check_kernels(world)
         started.notes += model.file.notes + notes(layout.slices)
@@ -148,8 +150,10 @@ class Engine:
         return [tuple((t, p) for t, p in zip(*row, strict=True) if p > -np.inf) for row in told]
 
     def _parts(self) -> np.ndarray:
-        """Of the scores of the last Step, float64 (ranks, targets, 4): kernels/score.py."""
-        return np.array(self.window.scores)[:, : self.window.step.num_logits[0]].astype(np.float64)
+        """Of the scores of the last Step, float64 (segments of all ranks, targets, 4): kernels/score.py."""
+        each = max(len(self.loaded.layout.segments), 1)
+        rows = self.window.step.num_logits[0]
+        return np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in self.window.scores]).astype(np.float64)
 
     def _totals(self) -> np.ndarray:
         """Of the same targets, float64 (targets,): the logarithm of the sum of the powers of all logits."""

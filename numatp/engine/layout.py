@@ -8,10 +8,11 @@ from types import ModuleType
 from numatp import models
 from numatp.engine.cache import CacheLayout, Pool, pools_of
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
+from numatp.errors import UserError
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec
 from numatp.weights.rules import Rule, Slice, cut
-from numatp.weights.splits import Node, Split, shares_of, split
+from numatp.weights.splits import Node, Split, segments, shares_of, split
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Layout:
     context: int  # tokens of all sequences in the cache
     max_rows: int  # of one Step
     split: Split
+    segments: tuple[Split, ...]  # of it, each summed for itself (weights/splits.py); (): it is one
     slices: list[Slice]
     weight_bytes: int
     pools: list[Pool]
@@ -57,9 +59,12 @@ def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[Node], bandwidth:
     """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places."""
     spec = model.spec
     context = context_of(job, spec.context)
+    if job.same_bits and job.tensor_split:
+        raise UserError("--same-bits holds where all ranks have equal shares, and -ts gives them others: leave one of them out")
     max_rows = rows_of(job, context)
     mine = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
-    slices, weight_bytes = cut(model.file, model.rules, spec.sizes, mine, quantize_of(job, model.file))
+    parts = segments(spec.sizes, rank, len(nodes)) if job.same_bits else ()
+    slices, weight_bytes = cut(model.file, model.rules, spec.sizes, mine, quantize_of(job, model.file), parts)
     pools = pools_of(spec, context, job.max_sequences, max_rows, job.prefix_cache)
     cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers))
-    return Layout(context, max_rows, mine, slices, weight_bytes, pools, cache)
+    return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache)

@@ -29,7 +29,7 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
     seat = world.host.seat
     site = Site(
         rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
-        width=loaded.spec.sizes.width, step=window.step, partials=window.partials,
+        width=loaded.spec.sizes.width, segments=loaded.layout.segments, step=window.step, partials=window.partials,
         logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
         digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires,

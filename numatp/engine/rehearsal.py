@@ -27,8 +27,9 @@ def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats:
     step = StepWindow(sections.step, np.zeros(sections.step.num_bytes // 8, np.int64))
     partials = np.zeros(seats, np.uint64)
     site = Site(
-        rank=seat, seat=seat, seats=seats, threads=threads, lanes=lanes, team=NOWHERE, width=model.spec.sizes.width, step=step,
-        partials=(partials, partials), logits=NOWHERE, logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
+        rank=seat, seat=seat, seats=seats, threads=threads, lanes=lanes, team=NOWHERE, width=model.spec.sizes.width,
+        segments=layout.segments, step=step, partials=(partials, partials), logits=NOWHERE,
+        logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
     )  # fmt: skip
     loaded = Loaded(model, layout, Unread(layout.slices, NOWHERE), NOWHERE, APART)
     return record_at(site, loaded)

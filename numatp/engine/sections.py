@@ -7,6 +7,7 @@ from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of, wire_of
 from numatp.kernels.layout import TOP_BYTES
 from numatp.models.spec import Spec
 from numatp.program.step import StepShape
+from numatp.weights.splits import SEGMENTS
 
 MOST_DIGESTS_PER_LAYER = 4  # that program/recorder.py makes where ranks compare their bits
 
@@ -14,7 +15,7 @@ MOST_DIGESTS_PER_LAYER = 4  # that program/recorder.py makes where ranks compare
 @dataclass(frozen=True)
 class Sections:
     partial: int  # of every seat two: (max_rows + ROWS_UNIT, width) float32
-    scores: int  # of every seat: (max_rows, 4) float32, see kernels/score.py
+    scores: int  # of every seat: (max_rows, segments, 4) float32, see kernels/score.py
     tops: int  # of every seat: (max_rows,) of the most probable tokens, see kernels/score.py
     digests: int  # of every seat: int64, of what all must hold alike; 0 if not wanted
     logits: tuple[int, int]  # (max_spans, vocab), both padded, float32, in the part of seat 0
@@ -43,7 +44,8 @@ def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections
     drafts = drafts_of(job, spec)
     rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences + drafts, spec.sizes.vocab))
     return Sections(
-        partial=(max_rows + ROWS_UNIT) * width * 4, scores=max_rows * 16, tops=max_rows * TOP_BYTES,
+        partial=(max_rows + ROWS_UNIT) * width * 4, scores=(SEGMENTS if job.same_bits else 1) * max_rows * 16,
+        tops=max_rows * TOP_BYTES,
         digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
         step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts), half=wire_of(job) == "bf16",
     )  # fmt: skip

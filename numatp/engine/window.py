@@ -33,7 +33,10 @@ class Window:
         self.wires = wires_of(world, sections, self.partials) if world.hosts else None
 
         scores = world.map_parts([sections.scores] * world.size)
-        self.scores = [part.view(np.float32).reshape(-1, 4) for part in scores]  # per rank, (max_rows, 4): kernels/score.py
+        row_bytes = sections.scores // sections.step.max_rows
+        self.scores = [
+            part.view(np.float32).reshape(-1, row_bytes // 16, 4) for part in scores
+        ]  # per rank, (max_rows, segments, 4)
         tops = world.map_parts([sections.tops] * world.size)
         self.tops = [part.view(TOP).reshape(-1) for part in tops]  # per rank, (max_rows,), likewise
         digests = world.map_parts([sections.digests] * world.size)
@@ -51,7 +54,7 @@ class Window:
         compared = world.returned(digests)
         self.told = world.told(memory)
         self.returned_logits = world.returned_columns(self.logits, columns, count) + compared
-        self.returned_scores = world.returned(scores, 16, count) + world.returned(tops, TOP.itemsize, count) + compared
+        self.returned_scores = world.returned(scores, row_bytes, count) + world.returned(tops, TOP.itemsize, count) + compared
 
 
 def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.ndarray]) -> Wires:

@@ -1,10 +1,13 @@
 """The sums of the all-reduce. Lane i of a row is one contiguous part of its columns, the same on every rank.
 
-Every rank adds in rank order, so all ranks get the same bits.
+Every rank adds in the same order, so all ranks get the same bits: of 2, 4 or 8 neighbours come first and then what came of them.
+A rank adds up the segments that it has of a sum likewise: a sum of 8 segments has the same bits for 1, 2, 4 and 8 ranks
+(a tree in the product and across ranks: https://arxiv.org/abs/2511.17826).
 """
 
 from numatp.kernels.bf16 import store_rounded
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.jit import int64
 from numatp.kernels.simd import (
     load_f32x16,
     load_i16x16,
@@ -17,12 +20,61 @@ from numatp.kernels.simd import (
 
 
 @device
-def sum_of_ranks(args, start, i):
-    """16 columns of a row of the partials, which begins `start` bytes behind their beginning: the sum in rank order."""
-    total = load_f32x16(offset(load_pointer(args.partials, 0), start), i)
-    for rank in range(1, args.ranks):
-        total = total + load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+def sum_of_two(load, first, *where):
+    return load(first, *where) + load(first + 1, *where)
+
+
+@device
+def sum_of_four(load, first, *where):
+    return sum_of_two(load, first, *where) + sum_of_two(load, first + 2, *where)
+
+
+@device
+def sum_in_order(count, load, *where):
+    """Of load(i, *where), 16 columns of the i-th of so many, in the order of all sums over ranks and over hosts."""
+    if count == 2:
+        return sum_of_two(load, int64(0), *where)
+    if count == 4:
+        return sum_of_four(load, int64(0), *where)
+    if count == 8:
+        return sum_of_four(load, int64(0), *where) + sum_of_four(load, int64(4), *where)
+    total = load(int64(0), *where)
+    for i in range(1, count):
+        total = total + load(i, *where)
     return total
+
+
+@device
+def load_partial(rank, args, start, i):
+    """16 columns of what a rank has of a row, which begins `start` bytes behind the partials' beginning."""
+    return load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+
+
+@device
+def sum_of_ranks(args, start, i):
+    return sum_in_order(args.ranks, load_partial, args, start, i)
+
+
+@kernel(
+    segments="int", s0="pointer", s1="pointer", s2="pointer", s3="pointer", s4="pointer", s5="pointer", s6="pointer", s7="pointer",
+    rows="pointer", width="int", out="pointer",
+)  # fmt: skip
+def join_segments(args, thread, threads):
+    """out (rows, width) = the sum of 2, 4 or 8 segments (rows, width), in the order that ranks of one segment each would add them.
+
+    Threads share the columns as those of a product.
+    """
+    first, last = share(args.width // 16, thread, threads)
+    for row in range(load_i64(args.rows, 0)):
+        start = row * args.width
+        for i in range(start + first * 16, start + last * 16, 16):
+            total = load_f32x16(args.s0, i) + load_f32x16(args.s1, i)
+            if args.segments > 2:
+                total = total + (load_f32x16(args.s2, i) + load_f32x16(args.s3, i))
+            if args.segments > 4:
+                fours = load_f32x16(args.s4, i) + load_f32x16(args.s5, i)
+                total = total + (fours + (load_f32x16(args.s6, i) + load_f32x16(args.s7, i)))
+            store_f32x16(args.out, i, total)
 
 
 @kernel(partials="pointer", ranks="int", lanes="int", rows="pointer", width="int", out="pointer", add="int")
@@ -62,7 +114,7 @@ def gather(args, thread, threads):
             for rank in range(args.ranks):
                 first, last = share(lane_end - lane, rank, args.ranks)
                 for i in range((lane + first) * 16, (lane + last) * 16, 16):
-                    total = load_f32x16(offset(load_pointer(args.partials, rank), start), i)
+                    total = load_partial(rank, args, start, i)
                     if args.add:
                         total = load_f32x16(offset(args.out, start), i) + total
                     store_f32x16(offset(args.out, start), i, total)
@@ -70,7 +122,7 @@ def gather(args, thread, threads):
 
 @kernel(partials="pointer", ranks="int", rows="pointer", width="int", wire="int", wires="int", half="int", out="pointer")
 def sum_slice(args, thread, threads):
-    """Of several hosts: out (rows, columns) = this host's sum, in rank order, of the wire-th slice of the columns of each row.
+    """Of several hosts: out (rows, columns) = this host's sum of the wire-th slice of the columns of each row.
 
     half: as BF16 instead of float32.
     """
@@ -88,7 +140,7 @@ def sum_slice(args, thread, threads):
 
 
 @device
-def load_sum(args, wire, host, line, i):
+def load_sum(host, args, wire, line, i):
     """What sum_slice left of a host's sum in its wire-th slice, `line` numbers behind the first row's."""
     start = load_pointer(args.sums, wire * args.hosts + host)
     if args.half:
@@ -98,7 +150,7 @@ def load_sum(args, wire, host, line, i):
 
 @kernel(sums="pointer", hosts="int", wires="int", lanes="int", rows="pointer", width="int", half="int", out="pointer", add="int")
 def sum_hosts(args, thread, threads):
-    """out (rows, width) = [out +] the sum over hosts, in their order, of sums[wire][host] (rows, that slice of the columns).
+    """out (rows, width) = [out +] the sum over hosts of sums[wire][host] (rows, that slice of the columns).
 
     half: these are BF16.
     """
@@ -110,10 +162,7 @@ def sum_hosts(args, thread, threads):
                 begin, end = share(args.width // 16, wire, args.wires)
                 line = row * (end - begin) * 16
                 for i in range(max(first, begin), min(last, end)):
-                    at = (i - begin) * 16
-                    total = load_sum(args, wire, 0, line, at)
-                    for host in range(1, args.hosts):
-                        total = total + load_sum(args, wire, host, line, at)
+                    total = sum_in_order(args.hosts, load_sum, args, wire, line, (i - begin) * 16)
                     if args.add:
                         total = load_f32x16(offset(args.out, start), i * 16) + total
                     store_f32x16(offset(args.out, start), i * 16, total)

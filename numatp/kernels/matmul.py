@@ -13,7 +13,7 @@ from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import PANELS, TOP_BYTES
 from numatp.kernels.pread import pread
 from numatp.kernels.rows import MANY, load_rows, num_many, pass_of, store_rows, with_pass
-from numatp.kernels.score import LOWEST, clear_top, insert_top
+from numatp.kernels.score import LOWEST, clear_parts, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
     largest,
@@ -157,28 +157,31 @@ def experts(args, thread, threads):
 @kernel(
     weights="pointer", tiles="int", tile_bytes="int", units="int", vocab="int", first_token="int", targets="pointer",
     rows="pointer", x="pointer", x_group="int", pitch="int", scratch="pointer", scratch_thread_stride="int", cap="float",
-    out="pointer", out_thread_stride="int", tops="pointer", tops_thread_stride="int", num_top="pointer",
+    by_tile="int", out="pointer", out_stride="int", tops="pointer", tops_thread_stride="int", num_top="pointer",
     panels="pointer", panels_thread_stride="int",
 )  # fmt: skip
 def score(args, thread, threads):
     """What each row's log-softmax over the tokens [first_token, first_token + vocab) needs of this thread's tiles.
 
-    out (rows, 4) per thread: the highest logit h, the sum of exp(logit - h), which is not-a-number if a logit is infinite or no
-    number, and the logit of the row's target if it is here, else LOWEST. The logits themselves are never stored; scratch:
-    16 floats per thread for each row, whole groups of them. cap: of the logits (kernels/softcap.py), 0 for none. tops: likewise per
-    thread the num_top most probable tokens of each row (kernels/score.py).
+    out (rows, 4) per thread, or by_tile per tile, so that no bit depends on how threads share them: the highest logit h, the sum of
+    exp(logit - h), which is not-a-number if a logit is infinite or no number, and the logit of the row's target if it is here, else
+    LOWEST. The logits themselves are never stored; scratch: 16 floats per thread for each row, whole groups of them. cap: of the
+    logits (kernels/softcap.py), 0 for none. tops: likewise per thread the num_top most probable tokens of each row
+    (kernels/score.py).
     """
     tops, most = offset(args.tops, thread * args.tops_thread_stride), load_i64(args.num_top, 0)
     rows, pitch = load_i64(args.rows, 0), args.pitch
-    logits, out = offset(args.scratch, thread * args.scratch_thread_stride), offset(args.out, thread * args.out_thread_stride)
+    logits, out = offset(args.scratch, thread * args.scratch_thread_stride), offset(args.out, thread * args.out_stride)
     panels, many = offset(args.panels, thread * args.panels_thread_stride), many_of(args.rows)
     first, last = share(args.tiles, thread, threads)
     for row in range(rows):
-        store_f32(out, row * 4, float32(LOWEST))
-        store_f32(out, row * 4 + 1, float32(0))
-        store_f32(out, row * 4 + 2, float32(LOWEST))
         clear_top(offset(tops, row * TOP_BYTES), most)
+    if not args.by_tile:
+        clear_parts(out, rows)
     for tile in range(first, last):
+        if args.by_tile:
+            out = offset(args.out, tile * args.out_stride)
+            clear_parts(out, rows)
         here = args.vocab - tile * 16  # logits of this tile, if less than 16
         multiply_tiles(
             offset(args.weights, tile * args.tile_bytes), args.tile_bytes, int64(0), int64(1), args.units, many, many,

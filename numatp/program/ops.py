@@ -4,8 +4,9 @@ A word that writes in the place of one of its values says so. That value can be 
 """
 
 from numatp.program.words.linear import Linear
+from numatp.program.words.logits import Logits
 from numatp.program.words.sparse import Sparse
 
 
-class Ops(Linear, Sparse):
+class Ops(Linear, Sparse, Logits):
     """All words; see Recorder for what is recorded. Sparse has Latent's, Attention's, Experts', Together's and Dense's words."""

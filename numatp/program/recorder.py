@@ -18,6 +18,7 @@ from numatp.program.builder import Builder, Program
 from numatp.program.step import StepWindow
 from numatp.program.values import ANYHOW, PRIVATE, Access, Buffer, Pointer, Routes, ThreadStride, Value
 from numatp.quants.table import Format
+from numatp.weights.splits import Split
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Site:
     partials: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (seats,), each of (max_rows + GROUP, width) float32
     logits: int  # address of (max_spans, logit_stride bytes), in the part of seat 0
     logit_stride: int
-    scores: int  # address of this rank's (max_rows, 4) float32, see kernels/score.py
+    scores: int  # address of this rank's (max_rows, segments, 4) float32, see kernels/score.py
     tops: int  # and of its most probable tokens, likewise
+    segments: tuple[Split, ...] = ()  # of this rank's part, each summed for itself; (): it is one
     wires: Wires | None = None  # None: all ranks are on one host
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 

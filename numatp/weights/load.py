@@ -23,7 +23,7 @@ from numatp.files.layouts import Layout, Plain, Rows, factor_of
 from numatp.files.model_file import TensorInfo
 from numatp.files.safetensors import DTYPES, floats, read_bytes
 from numatp.quants.table import FORMATS, TILE_ROWS, UNIT, Format
-from numatp.weights.matrix import Matrix, Vector
+from numatp.weights.matrix import Matrix, Vector, of_segments
 from numatp.weights.rules import Slice
 
 if TYPE_CHECKING:
@@ -42,8 +42,14 @@ class Weights:
     def __init__(self, slices: list[Slice], arena: int):
         self._slices = slices
         self.tensors = {piece.name: piece.at(arena) for piece in slices}
+        self._segments: dict[str, list[Matrix]] = {}
+        for piece in slices:
+            if piece.segment is not None:
+                self._segments.setdefault(piece.rule.key, []).append(self.matrix(piece.name))
 
     def matrix(self, name: str) -> Matrix:
+        if name in self._segments:
+            return of_segments(name, self._segments[name])
         found = self.tensors[name]
         assert isinstance(found, Matrix), name
         return found

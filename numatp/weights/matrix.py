@@ -18,6 +18,8 @@ class Matrix:
     stacked: int = 1  # so many matrices of equal height, one below the other
     first_column: int = 0  # of the whole matrix
     head: bool = False  # makes logits
+    cut: bool = False  # other ranks may have other rows of it
+    segments: tuple["Matrix", ...] = ()  # its columns, where they lie in memory in parts; in the order of Split's segments
 
     @property
     def tiles(self) -> int:
@@ -34,6 +36,11 @@ class Matrix:
     @property
     def num_bytes(self) -> int:
         return self.tiles * self.tile_bytes
+
+
+def of_segments(name: str, parts: "Sequence[Matrix]") -> Matrix:
+    """Parts side by side as one matrix, to be multiplied with part by part."""
+    return replace(parts[0], name=name, columns=sum(part.columns for part in parts), segments=tuple(parts))
 
 
 @dataclass(frozen=True)

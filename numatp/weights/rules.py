@@ -5,7 +5,7 @@ dimension, all else is whole.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
@@ -108,10 +108,12 @@ class Slice:
     columns: range
     stacked: int  # matrices below each other
     offset: int  # bytes before it in the rank's memory for weights
+    cut: bool = False  # other ranks may have other rows
+    segment: int | None = None  # of those that this rank has of the matrix's columns, if they lie apart
 
     @property
     def name(self) -> str:
-        return self.rule.key
+        return self.rule.key if self.segment is None else f"{self.rule.key} segment {self.segment}"
 
     def at(self, arena: int) -> Matrix | Vector:
         """As it lies in memory for weights that begins at `arena`."""
@@ -120,7 +122,7 @@ class Slice:
             return Vector(self.name, arena + self.offset, rows * len(self.columns))
         return Matrix(
             self.name, self.format, arena + self.offset, rows, len(self.columns), self.stacked, self.columns.start,
-            head=self.rule.kind == "head",
+            head=self.rule.kind == "head", cut=self.cut,
         )  # fmt: skip
 
     @property
@@ -192,8 +194,12 @@ def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str
     return (types[0] if info.shape[-1] % 256 == 0 else types[1]) if types else info.type
 
 
-def cut(file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize: str = "none") -> tuple[list[Slice], int]:
+def cut(
+    file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize: str = "none", segments: Sequence[Split] = ()
+) -> tuple[list[Slice], int]:  # fmt: skip
     """Every tensor's slice, and the bytes of all of them. quantize: one of QUANTIZED.
+
+    segments: of this rank's columns where a matrix is cut along them: a slice for each; without them one for all.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -208,12 +214,25 @@ def cut(file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize
         place = places.get(rule.name)
         if place is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
-        slices.append(_slice(file.tensors[place.stored], place, rule, sizes, split, quantize, offset))
-        offset += slices[-1].num_bytes
+        info = file.tensors[place.stored]
+        of_columns = segments if rule.in_tiles and _is_cut(rule.shape[-1], sizes) else ()
+        for segment, columns in enumerate(of_columns or [split]):
+            own = _slice(info, place, rule, sizes, split, columns, quantize, offset)
+            slices.append(replace(own, segment=segment) if of_columns else own)
+            offset += slices[-1].num_bytes
     return slices, offset
 
 
-def _slice(info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes, split: Split, quantize: str, offset: int) -> Slice:
+def _is_cut(words: str, sizes: Sizes) -> bool:
+    """Whether ranks have parts of a dimension."""
+    return any(word in sizes.cuts for word in words.replace(" + ", "*").split("*"))
+
+
+def _slice(
+    info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes, split: Split, of_columns: Split, quantize: str,
+    offset: int,
+) -> Slice:  # fmt: skip
+    """of_columns: a part of `split`, for the columns of matrices."""
     expected = list(whole_shape(rule, sizes))
     axis = max(len(expected) - 2, 0)  # of the rows, or of a vector's values
     expected[axis] = place.whole or expected[axis]
@@ -221,7 +240,7 @@ def _slice(info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes,
     if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
         raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {tuple(expected)}")
     format = quants.format_of(_computed_in(info, rule, quantize), info.name)
-    cuts = _extent(rule.shape[-1], sizes, split)
+    cuts = _extent(rule.shape[-1], sizes, of_columns)
     (columns,) = cuts if rule.repetition is None else cuts[rule.repetition :][:1]
     rows = _extent(rule.shape[-2], sizes, split, rule.part) if len(rule.shape) > 1 else [range(1)]
     stacked = 1
@@ -240,7 +259,7 @@ def _slice(info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes,
             raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
         if any(len(some) % TILE_ROWS for some in rows[:-1]) or (stacked > 1 and sum(map(len, rows)) // stacked % TILE_ROWS):
             raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
-    return Slice(rule, info, format, rows, columns, stacked, offset)
+    return Slice(rule, info, format, rows, columns, stacked, offset, len(rule.shape) > 1 and _is_cut(rule.shape[-2], sizes))
 
 
 def _moved(some: range, by: int) -> range:

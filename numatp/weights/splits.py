@@ -10,6 +10,7 @@ from numatp.errors import UserError
 
 COLUMN_UNIT = 32  # a matrix is cut along its columns in steps of this many
 ROW_UNIT = 16  # and along its rows in steps of this many
+SEGMENTS = 8  # that a sum over ranks has where its bits shall be the same for 1, 2, 4 and 8 of them
 
 Value = TypeVar("Value")
 Node = TypeVar("Node", int, str)  # what a node is called
@@ -132,3 +133,15 @@ def split(sizes: Sizes, rank: int, size: int, shares: Sequence[float] | None = N
             readers = ranges[cut.by]
             ranges[word] = range(readers.start // cut.group, -(-readers.stop // cut.group)) if readers else range(0)
     return Split(ranges)
+
+
+def segments(sizes: Sizes, rank: int, size: int) -> tuple[Split, ...]:
+    """What a rank has, in segments that are the same for every number of ranks: the parts that SEGMENTS ranks would have.
+
+    One of a small size may be empty. UserError for a number of ranks that they cannot be dealt to evenly.
+    """
+    if SEGMENTS % size:
+        raise UserError(
+            f"--same-bits holds for 1, 2, 4 and {SEGMENTS} ranks, and this job has {size}: ask for one of these, or leave it out"
+        )
+    return tuple(split(sizes, segment, SEGMENTS) for segment in range(rank * SEGMENTS // size, (rank + 1) * SEGMENTS // size))

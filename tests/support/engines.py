@@ -40,8 +40,8 @@ def expected(tensors, chunks=CHUNKS, sizes=tiny.SIZES):
     return naive.logits(sizes, tensors, TOKENS)[np.cumsum(chunks) - 1]
 
 
-def run_plan(path, tmp_path, ranks, steps, sequences, threads=0, cache="f16", **environ):
-    plan = json.dumps({"sequences": sequences, "steps": steps, "cache": cache})
+def run_plan(path, tmp_path, ranks, steps, sequences, threads=0, cache="f16", job=None, **environ):
+    plan = json.dumps({"sequences": sequences, "steps": steps, "cache": cache, **(job or {})})
     out = tmp_path / "rows.npz"
     result = run_script("run_sequences", path, out, ranks, threads, plan, env=environ)
     assert result.returncode == 0, result.stderr

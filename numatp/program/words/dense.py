@@ -51,7 +51,9 @@ class Dense(Recorder):
         for group in neighbours(weights):
             last = first + 4 * -(-joined(group).rows // LANES) * LANES
             parts.append(range(first, last))
-            product = self._thin_product if is_thin(joined(group)) else self._product
+            # How many rows of a cut matrix a rank has must not choose the order of sums where the bits shall not depend on it.
+            thin = is_thin(joined(group)) and not (self.site.segments and any(weight.cut for weight in group))
+            product = self._thin_product if thin else self._product
             product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
             first = last
         if room:

@@ -1,6 +1,6 @@
 """Experts: which rows go through which, and their products."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from numatp.kernels.rows import MANY
 from numatp.kernels.simd import LANES
 from numatp.program.values import Access, Buffer, Pointer, Router, Routes, Value
 from numatp.program.words.dense import kernel_of
-from numatp.program.words.together import Together
+from numatp.program.words.together import Together, in_segments
 from numatp.weights.matrix import Matrix, Vector
 
 EXPERT_ROWS = 32  # rows of an expert, on average over a full Step, from which on prompts go through tile registers there too
@@ -122,37 +122,40 @@ class Experts(Together):
 
         bias_: (experts, width), each expert's added to its product. beside: a product that is added without the factor.
         """
-        partial = self._sum_of_experts(h, routes, weight, products)
-        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
-            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, partial, x.width, add=True)
+        parts = self._sum_of_experts(h, routes, weight, products)
+        if bias_ and self.site.rank == 0:  # all parts of all ranks are added up
+            self._combine(bias_.address, x.width * 4, [], routes, routes.chosen, parts[0], x.width, add=True)
         if beside:
-            self._scale(partial, x.width, factor)
-            self._product(beside[0], [beside[1]], Access(partial, self._columns(x.width)), add=True)
+            self._scale(parts, x.width, factor)
+            for part, (own, columns) in zip(parts, in_segments(*beside), strict=True):
+                self._product(own, [columns], part, add=True)
             factor = 1.0
-        return self._add_exchanged(partial, x, factor)
+        return self._add_exchanged(parts, x, factor)
 
     def experts_product(self, h: Value, routes: Routes, weight: Matrix) -> Value:
         """Each row's sum of share * (expert's weight h), (rows, width): one exchange."""
         return self._exchanged(self._sum_of_experts(h, routes, weight), weight.rows // weight.stacked)
 
-    def _sum_of_experts(self, h: Value, routes: Routes, weight: Matrix, products: Sequence[tuple[Value, Matrix]] = ()) -> Buffer:
-        """This rank's part of it and of the products, in the buffer of the next exchange."""
-        made = self.expert_matmul(h, routes, weight)
-        partial = self._sum_of_products(products)
-        self._combine(
-            made.pointer, made.stride, made.accesses(), routes, routes.places, partial, weight.rows // weight.stacked,
-            add=bool(products),
-        )  # fmt: skip
-        return partial
+    def _sum_of_experts(
+        self, h: Value, routes: Routes, weight: Matrix, products: Sequence[tuple[Value, Matrix]] = ()
+    ) -> list[Access]:
+        """This rank's parts of it and of the products, see _parts_of_sum."""
+        width = weight.rows // weight.stacked
+        made: Iterable[Value] = (self.expert_matmul(own, routes, columns) for own, columns in in_segments(h, weight))
+        if self.private:
+            made = list(made)  # one barrier for all of them; of many rows, memory for one after another
+        parts = self._sum_of_products(products, width=width)
+        for part, rows in zip(parts, made, strict=True):
+            self._combine(rows.pointer, rows.stride, rows.accesses(), routes, routes.places, part, width, add=bool(products))
+        return parts
 
     def _combine(
-        self, rows: Pointer | int, stride: int, reads: list[Access], routes: Routes, places: Pointer, partial: Buffer, width: int,
+        self, rows: Pointer | int, stride: int, reads: list[Access], routes: Routes, places: Pointer, out: Access, width: int,
         add: bool,
     ) -> None:  # fmt: skip
-        """partial = [partial +] each row's sum of share * the row at its place in `rows`."""
-        mine = Access(partial, self._columns(width))
+        """out = [out +] each row's sum of share * the row at its place in `rows`."""
         self._builder.add(
-            experts.combine, [*reads, Access(routes.buffer), *([mine] if add else [])], [mine],
+            experts.combine, [*reads, Access(routes.buffer), *([out] if add else [])], [out],
             x=rows, x_stride=stride, rows=self._rows, used=routes.used, places=places, shares=routes.shares,
-            width=width, out=partial.at(0), out_stride=partial.stride, add=add,
+            width=width, out=out.pointer, out_stride=out.buffer.stride, add=add,
         )  # fmt: skip

@@ -1,18 +1,17 @@
-"""What ranks do together: the first rows, sums of what each has of a product, logits and scores.
+"""What ranks do together: the first rows, and sums of what each has of a product.
 
 Sums cross ranks in `_exchange` alone.
 """
 
 from collections.abc import Sequence
 
-from numatp.kernels import bias, exchange, norm, scale, softcap
-from numatp.kernels.layout import TOP_BYTES
-from numatp.kernels.score import join_scores
+from numatp.kernels import bias, exchange, norm, scale
 from numatp.program.recorder import Wires
-from numatp.program.values import PRIVATE, Access, Buffer, Heads, Pointer, Value
+from numatp.program.values import Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.quants.table import UNIT
 from numatp.weights.matrix import Matrix, Vector
+from numatp.weights.splits import SEGMENTS
 
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
 
@@ -106,17 +105,24 @@ class Together(Dense):
         One exchange. all_heads: queries of the model; weights (this rank's heads * size).
         """
         width = self.site.width
-        partial, counts = self._next_partial(), self._buffer("rows of sums", 8, rows=1, indexes=True)
-        # A key that several ranks hold is counted by the one that has the first of its queries.
-        first = -(-heads.queries.start // heads.group)
-        counted = range(first, max(first, -(-heads.queries.stop // heads.group)))
-        shape = {"rows": self._rows, "q_heads": len(heads.queries), "k_heads": len(heads.keys), "size": heads.size}
+        counts = self._buffer("rows of sums", 8, rows=1, indexes=True)
+        shape = {"rows": self._rows, "k_heads": len(heads.keys), "size": heads.size}
         mine = qkv.accesses(self._heads(heads.count))
-        self._builder.add(
-            norm.sums_of_squares, qkv.accesses(), [Access(partial), Access(counts)],
-            x=qkv.pointer, x_stride=qkv.stride, **shape, first_key=counted.start - heads.keys.start, counted_keys=len(counted),
-            width=width, out=partial.at(0), count=counts.at(0),
-        )  # fmt: skip
+        parts = self._parts_of_sum(width)
+        of_parts = [segment.heads for segment in self.site.segments] or [heads.queries]
+        for part, queries in zip(parts, of_parts, strict=True):
+            # A key that several parts hold is counted in the one that has the first of its queries.
+            first = -(-queries.start // heads.group)
+            counted = range(first, max(first, -(-queries.stop // heads.group)))
+            behind = heads.queries.stop - queries.stop  # queries that lie between these and the keys
+            self._builder.add(
+                norm.sums_of_squares, qkv.accesses(), [Access(part.buffer), Access(counts, ("last thread", self.site.threads))],
+                x=qkv.at((queries.start - heads.queries.start) * heads.size), x_stride=qkv.stride, **shape, q_heads=len(queries),
+                first_key=behind + counted.start - heads.keys.start, counted_keys=len(counted), width=width,
+                out=part.buffer.at(0), count=counts.at(0),
+            )  # fmt: skip
+        partial = self._joined_parts(parts, width, counts.at(0))
+        shape["q_heads"] = len(heads.queries)
         sums = self._exchange(partial, self._buffer("sums of squares", width * 4), width, add=False, rows=counts.at(0))
         self._builder.add(
             norm.rms_norm_all_heads, [*mine, *sums.accesses()], mine,
@@ -129,39 +135,65 @@ class Together(Dense):
         """Where this rank puts what the next exchange sums. Two buffers by turns: a rank may be one exchange ahead."""
         return self._partials[(self._num_exchanges + 1) % 2]
 
-    def _sum_of_products(self, products: Sequence[tuple[Value, Matrix]], bias_: Vector | None = None) -> Buffer:
-        """This rank's part of it, in the buffer of the next exchange."""
+    def _parts_of_sum(self, width: int) -> list[Access]:
+        """Where this rank's part of a sum goes: into the buffer of the next exchange, or each segment of it into one of its own."""
+        count, division = len(self.site.segments), self._columns(width)
+        if count < 2:
+            return [Access(self._next_partial(), division)]
+        return [Access(self._buffer(f"segment {i}", self.site.width * 4), division) for i in range(count)]
+
+    def _joined_parts(self, parts: list[Access], width: int, rows: Pointer | int) -> Buffer:
+        """What they add up to, in the buffer of the next exchange."""
         partial = self._next_partial()
-        for i, (h, weight) in enumerate(products):
-            self._product(h, [weight], Access(partial, self._columns(weight.rows)), add=i > 0)
-        if bias_ and self.site.rank == 0:  # the ranks' parts are added up
-            mine = Access(partial, self._columns(bias_.length))
+        if len(parts) > 1:
+            assert width == self.site.width
+            each = {f"s{i}": parts[i].pointer if i < len(parts) else 0 for i in range(SEGMENTS)}
             self._builder.add(
-                bias.add_bias, [mine], [mine],
-                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=bias_.length, bias=bias_.address,
+                exchange.join_segments, parts, [Access(partial, self._columns(width))],
+                segments=len(parts), **each, rows=rows, width=width, out=partial.at(0),
             )  # fmt: skip
         return partial
 
-    def _add_exchanged(self, partial: Buffer, x: Value, factor: float = 1.0) -> Value:
-        """x + factor * the sum of all ranks' partials, in x's place."""
-        x.check()
-        self._scale(partial, x.width, factor)
-        return self._exchange(partial, x.buffer, x.width, add=True)
-
-    def _scale(self, partial: Buffer, width: int, factor: float) -> None:
-        if factor != 1:
-            mine = Access(partial, self._columns(width))
+    def _sum_of_products(
+        self, products: Sequence[tuple[Value, Matrix]], bias_: Vector | None = None, width: int = 0
+    ) -> list[Access]:
+        """This rank's parts of it, see _parts_of_sum. width: if there are no products."""
+        parts = self._parts_of_sum(products[0][1].rows if products else width)
+        terms = [in_segments(h, weight) for h, weight in products]
+        for term in terms:
+            for own, columns in term:
+                self._activation(own, columns.format)  # all before the first product: one barrier
+        for i, term in enumerate(terms):
+            for part, (own, columns) in zip(parts, term, strict=True):
+                self._product(own, [columns], part, add=i > 0)
+        if bias_ and self.site.rank == 0:  # all parts of all ranks are added up
+            first = parts[0]
             self._builder.add(
-                scale.scale_columns, [mine], [mine],
-                x=partial.at(0), x_stride=partial.stride, rows=self._rows, width=width, factor=factor,
+                bias.add_bias, [first], [first],
+                x=first.pointer, x_stride=first.buffer.stride, rows=self._rows, width=bias_.length, bias=bias_.address,
+            )  # fmt: skip
+        return parts
+
+    def _add_exchanged(self, parts: list[Access], x: Value, factor: float = 1.0) -> Value:
+        """x + factor * the sum of all ranks' parts, in x's place."""
+        x.check()
+        self._scale(parts, x.width, factor)
+        return self._exchange(self._joined_parts(parts, x.width, self._rows), x.buffer, x.width, add=True)
+
+    def _scale(self, parts: list[Access], width: int, factor: float) -> None:
+        for part in parts if factor != 1 else ():
+            self._builder.add(
+                scale.scale_columns, [part], [part],
+                x=part.pointer, x_stride=part.buffer.stride, rows=self._rows, width=width, factor=factor,
             )  # fmt: skip
 
-    def _exchanged(self, partial: Buffer, width: int) -> Value:
-        """The sum of all ranks' partials, in memory of its own."""
-        return self._exchange(partial, self._buffer("product", width * 4), width, add=False)
+    def _exchanged(self, parts: list[Access], width: int) -> Value:
+        """The sum of all ranks' parts, in memory of its own."""
+        out = self._buffer("product", width * 4)
+        return self._exchange(self._joined_parts(parts, width, self._rows), out, width, add=False)
 
     def _exchange(self, partial: Buffer, out: Buffer, width: int, add: bool, rows: Pointer | None = None) -> Value:
-        """out = [out +] the sum of all ranks' partials, in rank order. rows: where their number stands, if not the Step's.
+        """out = [out +] the sum of all ranks' partials (kernels/exchange.py). rows: where their number stands, if not the Step's.
 
         All exchanges of a program have one width, so lane bounds never change and a lane needs no barrier of its own.
         """
@@ -194,7 +226,7 @@ class Together(Dense):
             self._builder.add(exchange.sum_partials, [mine, result, *counted], [result], **common, out=out.at(0), add=add)
 
     def _sum_over_hosts(self, wires: Wires, partial: Buffer, out: Buffer, width: int, add: bool, rows: int | Pointer) -> None:
-        """Each host's sum, in rank order, goes to the others in slices; then all are summed in the order of the hosts.
+        """Each host's sum goes to the others in slices; then all are summed.
 
         Who exchanges a slice reads what all threads of all ranks wrote, so barriers stand beside these syncs.
         """
@@ -227,42 +259,10 @@ class Together(Dense):
         """The buffer in which the number of rows stands, if it is not the Step's."""
         return [Access(rows.buffer)] if isinstance(rows, Pointer) else []
 
-    def logits(self, x: Value, weight: Matrix, first_token: int, cap: float = 0.0) -> None:
-        """This rank's columns of the logits (num_logits, vocab), or what the scores need of them, into the window.
 
-        cap: of the logits (kernels/softcap.py), 0 for none.
-        """
-        if self.scored:
-            return self._score(x, weight, first_token, cap)
-        site = self.site
-        out = Buffer("logits", site.logit_stride, address=site.logits + first_token * 4)
-        mine = Access(out, self._columns(weight.rows))
-        self._product(x, [weight], mine)
-        if cap:
-            self._builder.add(
-                softcap.cap_columns, [mine], [mine],
-                x=out.at(0), x_stride=out.stride, rows=x.rows, width=weight.rows, cap=cap,
-            )  # fmt: skip
-
-    def _score(self, x: Value, weight: Matrix, first_token: int, cap: float) -> None:
-        activation = self._activation(x, weight.format)
-        scratch = self._buffer("score scratch", 64, per_thread=True)
-        panels, more = self._panels()
-        parts = self._buffer("scores", 16, per_thread=True)
-        tops = self._buffer("most probable", TOP_BYTES, per_thread=True)
-        step, mine = self.site.step, self._columns(weight.rows)
-        self._builder.add(
-            kernel_of(weight, "score"), [activation.access],
-            [Access(parts, mine), Access(tops, mine), Access(scratch, PRIVATE), *more], [weight],
-            weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
-            first_token=first_token, targets=step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
-            x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_thread_stride=scratch.thread_stride,
-            cap=cap, out=parts.at(0), out_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
-            num_top=step.num_top.ctypes.data, **panels,
-        )  # fmt: skip
-        told = [Buffer("window scores", address=self.site.scores), Buffer("window tops", address=self.site.tops)]
-        self._builder.add(
-            join_scores, [Access(parts), Access(tops)], [Access(buffer) for buffer in told],
-            parts=parts.at(0), parts_thread_stride=parts.thread_stride, tops=tops.at(0), tops_thread_stride=tops.thread_stride,
-            num_top=step.num_top.ctypes.data, rows=x.rows, out=self.site.scores, out_tops=self.site.tops,
-        )  # fmt: skip
+def in_segments(h: Value, weight: Matrix) -> list[tuple[Value, Matrix]]:
+    """(columns of h, the part of the matrix for them) for each product that is summed for itself."""
+    if not weight.segments:
+        return [(h, weight)]
+    first = weight.segments[0].first_column
+    return [(h.columns(part.first_column - first, part.columns), part) for part in weight.segments]

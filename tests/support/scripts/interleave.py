@@ -44,7 +44,7 @@ def main():
     def outputs():
         """What rank 0 reads: spare rows of the last group hold anything."""
         if program_name == "scores":
-            return engine.window.scores[0][:rows, :3]
+            return engine.window.scores[0][:rows, :, :3]
         return engine.window.logits[:1, : engine.loaded.spec.sizes.vocab]
 
     def results():

@@ -1,8 +1,8 @@
 """Several sequences in each Step: logits of the last token of each span, then the scores of all tokens, as one .npz file.
 
 python run_sequences.py MODEL OUT RANKS THREADS PLAN — PLAN is JSON: "sequences", lists of tokens, and "steps", lists of
-[sequence, number of tokens]; "cache", its type. Prints JSON: per kind of cache [its window, blocks taken, different blocks among
-them].
+[sequence, number of tokens]; "cache", its type; and perhaps more fields of a Job. Prints JSON: per kind of cache [its window,
+blocks taken, different blocks among them].
 """
 
 import ctypes
@@ -19,10 +19,10 @@ def main():
 
     model, out, ranks, threads, text = sys.argv[1:]
     plan = json.loads(text)
-    sequences, steps = plan["sequences"], plan["steps"]
+    sequences, steps = plan.pop("sequences"), plan.pop("steps")
     job = Job(
         model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences), quantize="none",
-        cache_type=plan["cache"],
+        cache_type=plan.pop("cache"), **plan,
     )  # fmt: skip
     started = start_ranks(job, int(ranks) or None)
     import numpy as np
