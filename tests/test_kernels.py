@@ -16,7 +16,22 @@ from support.models import tiny
 
 from numatp import quants
 from numatp.errors import NumatpError
-from numatp.kernels import activation, bias, convolution, delta, dot, exchange, experts, gate, norm, pieces, rope, scale, softcap
+from numatp.kernels import (
+    activation,
+    bias,
+    channels,
+    convolution,
+    delta,
+    dot,
+    exchange,
+    experts,
+    gate,
+    norm,
+    pieces,
+    rope,
+    scale,
+    softcap,
+)
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes
 from numatp.kernels.rows import FEW, GROUP, HALF, MANY
@@ -974,14 +989,15 @@ def test_groups_by_their_best_expert():
     assert chosen.tolist() == [[0, 1], [5, 4]]
 
 
-def test_gated_rms_norm():
+@pytest.mark.parametrize("by_sigmoid", [0, 1])
+def test_gated_rms_norm(by_sigmoid):
     x, opening = np.random.default_rng(0).standard_normal((2, 5, 3, 32)).astype(np.float32)
     weight, out = np.linspace(0.5, 2, 32, dtype=np.float32), np.empty((5, 3, 32), np.float32)
     call(
         norm.gated_rms_norm, x=x, x_stride=96 * 4, gate=opening, gate_stride=96 * 4, rows=np.array([5]), heads=3, size=32,
-        weight=weight, epsilon=1e-3, out=out, out_thread_stride=0, private=0,
+        weight=weight, epsilon=1e-3, by_sigmoid=by_sigmoid, out=out, out_thread_stride=0, private=0,
     )  # fmt: skip
-    wanted = rms_normed(x, weight, 1e-3) * opening * sigmoid(opening)
+    wanted = rms_normed(x, weight, 1e-3) * (1 if by_sigmoid else opening) * sigmoid(opening)
     assert np.abs(out - wanted).max() <= 32 * EPSILON * np.abs(wanted).max()
 
 
@@ -1021,44 +1037,50 @@ def test_causal_conv(width):
 
 
 def delta_rule(
-    qkv, qkv_stride, alpha, alpha_stride, beta, beta_stride, gate_key_step, gate_step, decay, bias, key_step, step, epsilon, state,
-    out, out_stride, key_heads, group, head_size, threads=3, **both,
+    qkv, qkv_stride, alpha, alpha_stride, beta, beta_stride, decay, bias, epsilon, state, out, out_stride, key_heads, group,
+    tiled, by_channel, head_size, gate_steps, threads=3, **both,
 ):  # fmt: skip
     """Both kernels, on one another's memory as a program has it."""
     heads, room = key_heads * group, len(qkv) // PIECE + 2 * len(both["spans"])
-    ends = np.cumsum(delta_bytes(key_heads, heads, head_size)) // 4
+    ends = np.cumsum(delta_bytes(key_heads, heads, head_size, by_channel)) // 4
     matrices, changes, keys, decays = np.split(state, ends[:-1], axis=1)
+    keys_bytes = channels.CHANNEL_KEYS_BYTES if by_channel else pieces.KEYS_BYTES
     both |= {
-        "key_heads": key_heads, "group": group, "head_size": head_size, "pieces": room, "kept_keys": keys, "kept_decays": decays,
-        "keys": aligned(room * key_heads * pieces.KEYS_BYTES), "weights": aligned(room * heads * pieces.WEIGHTS_BYTES),
+        "key_heads": key_heads, "head_size": head_size, "pieces": room, "kept_keys": keys, "kept_decays": decays,
+        "keys": aligned(room * key_heads * keys_bytes), "weights": aligned(room * heads * pieces.WEIGHTS_BYTES),
     }  # fmt: skip
+    more = {} if by_channel else {"group": group, "tiled": tiled, **gate_steps}
     call(
-        pieces.delta_pieces, threads, qkv=qkv, qkv_stride=qkv_stride, alpha=alpha, alpha_stride=alpha_stride, beta=beta,
-        beta_stride=beta_stride, gate_key_step=gate_key_step, gate_step=gate_step, decay=decay, bias=bias, key_step=key_step,
-        step=step, epsilon=epsilon, **both,
+        channels.channel_pieces if by_channel else pieces.delta_pieces, threads, qkv=qkv, qkv_stride=qkv_stride, alpha=alpha,
+        alpha_stride=alpha_stride, beta=beta, beta_stride=beta_stride, decay=decay, bias=bias, epsilon=epsilon, **more, **both,
     )  # fmt: skip
     call(
         delta.gated_delta, threads, values=qkv[:, 2 * key_heads :], values_stride=qkv_stride, state=matrices, kept_changes=changes,
-        scratch=aligned(threads * delta.SCRATCH_BYTES), scratch_stride=delta.SCRATCH_BYTES, out=out, out_stride=out_stride, **both,
+        scratch=aligned(threads * delta.SCRATCH_BYTES), scratch_stride=delta.SCRATCH_BYTES, out=out, out_stride=out_stride,
+        keys_bytes=keys_bytes, group=group, tiled=tiled, by_channel=by_channel, **both,
     )  # fmt: skip
 
 
 class DeltaCase:
     """Two sequences through the gated delta rule, and what comes out of the definition, in float64."""
 
-    def __init__(self, tiled, length, size=32):
-        """tiled: value heads of a key head lie apart, as in a model that has two more key heads; else they follow each other."""
-        rng, key_heads, group = np.random.default_rng(0), 3, 2
+    def __init__(self, kind, length, size=32):
+        """kind: "grouped", value heads of a key head follow each other; "tiled", they lie apart, as in a model with two more key
+        heads; "channels", every channel of a key has a decay of its own.
+        """
+        rng, key_heads, group = np.random.default_rng(0), 3, 1 if kind == "channels" else 2
         heads, every = key_heads * group, key_heads + 2
         qkv = rng.standard_normal((2, length, 2 * key_heads + heads, size)).astype(np.float32)
         gates = 2 * rng.standard_normal((2, length, key_heads, 2, group)).astype(np.float32)
         gates[:, 4] = 200  # an exponential of it does not fit float32
         gates[:, 5] = -200
         decay, bias = -rng.uniform(0.02, 1.5, heads).astype(np.float32), rng.standard_normal(heads).astype(np.float32)
-        given = {"decay": decay, "bias": bias, "gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
+        steps = {"gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}
+        given = {"decay": decay, "bias": bias}
         inputs = {"beta": gates.reshape(2, length, -1), "alpha": gates.reshape(2, length, -1)[..., group:]}
         values, self.order = qkv, np.arange(heads)
-        if tiled:
+        beta, alpha = (gates[:, :, :, i].reshape(2, length, heads) for i in (0, 1))
+        if kind == "tiled":
             order = np.arange(heads).reshape(key_heads, group).T.ravel()  # of the value heads
             values = np.concatenate([qkv[:, :, : 2 * key_heads], qkv[:, :, 2 * key_heads + order]], 2)
             self.order = np.argsort(order)
@@ -1070,12 +1092,22 @@ class DeltaCase:
 
             inputs = {"beta": apart(gates[:, :, :, 0]), "alpha": apart(gates[:, :, :, 1])}
             given = {name: apart(given[name].reshape(key_heads, group)) for name in ("decay", "bias")}
-            given |= {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
+            steps = {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
+        if kind == "channels":
+            alpha = 2 * rng.standard_normal((2, length, heads, size)).astype(np.float32)
+            alpha[:, 4:6] = gates[:, 4:6, :, 1, :1]
+            bias = rng.standard_normal((heads, size)).astype(np.float32)
+            inputs, given = {"beta": beta.copy(), "alpha": alpha}, {"decay": decay, "bias": bias}
+            decay = decay[:, None]
         self.length, self.heads, self.size = length, heads, size
         self.inputs = {"qkv": values, **inputs}
-        self.given = given | {"key_heads": key_heads, "group": group, "tiled": tiled, "head_size": size, "epsilon": 1e-3}
-        self.state_floats = sum(delta_bytes(key_heads, heads, size)) // 4
-        self.wanted, self.bounds = self.defined(qkv, gates, decay, bias, key_heads)
+        self.given = given | {
+            "key_heads": key_heads, "group": group, "tiled": kind == "tiled", "by_channel": kind == "channels", "head_size": size,
+            "epsilon": 1e-3, "gate_steps": steps,
+        }  # fmt: skip
+        self.state_floats = sum(delta_bytes(key_heads, heads, size, kind == "channels")) // 4
+        kept = np.exp(decay * np.logaddexp(0, alpha.astype(np.float64) + bias))
+        self.wanted, self.bounds = self.defined(qkv, beta, kept if kept.ndim == 4 else kept[..., None], key_heads)
 
     def run(self, steps, **args):
         """(2, length, heads, size)"""
@@ -1084,18 +1116,17 @@ class DeltaCase:
         out = run_spans(delta_rule, self.length, self.inputs, width, state, steps, **self.given, **args)
         return out.reshape(2, self.length, self.heads, self.size)[:, :, self.order]
 
-    def defined(self, qkv, gates, decay, bias, key_heads):
-        """What is wanted, and how far each token may be from it."""
+    def defined(self, qkv, opening, kept, key_heads):
+        """What is wanted, and how far each token may be from it. kept (2, length, heads, size or 1): of each row of a state."""
         group, size, length = self.heads // key_heads, self.size, self.length
         q, k, v = np.split(qkv.astype(np.float64), [key_heads, 2 * key_heads], 2)
         q, k = ((x / np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)).repeat(group, 2) for x in (q, k))
-        beta = sigmoid(gates[:, :, :, 0]).reshape(2, length, self.heads)
-        kept = np.exp(decay * np.logaddexp(0, gates[:, :, :, 1].reshape(2, length, self.heads).astype(np.float64) + bias))
+        beta = sigmoid(opening)
         wanted = np.zeros((2, length, self.heads, size))
         for sequence in (0, 1):
             s = np.zeros((self.heads, size, size))
             for t in range(length):
-                s *= kept[sequence, t, :, None, None]
+                s *= kept[sequence, t, :, :, None]
                 change = v[sequence, t] - np.einsum("hkv,hk->hv", s, k[sequence, t])
                 s += np.einsum("hk,hv->hkv", k[sequence, t], beta[sequence, t, :, None] * change)
                 wanted[sequence, t] = np.einsum("hkv,hk->hv", s, q[sequence, t]) / np.sqrt(size)
@@ -1103,19 +1134,23 @@ class DeltaCase:
         return wanted, EPSILON * np.sqrt(size) * np.arange(1, length + 1) * np.abs(v).max()
 
 
-@pytest.mark.parametrize("tiled", [False, True])
+KINDS_OF_DELTA = ["grouped", "tiled", "channels"]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_DELTA)
 @pytest.mark.parametrize("steps", [SPANS, [[(0, 10, 0)], [(1, 8, 0)]]], ids=["in turns", "whole"])
-def test_gated_delta(tiled, steps):
-    case = DeltaCase(tiled, 10)
+def test_gated_delta(kind, steps):
+    case = DeltaCase(kind, 10)
     out = case.run(steps)
     for sequence, length in ((0, 10), (1, 8)):
         errors = np.abs(out[sequence, :length] - case.wanted[sequence, :length]).max((1, 2))
         assert (errors <= case.bounds[:length]).all()
 
 
-def test_gated_delta_has_the_same_bits_however_a_sequence_is_cut():
+@pytest.mark.parametrize("kind", ["tiled", "channels"])
+def test_gated_delta_has_the_same_bits_however_a_sequence_is_cut(kind):
     """Pieces of tokens begin where they begin in the sequence: whole in one Step, cut inside, or token after token."""
-    case = DeltaCase(True, 3 * PIECE + 5)
+    case = DeltaCase(kind, 3 * PIECE + 5)
     whole = case.run([[(0, case.length, 0), (1, case.length, 0)]])
     assert (np.abs(whole - case.wanted).max((2, 3)) <= case.bounds).all()
     for counts in ([1] * case.length, [3, 2, PIECE + 6, 1, 1, PIECE], [PIECE, PIECE + 1, 1, 1, PIECE + 2], [case.length - 1, 1]):

@@ -1,4 +1,4 @@
-"""The gated delta rule (https://arxiv.org/abs/2412.06464), as Qwen3-Next and Qwen3.5 have it, PIECE tokens at a time.
+"""The gated delta rule (https://arxiv.org/abs/2412.06464), as Qwen3-Next, Qwen3.5 and Kimi Linear have it, PIECE tokens at a time.
 
 A value head's state is a matrix S, head_size keys by head_size values. A token with decay d, key k, value v and beta makes it
 S = d S + k u with u = beta (v - (d S) k), and its result is S q. So after the tokens 0..i of a piece, which begins with S,
@@ -14,9 +14,11 @@ Pieces begin at multiples of PIECE in the sequence. Of one that is not full the 
 key, decay and u. So a token's bits do not depend on how many others came in the same Step.
 
 The columns of S do not see each other, so S lies in strips of 16 columns, (value_heads, head_size / 16, head_size, 16) float32, and
-a strip is one thread's piece of work. What all strips of a head need of a piece is made before (pieces.py).
+a strip is one thread's piece of work. What all strips of a head need of a piece is made before: pieces.py, or channels.py where
+every row of S has a decay of its own.
 """
 
+from numatp.kernels import channels
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.jit import float32
 from numatp.kernels.pieces import (
@@ -24,7 +26,6 @@ from numatp.kernels.pieces import (
     DECAYS,
     KEY_FACTORS,
     KEY_PITCH,
-    KEYS_BYTES,
     LEFT,
     OF_CHANGES,
     OF_RESULTS,
@@ -100,6 +101,31 @@ def finish_piece(s, keys, weights, size, changes):
 
 
 @device
+def finish_channels(s, keys, size, changes):
+    """The same where each row of S has its own decay, and keys are decayed already."""
+    for i in range(0, size, GROUP):
+        rows = scale_rows(load_rows(s, 64, i * 16, zero_group()), offset(keys, channels.DECAYS + i * 4))
+        for token in range(PIECE):
+            rows = add_outer(rows, load_f32x16(changes, token * 16), offset(keys, channels.LAST + token * KEY_PITCH + i * 4))
+        store_rows(s, 64, i * 16, rows)
+
+
+@device
+def keep(args, kept, keys, weights, begin, end, key_head, head, is_first):
+    """Keys and decays of the tokens [begin, end) of a piece that is not full; is_first: of the value heads of its key head."""
+    size = args.head_size
+    for i in range(begin, end):
+        place = kept + (key_head * PIECE + i) * size * 4
+        if args.by_channel:
+            copy_scaled(offset(keys, channels.LAST + i * KEY_PITCH), float32(1), size, offset(args.kept_keys, place))
+            copy_scaled(offset(keys, channels.DECAYS + i * KEY_PITCH), float32(1), size, offset(args.kept_decays, place))
+            continue
+        store_f32(offset(args.kept_decays, kept + head * PIECE * 4), i, load_f32(offset(weights, DECAYS), i))
+        if is_first:
+            copy_scaled(offset(keys, i * KEY_PITCH), float32(1), size, offset(args.kept_keys, place))
+
+
+@device
 def advance(args, kept, row, part, head, first_strip, last_strip, piece, scratch):
     """A span's part of a piece (part_of) on some strips of a value head. kept: where its sequence's state is, in bytes."""
     size = args.head_size
@@ -107,7 +133,7 @@ def advance(args, kept, row, part, head, first_strip, last_strip, piece, scratch
     if args.tiled:
         key_head, slot = head % args.key_heads, head // args.key_heads
     begin, end, done = part
-    keys = offset(args.keys, (key_head * args.pieces + piece) * KEYS_BYTES)
+    keys = offset(args.keys, (key_head * args.pieces + piece) * args.keys_bytes)
     weights = offset(args.weights, (head * args.pieces + piece) * WEIGHTS_BYTES)
     changes = offset(scratch, CHANGES)
     for strip in range(first_strip, last_strip):
@@ -126,28 +152,27 @@ def advance(args, kept, row, part, head, first_strip, last_strip, piece, scratch
                 for i in range(PIECE):
                     left = splat_f32(load_f32(offset(weights, LEFT), i))
                     store_f32x16(changes, i * 16, load_f32x16(kept_changes, i * 16) * left)
-        if end == PIECE:
+        if end == PIECE and args.by_channel:
+            finish_channels(s, keys, size, changes)
+        elif end == PIECE:
             finish_piece(s, keys, weights, size, changes)
         elif strip == 0:
-            for i in range(begin, end):
-                store_f32(offset(args.kept_decays, kept + head * PIECE * 4), i, load_f32(offset(weights, DECAYS), i))
-                if slot == 0:
-                    kept_key = offset(args.kept_keys, kept + (key_head * PIECE + i) * size * 4)
-                    copy_scaled(offset(keys, i * KEY_PITCH), float32(1), size, kept_key)
+            keep(args, kept, keys, weights, begin, end, key_head, head, slot == 0)
 
 
 @kernel(
-    values="pointer", values_stride="int", keys="pointer", weights="pointer", pieces="int", key_heads="int", group="int",
-    tiled="int", head_size="int", state="pointer", kept_changes="pointer", kept_keys="pointer", kept_decays="pointer",
-    state_stride="int", spans="pointer", num_spans="pointer", scratch="pointer", scratch_stride="int", out="pointer",
-    out_stride="int",
+    values="pointer", values_stride="int", keys="pointer", keys_bytes="int", weights="pointer", pieces="int", key_heads="int",
+    group="int", tiled="int", by_channel="int", head_size="int", state="pointer", kept_changes="pointer", kept_keys="pointer",
+    kept_decays="pointer", state_stride="int", spans="pointer", num_spans="pointer", scratch="pointer", scratch_stride="int",
+    out="pointer", out_stride="int",
 )  # fmt: skip
 def gated_delta(args, thread, threads):
     """out (rows, value_heads, head_size), as values are; a span that begins at position 0 has a zero state.
 
-    A sequence has one span. keys, weights: what delta_pieces made. The state has, beside S, kept_changes (value_heads,
-    head_size / 16, PIECE, 16), kept_keys (key_heads, PIECE, head_size) and kept_decays (value_heads, PIECE) of a piece that is not
-    full. scratch: SCRATCH_BYTES of a thread.
+    A sequence has one span. keys, weights: what delta_pieces made, or channel_pieces (by_channel); keys_bytes: of a piece and key
+    head. The state has, beside S, kept_changes (value_heads, head_size / 16, PIECE, 16), kept_keys (key_heads, PIECE, head_size)
+    and kept_decays (value_heads, PIECE), or (key_heads, PIECE, head_size), of a piece that is not full. scratch: SCRATCH_BYTES of
+    a thread.
     """
     size, strips = args.head_size, args.head_size // 16
     first, last = share(args.key_heads * args.group * strips, thread, threads)

@@ -3,7 +3,7 @@
 from math import sqrt
 
 from numatp.kernels.compile import device, kernel, rows_of, share
-from numatp.kernels.exp import silu
+from numatp.kernels.exp import sigmoid, silu
 from numatp.kernels.jit import float32
 from numatp.kernels.simd import (
     fma,
@@ -118,10 +118,12 @@ def rms_norm_values(args, thread, threads):
 
 @kernel(
     x="pointer", x_stride="int", gate="pointer", gate_stride="int", rows="pointer", heads="int", size="int", weight="pointer",
-    epsilon="float", out="pointer", out_thread_stride="int", private="int",
+    epsilon="float", by_sigmoid="int", out="pointer", out_thread_stride="int", private="int",
 )  # fmt: skip
 def gated_rms_norm(args, thread, threads):
-    """out = rms_norm of each head of x (rows, heads, size) * silu(gate), gate of the same shape; private as in rms_norm."""
+    """out = rms_norm of each head of x (rows, heads, size) * silu(gate), by_sigmoid sigmoid(gate), gate of the same shape; private
+    as in rms_norm.
+    """
     first, last = rows_of(args, thread, threads)
     width = args.heads * args.size
     for row in range(first, last):
@@ -132,7 +134,9 @@ def gated_rms_norm(args, thread, threads):
             scale = inverse_rms(x, args.size, args.epsilon)
             for i in range(0, args.size, 16):
                 value = load_f32x16(x, i) * scale * load_f32x16(args.weight, i)
-                store_f32x16(out, head * args.size + i, value * silu(load_f32x16(gate, i)))
+                opening = load_f32x16(gate, i)
+                opened = sigmoid(opening) if args.by_sigmoid else silu(opening)
+                store_f32x16(out, head * args.size + i, value * opened)
 
 
 @kernel(

@@ -50,13 +50,28 @@ def copy_scaled(x, scale, size, out):
 
 
 @device
+def copy_units(args, row, key_head, key, query):
+    """A key head's key and query in a row of qkv, 1 long; the query besides 1 / sqrt(head_size)."""
+    size = args.head_size
+    q = offset(args.qkv, row * args.qkv_stride + key_head * size * 4)
+    k = offset(q, args.key_heads * size * 4)
+    copy_scaled(k, float32(1) / sqrt(dot(k, k, size) + args.epsilon), size, key)
+    copy_scaled(q, float32(1) / (sqrt(dot(q, q, size) + args.epsilon) * sqrt(float32(size))), size, query)
+
+
+@device
+def opened(args, row, gate):
+    """The gate-th beta of a row."""
+    return float32(1) / (float32(1) + float32(scalar_exp(-load_f32(offset(args.beta, row * args.beta_stride), gate))))
+
+
+@device
 def weigh(args, row, first, end, gate, constant, kept, weights):
     """All that is in `weights` of a value head's tokens but for the dot products; `kept` are the decays of those before `first`."""
     for i in range(first):
         store_f32(offset(weights, DECAYS), i, load_f32(kept, i))
     for i in range(first, end):
-        opened = load_f32(offset(args.beta, (row + i - first) * args.beta_stride), gate)
-        beta = float32(1) / (float32(1) + float32(scalar_exp(-opened)))
+        beta = opened(args, row + i - first, gate)
         alpha = load_f32(offset(args.alpha, (row + i - first) * args.alpha_stride), gate) + load_f32(args.bias, constant)
         # softplus without overflow: log(1 + e**x) = max(x, 0) + log(1 + e**-|x|)
         softplus = max(alpha, float32(0)) + float32(log1p(scalar_exp(-abs(alpha))))
@@ -92,12 +107,7 @@ def prepare(args, sequence, row, first, end, key_head, piece):
     for i in range(first):
         copy_scaled(offset(kept, i * size * 4), float32(1), size, offset(keys, i * KEY_PITCH))
     for i in range(first, end):
-        q = offset(args.qkv, (row + i - first) * args.qkv_stride + key_head * size * 4)
-        k = offset(q, args.key_heads * size * 4)
-        k_scale = float32(1) / sqrt(dot(k, k, size) + args.epsilon)
-        q_scale = float32(1) / (sqrt(dot(q, q, size) + args.epsilon) * sqrt(float32(size)))
-        copy_scaled(k, k_scale, size, offset(keys, i * KEY_PITCH))
-        copy_scaled(q, q_scale, size, offset(keys, QUERIES + i * KEY_PITCH))
+        copy_units(args, row + i - first, key_head, offset(keys, i * KEY_PITCH), offset(keys, QUERIES + i * KEY_PITCH))
     for slot in range(args.group):
         head = head_of(args, key_head, slot)
         gate, constant = key_head * args.gate_key_step + slot * args.gate_step, key_head * args.key_step + slot * args.step
@@ -114,6 +124,26 @@ def prepare(args, sequence, row, first, end, key_head, piece):
                 change, result = offset(weights, OF_CHANGES), offset(weights, OF_RESULTS)
                 store_f32(change, j, load_f32(change, j) * of_change)
                 store_f32(result, j, load_f32(result, j) * of_result)
+
+
+@device
+def each_piece(args, thread, threads, prepare):
+    """prepare(args, sequence, row, first, end, key_head, piece) of this thread's share of the key heads' pieces."""
+    total = 0
+    for span in range(load_i64(args.num_spans, 0)):
+        span = offset(args.spans, span * 32)
+        total += pieces_of(load_i64(span, 3), load_i64(span, 2))
+    begin, end = share(total * args.key_heads, thread, threads)
+    unit = 0
+    for span in range(load_i64(args.num_spans, 0)):
+        span = offset(args.spans, span * 32)
+        sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
+        for piece in range(pieces_of(position, rows)):
+            first, last, done = part_of(position, rows, piece)
+            for key_head in range(args.key_heads):
+                if begin <= unit < end:
+                    prepare(args, sequence, row + done, first, last, key_head, unit // args.key_heads)
+                unit += 1
 
 
 @kernel(
@@ -134,18 +164,4 @@ def delta_pieces(args, thread, threads):
     The j-th value head of key head i has beta and alpha at i * gate_key_step + j * gate_step, decay and bias at
     i * key_step + j * step.
     """
-    total = 0
-    for span in range(load_i64(args.num_spans, 0)):
-        span = offset(args.spans, span * 32)
-        total += pieces_of(load_i64(span, 3), load_i64(span, 2))
-    begin, end = share(total * args.key_heads, thread, threads)
-    unit = 0
-    for span in range(load_i64(args.num_spans, 0)):
-        span = offset(args.spans, span * 32)
-        sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
-        for piece in range(pieces_of(position, rows)):
-            first, last, done = part_of(position, rows, piece)
-            for key_head in range(args.key_heads):
-                if begin <= unit < end:
-                    prepare(args, sequence, row + done, first, last, key_head, unit // args.key_heads)
-                unit += 1
+    each_piece(args, thread, threads, prepare)

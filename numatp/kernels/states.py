@@ -9,14 +9,17 @@ def conv_bytes(channels: int, width: int) -> int:
     return (width - 1) * channels * 4
 
 
-def delta_bytes(key_heads: int, value_heads: int, head_size: int) -> tuple[int, int, int, int]:
+def delta_bytes(key_heads: int, value_heads: int, head_size: int, by_channel: bool = False) -> tuple[int, int, int, int]:
     """Bytes of the parts of a gated delta layer's state (kernels/delta.py), which follow each other: of each value head a matrix;
-    then of the tokens of a piece that is not full yet what each changes, their keys, and their decays.
+    then of the tokens of a piece that is not full yet what each changes, their keys, and their decays, by_channel of each channel
+    of a key.
     """
     values = value_heads * head_size
-    return values * head_size * 4, PIECE * values * 4, PIECE * key_heads * head_size * 4, PIECE * value_heads * 4
+    decays = values if by_channel else value_heads
+    return values * head_size * 4, PIECE * values * 4, PIECE * key_heads * head_size * 4, PIECE * decays * 4
 
 
-def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
+def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int, by_channel: bool = False) -> int:
     """Bytes of the whole state of one sequence in a gated delta layer."""
-    return conv_bytes((2 * key_heads + value_heads) * head_size, width) + sum(delta_bytes(key_heads, value_heads, head_size))
+    channels = (2 * key_heads + value_heads) * head_size
+    return conv_bytes(channels, width) + sum(delta_bytes(key_heads, value_heads, head_size, by_channel))

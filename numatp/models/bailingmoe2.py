@@ -1,29 +1,21 @@
 """Ling 2 and Ring 2 (mini, flash, 1T): experts routed in groups (routed.py), norms of heads, of which a half turns."""
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.names import EXPERTS, FFN, ONLY, part_of_heads
 from numatp.models.routed import (
     FFN_NORM,
     ROUTED_CONFIG,
     SHARED_EXPERTS,
     SIGMOID,
-    RoutedSpec,
     Style,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style(bias_may_lack=True)
 
@@ -81,14 +73,5 @@ HUGGING_FACE = HuggingFace(
     further_layers=True,
 )  # fmt: skip
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

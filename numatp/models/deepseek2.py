@@ -1,11 +1,10 @@
 """DeepSeek-V2 and V3, R1, Kimi K2, GLM-4.7-Flash: latent attention (latent.py), and experts routed in groups."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.latent import (
     LATENT_CONFIG,
     LATENT_ONLY,
@@ -16,13 +15,6 @@ from numatp.models.latent import (
     read_latent,
 )
 from numatp.models.routed import SIGMOID, SOFTMAX, dense_layers_listed, gate_of
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 V2, V3, LITE = "DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"
 
@@ -94,14 +86,5 @@ HUGGING_FACE = HuggingFace(
     texts={"deepseek_v3": (V3, {}), "kimi_k2": (V3, {})},
 )  # fmt: skip
 
-
-def read_spec(file: ModelFile) -> LatentSpec:
-    return read_latent(file, LatentSpec)
-
-
-def rules(spec: LatentSpec) -> list[Rule]:
-    return latent_rules(spec)
-
-
-def forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    latent_forward(p, spec, split, weights, caches)
+read_spec = partial(read_latent, kind=LatentSpec)
+rules, forward = latent_rules, latent_forward

@@ -1,25 +1,16 @@
 """DeepSeek-V3.2: latent attention to the tokens that an indexer chooses (indexed.py), whose values turn half of them apart."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import HuggingFace
-from numatp.files.model_file import ModelFile
 from numatp.models.indexed import (
     INDEXED_CONFIG,
     INDEXED_ONLY,
     INDEXED_TENSORS,
-    IndexedSpec,
     indexed_forward,
     indexed_rules,
     read_indexed,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 DEFAULTS = {
     "rms_norm_eps": 1e-6, "first_k_dense_replace": 3, "norm_topk_prob": True, "n_group": 8, "topk_group": 4, "n_shared_experts": 1,
@@ -34,14 +25,5 @@ HUGGING_FACE = HuggingFace(
     texts={"deepseek_v32": ("DeepseekV32ForCausalLM", {})},
 )
 
-
-def read_spec(file: ModelFile) -> IndexedSpec:
-    return read_indexed(file)
-
-
-def rules(spec: IndexedSpec) -> list[Rule]:
-    return indexed_rules(spec)
-
-
-def forward(p: "Ops", spec: IndexedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    indexed_forward(p, spec, split, weights, caches, neighbours=False)
+read_spec = partial(read_indexed, neighbours=False)
+rules, forward = indexed_rules, indexed_forward

@@ -1,29 +1,20 @@
 """dots.llm1: routed experts in groups (routed.py), norms of heads."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import CannotComputeError, Each, HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, ENDS, EXPERTS, FFN, ONLY
 from numatp.models.routed import (
     FFN_NORM,
     HEAD_NORMS,
     ROUTED_CONFIG,
     SHARED_EXPERTS,
-    RoutedSpec,
     Style,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style()
 
@@ -36,13 +27,9 @@ def _no_window(config: Config) -> None:
 
 
 DEFAULTS = {
-    "rms_norm_eps": 1e-6,
-    "first_k_dense_replace": 0,
-    "norm_topk_prob": False,
-    "n_group": 1,
-    "topk_group": 1,
+    "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": False, "n_group": 1, "topk_group": 1,
     "sliding_window": 4096,
-}
+}  # fmt: skip
 HUGGING_FACE = HuggingFace(
     classes={"Dots1ForCausalLM": DEFAULTS},
     config=ROUTED_CONFIG
@@ -58,14 +45,5 @@ HUGGING_FACE = HuggingFace(
     only=ONLY | {"hidden_act": "silu", "attention_bias": False, "layer_types": Each("full_attention")},
 )
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

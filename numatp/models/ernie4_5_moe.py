@@ -1,28 +1,19 @@
 """ERNIE 4.5 with experts (21B-A3B, 300B-A47B): routed by softmax (routed.py); the values that turn together are neighbours."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, ONLY
 from numatp.models.routed import (
     FFN_NORM,
     SHARED_EXPERTS,
     SOFTMAX,
-    RoutedSpec,
     Style,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style(gate=SOFTMAX, neighbours=True, normalized=True)
 
@@ -63,14 +54,5 @@ HUGGING_FACE = HuggingFace(
     tied=True,
 )
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

@@ -1,9 +1,8 @@
 """GLM-4.5, 4.6, 4.7 and their Air models: routed experts (routed.py); half of each head turns; the large ones normalise heads."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import HuggingFace
-from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, ENDS, EXPERTS, FFN, ONLY, QKV_BIAS, part_of_heads
 from numatp.models.routed import (
     FFN_NORM,
@@ -11,20 +10,12 @@ from numatp.models.routed import (
     ROUTED_CONFIG,
     SHARED_EXPERTS,
     SIGMOID,
-    RoutedSpec,
     Style,
     gate_of,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style(ffn_norm="post_attention_norm.weight")
 DEFAULTS = {
@@ -53,14 +44,5 @@ HUGGING_FACE = HuggingFace(
     },
 )
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

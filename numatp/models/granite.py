@@ -1,20 +1,13 @@
 """Granite 3 and 4 (dense): as Llama (prenorm.py), with factors for embeddings, scores, what layers add, and logits."""
 
 from math import sqrt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from numatp.files.huggingface import HuggingFace
 from numatp.files.model_file import ModelFile
 from numatp.models.names import CONFIG, FFN, ONLY, Keys
 from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.spec import read_sizes
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 GRANITE: dict[str, Any] = {
     "rms_norm_eps": 1e-6, "embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0,
@@ -47,13 +40,5 @@ def read_granite(file: ModelFile, **more: Any) -> PrenormSpec:
     )  # fmt: skip
 
 
-def read_spec(file: ModelFile) -> PrenormSpec:
-    return read_granite(file)
-
-
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+read_spec = read_granite
+rules, forward = prenorm_rules, prenorm_forward

@@ -1,7 +1,5 @@
 """Granite 3 and 4 with experts: as Granite (granite.py), with experts in all layers, and maybe one that all rows go through."""
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from numatp.files.huggingface import HuggingFace, Order, Stored, numbered_rows
@@ -10,13 +8,6 @@ from numatp.models.granite import GRANITE, GRANITE_CONFIG, read_granite
 from numatp.models.names import ONLY, TOGETHER
 from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, prenorm_forward, prenorm_rules
 from numatp.models.spec import read_experts, read_shared_expert, read_sizes
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 LINEAR = {"gate_up_proj": "input_linear", "down_proj": "output_linear"}
 LAYER = "model.layers.{layer}"
@@ -60,9 +51,4 @@ def read_spec(file: ModelFile) -> PrenormSpec:
     return read_granite(file, sizes=sizes, mixture=True, experts_used=file.count("granitemoe.expert_used_count"))
 
 
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+rules, forward = prenorm_rules, prenorm_forward

@@ -1,28 +1,19 @@
 """Hunyuan 3 (Hy3): routed experts (routed.py), norms of heads."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.huggingface import HuggingFace
-from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, EXPERTS, FFN, ONLY
 from numatp.models.routed import (
     FFN_NORM,
     HEAD_NORMS,
     SIGMOID,
-    RoutedSpec,
     Style,
     dense_layers_listed,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style(bias="exp_probs_b", routers_tell=True)
 
@@ -54,14 +45,5 @@ HUGGING_FACE = HuggingFace(
     further_layers=True,
 )
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

@@ -204,7 +204,7 @@ def hybrid_forward(
         qkv = p.matmul(h, matrix(f"{blk}.attn_qkv.weight"))
         gate = p.matmul(h, matrix(f"{blk}.attn_gate.weight"))
         beta, alpha = gates_of(blk, h)
-        qkv = p.causal_conv(qkv, vector(f"{blk}.ssm_conv1d.weight"), sizes.conv_width, state)
+        qkv = p.causal_conv(qkv, sizes.conv_width, state, vector(f"{blk}.ssm_conv1d.weight"))
         decay, bias = vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias")
         h = p.gated_delta(qkv, beta, alpha, decay, bias, linear_heads, sizes.conv_width, L2_EPSILON, state)
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), epsilon)

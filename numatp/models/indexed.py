@@ -21,7 +21,7 @@ from numatp.models.latent import (
 )
 from numatp.models.layers import Attention, IndexedAttention
 from numatp.models.names import Keys
-from numatp.models.routed import dense_layers_listed
+from numatp.models.routed import dense_layers_first
 from numatp.program.values import LayerCache, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
@@ -37,6 +37,7 @@ EPSILON = 1e-6  # of the norm of the indexer's keys, in every model
 class IndexedSpec(LatentSpec):
     top: int  # tokens that a row sees
     indexes: tuple[bool, ...]  # by layer: whether it has an indexer, else it sees what the last one with one chose
+    neighbours: bool  # whether the values of the indexer that turn together lie side by side, else half of those that turn apart
 
 
 def _read_indexes(file: ModelFile) -> tuple[bool, ...]:
@@ -50,7 +51,7 @@ def _read_indexes(file: ModelFile) -> tuple[bool, ...]:
     return flags[:layers]
 
 
-def read_indexed(file: ModelFile) -> IndexedSpec:
+def read_indexed(file: ModelFile, neighbours: bool) -> IndexedSpec:
     name = file.text("general.architecture")
     heads, size, top = (file.count(f"{name}.attention.indexer.{key}") for key in ("head_count", "key_length", "top_k"))
     rotated = file.count(f"{name}.rope.dimension_count")
@@ -62,7 +63,8 @@ def read_indexed(file: ModelFile) -> IndexedSpec:
         index = size if indexes[number] else 0
         return IndexedAttention(rows.key_size, rows.value_size, heads=rows.heads, top=top, index_size=index)
 
-    spec = read_latent(file, IndexedSpec, layer, {"index_heads": heads, "index_size": size}, top=top, indexes=indexes)
+    more = {"index_heads": heads, "index_size": size}
+    spec = read_latent(file, IndexedSpec, layer, more, top=top, indexes=indexes, neighbours=neighbours)
     if not spec.low_rank_queries:
         file.fail(f"lacks '{name}.attention.q_lora_rank', which its indexer needs; convert the model again")
     return spec
@@ -83,10 +85,7 @@ def indexed_rules(spec: IndexedSpec) -> list[Rule]:
     return latent_rules(spec, more)
 
 
-def indexed_forward(
-    p: "Ops", spec: IndexedSpec, split: Split, weights: Weights, caches: list[LayerCache], neighbours: bool
-) -> None:
-    """neighbours: whether the values of the indexer that turn together lie side by side, else half of those that turn apart."""
+def indexed_forward(p: "Ops", spec: IndexedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
     matrix, vector = weights.matrix, weights.vector
     chosen: Value | None = None
 
@@ -96,22 +95,16 @@ def indexed_forward(
             return None
         if cache.index:
             keys, name = p.matmul(h, matrix(f"{blk}.indexer.attn_k.weight")), f"{blk}.indexer.k_norm"
-            p.append_index(keys, vector(f"{name}.weight"), vector(f"{name}.bias"), EPSILON, angles, neighbours, cache)
+            p.append_index(keys, vector(f"{name}.weight"), vector(f"{name}.bias"), EPSILON, angles, spec.neighbours, cache)
             q = p.matmul(low, matrix(f"{blk}.indexer.attn_q_b.weight"))
             heads = p.matmul(h, matrix(f"{blk}.indexer.proj.weight"))
-            chosen = p.choose_tokens(q, heads, angles, neighbours, cache, spec.top)
+            chosen = p.choose_tokens(q, heads, angles, spec.neighbours, cache, spec.top)
         return chosen
 
     latent_forward(p, spec, split, weights, caches, choose)
 
 
 # ---------------------------------------------------------------- folders
-
-
-def _dense_layers(config: Config) -> int:
-    if config.get("mlp_layer_types") is None:
-        return min(int(config["first_k_dense_replace"]), int(config["num_hidden_layers"]))
-    return dense_layers_listed(config)
 
 
 def indexers_listed(config: Config) -> Any:
@@ -129,7 +122,7 @@ def indexers_listed(config: Config) -> Any:
 
 
 INDEXED_CONFIG: Keys = LATENT_CONFIG | {
-    "leading_dense_block_count": _dense_layers,
+    "leading_dense_block_count": dense_layers_first,
     "attention.indexer.head_count": "index_n_heads",
     "attention.indexer.key_length": "index_head_dim",
     "attention.indexer.top_k": "index_topk",

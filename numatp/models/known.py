@@ -146,6 +146,14 @@ SHAPES = {
         "attention.indexer.head_count": 32, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048,
         "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
     }, optional=("blk.0.exp_probs_b.bias",)),
+    "kimi-linear-48b-a3b": Shape("kimi-linear", 163840, {
+        "embedding_length": 2304, "block_count": 27, "attention.head_count": 32,
+        "attention.head_count_kv": [int(layer % 4 == 3 or layer == 26) for layer in range(27)], "attention.kv_lora_rank": 512,
+        "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64, "kda.head_dim": 128,
+        "ssm.conv_kernel": 4, "feed_forward_length": 9216, "leading_dense_block_count": 1, "expert_count": 256,
+        "expert_used_count": 8, "expert_feed_forward_length": 1024, "expert_shared_count": 1, "context_length": 1048576,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }, optional=("blk.0.exp_probs_b.bias",)),
     "mistral-large-3": Shape("deepseek2", 131072, {
         "embedding_length": 7168, "block_count": 61, "attention.head_count": 128, "attention.q_lora_rank": 1536,
         "attention.kv_lora_rank": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128,

@@ -15,7 +15,7 @@ from numatp.files.huggingface import CannotComputeError, Stored, numbered_rows
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import MAX_HEAD_SIZE
-from numatp.models.layers import Attention
+from numatp.models.layers import Attention, Layer
 from numatp.models.names import ENDS, EXPERTS, FFN, ONLY, Keys, attention_factor
 from numatp.models.rope import read_rope
 from numatp.models.routed import (
@@ -35,12 +35,12 @@ from numatp.models.routed import (
 from numatp.program.values import Heads, LayerCache, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
-from numatp.weights.splits import COLUMN_UNIT, Shared, Sizes, Split, cut_heads, cut_rows
+from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Sizes, Split, cut_heads, cut_rows
 
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-STYLE = Style(gate=SOFTMAX, bias_may_lack=True, output_columns="heads*value_size")
+STYLE = Style(gate=SOFTMAX, bias_may_lack=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +76,10 @@ def _read_heat(file: ModelFile) -> tuple[float, int]:
 
 
 def read_latent(
-    file: ModelFile, kind: type[LatentKind], layer: Callable[[int, Attention], Attention] | None = None,
-    more_sizes: Mapping[str, int] | None = None, **more: Any,
+    file: ModelFile, kind: type[LatentKind], layer: Callable[[int, Attention], Layer] | None = None,
+    more_sizes: Mapping[str, int | Cut] | None = None, style: Style | None = None, **more: Any,
 ) -> LatentKind:  # fmt: skip
-    """layer(number, what it keeps): another kind of layer, which keeps more."""
+    """layer(number, what it keeps): another kind of layer. `more`: see read_common."""
     name = file.text("general.architecture")
 
     def count(key: str) -> int:
@@ -107,14 +107,22 @@ def read_latent(
     )  # fmt: skip
     layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
     rows = Attention(latent + rotated, latent, heads="latent_heads")
+    if "rope" not in more:
+        more["rope"] = read_rope(file, rotated, multiplies="scores")
     return read_mixture(
-        file, kind, _style(file), sizes, layers=tuple(layer(number, rows) if layer else rows for number in range(layers)),
-        rope=read_rope(file, rotated, multiplies="scores"), low_rank_queries=rank > 0, heat=_read_heat(file), **more,
+        file, kind, style or _style(file), sizes, layers=tuple(layer(number, rows) if layer else rows for number in range(layers)),
+        low_rank_queries=rank > 0, heat=_read_heat(file), **more,
     )  # fmt: skip
 
 
 def latent_rules(spec: LatentSpec, more: Callable[[int], Sequence[Rule]] = lambda layer: ()) -> list[Rule]:
     """more(layer): rules of attention that it has besides."""
+    rules = attention_rules(spec)
+    return mixture_rules(spec, lambda layer: (*rules[:-1], *more(layer), rules[-1]))
+
+
+def attention_rules(spec: LatentSpec) -> tuple[Rule, ...]:
+    """Those of one layer between its norms."""
     queries: tuple[Rule, ...] = (Rule.matrix("attn_q.weight", "heads*head_size", "width"),)
     if spec.low_rank_queries:
         queries = (
@@ -122,19 +130,26 @@ def latent_rules(spec: LatentSpec, more: Callable[[int], Sequence[Rule]] = lambd
             Rule.vector("attn_q_a_norm.weight", "query_rank"),
             Rule.matrix("attn_q_b.weight", "heads*head_size", "query_rank"),
         )
-    attention = (
+    return (
         *queries,
         Rule.matrix("attn_kv_a_mqa.weight", "latent_row", "width"),
         Rule.vector("attn_kv_a_norm.weight", "latent"),
         Rule.stacked("attn_k_b.weight", "heads", "latent", "nope"),
         Rule.stacked("attn_v_b.weight", "heads", "value_size", "latent"),
+        Rule.matrix("attn_output.weight", "width", "heads*value_size"),
     )
-    return mixture_rules(spec, STYLE, lambda layer: (*attention, *more(layer)))
 
 
 def latent_forward(
     p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache], choose: Choose | None = None
 ) -> None:
+    mixture_forward(p, spec, split, weights, caches, latent_attention(p, spec, split, weights, choose))
+
+
+def latent_attention(
+    p: "Ops", spec: LatentSpec, split: Split, weights: Weights, choose: Choose | None = None
+) -> Callable[[str, Value, LayerCache], Value]:
+    """As mixture_forward wants it."""
     sizes, epsilon = spec.sizes, spec.epsilon
     matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.latent_heads, sizes.heads, sizes.latent_row)
@@ -158,7 +173,7 @@ def latent_forward(
             rows = p.sparse_attention(queries, heads, scale, cache, chosen, sizes.latent)
         return p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, matrix(f"{blk}.attn_v_b.weight")), routes)
 
-    mixture_forward(p, spec, STYLE, split, weights, caches, attention)
+    return attention
 
 
 # ---------------------------------------------------------------- folders

@@ -1,6 +1,6 @@
 """Llama 1-3, Mistral, SmolLM: blocks whose input is normalised (prenorm.py); Llama 3.1 divides the frequencies of the rotation."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,13 +12,6 @@ from numatp.models.names import CONFIG, FFN, ONLY, Keys, rope_type
 from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.rope import llama3_factors, plain, read_base, read_factors
 from numatp.models.spec import read_sizes
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 
 def _is_llama3(config: Config) -> bool:
@@ -72,9 +65,4 @@ def read_spec(file: ModelFile) -> PrenormSpec:
     return read_prenorm(file, factors=("rope_freqs.weight",) if read_factors(file) else ())
 
 
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+rules, forward = prenorm_rules, prenorm_forward

@@ -12,7 +12,7 @@ from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.layers import Attention
 from numatp.models.llama import LLAMA3_CONFIG, rope_factors
-from numatp.models.names import ATTENTION, ENDS, ONLY, TOGETHER
+from numatp.models.names import ATTENTION, ENDS, ONLY, TOGETHER, layer_types
 from numatp.models.prenorm import Temper
 from numatp.models.rope import read_factors
 from numatp.models.spec import (
@@ -46,18 +46,13 @@ CHUNK = 8192  # tokens, after as many of which queries grow
 GROWTH = 0.1
 PLAIN_HEADS = 128  # experts of the one model that does not normalise heads: Maverick
 
-CHUNKED, FULL = "chunked_attention", "full_attention"
-
 
 def _chunked(config: Config) -> list[bool]:
     """Per layer; the others are those that know no positions."""
     layers, period = config["num_hidden_layers"], config["no_rope_layer_interval"]
     turned = config.get("no_rope_layers") or [(layer + 1) % period != 0 for layer in range(layers)]
-    chunk = config["attention_chunk_size"]
-    kinds = config.get("layer_types") or [CHUNKED if flag and chunk is not None else FULL for flag in turned]
-    if set(kinds) - {CHUNKED, FULL} or len(kinds) != layers:
-        raise CannotComputeError(f"has {layers} layers of kinds {sorted(set(kinds))} ('layer_types')")
-    flags = [kind == CHUNKED for kind in kinds]
+    in_chunks = config["attention_chunk_size"] is not None
+    flags: list[bool] = layer_types("chunked_attention")(config) or [bool(flag and in_chunks) for flag in turned]
     if flags != [bool(flag) for flag in turned] and (any(flags) or not all(turned)):
         raise CannotComputeError("has other layers without positions than those that see all tokens ('no_rope_layers')")
     return flags

@@ -12,7 +12,7 @@ from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.layers import Attention
-from numatp.models.names import ATTENTION, ENDS, EXPERTS, FFN, ONLY
+from numatp.models.names import ATTENTION, ENDS, EXPERTS, FFN, ONLY, layer_types
 from numatp.models.rope import plain, read_base, read_rope
 from numatp.models.routed import (
     FFN_NORM,
@@ -36,7 +36,7 @@ from numatp.weights.splits import Shared, Sizes, Split, cut_heads, cut_rows
 if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
-STYLE = Style(routers_tell=True, normalized=True, output_columns="heads*value_size")
+STYLE = Style(routers_tell=True, normalized=True)
 PERIOD = 6  # of six layers the last sees all tokens, and the very first, where a folder does not say
 FULL, WINDOW = "full_attention", "sliding_attention"
 # Where config.json says nothing of the rotation.
@@ -46,16 +46,12 @@ PART = 0.334  # of a head's values that turn
 
 def _slides(config: Config) -> list[int]:
     """As numbers, which GGUF files have there. Released folders have them too."""
-    layers = config["num_hidden_layers"]
-    kinds = config.get("layer_types")
-    if kinds is None and config.get("hybrid_layer_pattern") is not None:
-        return [int(flag) for flag in config["hybrid_layer_pattern"]]
-    if kinds is None:
-        return [int(layer > 0 and (layer + 1) % PERIOD != 0) for layer in range(layers)]
-    others = set(kinds) - {FULL, WINDOW}
-    if others or len(kinds) != layers:
-        raise CannotComputeError(f"has {layers} layers of kinds {sorted(set(kinds))} ('layer_types')")
-    return [int(kind == WINDOW) for kind in kinds]
+    flags = layer_types(WINDOW)(config)
+    if flags is None:
+        flags = config.get("hybrid_layer_pattern")
+    if flags is None:
+        flags = [layer > 0 and (layer + 1) % PERIOD != 0 for layer in range(config["num_hidden_layers"])]
+    return [int(flag) for flag in flags]
 
 
 def _kv_heads(config: Config) -> list[int]:
@@ -196,9 +192,10 @@ def rules(spec: Mimo2Spec) -> list[Rule]:
         ]
         if spec.window_sinks if slides else spec.full_sinks:
             listed.append(Rule.vector("attn_sinks.weight", "heads"))
+        listed.append(Rule.matrix("attn_output.weight", "width", "heads*value_size"))
         return listed if slides else [rule.in_words(kv_heads="full_kv_heads") for rule in listed]
 
-    return mixture_rules(spec, STYLE, attention)
+    return mixture_rules(spec, attention)
 
 
 def forward(p: "Ops", spec: Mimo2Spec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
@@ -218,4 +215,4 @@ def forward(p: "Ops", spec: Mimo2Spec, split: Split, weights: Weights, caches: l
         sinks = vector(f"{blk}.attn_sinks.weight") if sunk else None
         return p.attention(qkv, heads, 1 / sqrt(heads.size), cache, sinks, value_size=sizes.value_size)
 
-    mixture_forward(p, spec, STYLE, split, weights, caches, attention)
+    mixture_forward(p, spec, split, weights, caches, attention)

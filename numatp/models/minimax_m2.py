@@ -1,29 +1,20 @@
 """MiniMax-M2, 2.1 and 2.5: routed experts in all layers (routed.py); queries, and keys, are normalised over all heads together."""
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.names import ATTENTION, CONFIG, ENDS, ONLY, part_of_heads
 from numatp.models.routed import (
     FFN_NORM,
     HEAD_NORMS,
-    RoutedSpec,
     Style,
     gate_of,
     read_routed,
     routed_forward,
     routed_rules,
 )
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 STYLE = Style(norm_of_all=True, normalized=True)
 
@@ -60,14 +51,5 @@ HUGGING_FACE = HuggingFace(
     only=ONLY | {"hidden_act": "silu", "scoring_func": "sigmoid", "use_qk_norm": True, "qk_norm_type": "per_layer"},
 )
 
-
-def read_spec(file: ModelFile) -> RoutedSpec:
-    return read_routed(file, STYLE)
-
-
-def rules(spec: RoutedSpec) -> list[Rule]:
-    return routed_rules(spec, STYLE)
-
-
-def forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    routed_forward(p, spec, STYLE, split, weights, caches)
+read_spec = partial(read_routed, style=STYLE)
+rules, forward = routed_rules, routed_forward

@@ -1,7 +1,5 @@
 """Ministral 3 (and Mistral Small 3.1 in GGUF files): as Llama (prenorm.py); queries grow with the logarithm of their position."""
 
-from typing import TYPE_CHECKING
-
 from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import HuggingFace
 from numatp.files.layouts import Config
@@ -10,13 +8,6 @@ from numatp.models.names import CONFIG, FFN, ONLY
 from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, Temper, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.rope import read_rope
 from numatp.models.spec import read_sizes
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 # Where config.json says nothing of the rotation.
 ROPE = {
@@ -59,9 +50,4 @@ def read_spec(file: ModelFile) -> PrenormSpec:
     return read_prenorm(file, rope=rope, temper=Temper(by, every) if by else None)
 
 
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+rules, forward = prenorm_rules, prenorm_forward

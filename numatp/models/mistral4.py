@@ -1,11 +1,11 @@
 """Mistral Small 4: latent attention (latent.py) whose queries grow with their position, experts routed by a softmax."""
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from numatp.files.folder import rope_parameters
 from numatp.files.huggingface import CannotComputeError, HuggingFace
 from numatp.files.layouts import Config
-from numatp.files.model_file import ModelFile
 from numatp.models.latent import (
     LATENT_CONFIG,
     LATENT_ONLY,
@@ -17,13 +17,6 @@ from numatp.models.latent import (
 )
 from numatp.models.names import EITHER
 from numatp.models.routed import SOFTMAX
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 
 def _heat(config: Config) -> Any:
@@ -70,14 +63,5 @@ HUGGING_FACE = HuggingFace(
     texts={"mistral4": ("Mistral4ForCausalLM", {})},
 )
 
-
-def read_spec(file: ModelFile) -> LatentSpec:
-    return read_latent(file, LatentSpec)
-
-
-def rules(spec: LatentSpec) -> list[Rule]:
-    return latent_rules(spec)
-
-
-def forward(p: "Ops", spec: LatentSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    latent_forward(p, spec, split, weights, caches)
+read_spec = partial(read_latent, kind=LatentSpec)
+rules, forward = latent_rules, latent_forward

@@ -2,7 +2,7 @@
 another. Models for long contexts divide the frequencies of the rotation by one of two lists.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,13 +13,6 @@ from numatp.files.model_file import ModelFile
 from numatp.models.names import CONFIG, ENDS, ONLY, part_of_heads, rope_type
 from numatp.models.prenorm import PrenormSpec, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.rope import check_factors
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 FACTORS = ("rope_factors_short.weight", "rope_factors_long.weight")  # of texts up to the original context, and of longer ones
 LAYER = "model.layers.{layer}"
@@ -94,9 +87,4 @@ def read_spec(file: ModelFile) -> PrenormSpec:
     return read_prenorm(file, factors=factors, trained=trained, neighbours=False, gate_above_up=True)
 
 
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+rules, forward = prenorm_rules, prenorm_forward

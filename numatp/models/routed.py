@@ -12,6 +12,7 @@ from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.names import CONFIG, Keys
 from numatp.models.spec import (
+    ATTENTION_OUTPUT_RULE,
     DOWN_RULE,
     EXPERT_DOWN_RULE,
     EXPERT_GATE_UP_RULES,
@@ -28,7 +29,7 @@ from numatp.models.spec import (
     read_ffn,
     read_sizes,
 )
-from numatp.program.values import Heads, LayerCache, Router, Value
+from numatp.program.values import Heads, Kept, LayerCache, Router, Value
 from numatp.weights.load import Weights
 from numatp.weights.rules import Rule
 from numatp.weights.splits import COLUMN_UNIT, Cut, Sizes, Split, cut_columns
@@ -51,12 +52,12 @@ class Style:
     routers_tell: bool = False  # whether the layers without experts are those without a router, where a file is silent
     neighbours: bool = False  # whether the two values of a head that turn together lie side by side
     normalized: bool = False  # whether shares always add up to 1, else where a file says so
-    output_columns: str = "heads*head_size"  # of attention's output matrix
     norm_of_all: bool = False  # whether all heads' queries, and keys, are normalised together instead of each head
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixtureSpec(Spec):
+    style: Style
     router: Router
     biased: bool  # the router
     dense_layers: int  # which have a feed-forward network; the others have experts
@@ -70,6 +71,7 @@ class RoutedSpec(MixtureSpec):
 
 
 MixtureKind = TypeVar("MixtureKind", bound=MixtureSpec)
+CacheKind = TypeVar("CacheKind", bound=Kept)
 
 
 def read_routed(file: ModelFile, style: Style) -> RoutedSpec:
@@ -87,7 +89,7 @@ def read_mixture(file: ModelFile, kind: type[MixtureKind], style: Style, sizes: 
     if step != 1:
         file.fail(f"has experts in each {step}-th layer, which numatp cannot compute; use another model")
     return read_common(
-        file, kind, sizes=sizes, dense_layers=_dense_layers(file, style), router=read_router(file, style),
+        file, kind, style=style, sizes=sizes, dense_layers=_dense_layers(file, style), router=read_router(file, style),
         biased=not style.bias_may_lack or any(tensor.endswith(f".{style.bias}") for tensor in file.tensors),
         experts_used=file.count(f"{name}.expert_used_count"), **more,
     )  # fmt: skip
@@ -137,15 +139,16 @@ def read_router(file: ModelFile, style: Style) -> Router:
     )  # fmt: skip
 
 
-def routed_rules(spec: RoutedSpec, style: Style) -> list[Rule]:
-    norms = NORM_OF_ALL_RULES if style.norm_of_all else HEAD_NORM_RULES if spec.heads_normalized else ()
-    return mixture_rules(spec, style, lambda layer: (*QKV_RULES, *(QKV_BIAS_RULES if spec.qkv_bias else ()), *norms))
+def routed_rules(spec: RoutedSpec) -> list[Rule]:
+    norms = NORM_OF_ALL_RULES if spec.style.norm_of_all else HEAD_NORM_RULES if spec.heads_normalized else ()
+    attention = (*QKV_RULES, *(QKV_BIAS_RULES if spec.qkv_bias else ()), *norms, ATTENTION_OUTPUT_RULE)
+    return mixture_rules(spec, lambda layer: attention)
 
 
-def mixture_rules(spec: MixtureSpec, style: Style, attention: Callable[[int], Sequence[Rule]]) -> list[Rule]:
-    """attention(layer): the rules between its first norm and the matrix of attention's output."""
+def mixture_rules(spec: MixtureSpec, attention: Callable[[int], Sequence[Rule]]) -> list[Rule]:
+    """attention(layer): the rules between its norms, the last of them "attn_output.weight"."""
     dense = (*GATE_UP_RULES, DOWN_RULE)
-    bias = (Rule.vector(style.bias, "experts"),) if spec.biased else ()
+    bias = (Rule.vector(spec.style.bias, "experts"),) if spec.biased else ()
     shared = SHARED_EXPERT_RULES[1:] if "shared_ffn" in spec.sizes else ()
     mixture = (ROUTER_RULE, *bias, *shared, *EXPERT_GATE_UP_RULES, EXPERT_DOWN_RULE)
     return decoder_rules(
@@ -153,15 +156,14 @@ def mixture_rules(spec: MixtureSpec, style: Style, attention: Callable[[int], Se
         lambda layer: (
             Rule.vector("attn_norm.weight", "width"),
             *attention(layer),
-            Rule.matrix("attn_output.weight", "width", style.output_columns),
-            Rule.vector(style.ffn_norm, "width"),
+            Rule.vector(spec.style.ffn_norm, "width"),
             *(dense if layer < spec.dense_layers else mixture),
         ),
     )
 
 
-def routed_forward(p: "Ops", spec: RoutedSpec, style: Style, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    sizes, epsilon = spec.sizes, spec.epsilon
+def routed_forward(p: "Ops", spec: RoutedSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
+    sizes, style = spec.sizes, spec.style
     matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
@@ -173,18 +175,18 @@ def routed_forward(p: "Ops", spec: RoutedSpec, style: Style, split: Split, weigh
         if style.norm_of_all or spec.heads_normalized:
             q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
             if style.norm_of_all:
-                qkv = p.rms_norm_all_heads(qkv, heads, sizes.heads, q_norm, k_norm, epsilon)
+                qkv = p.rms_norm_all_heads(qkv, heads, sizes.heads, q_norm, k_norm, spec.epsilon)
             else:
-                qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, epsilon)
+                qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, spec.epsilon)
         qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=style.neighbours)
         return p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
 
-    mixture_forward(p, spec, style, split, weights, caches, attention)
+    mixture_forward(p, spec, split, weights, caches, attention)
 
 
 def mixture_forward(
-    p: "Ops", spec: MixtureSpec, style: Style, split: Split, weights: Weights, caches: list[LayerCache],
-    attention: Callable[[str, Value, LayerCache], Value],
+    p: "Ops", spec: MixtureSpec, split: Split, weights: Weights, caches: Sequence[CacheKind],
+    attention: Callable[[str, Value, CacheKind], Value],
 ) -> None:  # fmt: skip
     """attention(block, h, cache): of normalised rows, before the output matrix."""
     matrix, vector = weights.matrix, weights.vector
@@ -193,7 +195,7 @@ def mixture_forward(
         return p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate{kind}.weight"), matrix(f"{blk}.ffn_up{kind}.weight")))
 
     def mixture(blk: str, x: Value, h: Value) -> Value:
-        bias = vector(f"{blk}.{style.bias}") if spec.biased else None
+        bias = vector(f"{blk}.{spec.style.bias}") if spec.biased else None
         routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, bias)
         shared = []
         if "shared_ffn" in spec.sizes:
@@ -206,7 +208,7 @@ def mixture_forward(
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"), factor=spec.attended_scale)
-        h = p.rms_norm(x, vector(f"{blk}.{style.ffn_norm}"), spec.epsilon)
+        h = p.rms_norm(x, vector(f"{blk}.{spec.style.ffn_norm}"), spec.epsilon)
         if layer < spec.dense_layers:
             x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"))
         else:
@@ -235,6 +237,13 @@ def dense_layers_listed(config: Config) -> int:
     if kinds != ["dense"] * dense + ["sparse"] * (len(kinds) - dense) or len(kinds) != config["num_hidden_layers"]:
         raise CannotComputeError("has layers without experts behind those with them ('mlp_layer_types')")
     return int(dense)
+
+
+def dense_layers_first(config: Config) -> int:
+    """By mlp_layer_types, or as many of the first layers as first_k_dense_replace says."""
+    if config.get("mlp_layer_types") is None:
+        return min(int(config["first_k_dense_replace"]), int(config["num_hidden_layers"]))
+    return dense_layers_listed(config)
 
 
 ROUTED_CONFIG: Keys = CONFIG | {

@@ -1,20 +1,11 @@
 """SmolLM3: as Llama (prenorm.py), but every fourth layer knows no positions."""
 
-from typing import TYPE_CHECKING
-
 from numatp.files.huggingface import HuggingFace
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.names import CONFIG, FFN, NO_WINDOWS, ONLY, windows
 from numatp.models.prenorm import PRENORM_TENSORS, PrenormSpec, prenorm_forward, prenorm_rules, read_prenorm
 from numatp.models.spec import read_pattern
-from numatp.program.values import LayerCache
-from numatp.weights.load import Weights
-from numatp.weights.rules import Rule
-from numatp.weights.splits import Split
-
-if TYPE_CHECKING:
-    from numatp.program.ops import Ops
 
 PERIOD = 4  # of four layers the last does not rotate; no GGUF file says so
 
@@ -52,9 +43,4 @@ def read_spec(file: ModelFile) -> PrenormSpec:
     return read_prenorm(file, still=tuple(layer for layer, rotates in enumerate(flags) if not rotates))
 
 
-def rules(spec: PrenormSpec) -> list[Rule]:
-    return prenorm_rules(spec)
-
-
-def forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights, caches: list[LayerCache]) -> None:
-    prenorm_forward(p, spec, split, weights, caches)
+rules, forward = prenorm_rules, prenorm_forward

@@ -126,7 +126,8 @@ class Value:
         )  # fmt: skip
 
     def by_heads(self, count: int, width: int) -> "Value":
-        """Each row as `count` rows below each other, one for each head, and of these the first `width` columns."""
+        """Each row as `count` rows below each other, one for each head, and of these the first `width` columns; of no heads one."""
+        count = max(count, 1)
         assert self.width % count == 0 and self.stride == self.width * 4, self.name
         return replace(self, name=f"{self.name} by heads", width=width, parts=(), whole=self.whole or self, heads=count)
 
@@ -170,6 +171,7 @@ class LinearHeads:
     group: int  # value heads that share a key head
     size: int  # values of a head
     tiled: bool  # whether those lie apart: first one of each key head, then the next of each; else they follow each other
+    by_channel: bool = False  # whether each channel of a key has a decay of its own; then no key head has several value heads
 
     @property
     def width(self) -> int:

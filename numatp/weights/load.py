@@ -89,6 +89,8 @@ class Weights:
                 info, target = piece.info, self.tensors[piece.name]
                 if isinstance(target, Vector):
                     whole = floats_of(info, piece.format)
+                    if piece.rule.kind == "vector":  # which files may have with dimensions of 1 around it
+                        whole = whole.reshape(1, -1)
                     own = np.concatenate([whole[rows.start : rows.stop] for rows in piece.rows])
                     own = own[:, piece.columns.start : piece.columns.stop]
                     if not np.isfinite(own).all():
@@ -231,7 +233,7 @@ def by_piece(info: TensorInfo | Assembled, ranges: list[range]) -> Iterator[tupl
 
 def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
-    rows = info.shape[0] if len(info.shape) > 1 else 1
+    rows = prod(info.shape[:-1])
     factors = factors_of(info, [range(rows)])
     if isinstance(info, TensorInfo):
         values = quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))

@@ -248,7 +248,7 @@ def _slice(
         columns = _moved(columns, place.before)
     elif rule.stack:
         (things,), (own,), height = _extent(rule.shape[0], sizes, split), rows, expected[1]
-        stacked = len(things)
+        stacked = max(len(things), 1)  # one without rows on a rank that has no heads
         rows = [_moved(own, i * height + place.before) for i in things]
         if len(own) == height:
             rows = [range(things.start * height, things.stop * height)]

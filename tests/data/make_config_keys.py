@@ -75,6 +75,7 @@ LAYERED = [
     {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}},
     {"sliding_attention": FASTER},
 ]
+DELTA = {"head_dim": 32, "num_heads": 4, "short_conv_kernel_size": 4}
 # More than one key at a time, as folders of other versions have them.
 TOGETHER = [
     {"rope_parameters": None, "rope_theta": 500.0},
@@ -101,6 +102,11 @@ TOGETHER = [
     {"layer_types": "absent", "sliding_window_pattern": 2},
     {"layer_types": "absent", "full_attention_interval": 2},
     {"layer_types": None, "sliding_window_pattern": 3},
+    {"layer_types": "absent", "linear_attn_config": DELTA | {"full_attn_layers": [2], "kda_layers": [1]}},
+    {"layer_types": "absent", "linear_attn_config": DELTA | {"full_attn_layers": [1], "kda_layers": [2]}},
+    {"layer_types": "absent", "linear_attn_config": DELTA | {"full_attn_layers": [2], "kda_layers": []}},
+    {"linear_head_dim": "absent", "linear_num_heads": "absent", "linear_attn_config": DELTA},
+    {"mlp_layer_types": "absent", "first_k_dense_replace": 1},
 ]  # fmt: skip
 VALUES = {
     "attn_logit_softcapping": [5.0], "final_logit_softcapping": [5.0], "head_dim": [8, None], "hidden_act": ["gelu", "relu"],
@@ -115,7 +121,8 @@ VALUES = {
     "use_sliding_window": [True, False], "use_qk_norm": [True, False], "qkv_bias": [True, False], "attention_bias": [True, False],
     "mlp_bias": [True, False], "norm_topk_prob": [True, False, None], "use_bidirectional_attention": [True],
     "tie_word_embeddings": [True, False, None], "linear_value_head_dim": [8], "linear_num_key_heads": [4],
-    "pretraining_tp": [2], "tie_encoder_decoder": [True], "num_experts_per_tok": [1, 3], "is_causal": [False],
+    "pretraining_tp": [2], "tie_encoder_decoder": [True], "num_experts_per_tok": [1, 3], "num_experts_per_token": [1, 3, 4],
+    "is_causal": [False],
     "n_group": [1, 4], "topk_group": [1, 4], "first_k_dense_replace": [0, 2], "n_shared_experts": [1], "rotary_dim": [4, 16, None],
     "moe_layer_end_index": [-1, 0, 1], "moe_layer_start_index": [0, 2], "moe_layer_interval": [2],
     "mlp_layer_types": [None, ["dense", "dense"], ["sparse", "dense"], ["sparse", "sparse"]],

@@ -194,6 +194,11 @@ MODELS = {
         **ROUTED, **LATENT, **INDEXED, "index_topk": 23, "num_hidden_layers": 3, "v_head_dim": 64, "rope_parameters": PLAIN,
         "indexer_types": ["full", "shared", "full"],
     }),
+    "kimi-linear": ("KimiLinear", {
+        **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "layer_types": ["linear_attention", "full_attention"],
+        "linear_head_dim": 32, "linear_num_heads": 4, "num_local_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "n_shared_experts": 1, "routed_scaling_factor": 1.7, "intermediate_size": 64, "tie_word_embeddings": False,
+    }),
     "smollm3": ("SmolLM3", {
         "num_hidden_layers": 4, "intermediate_size": 32, "num_attention_heads": 4, "rope_parameters": PLAIN,
         "tie_word_embeddings": True,
@@ -292,7 +297,7 @@ def round_cache(model, rounded_rows=half):
         if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
             expand = layer.self_attn.expand_kv
             layer.self_attn.expand_kv = lambda *kept, expand=expand: expand(*map(rounded_rows, kept))
-    if hasattr(model.model.layers[0].self_attn, "expand_kv"):
+    if any(hasattr(layer.self_attn, "expand_kv") for layer in model.model.layers):
         return
     true = module.eager_attention_forward
     if true.__name__ != "rounded":
@@ -355,6 +360,14 @@ def as_released(name, folder):
             "model_type": "mimo_v2", "rope_theta": ropes["full_attention"]["rope_theta"],
             "swa_rope_theta": ropes["sliding_attention"]["rope_theta"],
         }  # fmt: skip
+    if name == "kimi-linear":
+        kinds = list(enumerate(config["layer_types"], 1))
+        config["linear_attn_config"] = {
+            "full_attn_layers": [number for number, kind in kinds if kind == "full_attention"],
+            "kda_layers": [number for number, kind in kinds if kind == "linear_attention"], "head_dim": config["linear_head_dim"],
+            "num_heads": config["linear_num_heads"], "short_conv_kernel_size": config["linear_conv_kernel_dim"],
+        }  # fmt: skip
+        config |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense"), "moe_router_activation_func": "sigmoid"}
     if name == "bailingmoe2":
         bailing(folder, config)
     path.write_text(json.dumps(config))
@@ -383,6 +396,18 @@ def bailing(folder, config):
     safetensors.torch.save_file(found, folder / "model.safetensors", {"format": "pt"})
 
 
+def name_dense_layers(folder):
+    """transformers calls the feed-forward network of Kimi Linear's layers without experts block_sparse_moe, like the others'."""
+    found = safetensors.torch.load_file(folder / "model.safetensors")
+    named = {
+        key.replace("block_sparse_moe", "mlp")
+        if ".block_sparse_moe." in key and key.split(".")[4].endswith("_proj")
+        else key: value
+        for key, value in found.items()
+    }
+    safetensors.torch.save_file(named, folder / "model.safetensors", {"format": "pt"})
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -395,8 +420,10 @@ def convert(model, converter, path):
         model.save_pretrained(folder)
         if path.stem == "bailingmoe2":
             as_released(path.stem, folder)
+        if path.stem == "kimi-linear":
+            name_dense_layers(folder)
         describe(folder, GOLDEN / f"{path.stem}.json")
-        if path.stem == "mimo2":
+        if path.stem in ("mimo2", "kimi-linear"):
             as_released(path.stem, folder)
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
