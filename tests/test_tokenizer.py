@@ -4,6 +4,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -28,6 +29,24 @@ def tokenizer(model_path):
 def test_the_ids_of_llama_cpp(tokenizer):
     wrong = [row for row in RECORDED if tokenizer.encode(row["text"], special=row["special"]) != row["ids"]]
     assert len(RECORDED) > 300 and not wrong
+
+
+def test_other_threads_go_on_beside_a_long_text(tokenizer):
+    """A server's streams wait for nobody's prompt."""
+    lived, ended = [0], threading.Event()
+
+    def live():
+        while not ended.wait(0.001):
+            lived[0] += 1
+
+    other = threading.Thread(target=live)
+    other.start()
+    before = lived[0]
+    tokenizer.encode("word " * 200_000)
+    during = lived[0] - before
+    ended.set()
+    other.join()
+    assert during > 3  # an interpreter that is held lets it in before and after
 
 
 def of_rule(path, rule):
@@ -183,9 +202,9 @@ def test_thousands_of_names_are_one_walk_over_the_text(tmp_path):
     tokenizer, asked = Tokenizer.from_gguf(file), []
 
     class Counting:
-        def encode(self, text, **options):
-            asked.append(text)
-            return library.encode(text, **options)
+        def encode_batch_fast(self, texts, **options):
+            asked.extend(texts)
+            return library.encode_batch_fast(texts, **options)
 
     library, tokenizer._bpe = tokenizer._bpe, Counting()
     less, first = TOKENS.index("<"), len(TOKENS)

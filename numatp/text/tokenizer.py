@@ -18,6 +18,8 @@ from numatp.text.chat_template import render_chat
 from numatp.text.parts.formats import Parts
 from numatp.text.shield import Names, Shield
 
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # one text at a time: its library's threads would have nothing to do
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -143,8 +145,7 @@ class Tokenizer:
         return ids
 
     def _ids(self, text: str, special: bool) -> list[int]:
-        ids: list[int] = (self._bpe if special else self._plain).encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids_of(self._bpe if special else self._plain, text)
 
     @cached_property
     def _plain(self) -> "tokenizers.Tokenizer":
@@ -179,7 +180,7 @@ class Tokenizer:
         if not shield.needed:
             return self.encode(text)
         # The template's special tokens are cut out, each leaves a hole, and between the holes is text as it was said.
-        found = self._bpe.encode(text, add_special_tokens=False)
+        (found,) = self._bpe.encode_batch([text], add_special_tokens=False)
         pieces, holes = [], []
         end = 0
         for id, (start, stop) in zip(found.ids, found.offsets, strict=True):
@@ -190,7 +191,7 @@ class Tokenizer:
         pieces.append(text[end:])
         filled = iter(holes)
         said = HOLE.join(piece.replace(HOLE, "").translate(shield.letters) for piece in pieces)
-        ids = self._with_holes.encode(said, add_special_tokens=False).ids
+        ids = _ids_of(self._with_holes, said)
         hole = self._with_holes.token_to_id(HOLE)
         return self._around([next(filled) if id == hole else id for id in ids])
 
@@ -245,6 +246,11 @@ class Tokenizer:
     def _special_ids(self) -> dict[str, int]:
         return {token: id for id, token in enumerate(self.tokens) if self.kinds[id] == CONTROL and token}
 
+    @cached_property
+    def longest(self) -> int:
+        """Characters of a text that one token stands for at most."""
+        return max(map(len, self.tokens))
+
     def is_special(self, id: int) -> bool:
         """Whether it has a name and no text."""
         return 0 <= id < self.vocab_size and self.kinds[id] in (UNKNOWN, CONTROL)
@@ -266,6 +272,13 @@ def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
 
         return FolderTokenizer(Path(path))
     return Tokenizer.from_gguf(read_gguf(path))
+
+
+def _ids_of(bpe: "tokenizers.Tokenizer", text: str) -> list[int]:
+    """Other threads go on meanwhile, which a call for one text would not let them."""
+    (found,) = bpe.encode_batch_fast([text], add_special_tokens=False)
+    ids: list[int] = found.ids
+    return ids
 
 
 def end_ids(tokens: Sequence[str], kinds: Sequence[int], said: Iterable[int]) -> frozenset[int]:
