@@ -11,7 +11,7 @@ from numatp.server import tools
 from numatp.server.conversation import Block, Chat, ask, blocks_of, joined, reason_of
 from numatp.server.endpoint import Call
 from numatp.server.generation import Generation, Sequence
-from numatp.server.messages import Name, template_arguments
+from numatp.server.messages import MOST_MESSAGES, Name, template_arguments
 from numatp.server.refusals import Refused, anthropic_error
 from numatp.server.reply import Body, Reply, encode, reply
 from numatp.server.sampling import Count, Probability, Sampling, Stops, params_of
@@ -59,7 +59,7 @@ class Thinking(Struct):
 
 
 class CountRequest(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  # where mypy finds no msgspec
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MOST_MESSAGES)]
     model: Name | None = None
     system: str | list[Part] | None = None
     tools: Annotated[list[Tool], Meta(max_length=256)] | None = None

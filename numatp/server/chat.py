@@ -14,7 +14,7 @@ from numatp.server.endpoint import Call
 from numatp.server.forms import ResponseFormat, grammars_of, of_format, one_of
 from numatp.server.generation import Delta, Generation, Sequence
 from numatp.server.logprobs import chat_logprobs
-from numatp.server.messages import Message, Name, as_taken, template_arguments
+from numatp.server.messages import Messages, Name, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
 from numatp.server.reply import Reply, encode, reply
 from numatp.server.sampling import Count, Sampling, params_of
@@ -35,7 +35,7 @@ class Reasoning(Struct):
 
 
 class ChatRequest(Sampling):
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Messages
     model: Name | None = None
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None

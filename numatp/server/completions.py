@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from numatp.llm import LLM
 from numatp.server.chat import DONE, StreamOptions, event_of
-from numatp.server.conversation import check_length, reason_of
+from numatp.server.conversation import check_length, check_size, reason_of
 from numatp.server.endpoint import Call
 from numatp.server.forms import ResponseFormat, grammars_of, of_format, one_of
 from numatp.server.generation import Delta, Generation, Prompt
@@ -23,7 +23,8 @@ from numatp.server.usage import progress_of, timings_of, usage_of
 from numatp.text.stream import TextStream
 
 MOST_SEQUENCES = 256  # of one request: prompts times answers
-Text = str | list[str | TokenId | list[TokenId]]
+MOST_TOKENS = 1 << 20  # that are given as numbers
+Text = str | Annotated[list[str | TokenId | list[TokenId]], Meta(max_length=MOST_TOKENS)]
 
 
 class CompletionRequest(Sampling):
@@ -63,18 +64,28 @@ def prompts_of(llm: LLM, asked: CompletionRequest) -> list[Prompt]:
         llm.check_grammar(grammar)
     of_prompt = logprobs if asked.echo else None
     params = params_of(asked, llm.default_params, limit, logprobs=logprobs, prompt_logprobs=of_prompt, grammar=grammar)
-    for text in texts_of(asked.prompt):
-        tokens = llm.encode(text)
+    texts = texts_of(asked.prompt)
+    if len(texts) * (asked.n or 1) > MOST_SEQUENCES:
+        raise Refused(400, f"{len(texts)} texts in one request: at most {MOST_SEQUENCES} answers", param="prompt")
+    for text in texts:
+        tokens = encoded(llm, text)
         if not tokens:
             raise Refused(400, "the prompt is empty", param="prompt")
         if limit != 0 or len(tokens) > llm.place.context:
-            check_length(llm, tokens)
+            check_length(llm, len(tokens))
         for i in range(asked.n or 1):
             one = replace(params, seed=(params.seed or 0) + i)
             found.append(Prompt(tokens, one, TextStream(llm.tokenizer, params.stops, min_tokens=params.min_tokens)))
-    if len(found) > MOST_SEQUENCES:
-        raise Refused(400, f"{len(found)} texts in one request: at most {MOST_SEQUENCES}", param="prompt")
     return found
+
+
+def encoded(llm: LLM, text: str | list[int]) -> list[int]:
+    """In a thread. Refused for what is certainly too long, before anything is done with it."""
+    if isinstance(text, str):
+        check_size(llm, len(text))
+    else:
+        check_length(llm, len(text) - 1)
+    return llm.encode(text)
 
 
 async def completions(call: Call) -> Reply:

@@ -13,6 +13,8 @@ from numatp.server.state import State
 from numatp.text.parts.piece import ToolCall
 from numatp.text.stream import TextStream
 
+SHORT = 8  # characters a token: a text with fewer may fit, whatever words the model knows
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -33,8 +35,9 @@ async def ask(state: State, chat: Chat, salt: str, progress: bool = False) -> Ge
 
 def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
     """In a thread."""
+    check_size(llm, sum(map(_characters, chat.messages)))
     tokens = llm.encode(chat.messages, chat.arguments)
-    check_length(llm, tokens)
+    check_length(llm, len(tokens))
     params = chat.params
     if chat.must_call:
         if params.grammar:
@@ -53,15 +56,27 @@ def prompts_of(llm: LLM, chat: Chat) -> list[Prompt]:
     return [Prompt(tokens, replace(params, seed=seed), reader(), chat.one_call, parts) for seed in seeds]
 
 
-def check_length(llm: LLM, tokens: list[int]) -> None:
-    """In OpenAI's words, by which agents know that they have to shorten their history."""
+def check_length(llm: LLM, tokens: int, least: str = "") -> None:
+    """In OpenAI's words, by which agents know that they have to shorten their history. least: "at least ", if it is."""
     most = llm.place.context
-    if len(tokens) >= most:
+    if tokens >= most:
         raise Refused(
-            400, f"This model's maximum context length is {most} tokens. However, you requested {len(tokens) + 1} tokens "
-            f"({len(tokens)} in the messages, at least 1 in the completion). Please reduce the length of the messages.",
+            400, f"This model's maximum context length is {most} tokens. However, you requested {least}{tokens + 1} tokens "
+            f"({least}{tokens} in the messages, at least 1 in the completion). Please reduce the length of the messages.",
             param="messages", code="context_length_exceeded",
         )  # fmt: skip
+
+
+def check_size(llm: LLM, characters: int) -> None:
+    """Before a text of so many is read, which takes a second a million: that which is certainly too long is refused at once."""
+    if characters >= llm.place.context * SHORT:
+        check_length(llm, characters // llm.tokenizer.longest, "at least ")
+
+
+def _characters(message: dict[str, Any]) -> int:
+    """Of its text."""
+    content = message["content"] or ""
+    return len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
 
 
 class Block(NamedTuple):

@@ -7,6 +7,7 @@ from msgspec import Meta, Struct
 from numatp.server.refusals import Refused
 
 Name = Annotated[str, Meta(max_length=256)]
+MOST_MESSAGES = 1 << 16  # of one chat
 TEXTS = ("text", "input_text", "output_text")  # parts that are text; OpenAI's two interfaces name them differently
 RESERVED = {
     "messages",
@@ -46,6 +47,9 @@ class Message(Struct):
     tool_call_id: Name | None = None
     reasoning_content: str | None = None  # DeepSeek's word, and llama-server's
     reasoning: str | None = None  # gpt-oss's and vLLM's
+
+
+Messages = Annotated[list[Message], Meta(min_length=1, max_length=MOST_MESSAGES)]
 
 
 def as_taken(messages: list[Message]) -> list[dict[str, Any]]:

@@ -9,12 +9,12 @@ from msgspec import Meta, Struct
 from numatp.engine.token import Token
 from numatp.llm import LLM
 from numatp.server.chat import event_of
-from numatp.server.completions import Text, texts_of
-from numatp.server.conversation import check_length
+from numatp.server.completions import MOST_TOKENS, Text, encoded, texts_of
+from numatp.server.conversation import check_length, check_size
 from numatp.server.endpoint import Call
 from numatp.server.forms import grammars_of, one_of
 from numatp.server.generation import Delta, Generation, Prompt, Sequence
-from numatp.server.messages import Message, as_taken, template_arguments
+from numatp.server.messages import Messages, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
 from numatp.server.reply import Body, Reply, reply
 from numatp.server.sampling import Sampling, TokenId, params_of
@@ -38,14 +38,15 @@ def _prompt_of(llm: LLM, asked: NativeRequest) -> Prompt:
     """In a thread. A list of texts and ids is one prompt, piece after piece."""
     given = asked.prompt
     if isinstance(given, list) and any(isinstance(one, str) for one in given) and len(given) > 1:
+        check_size(llm, sum(len(one) for one in given if isinstance(one, str)))
         pieces = [one if isinstance(one, list) else [one] if isinstance(one, int) else llm.tokenizer.encode(one) for one in given]
         texts: list[str | list[int]] = [[id for piece in pieces for id in piece]]
     else:
         texts = texts_of(given)
     if len(texts) != 1:
         raise Refused(400, "several prompts: /v1/completions takes them", param="prompt")
-    tokens = llm.encode(texts[0])
-    check_length(llm, tokens)
+    tokens = encoded(llm, texts[0])
+    check_length(llm, len(tokens))
     limit = asked.n_predict if asked.n_predict is not None else asked.max_tokens
     limit = limit if limit is not None and limit >= 0 else None
     grammar = one_of(*grammars_of(asked))
@@ -117,10 +118,13 @@ class NativeAnswer:
 # ---------------------------------------------------------------- tokens and templates
 
 
+Letters = Annotated[str, Meta(max_length=4 << 20)]  # whose tokens are told one by one
+
+
 class TokenizeRequest(Struct):
-    content: str | None = None  # llama-server's word
-    prompt: str | None = None  # vLLM's
-    messages: list[Message] | None = None
+    content: Letters | None = None  # llama-server's word
+    prompt: Letters | None = None  # vLLM's
+    messages: Messages | None = None
     add_special: bool | None = None  # the model's own start and end tokens
     add_special_tokens: bool | None = None
     parse_special: bool | None = None  # names of special tokens in a text are those tokens
@@ -133,10 +137,12 @@ async def tokenize(call: Call) -> Reply:
     call.state.check_ready()
     llm = call.state.llm
     tokens = await call.state.in_thread(_tokens_of, llm, asked)
-    found: list[Any] = tokens
-    if asked.with_pieces:
-        found = [{"id": id, "piece": _piece(llm.tokenizer.token_bytes(id))} for id in tokens]
+    found = await call.state.in_thread(_pieces, llm, tokens) if asked.with_pieces else tokens
     return Body({"tokens": found, "count": len(tokens), "max_model_len": llm.place.context})
+
+
+def _pieces(llm: LLM, tokens: list[int]) -> list[Any]:
+    return [{"id": id, "piece": _piece(llm.tokenizer.token_bytes(id))} for id in tokens]
 
 
 def _tokens_of(llm: LLM, asked: TokenizeRequest) -> list[int]:
@@ -160,7 +166,7 @@ def _piece(spelled: bytes) -> str | list[int]:
 
 
 class DetokenizeRequest(Struct):
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Meta(max_length=MOST_TOKENS)]
 
 
 async def detokenize(call: Call) -> Reply:
@@ -171,7 +177,7 @@ async def detokenize(call: Call) -> Reply:
 
 
 class TemplateRequest(Struct):
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Messages
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 

@@ -13,8 +13,8 @@ from numatp.server.conversation import Block, Chat, ask, blocks_of, joined, reas
 from numatp.server.endpoint import Call
 from numatp.server.forms import ResponseFormat, of_format
 from numatp.server.generation import Generation, Sequence
+from numatp.server.messages import MOST_MESSAGES, Message, Name, Part, ToolCall, as_taken, template_arguments
 from numatp.server.messages import Function as Called
-from numatp.server.messages import Message, Name, Part, ToolCall, as_taken, template_arguments
 from numatp.server.refusals import Refused, openai_error
 from numatp.server.reply import Reply, encode, reply
 from numatp.server.sampling import Count, Probability, Sampling, params_of
@@ -53,7 +53,7 @@ class ToolChoice(Struct):
 
 
 class ResponsesRequest(Struct, kw_only=True):  # type: ignore[call-arg,unused-ignore]  # where mypy finds no msgspec
-    input: str | Annotated[list[Item], Meta(min_length=1)]
+    input: str | Annotated[list[Item], Meta(min_length=1, max_length=MOST_MESSAGES)]
     model: Name | None = None
     instructions: str | None = None
     previous_response_id: Name | None = None
