@@ -105,6 +105,10 @@ def test_a_prompt_that_is_too_long(server):
     error = server.post(CHAT, {"messages": [{"role": "user", "content": "word " * 2000}]}).json()["error"]
     assert error["code"] == "context_length_exceeded"
     assert "This model's maximum context length is 1024 tokens. However, you requested" in error["message"]
+    longer = "word " * 100_000  # which cannot fit, whatever words the model knows: it is not read
+    for path, body in ((CHAT, {"messages": [{"role": "user", "content": longer}]}), ("/completion", {"prompt": longer})):
+        error = server.post(path, body).json()["error"]
+        assert error["code"] == "context_length_exceeded" and "requested at least" in error["message"]
 
 
 def test_routes_that_are_not_there(server):
@@ -130,6 +134,24 @@ def raw(server, request):
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         connection.sendall(request)
         return connection.recv(65536)
+
+
+def test_what_is_no_http(server):
+    """Before a request, in its body, behind an answer: it is told so or hung up on, and nothing is logged (below)."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for text in (b"\x16\x03\x01\x00\xc8", b"GET /\xff HTTP/1.1\r\n\r\n", b"\r\n" * 50_000):
+        assert b" 400 " in raw(server, text + b"\r\n\r\n").split(b"\r\n")[0]
+    for chunks in (b"zz\r\n", b"-1\r\n", b"3\r\nabcdef\r\n", b"f" * 21 + b"\r\n"):
+        for host in (b"localhost", b"evil"):
+            assert b" 400 " in raw(server, head % host + chunks).split(b"\r\n")[0], chunks
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(head % b"evil")
+        assert b" 403 " in connection.recv(65536)
+        connection.sendall(b"zz\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert connection.recv(65536) == b""
+    assert server.client.get("/health").status_code == 200
 
 
 def test_hosts_and_origins(server):

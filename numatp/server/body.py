@@ -1,7 +1,9 @@
 """A request's body: bounded while it is read, and parsed into structs that bound every number and list."""
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -10,6 +12,7 @@ from numatp.server.guard import Receive
 from numatp.server.refusals import Refused
 
 MOST_BYTES = 32 << 20
+MOST_TOGETHER = 256 << 20  # of all requests that are under way
 MOST_DEPTH = 64  # of what is handed on as it came: schemas, arguments of a template
 SECONDS = 60.0  # for a client to send it
 LARGE = 1 << 16  # bytes of a body that is parsed in a thread, so that others do not wait for it
@@ -22,19 +25,43 @@ class HungUp(Exception):
     """The client has gone."""
 
 
-async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]]) -> bytes:
-    """Refused if it is too large or too slow; HungUp if the client goes."""
+class Room:
+    """For the bodies of all requests that are under way."""
+
+    def __init__(self) -> None:
+        self.taken = 0  # bytes
+
+    @contextlib.contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """take(bytes) for one request, given back at its end; Refused where there is no room for so many more."""
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            if self.taken + size > MOST_TOGETHER:
+                raise Refused(429, "the bodies of other requests leave no room for this one: try again later", retry_after=10)
+            mine += size
+            self.taken += size
+
+        try:
+            yield take
+        finally:
+            self.taken -= mine
+
+
+async def read_body(receive: Receive, headers: list[tuple[bytes, bytes]], take: Callable[[int], None]) -> bytes:
+    """Refused if it is too large or too slow, or by take(bytes); HungUp if the client goes."""
     for name, value in headers:
         if name == b"content-encoding" and value.lower() != b"identity":
             raise Refused(400, f"a body of content-encoding {value.decode('latin-1')[:20]!r} is not read: send it as it is")
     try:
         async with asyncio.timeout(SECONDS):
-            return await _read(receive)
+            return await _read(receive, take)
     except TimeoutError:
         raise Refused(408, f"the body did not come within {SECONDS:.0f} s") from None
 
 
-async def _read(receive: Receive) -> bytes:
+async def _read(receive: Receive, take: Callable[[int], None]) -> bytes:
     parts, size = [], 0
     while True:
         message = await receive()
@@ -43,6 +70,7 @@ async def _read(receive: Receive) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size <= MOST_BYTES:
+            take(len(part))
             parts.append(part)
         else:  # what comes is forgotten, for a while: who is still sending would not see why it is refused
             parts.clear()

@@ -56,11 +56,11 @@ class Endpoint:
         self._state, self._method, self._handler = state, method, handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._state.answering():
+        with self._state.answering(), self._state.bodies.share() as take:
             try:
                 if scope["method"] not in (self._method, "HEAD" if self._method == "GET" else self._method):
                     raise Refused(405, f"{scope['path']} is asked with {self._method}")
-                body = await read_body(receive, scope["headers"])
+                body = await read_body(receive, scope["headers"], take)
                 await self._until_hung_up(self._answer(scope, body, send), receive)
             except HungUp:
                 log.debug("a client of %r has hung up", scope["path"])

@@ -8,13 +8,16 @@ import os
 import socket
 import stat
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from numatp.errors import RankError, UserError
 from numatp.llm import LLM
 from numatp.server.app import make_app
+from numatp.server.connection import Connection, room_for_connections
 from numatp.server.settings import Settings
 from numatp.server.state import State
 
@@ -99,8 +102,9 @@ class Life:
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         listening = listen(self._settings)
+        connection: Any = partial(Connection, most=room_for_connections(), waiting={})
         config = uvicorn.Config(
-            make_app(self.state), http="h11", ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
+            make_app(self.state), http=connection, ws="none", lifespan="off", interface="asgi3", log_config=None, access_log=False,
             server_header=False, date_header=False, proxy_headers=False, timeout_keep_alive=IDLE, timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._server = Server(config, self._signalled)

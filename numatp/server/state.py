@@ -11,6 +11,7 @@ from typing import Literal, TypeVar
 
 from numatp import __version__
 from numatp.llm import LLM
+from numatp.server.body import Room
 from numatp.server.metrics import Metrics
 from numatp.server.refusals import Refused
 from numatp.server.settings import Settings
@@ -34,6 +35,7 @@ class State:
         self.sequences = 0  # that the engine has been asked for and has not ended
         self.queued_tokens = 0  # of their prompts, until each has its first token
         self.responses = 0  # requests that are being answered
+        self.bodies = Room()
         self.quiet = asyncio.Event()  # there are none
         self.quiet.set()
         self._lasted: deque[float] = deque(maxlen=REMEMBERED)  # seconds from asking the engine to its end

@@ -65,13 +65,14 @@ class ScriptedLLM:
 
 
 class ScriptedServer:
-    def __init__(self, model_path):
+    def __init__(self, model_path, http="h11"):
+        """http: uvicorn's word for who reads connections."""
         self.llm, settings = ScriptedLLM(model_path), Settings(port=0)
         listening = listen(settings)
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.state = State(self.llm, settings, 8)
         self.state.phase = "ready"
-        config = uvicorn.Config(make_app(self.state), http="h11", ws="none", lifespan="off", log_config=None, access_log=False)
+        config = uvicorn.Config(make_app(self.state), http=http, ws="none", lifespan="off", log_config=None, access_log=False)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server.serve([listening])))
         self._thread.start()
