@@ -123,6 +123,7 @@ def test_files_that_are_not_as_they_were_written(tmp_path, caplog):
 
 
 def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "numatp")
     path, folder = model("f16", tmp_path), tmp_path / "kept"
     with opened_with(path, folder) as play:
         asked(play, LONG[:200])
@@ -134,6 +135,7 @@ def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypa
     for other, ranks, job in ((tmp_path / "other" / "tiny.gguf", 1, {}), (path, 2, {}), (path, 1, {"cache_type": "q8_0"})):
         with opened_with(other, folder, ranks, **job) as play:
             assert asked(play, LONG[:200])[2].cached_tokens == 0
+    assert sum("are left alone" in line for line in caplog.messages) == 3
     with opened_with(path, folder, max_rows=32, context=640, max_sequences=3) as play:  # which change nothing
         assert asked(play, LONG[:200])[2].cached_tokens == 192
     with monkeypatch.context() as patched:  # which say what a block holds

@@ -323,7 +323,7 @@ def drains(server):
 
 
 def test_prompts_outlive_the_server(model_path, tmp_path):
-    """After SIGTERM, and after a kill once it was idle; the text is the same."""
+    """After SIGTERM, and after a kill while it answers others; the text is the same."""
     arguments = ("--ranks", 1, "-c", 1024, "-np", 2, "--prompt-cache-dir", tmp_path / "kept")
     question = {
         "messages": [{"role": "user", "content": "Tell me of the sea and its ships. " * 20}],
@@ -337,6 +337,8 @@ def test_prompts_outlive_the_server(model_path, tmp_path):
             answer = server.post(CHAT, question).json()
             cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
             said.append((answer["choices"], cached, answer["usage"]["prompt_tokens"]))
+            if end == signal.SIGKILL:
+                killed_while_it_works(server, tmp_path / "kept")
             server.process.send_signal(end)
             assert server.wait() == (0 if end == signal.SIGTERM else -signal.SIGKILL)
         finally:
@@ -345,6 +347,16 @@ def test_prompts_outlive_the_server(model_path, tmp_path):
     assert said[0][1] == 0 and said[1][1] == said[2][1] >= said[0][2] - 65
     refused = numatp("serve", "-m", model_path, "--prompt-cache-dir", tmp_path / "kept", "--no-prefix-cache")
     assert refused.returncode == 2 and refused.stderr.splitlines()[-1].endswith("leave out --no-prefix-cache")
+
+
+def killed_while_it_works(server, folder):
+    """What it has computed of a prompt meanwhile is in files before it rests."""
+    files = len(list(folder.glob("*/*")))
+    with begun(server, ENDLESS):
+        until(lambda: server.counts()["num_requests_running"] == 1, "it does not run")
+        server.post(CHAT, {"messages": [{"role": "user", "content": "Something else. " * 40}], "max_tokens": 1})
+        until(lambda: len(list(folder.glob("*/*"))) > files, "nothing is saved")
+        assert server.counts()["num_requests_running"] == 1
 
 
 def test_a_second_signal_ends_it(model_path):

@@ -1,10 +1,11 @@
-"""Prompts that outlive the process: what the cache knows is written into files while nobody asks for anything and at the end, and
-read back at the next start of the same model with the same settings.
+"""Prompts that outlive the process: what the cache knows is written into files, all of it while nobody asks for anything and at the
+end, and a little between Steps; and read back at the next start of the same model with the same settings.
 
 A file holds one block of a pool, or one state, of every rank, so that a text of which the beginning is there needs only its rest.
 """
 
 import logging
+import time
 from array import array
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +21,7 @@ from numatp.kernels.compile import identity as kernels_identity
 from numatp.kernels.layout import CACHE_BLOCK
 
 log = logging.getLogger("numatp")
+PAUSE = 32  # times what saving a part took until the next one, beside requests: it takes 3 % of their time at most
 
 
 class SavedPrompts:
@@ -37,6 +39,7 @@ class SavedPrompts:
         self._writing: Future[bool] | None = None
         self._waiting: list[tuple[Prefix, int, int]] | None = None  # parts to be written, the next one last; None: to be looked for
         self._failed = False
+        self._rests_until = 0.0  # beside requests
 
     def restore(self) -> None:
         """As much as there is room for, of what was used last."""
@@ -54,7 +57,9 @@ class SavedPrompts:
                 self._carry.write(self._engine.run_carry, saved.part, number, saved.content)
                 num_bytes += len(saved.content)
         prefixes.restored()
-        log.info(f"{self._engine.job.prompt_cache_dir}: {num_bytes / 1e6:.1f} MB of prompts")
+        others = self._files.others()
+        more = f"; {others / 1e6:.1f} MB of another model, or of other ranks or settings, are left alone" if others else ""
+        log.info(f"{self._engine.job.prompt_cache_dir}: {num_bytes / 1e6:.1f} MB of prompts{more}")
 
     def save_next(self) -> None:
         """Begins to write a part, unless one is being written or all are."""
@@ -73,9 +78,15 @@ class SavedPrompts:
             self._writing = self._writer.submit(self._files.write, saved)
             self._writing.add_done_callback(lambda written: self._wake())
 
-    def changed(self) -> None:
-        """The cache may know more than before, and less."""
+    def step_done(self) -> None:
+        """Between two Steps: the cache may know more than before, and less. A server that never rests would lose all if it was
+        killed, so a part is saved now and then."""
         self._waiting = None
+        began = time.monotonic()
+        if began >= self._rests_until:
+            self.save_next()
+            now = time.monotonic()
+            self._rests_until = now + PAUSE * (now - began)
 
     def finish(self) -> None:
         """Writes all that is not yet written."""

@@ -182,7 +182,7 @@ class Service:
                             continue
                         elif isinstance(request, Call):
                             request.run(engine)
-                            self._cache_changed()
+                            self._step_done()
                         else:
                             scheduler.submit(request)
                 if scheduler.busy:
@@ -190,7 +190,7 @@ class Service:
                     scheduler.step()
                     self.counts.steps += 1
                     self.counts.step_began = 0.0
-                    self._cache_changed()
+                    self._step_done()
             if self._saved:
                 self._finishing = True
                 self._saved.finish()
@@ -198,9 +198,9 @@ class Service:
             scheduler.fail(error)
             raise
 
-    def _cache_changed(self) -> None:
+    def _step_done(self) -> None:
         if self._saved:
-            self._saved.changed()
+            self._saved.step_done()
 
     def _refuse_waiting(self) -> None:
         assert self._ended

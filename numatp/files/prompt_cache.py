@@ -85,6 +85,10 @@ class PromptCache:
         found = [NAME.fullmatch(path.name) for _, path in sorted(mine, reverse=True)]
         return [(bytes.fromhex(one[1]), int(one[2])) for one in found if one and int(one[2]) < len(self._part_bytes)]
 
+    def others(self) -> int:
+        """Bytes of the files of other models, or of other settings."""
+        return sum(size for path, (_, size) in self._files.items() if path.parent != self._folder)
+
     def used(self, name: Name) -> int | None:
         """When a file was used last; None if there is none."""
         found = self._files.get(self._path(name))
