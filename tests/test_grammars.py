@@ -12,6 +12,7 @@ import tokenizers
 from support.models import folders, tiny
 
 from numatp import LLM, SamplingParams, UserError
+from numatp.text import matcher
 from numatp.text.grammar import MOST_BYTES, Grammar
 
 VOCAB = tiny.SIZES["vocab"]
@@ -168,6 +169,22 @@ def test_grammars_that_do_not_compile_are_refused_at_once(llm, grammar, line):
         with pytest.raises(UserError, match=re.escape(line)) as refused:
             ask(grammar)
         assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("joined", [
+    {"allOf": [{"type": "string", "pattern": f".*{i}.*"} for i in range(40)]},
+    {"$ref": "#/$defs/0", "$defs": {str(i): {"$ref": f"#/$defs/{i + 1}", "pattern": f".*{i}.*"} for i in range(40)} | {"40": {}}},
+], ids=["allOf", "ref"])  # fmt: skip
+def test_patterns_that_would_never_be_compiled(llm, monkeypatch, joined):
+    """Each doubles the time: forty would hold a core for ever, in a thread that nobody can end."""
+    monkeypatch.setattr(matcher, "SECONDS", 0.7)
+    with pytest.raises(UserError, match=r"does not compile: it takes more than 0.7 s"):
+        llm.check_grammar(Grammar.json_schema(joined))
+
+
+def test_many_patterns_that_need_not_hold_together(llm):
+    fields = {f"at{i}": {"$ref": "#/$defs/time"} if i % 2 else {"type": "string", "pattern": f"^{i}+$"} for i in range(40)}
+    llm.check_grammar(Grammar.json_schema({"type": "object", "properties": fields, "$defs": {"time": {"format": "date-time"}}}))
 
 
 @pytest.mark.parametrize(("make", "line"), [

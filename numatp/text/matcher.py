@@ -1,5 +1,7 @@
 """Where answers stand in their grammars: which tokens may come next, by llguidance (MIT), an optional package."""
 
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
 
 MISSING = "grammars and JSON schemas need the package llguidance: pip install 'numatp[server]'"
 MOST_COMPILED = 32  # grammars that are kept
+# Patterns that must hold together (allOf, or beside $ref) are joined into one, and whether a text fits all of them is a question
+# whose price doubles with each; llguidance's limits do not bound it, and nothing ends it but the end of its process.
+JOINS, PATTERNS, MOST_PATTERNS = ('"allOf"', '"$ref"'), ('"pattern"', '"format"'), 8
+SECONDS = 5.0  # to compile a schema that may be such a one
+CHECK = """import resource, sys
+from llguidance import LLMatcher
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+LLMatcher.validate_grammar(sys.stdin.read())
+"""
 # Between the parts of JSON: nothing, a space, or a new line and its indentation. Without a bound models write spaces for ever.
 WHITESPACE = r"(?: |\n {0,32})?"
 
@@ -58,12 +69,28 @@ class Grammars:
             self._vocabulary = self._vocabulary or _vocabulary(self._tokenizer)
         try:
             described = _described(grammar)
+            if grammar.kind == "json_schema" and _may_explode(grammar.text):
+                _compile_apart(described)
             wrong = LLMatcher.validate_grammar(described, self._vocabulary)
         except ValueError as error:
             wrong = str(error)
         if wrong and not wrong.startswith("WARNING"):
             raise UserError(f"the grammar does not compile: {_first_line(wrong)}")
         return LLMatcher(self._vocabulary, described, log_level=0)
+
+
+def _may_explode(schema: str) -> bool:
+    return any(join in schema for join in JOINS) and sum(map(schema.count, PATTERNS)) > MOST_PATTERNS
+
+
+def _compile_apart(described: str) -> None:
+    """In a process that can be ended. ValueError if it does not come to an end."""
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", CHECK], input=described, text=True, capture_output=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it takes more than {SECONDS:g} s: fewer patterns that must hold together") from None
+    if done.returncode:
+        raise ValueError("it takes too much memory: fewer patterns that must hold together")
 
 
 def _described(grammar: Grammar) -> str:
