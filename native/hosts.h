@@ -13,7 +13,7 @@
 #define NUMATP_SILENCE_NS 5000000000 /* without any sign of life: that host, or the link to it, is taken for dead */
 #endif
 
-enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_SWAP, TAG_BEAT };
+enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_BEAT, TAG_SWAP }; /* and from TAG_SWAP on one for each job */
 
 struct message {
     uint64_t request; /* MPI's: an int or a pointer, which lies at the start of the word */
@@ -27,7 +27,7 @@ struct flight {
 };
 
 struct beat {
-    int64_t aborted; /* whether the job of that host has ended, and why */
+    int64_t job; /* number of the last one that was aborted on that host, 0: none; and why */
     char text[NUMATP_ABORT_BYTES];
 };
 
@@ -44,6 +44,9 @@ struct numatp_hosts {
 
     pthread_mutex_t jobs;                /* held while `job` is changed or used */
     struct numatp_ranks *job;            /* ends when another host does; NULL: there is none */
+    int number;                          /* of the job, or of the last one: 1, 2, ..., the same on all hosts */
+    struct beat ended;                   /* which of our jobs was aborted last */
+    int64_t deaf_since;                  /* ns: it had ended by then, and nobody here has asked why */
     _Atomic int32_t silent;              /* 1 + a host from which nothing comes */
     _Atomic int32_t lost;                /* 1 + a rank with which MPI could not exchange a message */
     _Atomic bool stop;
@@ -51,8 +54,7 @@ struct numatp_hosts {
     pthread_t heart;
     struct flight said[NUMATP_MAX_RANKS], heard[NUMATP_MAX_RANKS];
     int64_t said_at[NUMATP_MAX_RANKS], heard_at[NUMATP_MAX_RANKS];
-    const struct numatp_ranks *told_of_end[NUMATP_MAX_RANKS]; /* whose abort that host has heard of */
-    struct beat saying[NUMATP_MAX_RANKS], hearing[NUMATP_MAX_RANKS];
+    struct beat saying[NUMATP_MAX_RANKS], hearing[NUMATP_MAX_RANKS], told[NUMATP_MAX_RANKS];
 };
 
 /* MPI_Isend and MPI_Irecv, into the messages under way. peer: a rank. False where MPI or memory fails. */
@@ -70,9 +72,6 @@ bool numatp_land(struct numatp_hosts *, struct numatp_ranks *, struct flight *);
 
 /* Ends the job if a host is silent or a rank lost, which it then is: true. */
 bool numatp_hosts_ended(struct numatp_hosts *, struct numatp_ranks *);
-
-/* The job of these ranks has ended: nobody looks at them any more when this returns. */
-void numatp_hosts_leave(struct numatp_hosts *, const struct numatp_ranks *);
 
 /* Ends the job because a message could not be sent or expected, and is false. */
 bool numatp_not_sent(struct numatp_hosts *, struct numatp_ranks *);

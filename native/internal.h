@@ -62,6 +62,7 @@ struct numatp_ranks {
     bool crowded;
     int32_t pid;             /* the process that opened this; a child made by fork must not touch the window */
     _Atomic bool abort_text; /* a thread of this rank has taken the right to write the text */
+    _Atomic bool asked_why;  /* our caller knows that the job has ended */
     bool meeting;            /* we have come to the current meeting, and not all others have */
     int64_t step;            /* Steps published (rank 0) or begun (others) */
     int64_t base;            /* syncs executed by all earlier Steps: sync `ordinal` of this Step is number base + ordinal */
@@ -69,6 +70,7 @@ struct numatp_ranks {
     int64_t flag_block;      /* bytes of one rank's block */
     int lanes;
     struct numatp_hosts *hosts; /* NULL: all ranks are on this host */
+    int job;                    /* of several hosts: 1, 2, ... for each job of this process */
     int first;                  /* of several hosts: number in the job of the rank at our seat 0 */
     struct numatp_peer peer[NUMATP_MAX_RANKS];
 };
@@ -84,6 +86,8 @@ static inline bool numatp_aborted(const struct numatp_ranks *ranks)
 }
 
 bool numatp_forked(const struct numatp_ranks *);
+
+const char *numatp_abort_reason(struct numatp_ranks *); /* numatp_abort_text for us, not for our caller */
 
 /* Looks whether the other ranks live: 1 + the rank of a dead one, or 0. */
 int numatp_dead_peer(const struct numatp_ranks *);

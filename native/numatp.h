@@ -96,6 +96,7 @@ char *numatp_note(struct numatp_ranks *, int rank);
 void numatp_abort(struct numatp_ranks *, const char *text);
 int numatp_abort_rank(struct numatp_ranks *);          /* rank that ended the job, -1 while it runs */
 const char *numatp_abort_text(struct numatp_ranks *);  /* "" while it runs */
+int numatp_abort_witness(struct numatp_ranks *);       /* rank 0 has died, and of the others this one is to say so */
 
 /* The lanes: `flags` is this process's mapping of numatp_flag_bytes(size, lanes) zero-filled bytes of the window.
  * `lanes` is the smallest thread count of any rank. Before the first program with a sync. */
@@ -151,16 +152,18 @@ struct numatp_hosts;
 
 /* This process as the rank at seat `seat` of host `host` of `num_hosts`. leaders: by host, the rank at seat 0, which speaks for it;
  * ranks are numbers in the communicator, and those of a host follow each other. From now on the leaders send each other signs of
- * life; a host that is silent for seconds ends the job. NULL with errno on failure. */
+ * life; a host that is silent for seconds ends the job. A process whose job has ended, and that does not ask for numatp_abort_text
+ * within three seconds, ends with the text on stderr. NULL with errno on failure. */
 struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *, int host, int num_hosts, int seat, const int32_t *leaders,
                                        const char *const *names);
 void numatp_hosts_quiet(struct numatp_hosts *); /* no MPI is called any more: before MPI ends */
 
 /* These ranks, the seats of one host, are part of a job that runs on all hosts: an abort ends it on all. One job at a time. */
 void numatp_ranks_hosts(struct numatp_ranks *, struct numatp_hosts *);
+void numatp_hosts_leave(struct numatp_ranks *); /* before their window goes: nobody looks at it any more when this returns */
 
 /* Leaders only, for setting up: sends `mine` to each other leader; what host h sent is then at theirs + h * room, room bytes at
- * most. NUMATP_PENDING after about 50 ms: call again with the same. */
+ * most. NUMATP_PENDING after about 50 ms: call again with the same. After NUMATP_ABORTED the memory of both must stay. */
 int numatp_hosts_swap(struct numatp_ranks *, const void *mine, int64_t mine_bytes, void *theirs, int64_t room);
 
 /* An op's kernel. Thread 0 sends `outgoing` to our counterparts and receives theirs, *rows rows of row_bytes from each. The program

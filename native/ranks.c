@@ -114,8 +114,7 @@ void numatp_ranks_close(struct numatp_ranks *ranks)
 {
     if (!ranks)
         return;
-    if (ranks->hosts)
-        numatp_hosts_leave(ranks->hosts, ranks);
+    numatp_hosts_leave(ranks);
     for (int r = 0; r < ranks->size; r++)
         if (ranks->peer[r].pidfd >= 0)
             close(ranks->peer[r].pidfd);
@@ -195,8 +194,19 @@ int numatp_abort_rank(struct numatp_ranks *ranks)
     return atomic_load_explicit(&ranks->control->aborted_by, memory_order_acquire) - 1;
 }
 
-const char *numatp_abort_text(struct numatp_ranks *ranks)
+const char *numatp_abort_reason(struct numatp_ranks *ranks)
 {
     int rank = numatp_abort_rank(ranks);
     return rank < 0 ? "" : ranks->control->rank[rank].abort_text;
+}
+
+const char *numatp_abort_text(struct numatp_ranks *ranks)
+{
+    atomic_store_explicit(&ranks->asked_why, numatp_aborted(ranks), memory_order_relaxed);
+    return numatp_abort_reason(ranks);
+}
+
+int numatp_abort_witness(struct numatp_ranks *ranks)
+{
+    return numatp_abort_rank(ranks) == ranks->rank && !strncmp(numatp_abort_reason(ranks), "rank 0 ", 7);
 }

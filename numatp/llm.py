@@ -16,9 +16,9 @@ from numatp.engine.counts import Counts
 from numatp.engine.job import Job
 from numatp.engine.sampling import SamplingParams, recommended_params
 from numatp.engine.service import Service
+from numatp.engine.start import find_model
 from numatp.engine.token import Event, Finish, ScoredPrompt, Token
 from numatp.errors import NumatpError, UserError
-from numatp.files.models import resolve_model
 from numatp.results import Output, Place, RankPages, Scores, Stats
 from numatp.text.grammar import Grammar
 from numatp.text.parts.piece import Piece, ToolCall
@@ -130,7 +130,7 @@ class LLM:
             if not isinstance(shares, Sequence) or not all(isinstance(share, Real) for share in shares):
                 raise UserError(f"tensor_split is {tensor_split!r} and must be a list of numbers or 'auto'")
             job = Job(
-                model=os.fspath(resolve_model(os.fspath(model))), context=_whole(ctx, "ctx"),
+                model=find_model(os.fspath(model)), context=_whole(ctx, "ctx"),
                 threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
                 max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
                 quantize=quantize, tensor_split=tensor_split, cache_type=cache_type, wire=wire,

@@ -19,9 +19,9 @@ from numatp.cli.options import DIFFERENT, add_loading, natural, note, positive
 from numatp.cli.progress import Progress
 from numatp.cli.session import ended
 from numatp.engine.job import Job
+from numatp.engine.start import find_model
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.llm import count_pages
 from numatp.machine.launch import read_launch
@@ -240,7 +240,7 @@ def _loads(arguments: argparse.Namespace) -> list[Load]:
     ):
         if keys != values:
             raise UserError(DIFFERENT.format(keys, values))
-        loads.append(Load(os.fspath(resolve_model(model)), keys, threads))
+        loads.append(Load(find_model(model), keys, threads))
     launched = read_launch()
     if launched and launched.size > 1 and len(loads) > 1:
         raise UserError(

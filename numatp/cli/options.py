@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import os
 import random
 import re
 import sys
@@ -15,8 +14,8 @@ from typing import Any
 
 from numatp.engine.job import SPECS, WIRES, Job
 from numatp.engine.sampling import SamplingParams
+from numatp.engine.start import find_model
 from numatp.errors import UserError
-from numatp.files.models import resolve_model
 from numatp.kernels.layout import CACHE_TYPES
 from numatp.text.grammar import Grammar
 
@@ -182,7 +181,7 @@ def job_of(arguments: argparse.Namespace, **changes: int | str | None) -> Job:
     if arguments.cache_type_k != arguments.cache_type_v:
         raise UserError(DIFFERENT.format(arguments.cache_type_k, arguments.cache_type_v))
     described = {
-        "model": os.fspath(resolve_model(arguments.model)), "context": arguments.ctx_size, "threads": arguments.threads,
+        "model": find_model(arguments.model), "context": arguments.ctx_size, "threads": arguments.threads,
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
         "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,

@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quantize", choices=list(QUANTIZED), help="matrices of floats on load, as in generate")
     add("--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)")
     add(
-        "--hosts", type=positive, default=1, metavar="N", help="so many hosts like that machine; --ranks and -ts are of all of them"
+        "--hosts",
+        type=positive,
+        metavar="N",
+        help="hosts like that machine; --ranks and -ts are of all (default: mpirun's, else 1)",
     )
     add("--link", type=read_link, default=LINKS["10gbe"], metavar="LINK", help=f"what joins them: {KNOWN} (default 10gbe)")
     add("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
@@ -49,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         model = read_header(arguments.model)
         for line in model.file.notes if speaks() else ():
             note(line)
-        hosts = Hosts(arguments.hosts, arguments.link) if arguments.hosts > 1 else None
+        count = arguments.hosts or (-(-started.size // started.local_size) if started else 1)
+        hosts = Hosts(count, arguments.link) if count > 1 else None
         made = plan.make_plan(model, machine, job, ranks, hosts)
         found, lines, fits = plan.to_json(made), plan.describe(made), made.fits
     if speaks():

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from numatp.engine.job import Job
 from numatp.errors import NumatpError, UserError
 from numatp.files.cache import kernels_dir
+from numatp.files.models import resolve_model
 from numatp.machine import isa, launch, limits, placement, topology
 from numatp.machine.parent import end_with
 
@@ -41,6 +42,19 @@ class StartedRank:
         except NumatpError as error:
             failure = error
         self.world.agree(failure)
+
+
+def find_model(name: str) -> str:
+    """The path of a model. Each host has files of its own: what one rank of several hosts does not find is raised on all, when they
+    meet.
+    """
+    try:
+        return os.fspath(resolve_model(name))
+    except UserError as failure:
+        launched = launch.read_launch()
+        if launched and launched.local_size != launched.size:
+            _ranks("mpi").join(launched, crowded=False).agree(failure)  # as in take_place, where the others come to
+        raise
 
 
 def find_places(job: Job, size: int) -> list[placement.Placement]:

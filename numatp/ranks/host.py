@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -70,6 +71,8 @@ class Host:
         self.handle = self._library.numatp_ranks_open(self._map(0, num_bytes).ctypes.data, seat, seats, array, crowded)
         if not self.handle:
             raise MachineError(f"cannot join the other ranks: {os.strerror(ctypes.get_errno())}")
+        # Also where nobody closes this: the maps go with it, and a thread looks into them for other hosts.
+        self._leave = weakref.finalize(self, self._library.numatp_hosts_leave, self.handle)
 
     def _map(self, start: int, num_bytes: int) -> np.ndarray:
         mapped = mmap.mmap(self._window, num_bytes, offset=start)
@@ -80,8 +83,7 @@ class Host:
         """Raises what a status of the C runtime means, nothing for OK."""
         if status == native.ABORTED:
             text = self._library.numatp_abort_text(self.handle).decode(errors="replace")
-            first = self._library.numatp_abort_rank(self.handle) == self.seat
-            raise RankError(text, witness=first and text.startswith("rank 0 "))
+            raise RankError(text, witness=bool(self._library.numatp_abort_witness(self.handle)))
         if status == native.FORKED:
             raise RankError("numatp was used in a forked child of the process that loaded the model: load it in the child")
         if status != native.OK:
@@ -177,9 +179,11 @@ class Host:
     def abort(self, text: str) -> None:
         """Ends the job on every rank."""
         self._library.numatp_abort(self.handle, text.encode()[:400])
+        self._library.numatp_abort_text(self.handle)  # as if asked: this process knows
 
     def close(self) -> None:
         if self.handle:
+            self._leave()
             self._library.numatp_ranks_close(self.handle)
             self.handle = None
             os.close(self._window)

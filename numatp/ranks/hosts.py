@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from numatp.errors import MachineError
+from numatp.errors import MachineError, RankError
 from numatp.machine import native
 from numatp.ranks.host import Host
 
@@ -51,6 +51,8 @@ class Hosts:
         self.members, self.index, self.leads = members, index, seat == 0
         self._library = native.library()
         self._keep = communicator  # its handle is in C's hands
+        self._swapping = False
+        self._in_use: list[tuple[bytes, Any]] = []  # memory of swaps; MPI may write there after one that was given up
         mpi = _mpi(MPI, communicator)
         count = len(members.seats)
         leaders = (ctypes.c_int32 * count)(*map(members.first_rank, range(count)))
@@ -74,11 +76,17 @@ class Hosts:
         return self._swap(host, mine, [int.from_bytes(size, "little") for size in sizes])
 
     def _swap(self, host: Host, mine: bytes, sizes: list[int]) -> list[bytes]:
+        if self._swapping:
+            raise RankError("an exchange with the other hosts was interrupted")
         room = max(*sizes, 1)
         theirs = ctypes.create_string_buffer(room * len(sizes))
+        self._swapping = True
+        self._in_use.append((mine, theirs))
         while (status := self._library.numatp_hosts_swap(host.handle, mine, len(mine), theirs, room)) == native.PENDING:
             pass  # Python looks at signals in between
+        self._swapping = False
         host.check(status)
+        self._in_use.pop()
         ctypes.memmove(ctypes.byref(theirs, self.index * room), mine, len(mine))
         return [theirs.raw[i * room : i * room + size] for i, size in enumerate(sizes)]
 

@@ -111,7 +111,8 @@ def _leave(met: World, MPI: Any) -> None:
         met.gather("bye")
     except NumatpError:
         MPI = None
-    met.hosts.quiet()
+    finally:
+        met.hosts.quiet()
     if MPI:
         MPI.Finalize()
 

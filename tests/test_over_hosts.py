@@ -1,0 +1,117 @@
+"""What is asked of one host, asked of several: every kind of layer, the commands, the library, prompts in files.
+
+Hosts are namespaces of this machine (support/hosts). A start over hosts takes seconds, so each answers many questions
+(scripts/run_many.py).
+"""
+
+import json
+
+import numpy as np
+import pytest
+from support.commands import BIN, SCRIPTS
+from support.hosts import cluster
+from support.logits import F16_ROUNDING, error
+from support.models.golden import GOLDEN
+from support.warm import numatp, run_script
+
+pytestmark = [pytest.mark.cores, pytest.mark.skipif(bool(cluster.reason()), reason=str(cluster.reason()))]
+
+# Steps of [sequence, number of tokens]: prompts alone and side by side, beside a row that decodes, and decoding together.
+STEPS = [[[0, 30]], [[0, 1], [1, 20]], [[0, 1], [1, 1]], [[0, 40], [1, 5]], [[1, 1], [0, 1]]]
+# Dense, windows and two norms, experts, recurrent, latent rows, choices of tokens, layers in parallel, sinks of attention, chunks,
+# layers that read another's cache.
+KINDS = (
+    "llama", "gemma3", "qwen3moe", "qwen3next", "deepseek2-flash", "glm-dsa", "command-r", "gpt-oss", "llama4", "gemma4-e2b",
+)  # fmt: skip
+GENERATE = ["generate", "-p", "1, 2, 3, 4, 5,", "-n", "16", "--temp", "0", "--check-ranks", "-m"]
+
+
+def sequences(name, out, ranks):
+    """The arguments of run_sequences.py."""
+    recorded = np.load(GOLDEN / f"{name}.npz")
+    plan = {"sequences": [recorded[f"tokens{i}"].tolist() for i in range(2)], "steps": STEPS, "cache": "f16"}
+    return [str(GOLDEN / f"{name}.gguf"), str(out), str(ranks), "1", json.dumps(plan)]
+
+
+def ask(hosts, bin, each, folder, names, **questions):
+    """({what a model computed on all hosts}, the other answers)."""
+    questions["sequences"] = [sequences(name, folder / f"{name}.npz", 0) for name in names]
+    words = hosts.mpirun(bin, each, bin / "python", SCRIPTS / "run_many.py", json.dumps(questions))
+    result = hosts.run("a", *words)
+    assert result.returncode == 0, result.stderr
+    said = json.loads(result.stdout)
+    statuses = [line for line in result.stderr.splitlines() if line.startswith("rank ")]
+    zeros = " 0" * len(questions.get("commands", ()))
+    assert sorted(statuses) == [f"rank {rank}:{zeros}" for rank in range(each * len(hosts.names))], said
+    return {name: dict(np.load(folder / f"{name}.npz")) for name in names}, said
+
+
+def on_one_host(folder, name, ranks):
+    result = run_script("run_sequences", *sequences(name, folder / "one-host.npz", ranks))
+    assert result.returncode == 0, result.stderr
+    return dict(np.load(folder / "one-host.npz"))
+
+
+def same_bits(got, folder, ranks):
+    for name, rows in got.items():
+        wanted = on_one_host(folder, name, ranks)
+        assert rows.keys() == wanted.keys() and len(rows) > 8
+        assert all(np.array_equal(rows[key], wanted[key]) for key in wanted), name
+
+
+@pytest.fixture(scope="module")
+def hosts():
+    with cluster.Cluster("a", "b") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def alone(model_path):
+    """The text of one host."""
+    return numatp(*GENERATE, model_path, "--ranks", 2).stdout
+
+
+def test_two_hosts(hosts, alone, tmp_path, model_path, words_path):
+    """One rank on each: where the cut is the same, so are the bits."""
+    model, text = str(words_path), tmp_path / "text"
+    text.write_text("The capital of France is Paris. " * 20)
+    perplexity = ["perplexity", "-m", model, "-f", str(text), "-c", "128", "-o", "json"]
+    commands = {
+        "generate": [*GENERATE, str(model_path)], "audit": ["audit", "-m", model, "-n", "2", "-o", "json"],
+        "plan": ["plan", "-m", model, "-o", "json"], "perplexity": perplexity,
+        "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "-o", "json"],
+    }  # fmt: skip
+    got, said = ask(
+        hosts, BIN, 1, tmp_path, KINDS, library=[model], kept=[model, str(tmp_path / "kept")], commands=commands
+    )  # fmt: skip
+    same_bits(got, tmp_path, 2)
+    assert said["generate"][1] == alone and "2 hosts; host a: " in said["generate"][2]
+    on_one = json.loads(numatp(*perplexity, "--ranks", 2).stdout)
+    assert json.loads(said["perplexity"][1])["perplexity"] == on_one["perplexity"]
+    assert [rank["rank"] for rank in json.loads(said["audit"][1])["ranks"]] == [0, 1]
+    assert {row["ranks"] for row in json.loads(said["bench"][1])} == {2}
+    planned = json.loads(said["plan"][1])
+    assert (planned["hosts"]["hosts"], [rank["host"] for rank in planned["ranks"]]) == (2, [0, 1])
+    library = said["library"]
+    assert (library["rank"], library["ranks"]) == (0, 2)
+    assert library["text"] == library["streamed"] and library["text"].startswith(" Paris")
+    assert len(library["several"]) == 2 and library["chat"] and len(library["logprobs"]) == 6
+    before, after = said["kept"]
+    assert after[0] == before[0] and (before[1], after[1]) == (0, 192)
+
+
+@pytest.mark.parametrize(("library", "each"), [("openmpi", 2), ("mpich", 1), ("mpich", 2)])
+def test_other_launchers_and_more_ranks(hosts, alone, tmp_path, model_path, mpich, library, each):
+    """With two ranks on each host its sums come first: the same numbers, rounded elsewhere."""
+    bin, names = BIN if library == "openmpi" else mpich, ("llama", "qwen3moe", "qwen3next")
+    got, said = ask(hosts, bin, each, tmp_path, names, commands={"generate": [*GENERATE, str(model_path)]})
+    assert said["generate"][1] == alone
+    for name in names:
+        wanted = on_one_host(tmp_path, name, 2 * each)
+        assert all(error(got[name][key], wanted[key]) < (2 * F16_ROUNDING if each > 1 else 1e-12) for key in wanted)
+
+
+def test_three_hosts(tmp_path, mpich):
+    with cluster.Cluster("a", "b", "c") as three:
+        got, _ = ask(three, mpich, 1, tmp_path, ("llama", "deepseek2-flash"))
+    same_bits(got, tmp_path, 3)
