@@ -19,7 +19,7 @@ run: $(VENV)/run
 # Workers that keep one core each, and the emulated machine beside them; then what the cores must have for themselves
 # (tests/README.md). Each lists its slowest twenty.
 PYTEST = PATH="$(abspath $(BIN)):$$PATH" NUMATP_TEST_MPICH=$(VENV)/mpich/bin $(BIN)/python -m pytest -q -rs --durations=20
-test: $(VENV)/test $(VENV)/mpich/test
+test: $(VENV)/test
 	@$(MAKE) --no-print-directory -k -j 3 lint test-numa test-beside; beside=$$?; \
 	  $(MAKE) --no-print-directory test-alone && exit $$beside
 

@@ -37,8 +37,9 @@ CPUS = sorted(os.sched_getaffinity(0))
 
 # Files that take longest, which begin first, so that all workers end together (pytest -n 4 --dist loadfile --no-loadscope-reorder).
 LONGEST = (
-    "kernels", "faults", "llm", "launching", "server_life", "cli", "perplexity", "readme", "sequences", "bench", "model", "folders",
-    "golden", "quantize", "wrong_folders", "fuzz_gguf", "install", "kernel_cache", "costs", "server",
+    "kernels", "golden", "plan", "faults", "launching", "faults_on_hosts", "ranks_on_hosts", "readme", "llm", "cli", "server_life",
+    "bench", "perplexity", "quantize", "sequences", "model", "folders", "costs", "kernel_cache", "prefixes", "wrong_folders",
+    "sampling", "install", "fuzz_gguf", "saved", "server",
 )  # fmt: skip
 
 

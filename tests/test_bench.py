@@ -13,7 +13,8 @@ from support.warm import numatp
 from numatp.cli import bench_output
 from numatp.cli.bench import numbers, pair
 
-SHORT = ("-p", "40", "-n", "6", "-r", "2", "--roofline", "8")
+TESTS = ("-p", "40", "-n", "6", "-r", "2")
+SHORT, QUICK = (*TESTS, "--roofline", "8"), (*TESTS, "--roofline", "0")  # a roofline takes a second
 LLAMA_FIELDS = [
     "build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename", "model_type", "model_size",
     "model_n_params", "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "n_prompt", "n_gen", "n_depth", "test_time",
@@ -95,15 +96,15 @@ def sum_of_weights():
 
 
 def test_csv_and_json_lines(model):
-    lines = numatp("bench", "-m", model, *SHORT, "-o", "jsonl").stdout.splitlines()
-    rows = list(csv.DictReader(numatp("bench", "-m", model, *SHORT, "-o", "csv").stdout.splitlines()))
+    lines = numatp("bench", "-m", model, *QUICK, "-o", "jsonl").stdout.splitlines()
+    rows = list(csv.DictReader(numatp("bench", "-m", model, *QUICK, "-o", "csv").stdout.splitlines()))
     assert [json.loads(line)["n_prompt"] for line in lines] == [40, 0]
     assert [row["n_prompt"] for row in rows] == ["40", "0"]
     assert {*LLAMA_FIELDS, *OUR_FIELDS} - set(bench_output.LISTS) <= rows[0].keys()
 
 
 def test_under_mpirun_with_an_audit(model):
-    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *SHORT, "-o", "json", "--audit")
+    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *QUICK, "-o", "json", "--audit")
     assert result.returncode == 0, result.stderr
     results = json.loads(result.stdout)
     assert [found["ranks"] for found in results] == [2, 2]
@@ -192,7 +193,7 @@ def test_bad_arguments_in_one_line(model, arguments, line):
 
 
 def test_a_sweep_that_needs_several_starts_is_refused_under_mpirun(model):
-    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *SHORT, "-t", "1,2")
+    result = mpirun(2, "--oversubscribe", BIN / "numatp", "bench", "-m", model, *QUICK, "-t", "1,2")
     assert result.returncode == 2
     assert "one model, one -t and one cache type at a time" in result.stderr
 
@@ -228,7 +229,7 @@ def impossible(count, model):
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_profile_adds_up(model, ranks):
-    results = measured("-m", model, *SHORT, "-d", "16", "--ranks", ranks, "-t", 2, "--profile")
+    results = measured("-m", model, *QUICK, "-d", "16", "--ranks", ranks, "-t", 2, "--profile")
     assert [result["profile"]["rows"] for result in results] == [40, 1]
     for result in results:
         profile = result["profile"]
@@ -258,7 +259,7 @@ def test_a_profile_adds_up(model, ranks):
 
 def test_a_profile_as_a_table_and_a_picture(model, tmp_path):
     pytest.importorskip("matplotlib")
-    result = numatp("bench", "-m", model, *SHORT, "--profile", "--plot", tmp_path / "profile.png")
+    result = numatp("bench", "-m", model, *QUICK, "--profile", "--plot", tmp_path / "profile.png")
     assert result.returncode == 0, result.stderr
     tables = result.stdout.split("us a Step, mean of")
     assert len(tables) == 3

@@ -20,11 +20,18 @@ def costs(path, case, ranks, prefix=()):
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_each_rank_reads_and_holds_its_slice(tmp_path, ranks):
-    path = tmp_path / "model.gguf"
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    path = tmp_path_factory.mktemp("large") / "model.gguf"
     tiny.write(path, "F16", sizes=SIZES)
-    found = costs(path, "memory", ranks)
+    with open(path) as file:
+        os.fsync(file.fileno())  # or its pages could not leave memory
+    return path
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_each_rank_reads_and_holds_its_slice(large, ranks):
+    found = costs(large, "memory", ranks)
     assert len(found) == ranks
     # Whole rows are read of matrices that are cut by columns: attn_output and ffn_down.
     by_columns = 2 * SIZES["layers"] * SIZES["width"] * (SIZES["heads"] * SIZES["head_size"] + SIZES["ffn"])
@@ -33,7 +40,7 @@ def test_each_rank_reads_and_holds_its_slice(tmp_path, ranks):
         assert rank["peak"] <= rank["weights"] + rank["cache"] + 150 * MB
         assert rank["mpi_ended"] == (ranks > 1)
     # Twice are stored only the norms, and keys and values of a head that two ranks need.
-    assert sum(rank["weights"] for rank in found) <= 1.02 * path.stat().st_size
+    assert sum(rank["weights"] for rank in found) <= 1.02 * large.stat().st_size
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -41,15 +48,6 @@ def test_smollm2_in_parts_is_hardly_larger(model_path, ranks):
     found = costs(model_path, "memory", ranks)
     assert sum(rank["weights"] for rank in found) <= 1.02 * model_path.stat().st_size
     assert all(rank["peak"] <= rank["weights"] + rank["cache"] + 150 * MB for rank in found)
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory):
-    path = tmp_path_factory.mktemp("large") / "model.gguf"
-    tiny.write(path, "F16", sizes=SIZES)
-    with open(path) as file:
-        os.fsync(file.fileno())  # or its pages could not leave memory
-    return path
 
 
 def test_weights_and_caches_lie_on_huge_pages_of_the_node(large):

@@ -21,9 +21,13 @@ def compile_objects(folder, sources, options):
     """{name of a C file: its object file}."""
     sources = [*sources]
     objects = {source.stem: folder / f"{source.stem}.o" for source in sources}
-    for source in sources:
-        result = run("gcc", *FLAGS, *options, f"-I{NATIVE}", "-c", "-o", objects[source.stem], source)
-        assert result.returncode == 0, result.stderr
+    with ThreadPoolExecutor(2) as beside:
+        compiled = [
+            beside.submit(run, "gcc", *FLAGS, *options, f"-I{NATIVE}", "-c", "-o", objects[source.stem], source)
+            for source in sources
+        ]
+    for one in compiled:
+        assert one.result().returncode == 0, one.result().stderr
     return objects
 
 

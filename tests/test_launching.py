@@ -312,9 +312,9 @@ def writing_refused(folder, *command):
 
 def test_cache_folder_of_a_users_choice(words_path, tmp_path):
     env = PLAIN | {"NUMATP_CACHE_DIR": str(tmp_path / "mine")}
-    seed(tmp_path / "mine/kernels", "norm.")
+    seed(tmp_path / "mine/kernels", "gate.silu_gate-")
     says_paris(start(*generate(words_path, "--ranks", 2), env=env), 2)
-    assert list((tmp_path / "mine/kernels").rglob("norm.*.kernel"))
+    assert list((tmp_path / "mine/kernels").rglob("gate.silu_gate-*.kernel"))
     refused = tmp_path / "refused"
     refused.mkdir()
     command = writing_refused(refused, *generate(words_path, "--ranks", 2))
@@ -331,13 +331,13 @@ def test_no_home(words_path, tmp_path):
     private = temporary / f"numatp-{os.getuid()}"
     asked = (sys.executable, "-c", "from numatp.files.cache import kernels_dir; print(kernels_dir()[0])")
     assert start(*writing_refused(home, *asked), env=env).stdout == f"{private}/kernels\n"
-    seed(private / "kernels", "norm.")
+    seed(private / "kernels", "gate.silu_gate-")
     for launcher in ([], [BIN / "mpirun", "-np", 2, "--oversubscribe"]):
         result = start(*writing_refused(home, *launcher, *generate(words_path)), env=env)
         assert result.stdout.startswith(" Paris"), result.stderr
         assert result.stderr.count(f"compiled kernels are kept in {private}, because {home}") == 1
     assert stat.S_IMODE(private.stat().st_mode) == 0o700
-    assert list(private.rglob("norm.*.kernel"))
+    assert list(private.rglob("gate.silu_gate-*.kernel"))
     private.chmod(0o777)
     assert "set NUMATP_CACHE_DIR" in one_line(start(*writing_refused(home, *generate(words_path)), env=env), 2)
 

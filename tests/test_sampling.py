@@ -1,4 +1,4 @@
-"""Sampling: the kernel against the probabilities that numpy gives in float64, and seeds, stops and limits on the real model."""
+"""Sampling: the kernel against the probabilities that numpy gives in float64, and seeds, stops and limits of texts."""
 
 import json
 import re
@@ -334,15 +334,15 @@ def test_recommendations_that_make_no_sense(tmp_path, said, message):
         recommended_params(tmp_path)
 
 
-# ---------------------------------------------------------------- the real model
+# ---------------------------------------------------------------- texts of a model
 
 STORY = ("-p", "Once upon a time", "-n", "12", "--temp", "1.2", "--top-k", "0", "--top-p", "0.99", "--repeat-penalty", "1.1")
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_seed_gives_the_same_text_for_any_threads(model_path, ranks):
+def test_a_seed_gives_the_same_text_for_any_threads(words_path, ranks):
     texts = [
-        numatp("generate", "-m", model_path, *STORY, "-s", seed, "--ranks", ranks, "-t", threads).stdout
+        numatp("generate", "-m", words_path, *STORY, "-s", seed, "--ranks", ranks, "-t", threads).stdout
         for seed, threads in ((7, 1), (7, 2), (7, 3), (7, 1), (8, 1))
     ]
     assert len(set(texts[:4])) == 1
@@ -350,16 +350,16 @@ def test_a_seed_gives_the_same_text_for_any_threads(model_path, ranks):
     assert texts[4] != texts[0]
 
 
-def test_the_seed_is_told(model_path):
-    first = numatp("generate", "-m", model_path, *STORY)
+def test_the_seed_is_told(words_path):
+    first = numatp("generate", "-m", words_path, *STORY)
     seed = re.search(r", seed (\d+)$", first.stderr, re.M)
     assert seed, first.stderr
-    assert numatp("generate", "-m", model_path, *STORY, "--seed", seed[1]).stdout == first.stdout
-    assert "seed" not in numatp("generate", "-m", model_path, *STORY, "--temp", "0").stderr
+    assert numatp("generate", "-m", words_path, *STORY, "--seed", seed[1]).stdout == first.stdout
+    assert "seed" not in numatp("generate", "-m", words_path, *STORY, "--temp", "0").stderr
 
 
-def test_stop_text_and_no_limit(model_path):
-    words = ("generate", "-m", model_path, "-p", "The capital of France is", "--temp", "0")
+def test_stop_text_and_no_limit(words_path):
+    words = ("generate", "-m", words_path, "-p", "The capital of France is", "--temp", "0")
     whole = numatp(*words, "-n", "20").stdout
     cut = numatp(*words, "-n", "-1", "--stop", "xyzzy", "--stop", whole[6:14])
     assert cut.stdout == whole[:6] + "\n", cut.stderr

@@ -92,7 +92,7 @@ def _fastest(
     drafts = {count: Draft(model, machine, job, count, hosts=hosts) for count in sorted(set(counts))}
     count = seats or fastest(drafts, counts)
     while not drafts[count].rehearsed:  # what a Step computes with may be what does not fit
-        drafts[count] = Draft(model, machine, job, count, rehearsed=True, hosts=hosts)
+        drafts[count] = Draft(model, machine, job, count, hosts, rehearse=drafts[count])
         count = seats or fastest(drafts, counts)
     return list(drafts.values()), drafts[count]
 

@@ -122,15 +122,16 @@ class Draft:
     """The model on so many ranks."""
 
     def __init__(
-        self, model: Model, machine: Snapshot, job: Job, seats: int, rehearsed: bool = False, hosts: Hosts | None = None
+        self, model: Model, machine: Snapshot, job: Job, seats: int, hosts: Hosts | None = None, rehearse: "Draft | None" = None
     ):  # fmt: skip
         """seats: ranks of a host. hosts: None for the machine alone, else it is each of them.
 
-        rehearsed: programs are recorded, a quarter of a second, to know activations and how threads divide the weights.
+        rehearse: a draft of the same, whose programs are now recorded, a quarter of a second, to know activations and how threads
+        divide the weights.
         """
         count = hosts.count if hosts else 1
         size = count * seats
-        self.rehearsed = rehearsed
+        self.rehearsed = rehearse is not None
         spec, context = model.spec, context_of(job, model.spec.context)
         kept = cache_type_of(job, spec.layers)
         self.kinds: Counter[str] = Counter()  # bytes of all ranks
@@ -140,11 +141,13 @@ class Draft:
         wish = job.tensor_split if isinstance(job.tensor_split, str) or size == len(job.tensor_split or ()) else None
         nodes_of_ranks = [place.node for place in places] * count
         job = replace(job, tensor_split=wish)
-        layouts = [lay_out(model, job, rank, nodes_of_ranks, machine.bandwidth) for rank in range(size)]
-        sections = sections_of(spec, job, context, len(layouts[0].pools))
+        self.layouts: list[Layout] = (  # by rank
+            rehearse.layouts if rehearse else [lay_out(model, job, rank, nodes_of_ranks, machine.bandwidth) for rank in range(size)]
+        )
+        sections = sections_of(spec, job, context, len(self.layouts[0].pools))
         lanes = min(len(place.cpus) for place in places)
         rehearsals: dict[Hashable, tuple[int, float]] = {}
-        for rank, layout in enumerate(layouts):
+        for rank, layout in enumerate(self.layouts):
             host, place = rank // seats, places[rank % seats]
             mine = layout.split
             self.kinds += bytes_by_kind(layout.slices)
@@ -154,7 +157,7 @@ class Draft:
             reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
             # The first rank adds what is added once; others with parts of the same sizes have the same programs.
             alike = (rank == 0, len(place.cpus), tuple(piece.num_bytes for piece in layout.slices))
-            if rehearsed and alike not in rehearsals:
+            if rehearse and alike not in rehearsals:
                 rehearsals[alike] = _rehearse(model, layout, sections, place, seats, lanes)
             self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, *rehearsals.get(alike, (0, 0.0))))
         self.holder = machine.holder

@@ -204,7 +204,8 @@ def cut(
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
     """
-    places = _places(file, {rule.name: whole_shape(rule, sizes) for rule in rules})
+    shapes = {rule.name: whole_shape(rule, sizes) for rule in rules}
+    places = _places(file, shapes)
     unused = file.tensors.keys() - {place.stored for place in places.values()}
     if unused:
         called = file.called(min(unused))
@@ -217,7 +218,7 @@ def cut(
         info = file.tensors[place.stored]
         of_columns = segments if rule.in_tiles and _is_cut(rule.shape[-1], sizes) else ()
         for segment, columns in enumerate(of_columns or [split]):
-            own = _slice(info, place, rule, sizes, split, columns, quantize, offset)
+            own = _slice(info, place, rule, shapes[rule.name], sizes, split, columns, quantize, offset)
             slices.append(replace(own, segment=segment) if of_columns else own)
             offset += slices[-1].num_bytes
     return slices, offset
@@ -229,11 +230,11 @@ def _is_cut(words: str, sizes: Sizes) -> bool:
 
 
 def _slice(
-    info: TensorInfo | Assembled, place: Place, rule: Rule, sizes: Sizes, split: Split, of_columns: Split, quantize: str,
-    offset: int,
+    info: TensorInfo | Assembled, place: Place, rule: Rule, shape: tuple[int, ...], sizes: Sizes, split: Split, of_columns: Split,
+    quantize: str, offset: int,
 ) -> Slice:  # fmt: skip
-    """of_columns: a part of `split`, for the columns of matrices."""
-    expected = list(whole_shape(rule, sizes))
+    """shape: the tensor's by the rule. of_columns: a part of `split`, for the columns of matrices."""
+    expected = list(shape)
     axis = max(len(expected) - 2, 0)  # of the rows, or of a vector's values
     expected[axis] = place.whole or expected[axis]
     # Writers may drop leading dimensions of 1.

@@ -24,6 +24,7 @@ from numatp.kernels import (
 )
 from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
+from numatp.machine import isa
 from numatp.quants.table import FORMATS
 
 # A kernel's threads: address of its record, thread, number of threads.
@@ -31,9 +32,16 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 
 # One function makes the products of these formats (kernels/superblock.py): IQ3_S stands for them in what is made of products, which
-# would take minutes to compile for each on every level.
+# would take minutes to compile for each.
 ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ2_0")
-NOT_OF_EACH = {f"matmul_{name.lower()}.{kernel}" for name in ALIKE for kernel in ("experts", "score")}
+# On the levels below a machine's own there is every product of a matrix, and what is made of products for these formats only.
+OWN, BELOW = isa.level() == isa.choose({}), ("F16", "Q4_1", "Q6_K", "IQ3_S")
+
+
+def left_out():
+    """Names of kernels that are made as others are."""
+    formats = ALIKE if OWN else FORMATS.keys() - BELOW
+    return {f"matmul_{name.lower()}.{kernel}" for name in formats for kernel in ("experts", "score")}
 
 
 def all_kernels():
@@ -45,8 +53,8 @@ def all_kernels():
     modules += [
         specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append", "latent") for name in CACHE_TYPES
     ]
-    found = [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)]
-    return [kernel for kernel in found if kernel.name not in NOT_OF_EACH]
+    found, without = [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)], left_out()
+    return [kernel for kernel in found if kernel.name not in without]
 
 
 def call(kernel, threads=3, **args):

@@ -1,6 +1,6 @@
-"""What Numba makes of a kernel that raises, or allocates: python bad_kernels.py raising | allocating. Prints LLVM's code."""
+"""What Numba makes of a kernel that raises and of one that allocates: LLVM's bitcode as JSON, in hex."""
 
-import sys
+import json
 
 import numba
 import numpy as np
@@ -23,6 +23,8 @@ def allocating(args, thread, threads):
 
 
 if __name__ == "__main__":
-    signature = build.signature({"n": "int", "out": "pointer"})
-    callback = numba.cfunc(signature, **OPTIONS)(globals()[sys.argv[1]])
-    print(callback._library._get_module_for_linking())
+    signature, made = build.signature({"n": "int", "out": "pointer"}), {}
+    for function in (raising, allocating):
+        callback = numba.cfunc(signature, **OPTIONS)(function)
+        made[function.__name__] = callback._library._get_module_for_linking().as_bitcode().hex()
+    print(json.dumps(made))
