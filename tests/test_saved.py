@@ -132,10 +132,12 @@ def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypa
     changed = bytearray((tmp_path / "other" / "tiny.gguf").read_bytes())
     changed[-1000] ^= 1  # one bit of its weights
     (tmp_path / "other" / "tiny.gguf").write_bytes(changed)
-    for other, ranks, job in ((tmp_path / "other" / "tiny.gguf", 1, {}), (path, 2, {}), (path, 1, {"cache_type": "q8_0"})):
+    other_jobs = [(tmp_path / "other" / "tiny.gguf", 1, {}), (path, 2, {})]
+    other_jobs += [(path, 1, {"cache_type": "q8_0"}), (path, 1, {"same_bits": True})]
+    for other, ranks, job in other_jobs:
         with opened_with(other, folder, ranks, **job) as play:
             assert asked(play, LONG[:200])[2].cached_tokens == 0
-    assert sum("are left alone" in line for line in caplog.messages) == 3
+    assert sum("are left alone" in line for line in caplog.messages) == 4
     with opened_with(path, folder, max_rows=32, context=640, max_sequences=3) as play:  # which change nothing
         assert asked(play, LONG[:200])[2].cached_tokens == 192
     with monkeypatch.context() as patched:  # which say what a block holds

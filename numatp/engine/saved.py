@@ -123,5 +123,14 @@ def _settings(engine: Engine) -> bytes:
     job, model = engine.job, engine.loaded.model
     pools = [(pool.window, list(pool.layers)) for pool in engine.blocks.pools]
     # What kernels keep in a block, and with which bits, is theirs to say.
-    said = (CACHE_BLOCK, job.cache_type, job.wire, quantize_of(job, model.file), pools, engine.cuts, kernels_identity())
+    said = (
+        CACHE_BLOCK,
+        job.cache_type,
+        job.wire,
+        job.same_bits,
+        quantize_of(job, model.file),
+        pools,
+        engine.cuts,
+        kernels_identity(),
+    )
     return blake2b(identity(model.file) + repr(said).encode(), digest_size=16, key=engine.prompt_key).digest()
