@@ -122,8 +122,6 @@ def run(arguments: argparse.Namespace) -> int:
         spec=arguments.spec, prompt_cache_dir=arguments.prompt_cache_dir, prompt_cache_mib=arguments.prompt_cache_mib,
     )  # fmt: skip
     show_log()
-    from numatp.server.serve import serve
-
     with contextlib.ExitStack() as until_loaded:
         progress = until_loaded.enter_context(Progress("load"))
         llm = LLM(job, arguments.ranks or "auto", others="serve", wait=False, progress=progress.update)
@@ -132,6 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
                 signal.signal(number, signal.SIG_IGN)
             return llm.serve()
         with ended(llm.abort):
+            from numatp.server.serve import serve  # a fifth of a second, in which the engine's thread begins to load
+
             return serve(llm, settings, arguments.parallel, until_loaded.close)
 
 
