@@ -79,7 +79,7 @@ def test_two_hosts(hosts, alone, tmp_path, model_path, words_path):
     commands = {
         "generate": [*GENERATE, str(model_path)], "audit": ["audit", "-m", model, "-n", "2", "-o", "json"],
         "plan": ["plan", "-m", model, "-o", "json"], "perplexity": perplexity,
-        "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "-o", "json"],
+        "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "--roofline", "16", "-o", "json"],
     }  # fmt: skip
     got, said = ask(
         hosts, BIN, 1, tmp_path, KINDS, library=[model], kept=[model, str(tmp_path / "kept")], commands=commands
