@@ -993,6 +993,13 @@ def test_groups_by_their_best_expert():
     assert chosen.tolist() == [[0, 1], [5, 4]]
 
 
+def test_head_gate():
+    x, opening = np.random.default_rng(0).standard_normal((5, 3, 32)).astype(np.float32), np.linspace(-9, 9, 40, dtype=np.float32)
+    opening, wanted = opening.reshape(5, 8), x * sigmoid(opening.reshape(5, 8)[:, 2:5].astype(np.float64))[..., None]
+    call(gate.head_gate, x=x, rows=np.array([5]), heads=3, size=32, gate=opening[:, 2:], gate_stride=opening.strides[0])
+    assert np.abs(x - wanted).max() <= 8 * EPSILON * np.abs(wanted).max()
+
+
 @pytest.mark.parametrize("by_sigmoid", [0, 1])
 def test_gated_rms_norm(by_sigmoid):
     x, opening = np.random.default_rng(0).standard_normal((2, 5, 3, 32)).astype(np.float32)
@@ -1042,7 +1049,7 @@ def test_causal_conv(width):
 
 def delta_rule(
     qkv, qkv_stride, alpha, alpha_stride, beta, beta_stride, decay, bias, epsilon, state, out, out_stride, key_heads, group,
-    tiled, by_channel, head_size, gate_steps, threads=3, **both,
+    tiled, by_channel, head_size, gate_steps, bound, threads=3, **both,
 ):  # fmt: skip
     """Both kernels, on one another's memory as a program has it."""
     heads, room = key_heads * group, len(qkv) // PIECE + 2 * len(both["spans"])
@@ -1053,7 +1060,7 @@ def delta_rule(
         "key_heads": key_heads, "head_size": head_size, "pieces": room, "kept_keys": keys, "kept_decays": decays,
         "keys": aligned(room * key_heads * keys_bytes), "weights": aligned(room * heads * pieces.WEIGHTS_BYTES),
     }  # fmt: skip
-    more = {} if by_channel else {"group": group, "tiled": tiled, **gate_steps}
+    more = {"bound": bound} if by_channel else {"group": group, "tiled": tiled, **gate_steps}
     call(
         channels.channel_pieces if by_channel else pieces.delta_pieces, threads, qkv=qkv, qkv_stride=qkv_stride, alpha=alpha,
         alpha_stride=alpha_stride, beta=beta, beta_stride=beta_stride, decay=decay, bias=bias, epsilon=epsilon, **more, **both,
@@ -1070,9 +1077,10 @@ class DeltaCase:
 
     def __init__(self, kind, length, size=32):
         """kind: "grouped", value heads of a key head follow each other; "tiled", they lie apart, as in a model with two more key
-        heads; "channels", every channel of a key has a decay of its own.
+        heads; "channels", every channel of a key has a decay of its own; "bounded", and a sigmoid makes it.
         """
-        rng, key_heads, group = np.random.default_rng(0), 3, 1 if kind == "channels" else 2
+        by_channel = kind in ("channels", "bounded")
+        rng, key_heads, group = np.random.default_rng(0), 3, 1 if by_channel else 2
         heads, every = key_heads * group, key_heads + 2
         qkv = rng.standard_normal((2, length, 2 * key_heads + heads, size)).astype(np.float32)
         gates = 2 * rng.standard_normal((2, length, key_heads, 2, group)).astype(np.float32)
@@ -1097,20 +1105,23 @@ class DeltaCase:
             inputs = {"beta": apart(gates[:, :, :, 0]), "alpha": apart(gates[:, :, :, 1])}
             given = {name: apart(given[name].reshape(key_heads, group)) for name in ("decay", "bias")}
             steps = {"gate_key_step": 1, "gate_step": every, "key_step": 1, "step": every}
-        if kind == "channels":
+        bound = -2.0 if kind == "bounded" else 0.0
+        if by_channel:
             alpha = 2 * rng.standard_normal((2, length, heads, size)).astype(np.float32)
             alpha[:, 4:6] = gates[:, 4:6, :, 1, :1]
             bias = rng.standard_normal((heads, size)).astype(np.float32)
+            decay = -decay if bound else decay
             inputs, given = {"beta": beta.copy(), "alpha": alpha}, {"decay": decay, "bias": bias}
             decay = decay[:, None]
         self.length, self.heads, self.size = length, heads, size
         self.inputs = {"qkv": values, **inputs}
         self.given = given | {
-            "key_heads": key_heads, "group": group, "tiled": kind == "tiled", "by_channel": kind == "channels", "head_size": size,
-            "epsilon": 1e-3, "gate_steps": steps,
+            "key_heads": key_heads, "group": group, "tiled": kind == "tiled", "by_channel": by_channel, "head_size": size,
+            "epsilon": 1e-3, "gate_steps": steps, "bound": bound,
         }  # fmt: skip
-        self.state_floats = sum(delta_bytes(key_heads, heads, size, kind == "channels")) // 4
-        kept = np.exp(decay * np.logaddexp(0, alpha.astype(np.float64) + bias))
+        self.state_floats = sum(delta_bytes(key_heads, heads, size, by_channel)) // 4
+        alpha = alpha.astype(np.float64) + bias
+        kept = np.exp(bound / (1 + np.exp(-decay * alpha)) if bound else decay * np.logaddexp(0, alpha))
         self.wanted, self.bounds = self.defined(qkv, beta, kept if kept.ndim == 4 else kept[..., None], key_heads)
 
     def run(self, steps, **args):
@@ -1138,7 +1149,7 @@ class DeltaCase:
         return wanted, EPSILON * np.sqrt(size) * np.arange(1, length + 1) * np.abs(v).max()
 
 
-KINDS_OF_DELTA = ["grouped", "tiled", "channels"]
+KINDS_OF_DELTA = ["grouped", "tiled", "channels", "bounded"]
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_DELTA)

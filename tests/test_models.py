@@ -131,6 +131,8 @@ def test_what_nobody_reads_of_layers_that_borrow_is_left_out():
         ("gemma4-e2b", "embedding_length_per_layer_input", 48, "48 values of a token for each layer"),
         ("llama4", "attention.sliding_window", -1, "chunks of -1 tokens"),
         ("mimo2", "attention.value_length", 24, "head size 24"),
+        ("bailingmoe3", "kda.gate_lower_bound", 1.0, "without a least value, or one of 1"),
+        ("bailingmoe3", "kda.head_dim", 24, "heads of 24"),
     ],
 )
 def test_what_newer_architectures_cannot_compute(name, key, value, message):

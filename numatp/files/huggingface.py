@@ -22,12 +22,12 @@ from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed, T
 from numatp.files.model_file import ModelFile, TensorInfo
 from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
 
-HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"  # of all architectures
+HEAD = "lm_head.weight"  # of all architectures
 LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
 MAX_EXPERTS = 4096
 MAX_ROWS = 1 << 24  # of all experts of a layer
 # Keys whose numbers are floats in GGUF, however config.json writes them.
-FLOATING = re.compile(r"epsilon|freq_base|softcapping|scale$|scaling\.(factor|yarn|low|high)")
+FLOATING = re.compile(r"epsilon|freq_base|lower_bound|softcapping|scale$|scaling\.(factor|yarn|low|high)")
 
 
 # From the metadata: which of the folder's rows each row is, (rows,) or (experts, rows), and how many rows the folder has.
@@ -303,7 +303,8 @@ class HuggingFaceFile(ModelFile):
         tied = self.config.get("tie_word_embeddings", self._table.tied)
         if not isinstance(tied, bool):
             self.fail(f"'tie_word_embeddings' should be true or false and is {quote(tied)}; download the folder again")
-        head, embedding = theirs.get(HEAD), theirs.get(EMBEDDING)
+        named = self._table.tensors["token_embd.weight"]
+        head, embedding = theirs.get(HEAD), theirs.get(named if isinstance(named, str) else named.name)
         if not tied or head is None or embedding is None:
             return tied
         if head.name in self._folder.unlisted:

@@ -11,7 +11,7 @@ so keys and queries are decayed here, and gated_delta does with them what it doe
 """
 
 from numatp.kernels.compile import device, kernel
-from numatp.kernels.exp import exp, softplus
+from numatp.kernels.exp import exp, sigmoid, softplus
 from numatp.kernels.jit import float32
 from numatp.kernels.pieces import (
     BETAS,
@@ -50,9 +50,11 @@ def decay(args, row, head, out):
     """A head's decays in a row."""
     size = args.head_size
     alpha, bias = offset(args.alpha, row * args.alpha_stride + head * size * 4), offset(args.bias, head * size * 4)
-    rate = splat_f32(load_f32(args.decay, head))
+    rate, bound = splat_f32(load_f32(args.decay, head)), splat_f32(args.bound)
     for i in range(0, size, 16):
-        store_f32x16(out, i, exp(rate * softplus(load_f32x16(alpha, i) + load_f32x16(bias, i))))
+        x = load_f32x16(alpha, i) + load_f32x16(bias, i)
+        logarithm = bound * sigmoid(rate * x) if args.bound < 0 else rate * softplus(x)
+        store_f32x16(out, i, exp(logarithm))
 
 
 @device
@@ -105,14 +107,14 @@ def prepare(args, sequence, row, first, end, head, piece):
 
 @kernel(
     qkv="pointer", qkv_stride="int", beta="pointer", beta_stride="int", alpha="pointer", alpha_stride="int", decay="pointer",
-    bias="pointer", key_heads="int", head_size="int", epsilon="float", kept_keys="pointer", kept_decays="pointer",
+    bias="pointer", bound="float", key_heads="int", head_size="int", epsilon="float", kept_keys="pointer", kept_decays="pointer",
     state_stride="int", spans="pointer", num_spans="pointer", pieces="int", keys="pointer", weights="pointer",
 )  # fmt: skip
 def channel_pieces(args, thread, threads):
     """As delta_pieces (pieces.py), of heads that have a key, a value and decays of their own: keys (key_heads, pieces,
     CHANNEL_KEYS_BYTES); kept_decays (key_heads, PIECE, head_size).
 
-    alpha (rows, key_heads, head_size) and bias (key_heads, head_size) set the decays exp(decay * softplus(alpha + bias)); beta
-    (rows, key_heads) before its sigmoid; decay (key_heads,), below 0.
+    alpha (rows, key_heads, head_size) and bias (key_heads, head_size) set the decays exp(decay * softplus(alpha + bias)), or, where
+    bound is below 0, exp(bound * sigmoid(decay * (alpha + bias))); beta (rows, key_heads) before its sigmoid; decay (key_heads,).
     """
     each_piece(args, thread, threads, prepare)

@@ -1,8 +1,19 @@
 """Products of two activations, one of which opens and closes the other."""
 
-from numatp.kernels.compile import kernel, rows_of
+from numatp.kernels.compile import kernel, rows_of, share
 from numatp.kernels.exp import gelu, sigmoid, silu
-from numatp.kernels.simd import fma, load_f32x16, max_f32x16, min_f32x16, offset, splat_f32, store_f32x16, sum_f32x16
+from numatp.kernels.simd import (
+    fma,
+    load_f32,
+    load_f32x16,
+    load_i64,
+    max_f32x16,
+    min_f32x16,
+    offset,
+    splat_f32,
+    store_f32x16,
+    sum_f32x16,
+)
 
 
 @kernel(
@@ -34,6 +45,18 @@ def sigmoid_gate(args, thread, threads):
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             store_f32x16(out, i, load_f32x16(x, i) * sigmoid(load_f32x16(gate, i)))
+
+
+@kernel(x="pointer", rows="pointer", heads="int", size="int", gate="pointer", gate_stride="int")
+def head_gate(args, thread, threads):
+    """x (rows, heads, size) *= sigmoid(gate (rows, heads)), one number per head; size is a multiple of 16."""
+    first, last = share(load_i64(args.rows, 0) * args.heads, thread, threads)
+    for item in range(first, last):
+        row, head = item // args.heads, item % args.heads
+        x = offset(args.x, item * args.size * 4)
+        factor = sigmoid(splat_f32(load_f32(offset(args.gate, row * args.gate_stride), head)))
+        for i in range(0, args.size, 16):
+            store_f32x16(x, i, load_f32x16(x, i) * factor)
 
 
 @kernel(

@@ -154,6 +154,15 @@ SHAPES = {
         "expert_used_count": 8, "expert_feed_forward_length": 1024, "expert_shared_count": 1, "context_length": 1048576,
         "attention.layer_norm_rms_epsilon": 1e-5,
     }, optional=("blk.0.exp_probs_b.bias",)),
+    "ling-3.0-flash": Shape("bailingmoe3", 157184, {
+        "embedding_length": 2560, "block_count": 42, "attention.head_count": 32,
+        "attention.head_count_kv": [int(layer % 6 == 5) for layer in range(42)], "attention.kv_lora_rank": 512,
+        "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64, "kda.head_dim": 128,
+        "kda.gate_lower_bound": -5.0, "ssm.conv_kernel": 4, "feed_forward_length": 6144, "leading_dense_block_count": 2,
+        "expert_count": 512, "expert_used_count": 8, "expert_feed_forward_length": 768, "expert_shared_count": 1,
+        "expert_group_count": 8, "expert_group_used_count": 4, "context_length": 262144,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }, optional=("blk.0.exp_probs_b.bias",)),
     "mistral-large-3": Shape("deepseek2", 131072, {
         "embedding_length": 7168, "block_count": 61, "attention.head_count": 128, "attention.q_lora_rank": 1536,
         "attention.kv_lora_rank": 512, "attention.key_length_mla": 192, "attention.value_length_mla": 128,

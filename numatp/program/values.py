@@ -172,6 +172,7 @@ class LinearHeads:
     size: int  # values of a head
     tiled: bool  # whether those lie apart: first one of each key head, then the next of each; else they follow each other
     by_channel: bool = False  # whether each channel of a key has a decay of its own; then no key head has several value heads
+    bound: float = 0.0  # of the logarithms of these decays, below 0 where they are made by a sigmoid
 
     @property
     def width(self) -> int:

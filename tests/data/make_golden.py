@@ -199,6 +199,12 @@ MODELS = {
         "linear_head_dim": 32, "linear_num_heads": 4, "num_local_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
         "n_shared_experts": 1, "routed_scaling_factor": 1.7, "intermediate_size": 64, "tie_word_embeddings": False,
     }),
+    "bailingmoe3": ("BailingHybrid", {
+        **LATENT, "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 32, "head_dim": 32, "layer_group_size": 2,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_shared_experts": 2, "n_group": 4,
+        "topk_group": 2, "routed_scaling_factor": 1.7, "intermediate_size": 64, "first_k_dense_replace": 1,
+        "tie_word_embeddings": False, "kda_lower_bound": -3.0, "rope_parameters": PLAIN, "num_mtp_layers": 0,
+    }),
     "smollm3": ("SmolLM3", {
         "num_hidden_layers": 4, "intermediate_size": 32, "num_attention_heads": 4, "rope_parameters": PLAIN,
         "tie_word_embeddings": True,
@@ -368,6 +374,15 @@ def as_released(name, folder):
             "num_heads": config["linear_num_heads"], "short_conv_kernel_size": config["linear_conv_kernel_dim"],
         }  # fmt: skip
         config |= {"first_k_dense_replace": config["mlp_layer_types"].count("dense"), "moe_router_activation_func": "sigmoid"}
+    if name == "bailingmoe3":
+        config |= {
+            "head_dim": config["linear_head_dim"], "n_group": config["num_expert_group"],
+            "norm_topk_prob": config["moe_renormalize"],
+            "architectures": ["BailingMoeV3ForCausalLM"], "model_type": "bailing_moe_v3",  # which transformers does not know
+            "no_kda_lora": True, "score_function": "sigmoid",
+            "gated_attention_proj_granularity_type": "head_wise",
+            "moe_shared_expert_intermediate_size": config["num_shared_experts"] * config["moe_intermediate_size"],
+        }  # fmt: skip
     if name == "bailingmoe2":
         bailing(folder, config)
     path.write_text(json.dumps(config))
@@ -423,7 +438,7 @@ def convert(model, converter, path):
         if path.stem == "kimi-linear":
             name_dense_layers(folder)
         describe(folder, GOLDEN / f"{path.stem}.json")
-        if path.stem in ("mimo2", "kimi-linear"):
+        if path.stem in ("mimo2", "kimi-linear", "bailingmoe3"):
             as_released(path.stem, folder)
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it

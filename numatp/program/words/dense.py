@@ -142,6 +142,16 @@ class Dense(Recorder):
         )  # fmt: skip
         return self._made(out, x.width, x.rows, division=division)
 
+    def head_gate(self, x: Value, gate_: Value, heads: range) -> Value:
+        """x (rows, heads * size) * sigmoid(gate (rows, all heads)), in x's place: one number per head. heads: this rank's."""
+        mine = x.accesses(self._heads(len(heads)))
+        self._builder.add(
+            gate.head_gate, [*mine, *gate_.accesses()], mine,
+            x=x.pointer, rows=x.rows, heads=len(heads), size=x.width // max(len(heads), 1), gate=gate_.at(heads.start),
+            gate_stride=gate_.stride,
+        )  # fmt: skip
+        return self._changed(x, f"{x.name} by heads")
+
     def dot_gate(self, x: Value, h: Value, weight: Vector) -> Value:
         """x * sigmoid(h . weight), in x's place: one number per row opens and closes all of it. x is gated, h normalised."""
         mine = x.accesses()

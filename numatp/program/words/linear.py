@@ -67,7 +67,7 @@ class Linear(Recorder):
         writes = [Access(keys), Access(weights)]
         if heads.by_channel:
             self._builder.add(
-                channels.channel_pieces, reads, writes, alpha=alpha.pointer, bias=bias.address, **gates, **both
+                channels.channel_pieces, reads, writes, alpha=alpha.pointer, bias=bias.address, bound=heads.bound, **gates, **both
             )  # fmt: skip
         else:
             steps = {"gate_key_step": 2 * group, "gate_step": 1, "key_step": group, "step": 1}

@@ -202,6 +202,29 @@ def own_layers_alone(true, p, queries, heads, scale, cache, chosen, value_size):
     return p.attention(queries, heads, scale, cache, value_size=value_size)
 
 
+DELTA = (
+    NORMS
+    | FACTOR
+    | UNGATED
+    | LATENT
+    | {
+        "gate": GATE,
+        "all experts of a token": ROUTER["all experts of a token"],
+        "function of the router": ROUTER["function of the router"],
+        "bias of the router": ROUTER["bias of the router"],
+        "normalised shares": ROUTER["normalised shares"],
+        "scale of the scores": SCORES,
+        "gated norm": tensors("ssm_norm", 1),
+        "gate of the norm": word("gated_rms_norm", lambda true, p, *args, by_sigmoid: true(p, *args)),
+        "bias of the decay": tensors("ssm_dt.bias", 0),
+        "decay": tensors("ssm_a", 0),
+        "decay of a token": word(
+            "gated_delta",
+            lambda true, p, qkv, beta, alpha, *rest: true(p, qkv, beta, qkv.columns(0, alpha.width), *rest),
+        ),
+        "convolution": word("causal_conv", lambda true, p, qkv, width, state, q, k, v: true(p, qkv, width, state, k, q, v)),
+    }
+)
 INDEXED = {
     "tokens that are chosen": spec(top=lambda top: 1 << 20),
     "number of them": spec(top=lambda top: top + 3),
@@ -375,23 +398,15 @@ FEATURES = {
     },
     "deepseek32": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | INDEXED,
     "glm-dsa": FACTOR | UNGATED | LATENT | INDEXED | {"choice of an earlier layer": word("sparse_attention", own_layers_alone)},
-    "kimi-linear": NORMS | FACTOR | UNGATED | LATENT | {
-        "gate": GATE,
-        "all experts of a token": ROUTER["all experts of a token"],
-        "function of the router": ROUTER["function of the router"],
-        "bias of the router": ROUTER["bias of the router"],
-        "normalised shares": ROUTER["normalised shares"],
+    "kimi-linear": DELTA | {
         "keys that do not turn": word("rotation", lambda true, p, frequencies, scale: true(p, frequencies + 0.01, scale)),
-        "scale of the scores": SCORES,
-        "gated norm": tensors("ssm_norm", 1),
-        "gate of the norm": word("gated_rms_norm", lambda true, p, *args, by_sigmoid: true(p, *args)),
-        "bias of the decay": tensors("ssm_dt.bias", 0),
-        "decay": tensors("ssm_a", 0),
-        "decay of a token": word(
-            "gated_delta",
-            lambda true, p, qkv, beta, alpha, *rest: true(p, qkv, beta, qkv.columns(0, alpha.width), *rest),
-        ),
-        "convolution": word("causal_conv", lambda true, p, qkv, width, state, q, k, v: true(p, qkv, width, state, k, q, v)),
+    },
+    "bailingmoe3": DELTA | {
+        "groups of experts": router(groups_used=4),
+        "rotation": spec(rope=lambda rope: changed(frequencies=0 * rope.frequencies)(rope)),
+        "bound of the decays": spec(bound=lambda bound: bound / 2),
+        "gates of heads": spec(gated=lambda gated: False),
+        "weight of the queries' norm": tensors("attn_q_a_norm", 1),
     },
     "smollm3": COMMON | NORMS | {"gate": GATE, "layers without positions": word("rotate_and_append", all_rotated)},
     "olmo2": OLMO,

@@ -217,6 +217,25 @@ def kimi_linear(tensors):
     return found
 
 
+def bailing3(tensors):
+    """The gates of heads and of linear attention have one name."""
+    found, names = {}, {"ssm_f_a.weight": "f_proj.weight", "ssm_g_a.weight": "g_proj.weight", "attn_gate.weight": "g_proj.weight"}
+    tensors = {name: -values if name.endswith("ssm_a") else values for name, values in tensors.items()}
+    for theirs, values in kimi_linear(
+        {name: values for name, values in tensors.items() if name.split(".", 2)[-1] not in names}
+    ).items():
+        theirs = theirs.replace("block_sparse_moe", "mlp").replace("gate.e_score_correction_bias", "gate.expert_bias")
+        for short, long in {".w1.": ".gate_proj.", ".w2.": ".down_proj.", ".w3.": ".up_proj."}.items():
+            theirs = theirs.replace(short, long)
+        theirs = theirs.replace("self_attn.o_proj", "self_attn.dense").replace("embed_tokens", "word_embeddings")
+        found[theirs.replace("self_attn", "attention")] = values.ravel() if theirs.endswith("A_log") else values
+    for name, values in tensors.items():
+        rest = name.split(".", 2)[-1]
+        if rest in names:
+            found[f"model.layers.{name.split('.')[1]}.attention.{names[rest]}"] = values
+    return found
+
+
 def bailing(tensors):
     names = {
         "embed_tokens": "word_embeddings", "attn_qkv": "attention.query_key_value", "self_attn.o_proj": "attention.dense",
@@ -272,7 +291,7 @@ def write(folder, name, floats=False):
             "gemma2": gemma, "gemma3": gemma, "gemma4": gemma4, "gemma4-dense": gemma4,
             "gemma4-e2b": gemma4,
             "gpt-oss": partial(gpt_oss, floats=floats), "bailingmoe2": bailing, "llama4": llama4,
-            "kimi-linear": kimi_linear,
+            "kimi-linear": kimi_linear, "bailingmoe3": bailing3,
         }  # fmt: skip
         found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
