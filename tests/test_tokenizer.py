@@ -46,7 +46,7 @@ def test_other_threads_go_on_beside_a_long_text(tokenizer):
     during = lived[0] - before
     ended.set()
     other.join()
-    assert during > 3  # an interpreter that is held lets it in before and after
+    assert during > 10  # an interpreter that is held lets it in before and after
 
 
 def of_rule(path, rule):
