@@ -18,15 +18,17 @@ pytestmark = pytest.mark.emulated
 SIZES = tiny.SIZES | {
     "width": 512, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1600, "context": 8192, "vocab": len(WORDS["bpe"]["tokens"]),
 }  # fmt: skip
-PROMPT = "The quick brown fox"
+PROMPT = "fox"
 TOKENS = f"-p '{PROMPT}' --temp 0 --ignore-eos -t 1"
 MPIRUN = BIN / "mpirun"
-REFUSED = f"{sys.executable} {SCRIPTS / 'refuse.py'} set_mempolicy,mbind,get_mempolicy,move_pages"
-# Runs the rest of its line in a control group that has cpus 0 and 1 and the memory of node 0 only.
-HIDE_NODE_1 = (
-    "mkdir /sys/fs/cgroup/a && echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control && cd /sys/fs/cgroup/a && "
-    "echo 0-1 > cpuset.cpus && echo 0 > cpuset.mems && echo $$ > cgroup.procs && cd - >/dev/null && "
+REFUSED = f"{sys.executable} -IS {SCRIPTS / 'refuse.py'} set_mempolicy,mbind,get_mempolicy,move_pages"
+# A control group that has cpus 0 and 1 and the memory of node 0 only.
+GROUP = "/sys/fs/cgroup/a"
+MAKE_GROUP = (
+    f"mkdir {GROUP} && echo +cpuset > /sys/fs/cgroup/cgroup.subtree_control && cd {GROUP} && "
+    "echo 0-1 > cpuset.cpus && echo 0 > cpuset.mems"
 )
+ON_NODE_0 = ("bind", 0)  # as numactl --membind=0
 # Its process, where mpirun has started `numatp audit` or `numatp generate`.
 RANK_1 = "for p in $(pgrep -f numatp); do grep -qz OMPI_COMM_WORLD_RANK=1 /proc/$p/environ && echo $p; done | tail -1"
 
@@ -52,9 +54,9 @@ def numatp(command, model, options="", before="", bin=BIN):
     return f"NUMATP_ISA=avx2 {before} {bin / 'numatp'} {command} -m {model} {options}".strip()
 
 
-def forked(command, script="numatp.cli.main", **environ):
+def forked(command, script="numatp.cli.main", **options):
     """numatp() in a fork."""
-    return emulated_machine.forked(script, command, NUMATP_ISA="avx2", **environ)
+    return emulated_machine.forked(script, command, NUMATP_ISA="avx2", **options)
 
 
 def generate(folder, options="", before="", tokens=8):
@@ -72,10 +74,10 @@ def texts(folder):
     return {ranks: result.stdout for ranks, result in found.items()}
 
 
-def killed(command):
-    """Kills rank 1 while tokens are under way. What is said then: which it was, and which processes and shared files are left."""
+def killed(command, seen):
+    """Kills rank 1 when more bytes than `seen` were written. Said then: which it was, and which processes and files are left."""
     return (
-        f"{command} >/tmp/out 2>/tmp/err & job=$!; until [ $(wc -c </tmp/out) -gt 200 ]; do sleep 0.1; done; "
+        f"{command} >/tmp/out 2>/tmp/err & job=$!; until [ $(wc -c </tmp/out) -gt {seen} ]; do sleep 0.1; done; "
         f"victim=$({RANK_1}); kill -9 $victim; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; echo; echo victim $victim; "
         "echo left $(pgrep -x numatp) $(ls /dev/shm); exit $status"
     )
@@ -104,18 +106,21 @@ def test_two_nodes(folder, texts):
     compared = "--compare one-node,interleave,tp -ts auto -p 0 -n 2 -r 1 -t 1 -o json --audit"
     results = emulated_machine.run(
         {
-            "killed": killed(generate(folder, "--audit", f"{REFUSED} {MPIRUN} -np 2 --bind-to socket", tokens=8000)),
-            "moved": moved(numatp("audit", model, "-n 200 -o json -t 1", f"{MPIRUN} -np 2")),
-            "forced": numatp("audit", model, "-n 2 -o json -t 1", "numactl --membind=0"),
+            "killed": killed(
+                generate(folder, "--audit", f"{REFUSED} {MPIRUN} -np 2 --bind-to socket", tokens=8000), len(texts[2].encode())
+            ),
+            "moved": moved(numatp("audit", model, "-n 12 -o json -t 1", f"{MPIRUN} -np 2")),
+            "forced": forked(f"audit -m {model} -n 2 -o json -t 1", policy=ON_NODE_0),
             "unbound": numatp("audit", model, "-n 2 -t 1", f"{REFUSED} {MPIRUN} -np 2 --bind-to none"),
             "mpiexec": numatp("audit", model, "-n 2 -t 1", f"{mpich / 'mpiexec'} -n 2", mpich),
             "srun": forked(f"generate -m {model} {TOKENS} -n 8 --audit", **SRUN),
-            "remote": generate(folder, before=f"numactl --membind=0 {MPIRUN} -np 2"),
-            "hidden": HIDE_NODE_1 + generate(folder, "--audit"),
+            "remote": forked(f"generate -m {model} {TOKENS} -n 8 --ranks 2", policy=ON_NODE_0),
+            "group": MAKE_GROUP,
+            "hidden": forked(f"generate -m {model} {TOKENS} -n 8 --audit", cgroup=GROUP),
             "full": forked(f"generate -m {folder / 'wide.gguf'} -p x -ts 5,1"),
-            "full_where_bound": numatp("generate", folder / "wide.gguf", "-p x", "numactl --membind=0"),
+            "full_where_bound": forked(f"generate -m {folder / 'wide.gguf'} -p x", policy=ON_NODE_0),
             # From here on the bandwidth of the nodes is known.
-            "bandwidth": forked("bandwidth --size 2 -t 1 -o json"),
+            "bandwidth": forked("bandwidth --size 2 -t 1 -o json", "run_bandwidth"),
             "plan": forked(f"plan -m {model} --ranks 2 -ts auto -o json"),
             "doctor": forked("doctor -o json"),
             "script": forked(f"{model} '{PROMPT}'", "run_two_sockets"),
@@ -181,11 +186,12 @@ def test_two_nodes(folder, texts):
 
 
 def moved(command):
-    """Takes the pages of rank 1's process to node 0 while tokens are under way."""
+    """Takes the pages of rank 1's process to node 0 while tokens are under way, of which the first may be over then."""
     return (
         f"{command} >/tmp/out 2>/tmp/err & job=$!; "
-        f"{{ until grep -q 'pages after load' /tmp/err; do sleep 0.1; done; {RANK_1}; }} | "
-        f"{sys.executable} {SCRIPTS / 'move_pages.py'} 0 >&2; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; exit $status"
+        f"{{ until grep -q 'rank 1 on node 1' /tmp/err; do sleep 0.1; done; {RANK_1}; }} | "
+        f"{sys.executable} -IS {SCRIPTS / 'move_pages.py'} 0 /tmp/err 'pages after load' >&2; "
+        "wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; exit $status"
     )
 
 
@@ -245,19 +251,28 @@ def assert_compared(result):
     assert found["gains"]["tg2"].startswith("tg2, warm: tp ")
 
 
-def test_sub_numa_nodes_and_memory_alone(folder, texts):
-    """Two nodes in each socket, and one that is memory only: four ranks, none on the fifth node."""
-    shape = {"nodes_per_socket": 2, "cores_per_node": 1, "mib_per_node": 1024, "memory_only": 1}
-    results = emulated_machine.run({"plain": generate(folder, "--audit")}, **shape)
-    assert_local(results["plain"], [0, 1, 2, 3])
-    assert results["plain"].stdout == texts[4]
+@pytest.fixture(scope="module")
+def many(folder):
+    """What ran on a machine of 18 cores with two nodes in each socket, and one that is memory only."""
+    commands = {
+        "plain": forked(f"generate -m {folder / 'model.gguf'} {TOKENS} -n 8 --audit"),
+        "wide": forked(f"generate -m {folder / 'model.gguf'} {WIDE} --cpus 0-17 -t 18 --allow-remote"),
+    }
+    return emulated_machine.run(commands, nodes_per_socket=2, cores_per_socket=9, mib_per_node=1024, memory_only=1)
 
 
-def test_many_cores(folder):
+def test_sub_numa_nodes_and_memory_alone(many, texts):
+    """Four ranks, none on the fifth node."""
+    assert_local(many["plain"], [0, 1, 2, 3])
+    assert many["plain"].stdout == texts[4]
+
+
+WIDE = "-p a --temp 0 --ignore-eos -n 3 --ranks 1"
+
+
+def test_many_cores(folder, many):
     """More than 16 threads of one rank meet in two levels, one group per L3 cache. They spin, so a Step takes seconds."""
-    command = numatp("generate", folder / "model.gguf", "-p a --temp 0 --ignore-eos -n 3 --ranks 1")
-    outside = run("sh", "-c", command)
-    results = emulated_machine.run({"wide": f"{command} --cpus 0-17 -t 18 --allow-remote"}, cores_per_node=9)
-    assert results["wide"].status == 0, results["wide"]
-    assert "18 threads" in results["wide"].stderr
-    assert results["wide"].stdout == outside.stdout and len(outside.stdout) > 3
+    outside = run("sh", "-c", numatp("generate", folder / "model.gguf", WIDE))
+    assert many["wide"].status == 0, many["wide"]
+    assert "18 threads" in many["wide"].stderr
+    assert many["wide"].stdout == outside.stdout and len(outside.stdout) > 3

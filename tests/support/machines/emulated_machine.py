@@ -9,10 +9,12 @@ folder.
 """
 
 import base64
+import compileall
 import contextlib
 import json
 import os
 import re
+import resource
 import shlex
 import shutil
 import subprocess
@@ -21,9 +23,14 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
+import psutil
 from support.commands import SCRIPTS
+from support.machines import debian_kernel
+
+import numatp
 
 TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg", "numactl")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
@@ -31,16 +38,20 @@ MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 # Pages of four levels instead of five, and no switching of access rights at each copy between a process and the kernel: a sixth.
 # Without AVX-512F there is none of AVX-512, which KVM would pass on and the emulator does not have.
 CPU = "max,-erms,-fsrm,-la57,-smap,-smep,-pku,-umip,-avx512f"
+# One thread for all CPUs: one that waits in a loop gives way to the next, and takes no core from the tests beside it. That is a
+# quarter less work, in the same time.
+EMULATOR = "tcg,thread=single"
 BOOT_SECONDS = 90  # a kernel is up after ten to twenty; one in many never is, and the machine is started again
 COMMAND_SECONDS, MACHINE_SECONDS = 900, 2400  # after which one of its commands, or all of it, hangs: other tests run beside it
 BOOTS = 3
+POLL_SECONDS = 0.1
 KVM_SECONDS = 15  # a kernel is up after one or two; one that is not (KVM inside a guest may emulate it all) is emulated as well
 OPTIONS = (
     "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable clocksource=tsc "
-    "init_on_alloc=0 audit=0 lsm= randomize_kstack_offset=off"
+    "init_on_alloc=0 audit=0 lsm= randomize_kstack_offset=off cryptomgr.notests"
 )
 UP = "the machine is up"  # what its console says then
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "numatp-test-kernel"
+SEEN = rf"({UP}|^result \S+)"
 
 # The first process: mounts the host's files below a layer in memory and runs the command there.
 INIT = """#!/bin/busybox sh
@@ -77,74 +88,71 @@ def missing():
     absent = [tool for tool in TOOLS if not shutil.which(tool)]
     if absent:
         return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod numactl)"
-    if not _kernel() and not _fetch_kernel():
-        return "Debian's kernel package cannot be downloaded"
+    if not debian_kernel.path() and not debian_kernel.fetch():
+        return "Debian's kernel cannot be downloaded or unpacked"
     return ""
-
-
-def _kernel():
-    return next(iter(CACHE.glob("boot/vmlinuz-*")), None)
-
-
-def _fetch_kernel():
-    depends = subprocess.run(["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=False).stdout
-    package = re.search(r"Depends: (linux-image-\S+)", depends)
-    if not package:
-        return False
-    with tempfile.TemporaryDirectory() as folder:
-        got = subprocess.run(["apt-get", "download", package[1]], cwd=folder, capture_output=True, check=False)
-        files = list(Path(folder).glob("*.deb"))
-        if got.returncode or not files:
-            return False
-        subprocess.run(["dpkg", "-x", files[0], CACHE], check=True)
-    subprocess.run(["depmod", "-b", CACHE, _version()], check=True)
-    return True
-
-
-def _version():
-    return next((CACHE / "lib" / "modules").iterdir()).name
 
 
 @cache
 def _accelerator():
     """(option of qemu, why it is that one)."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "tcg,thread=multi", "instructions emulated: /dev/kvm cannot be opened here"
+        return EMULATOR, "instructions emulated: /dev/kvm cannot be opened here"
     modules = Path("/sys/module")
     if (modules / "kvm").exists() and not any((modules / name).exists() for name in ("kvm_intel", "kvm_amd")):
         return (
-            "tcg,thread=multi",
+            EMULATOR,
             "instructions emulated: KVM does without the processor's virtualisation here, and boots no usual kernel",
         )
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         _write_initrd(initrd, {"up": "true"})
         shape = ["-smp", "1", "-m", "512M"]
-        if "result up 0" in _console("kvm", shape, initrd, KVM_SECONDS):
+        if "result up 0" in _console("kvm", shape, initrd, KVM_SECONDS)[0]:
             return "kvm", "KVM"
-    return "tcg,thread=multi", f"instructions emulated: KVM is here, but boots no kernel within {KVM_SECONDS} s"
+    return EMULATOR, f"instructions emulated: KVM is here, but boots no kernel within {KVM_SECONDS} s"
 
 
 def _console(accelerator, shape, initrd, seconds):
-    """What a machine of that shape says until it is off, or has had its time, or is not up when it should be."""
+    """(what a machine of that shape says until it is off, or has had its time, or is not up when it should be; {UP and the names
+    of its commands: the CPU seconds that it had taken when they were over}).
+    """
     command = [
         "qemu-system-x86_64", "-accel", accelerator, "-cpu", CPU, *shape,
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
-        "-kernel", str(_kernel()), "-initrd", str(initrd), "-append", OPTIONS,
+        "-kernel", str(debian_kernel.path()), "-initrd", str(initrd), "-append", OPTIONS,
         "-nographic", "-no-reboot",
     ]  # fmt: skip
+    begin, before, spent = time.monotonic(), _ended_seconds(), {}
     with tempfile.TemporaryFile() as console:
         machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                machine.wait(min(seconds, BOOT_SECONDS))
-            if UP in _so_far(console):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    machine.wait(max(seconds - BOOT_SECONDS, 0))
+            process = psutil.Process(machine.pid)
+            while machine.poll() is None:
+                text, passed = _so_far(console), time.monotonic() - begin
+                if passed > (seconds if UP in text else min(seconds, BOOT_SECONDS)):
+                    break
+                for name in re.findall(SEEN, text, re.MULTILINE):
+                    spent.setdefault(name, _cpu_seconds(process))
+                time.sleep(POLL_SECONDS)
         finally:
             machine.kill()
             machine.wait()
-        return _so_far(console)
+        text = _so_far(console)
+        return text, dict.fromkeys(re.findall(SEEN, text, re.MULTILINE), _ended_seconds() - before) | spent
+
+
+def _ended_seconds():
+    """CPU seconds of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _cpu_seconds(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        return times.user + times.system
+    return 0.0
 
 
 def _so_far(console):
@@ -158,16 +166,8 @@ def _write_initrd(path, commands):
         for name in ("bin", "proc", "sys", "dev", "modules", "host", "layer", "new"):
             (root / name).mkdir()
         shutil.copy(shutil.which("busybox"), root / "bin")
-        listed = [
-            line.split()[1]
-            for module in MODULES
-            for line in subprocess.run(
-                ["modprobe", "-d", CACHE, "-S", _version(), "--show-depends", module], capture_output=True, text=True, check=True
-            ).stdout.splitlines()
-            if line.startswith("insmod")
-        ]
-        for place, module in enumerate(dict.fromkeys(listed)):
-            shutil.copy(module, root / "modules" / f"{place:02}-{Path(module).name}")
+        for place, module in enumerate(debian_kernel.modules(MODULES)):
+            shutil.copy(module, root / "modules" / f"{place:02}-{module.name}")
         (root / "init").write_text(INIT)
         (root / "init").chmod(0o755)
         (root / "command").write_text(_script(commands))
@@ -176,11 +176,14 @@ def _write_initrd(path, commands):
         path.write_bytes(subprocess.run(pack, cwd=root, input=names.encode(), capture_output=True, check=True).stdout)
 
 
-def forked(script, arguments, **environ):
+def forked(script, arguments, policy=None, cgroup=None, **environ):
     """A command that is a script of tests/support/scripts, or numatp.cli.main, in a fork of one process for all (serve.py): a
     start would take longer than its work, and is not asked for.
+
+    policy: (mode, node) of its memory; cgroup: its control group's folder.
     """
-    return {"script": script, "arguments": shlex.split(arguments), "environ": os.environ | environ}
+    words = shlex.split(arguments)
+    return {"script": script, "arguments": words, "environ": os.environ | environ, "policy": policy, "cgroup": cgroup}
 
 
 def _script(commands):
@@ -192,7 +195,8 @@ def _script(commands):
         # Both ends of both pipes are opened in one order.
         lines += [
             "mkfifo /tmp/cases /tmp/ended",
-            f"{sys.executable} {SCRIPTS / 'serve.py'} --find-kernels-later </tmp/cases >/tmp/ended &",
+            # One thread: numpy's library for matrices would start one for each CPU, which takes as long as all the rest.
+            f"OPENBLAS_NUM_THREADS=1 {sys.executable} {SCRIPTS / 'serve.py'} --find-kernels-later </tmp/cases >/tmp/ended &",
         ]
         lines += ["exec 8>/tmp/cases 9</tmp/ended"]
     for name, command in commands.items():
@@ -203,22 +207,20 @@ def _script(commands):
             limited = f"timeout -k 5 {COMMAND_SECONDS} bash -c {shlex.quote(command)}"
             started = f"{limited} >/tmp/numatp-out 2>/tmp/numatp-err </dev/null; status=$?"
         lines += [
-            "begin=$SECONDS",
             started,
-            f'echo; echo "result {name} $status $((SECONDS - begin)) $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
+            f'echo; echo "result {name} $status $(base64 -w0 /tmp/numatp-out)@$(base64 -w0 /tmp/numatp-err)"',
         ]
     return "\n".join(lines) + "\n"
 
 
-def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=2048, memory_only=0, seconds=MACHINE_SECONDS):
+def run(commands, sockets=2, nodes_per_socket=1, cores_per_socket=2, mib_per_node=2048, memory_only=0, seconds=MACHINE_SECONDS):
     """{name: shell command, or what forked() gives} to {name: Result}, one after another in one boot; a name is one word.
 
     memory_only: so many further nodes without CPUs.
     """
-    nodes, cores = sockets * nodes_per_socket, cores_per_node
-    numa = []
+    nodes, cores, numa = sockets * nodes_per_socket, sockets * cores_per_socket, []
     for node in range(nodes + memory_only):
-        cpus = f",cpus={node * cores}-{node * cores + cores - 1}" if node < nodes else ""
+        cpus = f",cpus={node * cores // nodes}-{(node + 1) * cores // nodes - 1}" if node < nodes else ""
         numa += ["-object", f"memory-backend-ram,id=m{node},size={mib_per_node}M"]
         numa += ["-numa", f"node,nodeid={node}{cpus},memdev=m{node}"]
     for one in range(nodes + memory_only):
@@ -226,22 +228,25 @@ def run(commands, sockets=2, nodes_per_socket=1, cores_per_node=2, mib_per_node=
             near = other < nodes and one // nodes_per_socket == other // nodes_per_socket
             numa += ["-numa", f"dist,src={one},dst={other},val={12 if near else 21}"]
     shape = ["-m", f"{mib_per_node * (nodes + memory_only)}M", *numa]
-    shape += ["-smp", f"{nodes * cores},sockets={sockets},cores={nodes_per_socket * cores},threads=1"]
+    shape += ["-smp", f"{cores},sockets={sockets},cores={cores_per_socket},threads=1"]
     accelerator, why = _accelerator()
+    # What is compiled there is lost with the machine, and takes 5 s for each that starts anew.
+    compileall.compile_dir(Path(numatp.__file__).parent, quiet=1)
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         _write_initrd(initrd, commands)
         begin = time.monotonic()
         for _ in range(BOOTS):
-            text = _console(accelerator, shape, initrd, seconds)  # commands that are too late will be missed below
+            text, spent = _console(accelerator, shape, initrd, seconds)  # commands that are too late will be missed below
             if UP in text:
                 break
         whole = time.monotonic() - begin
-    results, times = {}, []
-    for name, status, took, out, err in re.findall(r"^result (\S+) (\d+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
+    results = {}
+    for name, status, out, err in re.findall(r"^result (\S+) (\d+) ([\w+/=]*)@([\w+/=]*)\r?$", text, re.MULTILINE):
         results[name] = Result(int(status), *(base64.b64decode(part).decode(errors="replace") for part in (out, err)))
-        times.append(f"{name} {took}")
-    said.append(f"{sockets} sockets, {nodes + memory_only} nodes, {why}: {whole:.0f} s ({', '.join(times)})")
+    times = [f"{name.split()[-1]} {after - before:.0f}" for (_, before), (name, after) in pairwise({"": 0, **spent}.items())]
+    used = f"{whole:.0f} s, {max(spent.values(), default=0):.0f} s of CPU time ({', '.join(times)})"
+    said.append(f"{sockets} sockets, {nodes + memory_only} nodes, {why}: {used}")
     lost = commands.keys() - results.keys()
     assert not lost, f"nothing came back of {', '.join(lost)}; the console said: {text[-20000:]}"
     return results

@@ -1,9 +1,13 @@
-"""Moves the private memory of the process whose number comes on standard input with move_pages: python move_pages.py NODE."""
+"""Moves the private memory of the process whose number comes on standard input with move_pages, as soon as a text stands in a file:
+python move_pages.py NODE FILE TEXT. The process stands still meanwhile.
+"""
 
 import ctypes
 import os
 import re
+import signal
 import sys
+import time
 from pathlib import Path
 
 MOVE_PAGES, TO_NODE = 279, 2  # x86-64's system call, MPOL_MF_MOVE
@@ -21,13 +25,17 @@ def move(pid, addresses, node):
     return sum(found == node for found in status)
 
 
-def main(node):
-    """How many pages are there then. Started beforehand, it moves them as soon as it gets the number."""
+def main(node, file, text):
+    """How many pages are there then."""
     pid, moved = int(input()), 0
+    while text not in Path(file).read_text():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGSTOP)
     for start, end in re.findall(r"^([0-9a-f]+)-([0-9a-f]+) rw-p", Path(f"/proc/{pid}/maps").read_text(), re.MULTILINE):
         addresses = range(int(start, 16), int(end, 16), PAGE)
         for first in range(0, len(addresses), BATCH):
             moved += move(pid, addresses[first : first + BATCH], int(node))
+    os.kill(pid, signal.SIGCONT)
     return moved
 
 

@@ -1,8 +1,9 @@
 """Runs other scripts of this folder, or numatp.cli.main, in forks of itself: Python, numpy and kernels are loaded once for all.
 
 python serve.py — each line on standard input is JSON: "script" (its name), "arguments", "environ", "folder", "out", "err" (files),
-and "cpus", unless it may use all. For each it prints the exit status. Local ranks are forks too; the rest of a
-rank's start is as it is in a fresh process. With --find-kernels-later each looks for the kernels that it needs.
+"cpus", unless it may use all, and perhaps "policy" (policy.py's mode and node) and "cgroup" (a folder). For each it prints the exit
+status. Local ranks are forks too; the rest of a rank's start is as in a fresh process. With --find-kernels-later each looks for the
+kernels that it needs.
 """
 
 import json
@@ -19,6 +20,7 @@ from types import SimpleNamespace
 
 sys.path.append(str(Path(__file__).parents[2]))
 
+from policy import set_policy
 from support.kernels import all_kernels
 
 from numatp import cli, engine, measure, models
@@ -84,6 +86,10 @@ def run(case):
     os.chdir(case["folder"])
     if "cpus" in case:
         os.sched_setaffinity(0, case["cpus"])
+    if case.get("cgroup"):
+        Path(case["cgroup"], "cgroup.procs").write_text("0")  # this process
+    if case.get("policy"):
+        set_policy(*case["policy"])
     os.environ.clear()
     os.environ.update(case["environ"])
     local.subprocess = SimpleNamespace(Popen=ForkedRank, DEVNULL=None, TimeoutExpired=subprocess.TimeoutExpired)
