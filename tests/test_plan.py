@@ -5,8 +5,11 @@ import json
 import re
 import sys
 from dataclasses import replace
+from math import inf
 from pkgutil import iter_modules
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.commands import BIN, TESTS, mpirun, run
 from support.machines.sysfs import xeon
@@ -17,8 +20,18 @@ from support.warm import numatp, run_script
 from numatp import quants
 from numatp.advice import plan
 from numatp.cli import plan as command
+from numatp.engine import draft, start
 from numatp.engine.cache import CACHE_BLOCK
-from numatp.engine.draft import EXCHANGE_SECONDS, Draft, Hosts, choose_ranks, read_header, seconds_per_token
+from numatp.engine.draft import (
+    EXCHANGE_SECONDS,
+    Draft,
+    Hosts,
+    best_threads,
+    choose_ranks,
+    read_header,
+    read_seconds,
+    seconds_per_token,
+)
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
 from numatp.engine.links import read_link
 from numatp.errors import UserError
@@ -26,6 +39,7 @@ from numatp.files.measured import keep_bandwidth
 from numatp.machine import barrier, snapshot
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
+from numatp.program.builder import Op, Program
 from numatp.quants.table import FORMATS
 
 MODELS = {
@@ -179,11 +193,15 @@ def test_one_formula():
     one, two = made.predictions
     assert (one.ranks, one.nodes, two.ranks, two.nodes) == (1, (0,), 2, (0, 1))
     slowest = max(rank.read_bytes for rank in made.ranks)
-    assert two.tokens_per_second == pytest.approx(1 / (slowest / 460.8e9 + 161 * EXCHANGE_SECONDS))
+    waits = 161 * EXCHANGE_SECONDS + made.ranks[0].barrier_seconds + made.ranks[0].waiting_seconds
+    assert 0 < made.ranks[0].barrier_seconds < 2e-3 and 0 <= made.ranks[0].waiting_seconds < 0.03 * slowest / 460.8e9
+    assert two.tokens_per_second == pytest.approx(1 / (slowest / 460.8e9 + waits))
     full = slowest + made.ranks[0].cache_read_bytes
     assert made.ranks[0].cache_read_bytes == 80 * 4 * 128 * 2 * 2 * 8192  # float16 keys and values of 4 KV heads in 80 layers
-    assert two.tokens_per_second_full == pytest.approx(1 / (full / 460.8e9 + 161 * EXCHANGE_SECONDS))
-    assert one.tokens_per_second == pytest.approx(460.8e9 / sum(rank.read_bytes for rank in made.ranks), rel=1e-3)
+    assert two.tokens_per_second_full == pytest.approx(1 / (full / 460.8e9 + waits))
+    alone = planned("qwen2.5-72b:q4_k_m", "2x-epyc-9654", ranks=1).ranks[0]
+    assert alone.read_bytes == pytest.approx(sum(rank.read_bytes for rank in made.ranks), rel=1e-3)
+    assert one.tokens_per_second == pytest.approx(1 / (alone.read_bytes / 460.8e9 + alone.barrier_seconds + alone.waiting_seconds))
     assert len(made.ranks) == 2  # the faster
 
 
@@ -210,7 +228,8 @@ def test_one_formula_over_hosts():
     step, logits = 15e-6, 15e-6 + 152064 / 2 * 4 * (0.8e-9 + 0.3e-9)  # go out, come back
     assert hosts.crossing_seconds == pytest.approx(161 * hosts.exchange_seconds + step + logits)
     slowest = max(rank.read_bytes for rank in made.ranks)
-    seconds = slowest / 460.8e9 + 161 * EXCHANGE_SECONDS + hosts.crossing_seconds
+    waits = max(rank.barrier_seconds + rank.waiting_seconds for rank in made.ranks)
+    seconds = slowest / 460.8e9 + 161 * EXCHANGE_SECONDS + waits + hosts.crossing_seconds
     assert hosts.cut.tokens_per_second == pytest.approx(1 / seconds)
     assert sum(hosts.read_bytes) == sum(rank.read_bytes for rank in made.ranks)
     assert hosts.alone.tokens_per_second == planned("qwen2.5-72b:q4_k_m", "2x-epyc-9654").predictions[-1].tokens_per_second
@@ -312,6 +331,41 @@ def test_threads_divide_a_token_evenly():
     made = planned("qwen3-30b-a3b", "2x-epyc-9654", threads=64)
     assert 0 < made.ranks[0].thread_imbalance < 0.1
     assert planned("llama-3.1-8b", "2x-epyc-9654", threads=16).ranks[0].thread_imbalance < 0.01
+
+
+def products_of_one_row(count, tiles, num_bytes):
+    return Program("", [Op("", 0, np.zeros(1), [], [], num_bytes=num_bytes, pieces=tiles, barrier=True) for _ in range(count)], 0)
+
+
+def test_those_who_still_read_share_the_bandwidth():
+    even, uneven = products_of_one_row(2, 4, 4e6), products_of_one_row(2, 3, 3e6)
+    assert read_seconds(even, 2, 12e9, 10e9) == pytest.approx(2 * 4e6 / 12e9)
+    assert read_seconds(even, 2, 50e9, 10e9) == pytest.approx(2 * 2e6 / 10e9)  # more than two cores can draw
+    assert read_seconds(uneven, 2, 12e9, 10e9) == pytest.approx(2 * (1e6 / 6e9 + 1e6 / 10e9))  # a tile by both, then one by one
+    assert read_seconds(uneven, 2, inf, 10e9) == 0
+    few = planned("llama-3.1-8b", "2x-epyc-9654", ranks=1, threads=2).ranks[0]  # who divide it evenly: a bound says no less
+    assert few.waiting_seconds < 1e-3 * few.read_bytes / 460.8e9
+
+
+def test_threads_that_barriers_leave_worth_having():
+    """Where products are long all threads are best; where they take as long as the barriers that are between them, fewer."""
+    place = SimpleNamespace(cpus=range(96), l3=[thread // 8 for thread in range(96)])
+    assert best_threads(products_of_one_row(100, 96, 100e6), 101, place, 460e9) == 96
+    assert best_threads(products_of_one_row(100, 96, 0.1e6), 101, place, 460e9) in (48, 56)
+    assert best_threads(products_of_one_row(100, 96, 0.1e6), 101, place, inf) == 96
+    assert best_threads(products_of_one_row(100, 96, 100e6), 101, place, 100e9) == 96  # as good as fewer, and prompts want them
+    assert len(planned("qwen2.5-72b", "2x-epyc-9654").ranks[0].cpus) == 96
+
+
+def test_a_start_has_as_many_threads_as_are_recommended(monkeypatch):
+    """Unless somebody says how many, or there are few cores."""
+    places = [SimpleNamespace(cpus=range(24))]
+    monkeypatch.setattr(start, "find_places", lambda job, ranks: places)
+    monkeypatch.setattr(draft, "choose_threads", lambda job, ranks: 20)
+    assert start.with_threads(Job(""), 1).threads == 20
+    assert start.with_threads(Job("", threads=5), 1).threads == 5
+    places[:] = [SimpleNamespace(cpus=range(16))]
+    assert start.with_threads(Job(""), 1).threads is None
 
 
 def test_a_barrier_of_more_threads_costs_more_and_most_between_caches():

@@ -94,6 +94,9 @@ def _fastest(
     while not drafts[count].rehearsed:  # what a Step computes with may be what does not fit
         drafts[count] = Draft(model, machine, job, count, hosts, rehearse=drafts[count])
         count = seats or fastest(drafts, counts)
+    if job.threads is None and drafts[count].threads < len(drafts[count].ranks[0].cpus):  # as a start will have it
+        fewer = replace(job, threads=drafts[count].threads)
+        drafts[count] = Draft(model, machine, fewer, count, hosts, rehearse=drafts[count])
     return list(drafts.values()), drafts[count]
 
 
@@ -137,7 +140,10 @@ def describe(plan: ModelPlan) -> list[str]:
         lines.append(f"imbalance: the busiest rank reads {100 * plan.imbalance:.1f} % more than the mean")
     rank = plan.ranks[0]
     more = 100 * rank.thread_imbalance
-    lines.append(f"threads per rank: {len(rank.cpus)}; between barriers the busiest reads {more:.1f} % more than the mean")
+    lines.append(
+        f"threads per rank: {len(rank.cpus)}; between barriers the busiest reads {more:.1f} % more than the mean; barriers take "
+        f"{1e3 * rank.barrier_seconds:.2f} ms of a token"
+    )
     each = " of each host" * over
     for room in plan.rooms:
         verdict = "fits" if room.needed_bytes <= room.free_bytes else "DOES NOT FIT"

@@ -116,7 +116,7 @@ RANDOM_SEED = (1 << 32) - 1
 DIFFERENT = "-ctk {} -ctv {}: keys and values have one type; give the same for both"
 
 
-def rank_count(text: str) -> int | None:
+def count_or_auto(text: str) -> int | None:
     return None if text == "auto" else positive(text)
 
 
@@ -137,7 +137,7 @@ def add_tensor_split(parser: argparse.ArgumentParser) -> None:
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """Where and how a model is loaded."""
-    parser.add_argument("--ranks", type=rank_count, metavar="N|auto", help="ranks without mpirun (default: the fastest)")
+    parser.add_argument("--ranks", type=count_or_auto, metavar="N|auto", help="ranks without mpirun (default: the fastest)")
     parser.add_argument("--nodes", metavar="LIST", help="NUMA nodes to use, e.g. 0,1")
     parser.add_argument("--cpus", metavar="LISTS", help="cpus of each rank by hand, e.g. '0-31|32-63'")
     add_tensor_split(parser)
@@ -156,7 +156,10 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--model", required=True, help="name of a pulled model, or path of a GGUF file or folder")
     parser.add_argument("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
-    parser.add_argument("-t", "--threads", type=positive, metavar="N", help="threads per rank (default: one per core)")
+    parser.add_argument(
+        "-t", "--threads", type=count_or_auto, metavar="N|auto",
+        help="threads per rank (default: one per core, or fewer where barriers would take what more gain)",
+    )  # fmt: skip
     for letter, what in (("k", "keys"), ("v", "values")):
         parser.add_argument(
             f"-ct{letter}", f"--cache-type-{letter}", choices=CACHE_TYPES, default="f16",

@@ -5,7 +5,7 @@ import json
 
 from numatp.advice import plan
 from numatp.cli.main import speaks
-from numatp.cli.options import add_tensor_split, note, positive, rank_count
+from numatp.cli.options import add_tensor_split, count_or_auto, note, positive
 from numatp.engine.draft import Hosts, read_header
 from numatp.engine.job import Job
 from numatp.engine.links import KNOWN, LINKS, read_link
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models = f"a pulled model, a GGUF file, a Hugging Face folder, or a shape that needs no file: {shapes.names()}"
     add = parser.add_argument
     add("-m", "--model", help=f"{models} (default: show the machine alone)")
-    add("--ranks", type=rank_count, metavar="N|auto", help="default: mpirun's, else the fastest number that fits")
+    add("--ranks", type=count_or_auto, metavar="N|auto", help="default: mpirun's, else the fastest number that fits")
     add_tensor_split(parser)
     add("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
     add("--quantize", choices=list(QUANTIZED), help="matrices of floats on load, as in generate")

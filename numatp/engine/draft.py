@@ -16,6 +16,9 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from numatp import models
 from numatp.engine.cache import read_bytes
@@ -27,7 +30,7 @@ from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
 from numatp.files.models import resolve_model
-from numatp.machine import placement, snapshot
+from numatp.machine import barrier, placement, snapshot
 from numatp.machine.placement import Placement
 from numatp.machine.snapshot import Snapshot
 from numatp.models import shapes
@@ -35,9 +38,17 @@ from numatp.models.spec import Spec
 from numatp.weights.rules import Slice
 from numatp.weights.splits import SEGMENTS
 
+if TYPE_CHECKING:
+    from numatp.program.builder import Program
+
 # Of one all-reduce between ranks: a flag and then data, each fetched from the other socket. One such fetch takes 0.41 to 0.45 us
 # on 2x Xeon 6980P (ik_llama.cpp discussion 201); what 32 lanes fetch at once overlaps, and ranks never arrive together.
 EXCHANGE_SECONDS = 2e-6
+# What a core can read, bytes per second, unless its even share of the bandwidth is more: others tell of 12 to 20 GB/s on servers.
+# A prediction assumes more, because it is a bound; a recommendation less, so that a rank keeps more threads than it may need.
+CORE_MOST, CORE_LEAST = 20e9, 10e9
+WORTH_TRYING = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128)  # threads per rank
+BEST = 1.05  # times what a token takes with the best number of threads: as good
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,10 @@ class RankPlan:
     cache_read_bytes: int  # per decoded token when the context is full
     state_read_bytes: int  # the part of it that an empty context needs too
     activation_bytes: int  # of what a Step computes with; 0: not looked at
-    thread_imbalance: float  # by how much of the mean its busiest thread reads more weights for a token; 0: not looked at
+    thread_imbalance: float  # by how much of the mean its busiest thread reads more weights for a token
+    barrier_seconds: float  # of its threads' barriers, per token
+    waiting_seconds: float  # for the busiest thread, per token, where it cannot take over all of the bandwidth that others leave
+    best_threads: int  # with which a token is predicted to be fastest, or nearly so
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,8 @@ class Draft:
     ):  # fmt: skip
         """seats: ranks of a host. hosts: None for the machine alone, else it is each of them.
 
-        rehearse: a draft of the same, whose programs are now recorded, a quarter of a second, to know activations and how threads
-        divide the weights.
+        The program of a token is recorded, a tenth of a second, to know how threads divide the weights and how often they meet.
+        rehearse: a draft of the same, whose other programs are now recorded too, to know what a Step computes with.
         """
         count = hosts.count if hosts else 1
         size = count * seats
@@ -146,7 +160,7 @@ class Draft:
         )
         sections = sections_of(spec, job, context, len(self.layouts[0].pools))
         lanes = min(len(place.cpus) for place in places)
-        rehearsals: dict[Hashable, tuple[int, float]] = {}
+        rehearsals: dict[Hashable, tuple[int, float, float, float, int]] = {}
         for rank, layout in enumerate(self.layouts):
             host, place = rank // seats, places[rank % seats]
             mine = layout.split
@@ -156,10 +170,14 @@ class Draft:
             own = (rank, host, place.node, place.cpus, mine.heads, kv_heads, layout.weight_bytes, layout.cache.num_bytes)
             reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
             # The first rank adds what is added once; others with parts of the same sizes have the same programs.
-            alike = (rank == 0, len(place.cpus), tuple(piece.num_bytes for piece in layout.slices))
-            if rehearse and alike not in rehearsals:
-                rehearsals[alike] = _rehearse(model, layout, sections, place, seats, lanes)
-            self.ranks.append(RankPlan(*own, sections.bytes_of(place.seat), *reads, *rehearsals.get(alike, (0, 0.0))))
+            shared = tuple(sorted(Counter(place.l3).values()))  # L3s
+            alike = (rank == 0, shared, tuple(piece.num_bytes for piece in layout.slices))
+            if alike not in rehearsals:
+                bandwidth = machine.bandwidth.get(place.node, inf) / [other.node for other in places].count(place.node)
+                rehearsals[alike] = _rehearse(model, layout, sections, place, seats, lanes, bandwidth, rehearse is not None)
+            activations, imbalance, barriers, waiting, best = rehearsals[alike]
+            read_of = (*own, sections.bytes_of(place.seat), *reads)
+            self.ranks.append(RankPlan(*read_of, activations, imbalance, barriers, waiting, best))
         self.holder = machine.holder
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
@@ -186,20 +204,68 @@ class Draft:
         for rank in self.ranks:
             if rank.host == host:
                 read[rank.node] += rank.read_bytes + (rank.cache_read_bytes if full else rank.state_read_bytes)
-        return seconds_per_token(read, bandwidth, exchanges)
+        threads = max(rank.barrier_seconds + rank.waiting_seconds for rank in self.ranks if rank.host == host)
+        return seconds_per_token(read, bandwidth, exchanges) + threads
+
+    @property
+    def threads(self) -> int:
+        """Per rank, the fewest that any rank is best with."""
+        return min(rank.best_threads for rank in self.ranks)
 
 
 def _rehearse(
-    model: Model, layout: Layout, sections: Sections, place: Placement, seats: int, lanes: int
-) -> tuple[int, float]:  # fmt: skip
-    """(activation_bytes, thread_imbalance) of a RankPlan."""
+    model: Model, layout: Layout, sections: Sections, place: Placement, seats: int, lanes: int, bandwidth: float, all_programs: bool
+) -> tuple[int, float, float, float, int]:  # fmt: skip
+    """What a RankPlan has from activation_bytes on. bandwidth: of the rank, bytes per second; inf: nobody knows it."""
     from numatp.engine.programs import ONE_ROW, activation_bytes
-    from numatp.engine.rehearsal import rehearse
+    from numatp.engine.rehearsal import rehearse, rehearse_one_row
 
     threads = len(place.cpus)
-    recorded = rehearse(model, layout, sections, place.seat, seats, threads, lanes)
-    one_row = recorded[ONE_ROW].program
-    return activation_bytes(recorded), one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
+    activations, where = 0, (layout, sections, place.seat, seats, threads, lanes)
+    if all_programs:
+        recorded = rehearse(model, *where)
+        activations, one_row = activation_bytes(recorded), recorded[ONE_ROW].program
+    else:
+        one_row = rehearse_one_row(model, *where)
+    imbalance = one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
+    waiting = read_seconds(one_row, threads, bandwidth, max(CORE_MOST, bandwidth / threads)) - one_row.weight_bytes / bandwidth
+    barriers = sum(op.barrier for op in one_row.ops) + 1  # and one at the end
+    best = best_threads(one_row, barriers, place, bandwidth)
+    return activations, imbalance, barriers * barrier.seconds(place.l3), waiting, best
+
+
+def read_seconds(one_row: "Program", threads: int, bandwidth: float, core: float) -> float:
+    """Of a token's weights. Those who still read share the bandwidth, but none gets more than `core`."""
+    if bandwidth == inf:
+        return 0.0
+    readers = np.arange(threads, 0, -1)
+    seconds = 0.0
+    for times, read in one_row.shares(threads):
+        steps = np.diff(np.sort(read), prepend=0.0)  # bytes until the next thread is done
+        seconds += times * float((steps * np.maximum(readers / bandwidth, 1 / core)).sum())
+    return seconds
+
+
+def best_threads(one_row: "Program", barriers: int, place: Placement, bandwidth: float) -> int:
+    """Of those of a rank the most with which a token is within BEST of the fastest: prompts are the faster the more there are.
+
+    bandwidth: of the rank, bytes per second; where nobody knows it all threads are best.
+    """
+    most = len(place.cpus)
+    if bandwidth == inf:
+        return most
+    seconds = {}
+    for threads in {most, *(count for count in WORTH_TRYING if count < most)}:
+        groups = [place.l3[i * most // threads] for i in range(threads)]
+        core = max(CORE_LEAST, bandwidth / most)
+        seconds[threads] = read_seconds(one_row, threads, bandwidth, core) + barriers * barrier.seconds(groups)
+    fastest = min(seconds.values())
+    return max(threads for threads, taken in seconds.items() if taken <= fastest * BEST)
+
+
+def choose_threads(job: Job, ranks: int) -> int:
+    """How many threads each of so many ranks of this machine should have when nobody says. UserError as make_plan."""
+    return Draft(read_header(job.model), snapshot.take(measured=read_bandwidth()), job, ranks).threads
 
 
 def counts_of(machine: Snapshot, job: Job) -> list[int]:

@@ -44,14 +44,17 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
 
 def record_at(site: Site, loaded: Loaded) -> list[Recorded]:
     """The same at any site, as of a rank that is not there (engine/rehearsal.py)."""
+    most = loaded.layout.max_rows
+    kinds = ("one row", 1, False), ("many rows", most, False), ("scores", most, True)
+    return [record_kind(site, loaded, *kind) for kind in kinds]
+
+
+def record_kind(site: Site, loaded: Loaded, name: str, rows: int, scored: bool) -> Recorded:
+    """One of them, for Steps of up to so many rows."""
     model, layout = loaded.model, loaded.layout
-    caches = layout.cache.at(loaded.cache_at)
-    recorded = []
-    for name, rows, scored in (("one row", 1, False), ("many rows", layout.max_rows, False), ("scores", layout.max_rows, True)):
-        ops = Ops(name, site, rows, scored)
-        model.architecture.forward(ops, model.spec, layout.split, loaded.weights, caches)
-        recorded.append(Recorded(ops.finish(), ops.digests))
-    return recorded
+    ops = Ops(name, site, rows, scored)
+    model.architecture.forward(ops, model.spec, layout.split, loaded.weights, layout.cache.at(loaded.cache_at))
+    return Recorded(ops.finish(), ops.digests)
 
 
 def record_copies(loaded: Loaded, window: Window, team: Team) -> Program:

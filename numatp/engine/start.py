@@ -5,7 +5,7 @@ Only the engine's thread is bound: the caller's own is left alone.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from numatp.machine.parent import end_with
 if TYPE_CHECKING:
     from numatp.ranks.local import Workers
     from numatp.ranks.world import World
+
+FEW_THREADS = 16  # per rank, up to which each core has one: nothing is predicted, which would take a part of a start
 
 
 @dataclass
@@ -62,6 +64,15 @@ def find_places(job: Job, size: int) -> list[placement.Placement]:
     allowed = frozenset(os.sched_getaffinity(0)) if job.keep_binding else launch.allowed_cpus()[0]
     machine = topology.with_memory_of(topology.read_machine(), topology.allowed_nodes())
     return placement.place(machine, allowed, size, threads=job.threads, nodes=job.nodes, cpus=job.cpus, keep=job.keep_binding)
+
+
+def with_threads(job: Job, ranks: int) -> Job:
+    """The job with as many threads per rank as are predicted to be best, if nobody said and there are cores to choose from."""
+    if job.threads or job.keep_binding or all(len(place.cpus) <= FEW_THREADS for place in find_places(job, ranks)):
+        return job
+    from numatp.engine.draft import choose_threads  # reads headers, with numpy
+
+    return replace(job, threads=choose_threads(job, ranks))
 
 
 def take_place(job: Job, seats: int, seat: int, join: "Callable[[bool], World]") -> StartedRank:
@@ -112,7 +123,8 @@ def start_ranks(job: Job, ranks: int | None, worker: str = "numatp.engine.worker
 
         ranks = choose_ranks(job)
     if ranks == 1:
-        return take_place(job, 1, 0, lambda crowded: _ranks("alone").alone(crowded))
+        return take_place(with_threads(job, 1), 1, 0, lambda crowded: _ranks("alone").alone(crowded))
+    job = with_threads(job, ranks)
     find_places(job, ranks)
     level = isa.level()  # a wrong wish ends here, before there are workers
     workers = _ranks("local").Workers(worker, ranks, {"job": asdict(job), "isa": level.name})

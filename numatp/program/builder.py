@@ -8,7 +8,8 @@ Recording takes no memory: arguments that point into buffers are written into th
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -101,17 +102,29 @@ class Program:
     def weight_bytes(self) -> int:
         return sum(op.num_bytes for op in self.ops)
 
-    def busiest_bytes(self, threads: int) -> float:
-        """Of the weights for one row, what one thread would read that were the busiest of `threads` between any two barriers."""
-        bounds = np.arange(threads + 1)
-        total, section = 0.0, np.zeros(threads)  # bytes of each thread since the last barrier
+    @cached_property
+    def sections(self) -> Counter[tuple[tuple[int, int], ...]]:
+        """How often the weights between two barriers are such products: of each (pieces, bytes) for one row."""
+        sections: list[list[tuple[int, int]]] = [[]]
         for op in self.ops:
             if op.barrier:
-                total += section.max()
-                section[:] = 0
+                sections.append([])
             if op.pieces:
-                section += np.diff(op.pieces * bounds // threads) * (op.num_bytes / op.pieces)
-        return float(total + section.max())
+                sections[-1].append((op.pieces, op.num_bytes))
+        return Counter(map(tuple, sections))
+
+    def shares(self, threads: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Of the weights for one row: how often threads read so much between two barriers, float64 (threads,) bytes."""
+        bounds = np.arange(threads + 1)
+        for section, times in self.sections.items():
+            read = np.zeros(threads)
+            for pieces, num_bytes in section:
+                read += np.diff(pieces * bounds // threads) * (num_bytes / pieces)
+            yield times, read
+
+    def busiest_bytes(self, threads: int) -> float:
+        """Of the weights for one row, what one thread would read that were the busiest of `threads` between any two barriers."""
+        return sum(times * float(read.max()) for times, read in self.shares(threads))
 
     def __str__(self) -> str:
         lines = [f"program {self.name}: {len(self.ops)} ops, {sum(op.barrier for op in self.ops)} barriers, {self.num_syncs} syncs"]
