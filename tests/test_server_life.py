@@ -208,6 +208,7 @@ def check_keys(server):
         (["--host", "0.0.0.0"], {}, "--host 0.0.0.0 lets others in: give --api-key-file"),
         (["--host", "no.such.host.invalid"], {}, "lets others in"),
         (["--host", "no.such.host.invalid", "--no-auth"], {}, "cannot listen there"),
+        (["--host", "a..b", "--no-auth"], {}, "--host a..b: neither an address, nor a name, nor a path that ends in .sock"),
         (["--api-key-file", "/absent/keys"], {}, "--api-key-file /absent/keys: No such file"),
         (["--api-key-file", os.devnull], {}, "it holds no key"),
         (["--port", "70000"], {}, "no port"),
