@@ -133,6 +133,7 @@ struct numatp_patience {
 };
 
 int64_t numatp_clock(void); /* ns, monotonic */
+int64_t numatp_own_clock(void); /* ns that the calling thread has run */
 void numatp_sleep(int64_t ns);
 
 /* One turn of a wait. False: give up, the job has ended. */

@@ -61,6 +61,7 @@ struct numatp_program {
     int64_t crossings;           /* how many are numatp_cross: the same number on every rank that has some */
     struct numatp_pieces told;     /* by rank 0 to the other hosts' seat 0, before the Step; in the same order on both */
     struct numatp_pieces returned; /* and by them to rank 0, after it */
+    int64_t own_time;              /* 1: times are the thread's own cpu time, whoever else has its cpu meanwhile */
 };
 
 /* Nanoseconds of one thread. */

@@ -128,14 +128,15 @@ static bool execute_timed(struct numatp_team *team, int thread, const struct num
     const int threads = team->threads;
     const int64_t num_ops = program->num_ops;
     struct numatp_times *times = program->times + thread * (num_ops + 1);
-    int64_t left = numatp_clock(); /* the last op */
+    int64_t (*now)(void) = program->own_time ? numatp_own_clock : numatp_clock;
+    int64_t left = now(); /* the last op */
     for (int64_t i = 0; i <= num_ops; i++) {
         const struct numatp_op *op = &program->ops[i];
         int64_t began = left;
         if (i == num_ops || op->barrier) {
             if (!pass_barrier(team, thread))
                 return false;
-            began = numatp_clock();
+            began = now();
             times[i].waited += began - left;
         }
         if (i == num_ops)
@@ -143,7 +144,7 @@ static bool execute_timed(struct numatp_team *team, int thread, const struct num
         if (numatp_aborted(team->ranks))
             return false;
         op->run(op->args, thread, threads);
-        left = numatp_clock();
+        left = now();
         times[i].ran += left - began;
     }
     return pass_barrier(team, thread); /* whoever reads the table when the run is over finds all of it */

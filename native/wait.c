@@ -15,12 +15,15 @@
 #define CROWDED_AWAKE_NS 500000
 #define CROWDED_NAP_NS 50000
 
-int64_t numatp_clock(void)
+static int64_t read_clock(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
+
+int64_t numatp_clock(void) { return read_clock(CLOCK_MONOTONIC); }
+int64_t numatp_own_clock(void) { return read_clock(CLOCK_THREAD_CPUTIME_ID); }
 
 void numatp_sleep(int64_t ns)
 {

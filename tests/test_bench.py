@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import numpy as np
 import pytest
 from support.commands import BIN, SCRIPTS, mpirun, run
 from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
@@ -12,6 +13,8 @@ from support.warm import numatp
 
 from numatp.cli import bench_output
 from numatp.cli.bench import numbers, pair
+from numatp.measure.division import describe
+from numatp.measure.instruments import OpInfo
 
 TESTS = ("-p", "40", "-n", "6", "-r", "2")
 SHORT, QUICK = (*TESTS, "--roofline", "8"), (*TESTS, "--roofline", "0")  # a roofline takes a second
@@ -182,6 +185,8 @@ def test_models_that_forget_or_mix_what_came_before(tmp_path, kind):
         (("-m", "MODEL", "-p", "8", "-n", "8", "--compare", "both"), "'both' is nothing to compare"),
         (("-m", "MODEL", "-p", "8", "-n", "8", "--compare", "tp", "--ranks", "2", "-o", "csv"), "outputs md and json, not csv"),
         (("-m", "MODEL", "-p", "8", "-n", "8", "--ranks", "3", "-ts", "1,2"), "is for 2 ranks and this job has 3"),
+        (("-m", "MODEL", "--rehearse", "7", "-t", "2"), "--rehearse takes one model and one cache type, and no -t"),
+        (("-m", "MODEL", "--rehearse", "7", "-o", "csv"), "outputs md and json, not csv"),
         (("-m", "MODEL", "-o", "xml"), "invalid choice"),
     ],
 )
@@ -255,6 +260,36 @@ def test_a_profile_adds_up(model, ranks):
         # Every weight matrix is read once, whatever the ranks hold of it (whole tiles and units).
         read = sum(kind["bytes"] for (name, _), kind in kinds.items() if name == "matmul")
         assert 0.9 * result["model_size"] < read + 0.9 * 200 * 96 * 20 / 32 < 1.6 * result["model_size"]
+
+
+def test_work_between_barriers_is_that_of_the_busiest_thread():
+    """Of each op the least of all Steps; waiting for other ranks is no work."""
+    ops = [OpInfo(name, "", 0, 0, False, barrier) for name, barrier in (("a", False), ("sync", True), ("b", False), ("a", True))]
+    first, second = np.array([[4.0, 90, 3, 5], [2, 90, 1, 7]]), np.array([[3.0, 1, 9, 5], [2, 1, 9, 8]])
+    found = describe(ops, [first, second])
+    assert (found["barriers"], found["busiest_us"], found["mean_us"]) == (3, 3 + 3 + 7, (3 + 2 + 3 + 1 + 5 + 7) / 2)
+    assert found["imbalance_percent"] == pytest.approx(100 * (13 / 10.5 - 1))
+    assert [(kind["op"], kind["count"], kind["busiest_us"], kind["mean_us"]) for kind in found["kinds"]] == [
+        ("a", 2, 10, 8.5), ("b", 1, 3, 2)
+    ]  # fmt: skip
+
+
+def test_a_rehearsal_with_more_threads_than_cores(model):
+    def rehearsed(threads):
+        result = numatp("bench", "-m", model, "--rehearse", threads, "-o", "json")
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)
+
+    found, alone = rehearsed(7), rehearsed(1)
+    (rank,), (one,) = found["ranks"], alone["ranks"]
+    assert (found["threads"], alone["threads"], one["imbalance_percent"], alone["weights_imbalance_percent"]) == (7, 1, 0, 0)
+    assert found["weights_imbalance_percent"] > 0  # six tiles of a matrix for seven threads
+    assert rank["mean_us"] == pytest.approx(sum(kind["mean_us"] for kind in rank["kinds"]))
+    assert rank["mean_us"] < rank["busiest_us"] <= sum(kind["busiest_us"] for kind in rank["kinds"]) * 1.000001
+    kinds = {(kind["op"].split(".")[-1], kind["weights"]): kind for kind in rank["kinds"]}
+    assert kinds["attention", ""]["count"] == tiny.SIZES["layers"]
+    table = numatp("bench", "-m", model, "--rehearse", 3)
+    assert table.returncode == 0 and table.stdout.startswith("rank 0, 3 threads: between "), table.stderr
 
 
 def test_a_profile_as_a_table_and_a_picture(model, tmp_path):

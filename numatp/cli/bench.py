@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from numatp.cli import bench_compare
+from numatp.cli import bench_compare, bench_rehearse
 from numatp.cli.audit import add_option, audited, report
 from numatp.cli.bench_output import PRINTERS, Printer, print_profile, workload_name
 from numatp.cli.options import DIFFERENT, add_loading, natural, note, positive
@@ -22,7 +22,7 @@ from numatp.engine.job import Job
 from numatp.engine.start import find_model
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-from numatp.kernels.layout import CACHE_TYPES
+from numatp.kernels.layout import CACHE_BLOCK, CACHE_TYPES
 from numatp.llm import count_pages
 from numatp.machine.launch import read_launch
 from numatp.measure.service import MeasuringService
@@ -98,6 +98,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--roofline", type=natural, metavar="MIB", help=text)
     text = f"the same work in several ways ({','.join(bench_compare.WAYS)}), in alternating order; ends with what tp gained"
     parser.add_argument("--compare", type=bench_compare.parse_ways, metavar="WAYS", help=text)
+    text = "how a token's work divides among so many threads per rank, though there be fewer cores; measures nothing else"
+    parser.add_argument("--rehearse", type=positive, metavar="THREADS", help=text)
     add_loading(parser)
     add_option(parser)
 
@@ -114,6 +116,8 @@ class Load:
 def run(given: argparse.Namespace) -> int:
     arguments = _with_defaults(given)
     loads, tests = _loads(arguments), _tests(arguments)
+    if arguments.rehearse:
+        return _rehearse(arguments, loads)
     _check_lengths(loads, tests)
     plot = None
     if arguments.plot is not None:
@@ -145,6 +149,14 @@ def _check_lengths(loads: list[Load], tests: list[Workload]) -> None:
             raise UserError(
                 f"{longest.name} needs {longest.length} tokens, and {file.path} was trained for {trained}: a shorter test"
             )
+
+
+def _rehearse(arguments: argparse.Namespace, loads: list[Load]) -> int:
+    if len(loads) > 1 or loads[0].threads or arguments.compare or arguments.profile or arguments.plot:
+        raise UserError("--rehearse takes one model and one cache type, and no -t, --compare, --profile or --plot")
+    tests = [Workload(0, CACHE_BLOCK, 0, 1, 1)]
+    job = _job(arguments, loads[0], tests, threads=arguments.rehearse, measure=MIB, rehearse=True)
+    return bench_rehearse.run(job, arguments.ranks, arguments.output)
 
 
 def _compare(arguments: argparse.Namespace, loads: list[Load], tests: list[Workload]) -> int:

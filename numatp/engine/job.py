@@ -41,6 +41,7 @@ class Job:
     allow_remote: bool = False
     cache_type: str = "f16"  # how keys and values are kept: one of CACHE_TYPES (kernels/layout.py)
     measure: int = 0  # bytes that all ranks together read for the roofline, 0: as many as are right; of engines that measure
+    rehearse: bool = False  # such an engine's clock counts what each thread itself has run: there are more threads than cores
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
     spec: str = "off"  # whether tokens are guessed and checked, several in one Step: one of SPECS
     wire: str = "f32"  # how sums go between hosts: one of WIRES

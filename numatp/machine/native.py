@@ -40,7 +40,7 @@ class ProgramRecord(Structure):
 
     _fields_ = (
         ("ops", POINTER(Op)), ("num_ops", c_int64), ("num_syncs", c_int64), ("times", c_void_p), ("crossings", c_int64),
-        ("told", Pieces), ("returned", Pieces),
+        ("told", Pieces), ("returned", Pieces), ("own_time", c_int64),
     )  # fmt: skip
 
 

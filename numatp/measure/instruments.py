@@ -36,6 +36,7 @@ class OpInfo:
     num_bytes: int  # weights that the rank reads in it
     macs: int  # multiplications with weights that the rank does in it for one row
     head: bool  # makes logits, which few rows of a Step want
+    barrier: bool  # before it
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,8 @@ class Timed:
 class Instruments:
     """Made by all ranks together, after the model's programs."""
 
-    def __init__(self, world: World, own: Placement, team: Team, arenas: Arenas, programs: list[Program], most_bytes: int):
-        """programs: of the model. most_bytes: what all ranks together read for the roofline, 0: eight times the L3 caches, if there
-        is room.
-        """
+    def __init__(self, world: World, own: Placement, team: Team, arenas: Arenas, programs: list[Program], job: Job):
+        """programs: of the model. job.measure 0: eight times the L3 caches, if there is room."""
         host = world.host
         described = _tell(world, [team.threads, world.name_node(own.node), own.l3, os.getpid(), own.cpus])
         threads = [count for count, _, _, _, _ in described]
@@ -66,8 +65,8 @@ class Instruments:
         everyone = Counter(group for _, _, groups, _, _ in here for group in groups)
         neighbours = sum(node == world.name_node(own.node) for _, node, _, _, _ in here)
         num_bytes = area_bytes(Counter(own.l3), everyone, topology.free_bytes(own.node) // neighbours)
-        if most_bytes:
-            num_bytes = most_bytes * team.threads // sum(threads)
+        if job.measure:
+            num_bytes = job.measure * team.threads // sum(threads)
         peaks = host.gather(_peak_bytes(os.getpid()))
         area = agree(world, lambda: Area.reserve(num_bytes, team.threads, team.run))
         arenas.keep(area.address, area.num_bytes)
@@ -98,7 +97,7 @@ class Instruments:
             back = world.returned(times)
             copy = replace(
                 program, name=f"{program.name}, timed", times=times[host.seat], told=program.told + back,
-                returned=program.returned + back,
+                returned=program.returned + back, own_time=job.rehearse,
             )  # fmt: skip
             self.programs.append(copy)
 
@@ -113,7 +112,7 @@ class Instruments:
 class MeasuringEngine(Engine):
     def __init__(self, job: Job, started: StartedRank, progress: Callable[[int, int], None] = lambda done, total: None):
         super().__init__(job, started, progress)
-        self.instruments = Instruments(self.world, self.placement, self.team, self.arenas, self.programs, job.measure)
+        self.instruments = Instruments(self.world, self.placement, self.team, self.arenas, self.programs, job)
         self.team.set_programs([*self.programs, *self.instruments.programs])
 
 
@@ -122,12 +121,13 @@ def _peak_bytes(pid: int) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-def _info(op: Op) -> tuple[str, str, int, int, bool]:
+def _info(op: Op) -> tuple[str, str, int, int, bool, bool]:
     """As the fields of OpInfo."""
     matrices = [matrix for matrix in op.matrices if matrix.num_bytes]
     weights, held = sum(matrix.rows * matrix.columns for matrix in matrices), sum(matrix.num_bytes for matrix in matrices)
     label = " + ".join(matrix.name.removesuffix(".weight") for matrix in matrices)
-    return op.name, label, op.num_bytes, weights * op.num_bytes // max(held, 1), any(matrix.head for matrix in matrices)
+    macs = weights * op.num_bytes // max(held, 1)
+    return op.name, label, op.num_bytes, macs, any(matrix.head for matrix in matrices), op.barrier
 
 
 def _tell(world: World, value: object) -> list[Any]:

@@ -57,6 +57,7 @@ class Program:
     num_syncs: int
     keep: list[object] = field(default_factory=list)
     times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
+    own_time: bool = False  # these are each thread's own cpu time
     layout: Layout | None = None  # of the memory for its values, if it has some
     crossings: int = 0  # ops in which this rank exchanges sums with other hosts
     told: list[native.Piece] = field(default_factory=list)  # by rank 0 to other hosts before a Step
@@ -95,7 +96,7 @@ class Program:
         return native.ProgramRecord(
             ctypes.cast(table, ctypes.POINTER(native.Op)), len(self.ops), self.num_syncs,
             None if self.times is None else self.times.ctypes.data, self.crossings, native.pieces(self.told),
-            native.pieces(self.returned),
+            native.pieces(self.returned), self.own_time,
         )  # fmt: skip
 
     @property
