@@ -4,7 +4,7 @@ It sees this machine's files (what it writes stays in its own memory), so the sa
 AVX2 and no AVX-512. Placement, binding, page locality and errors are as on hardware; time means nothing.
 KVM runs it where /dev/kvm boots a kernel of Debian's, and an emulator of instructions, ten times slower, elsewhere.
 
-Needs Debian's qemu-system-x86, busybox-static, cpio, kmod and numactl, and fetches Debian's kernel package once into the cache
+Needs Debian's qemu-system-x86, busybox-static, cpio and kmod, and fetches Debian's kernel package once into the cache
 folder.
 """
 
@@ -32,7 +32,7 @@ from support.machines import debian_kernel
 
 import numatp
 
-TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg", "numactl")
+TOOLS = ("qemu-system-x86_64", "busybox", "cpio", "modprobe", "depmod", "apt-get", "dpkg")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay")
 # A third less work for the emulator: without ERMS the kernel clears and copies pages by words, which are emulated one by one.
 # Pages of four levels instead of five, and no switching of access rights at each copy between a process and the kernel: a sixth.
@@ -87,7 +87,7 @@ def missing():
     """Why there can be no such machine here, or nothing."""
     absent = [tool for tool in TOOLS if not shutil.which(tool)]
     if absent:
-        return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod numactl)"
+        return f"no {', '.join(absent)} (Debian: apt-get install qemu-system-x86 busybox-static cpio kmod)"
     if not debian_kernel.path() and not debian_kernel.fetch():
         return "Debian's kernel cannot be downloaded or unpacked"
     return ""
