@@ -174,7 +174,7 @@ SEVERAL = {
         ("8", "1,1", 1, 2_000),
     ),
     "an abort stays on its host": (
-        ("hosts.c", "numatp_abort(hosts->job, hosts->told[other].text);", ";"),
+        ("hosts.c", "numatp_abort(hosts->job, hosts->told[other].text);", "{}"),
         ("8", "1,1", 1, 200, "abort"),
     ),
     "nobody minds silence": (

@@ -89,7 +89,7 @@ def running(hosts, bin, *words):
 @contextmanager
 def generating(hosts, bin, model, *before):
     """A long run, in the middle of it."""
-    words = *before, bin / "numatp", "generate", "-m", model, "-p", "Once upon a time", "-n", 100_000, "--ignore-eos"
+    words = *before, bin / "numatp", "generate", "-m", model, "-p", "Once upon a time", "-n", 60_000, "-c", 65_536, "--ignore-eos"
     with running(hosts, bin, *words) as (process, lines):
         wait_for("numatp: weights", lines)
         assert process.stdout.read(30)  # it has begun

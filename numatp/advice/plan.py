@@ -94,9 +94,8 @@ def _fastest(
     while not drafts[count].rehearsed:  # what a Step computes with may be what does not fit
         drafts[count] = Draft(model, machine, job, count, hosts, rehearse=drafts[count])
         count = seats or fastest(drafts, counts)
-    if job.threads is None and drafts[count].threads < len(drafts[count].ranks[0].cpus):  # as a start will have it
-        fewer = replace(job, threads=drafts[count].threads)
-        drafts[count] = Draft(model, machine, fewer, count, hosts, rehearse=drafts[count])
+    if job.threads is None and (threads := drafts[count].threads):  # as a start will have it
+        drafts[count] = Draft(model, machine, replace(job, threads=threads), count, hosts, rehearse=drafts[count])
     return list(drafts.values()), drafts[count]
 
 

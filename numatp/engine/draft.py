@@ -208,9 +208,10 @@ class Draft:
         return seconds_per_token(read, bandwidth, exchanges) + threads
 
     @property
-    def threads(self) -> int:
-        """Per rank, the fewest that any rank is best with."""
-        return min(rank.best_threads for rank in self.ranks)
+    def threads(self) -> int | None:
+        """Per rank, where fewer than the smallest of them has cores are predicted to be better; None: one for each core."""
+        best = min(rank.best_threads for rank in self.ranks)
+        return best if best < min(len(rank.cpus) for rank in self.ranks) else None
 
 
 def _rehearse(
@@ -263,8 +264,10 @@ def best_threads(one_row: "Program", barriers: int, place: Placement, bandwidth:
     return max(threads for threads, taken in seconds.items() if taken <= fastest * BEST)
 
 
-def choose_threads(job: Job, ranks: int) -> int:
-    """How many threads each of so many ranks of this machine should have when nobody says. UserError as make_plan."""
+def choose_threads(job: Job, ranks: int) -> int | None:
+    """How many threads each of so many ranks of this machine should have when nobody says; None: one for each core. UserError as
+    make_plan.
+    """
     return Draft(read_header(job.model), snapshot.take(measured=read_bandwidth()), job, ranks).threads
 
 

@@ -153,7 +153,8 @@ class Engine:
         """Of the scores of the last Step, float64 (segments of all ranks, targets, 4): kernels/score.py."""
         each = max(len(self.loaded.layout.segments), 1)
         rows = self.window.step.num_logits[0]
-        return np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in self.window.scores]).astype(np.float64)
+        parts = np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in self.window.scores])
+        return np.ascontiguousarray(parts, np.float64)
 
     def _totals(self) -> np.ndarray:
         """Of the same targets, float64 (targets,): the logarithm of the sum of the powers of all logits."""
@@ -161,7 +162,8 @@ class Engine:
         highest, totals = parts[..., 0], parts[..., 1]
         with np.errstate(invalid="ignore"):
             top = highest.max(0)
-            found: np.ndarray = top + np.log((totals * np.exp(highest - top)).sum(0))
+            # One segment after the other, for any number of them and of targets: NumPy's own sum chooses an order by shape.
+            found: np.ndarray = top + np.log(sum(totals * np.exp(highest - top)))
         return found
 
     def copy_states(self, copies: list[tuple[int, int]]) -> None:
