@@ -192,7 +192,7 @@ def start_long_run(model, launcher=(), options=("--ranks", 2)):
 def descendants(pid):
     """(pid, command line) of all processes below pid."""
     found, parents = [], {pid}
-    table = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    table = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 2) for line in table.splitlines()]
     while new := [row for row in rows if int(row[1]) in parents and row not in found]:
         found += new

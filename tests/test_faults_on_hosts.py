@@ -33,7 +33,7 @@ def hosts():
 
 def ranks_on(hosts, name):
     """Processes of ranks, as the host numbers them."""
-    listed = hosts.run(name, "ps", "-eo", "pid=,stat=,args=").stdout.splitlines()
+    listed = hosts.run(name, "ps", "-ww", "-eo", "pid=,stat=,args=").stdout.splitlines()
     return [int(line.split()[0]) for line in listed if re.match(r"\s*\d+\s+[^Z]\S*\s+\S*python\S* (?:\S*/numatp|-P) ", line)]
 
 
