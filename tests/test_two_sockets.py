@@ -2,10 +2,8 @@
 must not pass unnoticed: memory forced elsewhere or moved away, slices that do not fit, refused system calls, killed ranks."""
 
 import json
-import os
 import re
 import sys
-from pathlib import Path
 
 import pytest
 from support.commands import BIN, SCRIPTS, run
@@ -104,10 +102,9 @@ def assert_local(result, nodes):
     assert list(found) == list(enumerate(nodes)) and min(found.values()) >= 99, result.stderr
 
 
-def test_two_nodes(folder, texts):
+def test_two_nodes(folder, texts, mpich):
     """What starts together saves a start, which takes most of a minute."""
     model = folder / "model.gguf"
-    mpich = Path(os.environ.get("NUMATP_TEST_MPICH", BIN)).absolute()
     compared = "--compare one-node,interleave,tp -ts auto -p 0 -n 2 -r 1 -t 1 -o json --audit"
     results = emulated_machine.run(
         {
