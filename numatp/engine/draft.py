@@ -25,7 +25,7 @@ from numatp.engine.cache import read_bytes
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job, cache_type_of, context_of
 from numatp.engine.layout import Layout, Model, lay_out
 from numatp.engine.links import Link
-from numatp.engine.sections import Sections, sections_of
+from numatp.engine.sections import sections_of
 from numatp.errors import UserError
 from numatp.files.measured import read_bandwidth
 from numatp.files.model_file import ModelFile
@@ -141,8 +141,12 @@ class Draft:
         """seats: ranks of a host. hosts: None for the machine alone, else it is each of them.
 
         The program of a token is recorded, a tenth of a second, to know how threads divide the weights and how often they meet.
-        rehearse: a draft of the same, whose other programs are now recorded too, to know what a Step computes with.
+        rehearse: a draft of the same, or with more threads; the other programs are now recorded too, to know what a Step computes
+        with.
         """
+        from numatp.engine.programs import MANY_ROWS, ONE_ROW, SCORES
+        from numatp.engine.rehearsal import rehearse as record
+
         count = hosts.count if hosts else 1
         size = count * seats
         self.rehearsed = rehearse is not None
@@ -160,7 +164,8 @@ class Draft:
         )
         sections = sections_of(spec, job, context, len(self.layouts[0].pools))
         lanes = min(len(place.cpus) for place in places)
-        rehearsals: dict[Hashable, tuple[int, float, float, float, int]] = {}
+        self.one_row: dict[Hashable, Program] = dict(rehearse.one_row) if rehearse else {}
+        found: dict[Hashable, tuple[int, float, float, float, int]] = {}
         for rank, layout in enumerate(self.layouts):
             host, place = rank // seats, places[rank % seats]
             mine = layout.split
@@ -171,11 +176,19 @@ class Draft:
             reads = (read, read_bytes(spec, mine, context, kept), read_bytes(spec, mine, 0, kept))
             # The first rank adds what is added once; others with parts of the same sizes have the same programs.
             shared = tuple(sorted(Counter(place.l3).values()))  # L3s
-            alike = (rank == 0, shared, tuple(piece.num_bytes for piece in layout.slices))
-            if alike not in rehearsals:
-                bandwidth = machine.bandwidth.get(place.node, inf) / [other.node for other in places].count(place.node)
-                rehearsals[alike] = _rehearse(model, layout, sections, place, seats, lanes, bandwidth, rehearse is not None)
-            activations, imbalance, barriers, waiting, best = rehearsals[alike]
+            alike = (rank == 0, lanes, shared, tuple(piece.num_bytes for piece in layout.slices))
+            bandwidth = machine.bandwidth.get(place.node, inf) / [other.node for other in places].count(place.node)
+            if (alike, bandwidth) not in found:
+                where = (model, layout, sections, place.seat, seats, len(place.cpus), lanes)
+                if alike not in self.one_row:
+                    self.one_row[alike] = record(ONE_ROW, *where)
+                one_row = self.one_row[alike]
+                activations = 0
+                if rehearse:
+                    others = [record(kind, *where) for kind in (MANY_ROWS, SCORES)]
+                    activations = max(program.activation_bytes for program in (one_row, *others))
+                found[alike, bandwidth] = (activations, *_of_threads(one_row, place, bandwidth))
+            activations, imbalance, barriers, waiting, best = found[alike, bandwidth]
             read_of = (*own, sections.bytes_of(place.seat), *reads)
             self.ranks.append(RankPlan(*read_of, activations, imbalance, barriers, waiting, best))
         self.holder = machine.holder
@@ -214,25 +227,14 @@ class Draft:
         return best if best < min(len(rank.cpus) for rank in self.ranks) else None
 
 
-def _rehearse(
-    model: Model, layout: Layout, sections: Sections, place: Placement, seats: int, lanes: int, bandwidth: float, all_programs: bool
-) -> tuple[int, float, float, float, int]:  # fmt: skip
-    """What a RankPlan has from activation_bytes on. bandwidth: of the rank, bytes per second; inf: nobody knows it."""
-    from numatp.engine.programs import ONE_ROW, activation_bytes
-    from numatp.engine.rehearsal import rehearse, rehearse_one_row
-
+def _of_threads(one_row: "Program", place: Placement, bandwidth: float) -> tuple[float, float, float, int]:
+    """What a RankPlan has from thread_imbalance on. bandwidth: of the rank, bytes per second; inf: nobody knows it."""
     threads = len(place.cpus)
-    activations, where = 0, (layout, sections, place.seat, seats, threads, lanes)
-    if all_programs:
-        recorded = rehearse(model, *where)
-        activations, one_row = activation_bytes(recorded), recorded[ONE_ROW].program
-    else:
-        one_row = rehearse_one_row(model, *where)
     imbalance = one_row.busiest_bytes(threads) * threads / max(one_row.weight_bytes, 1) - 1
     waiting = read_seconds(one_row, threads, bandwidth, max(CORE_MOST, bandwidth / threads)) - one_row.weight_bytes / bandwidth
     barriers = sum(op.barrier for op in one_row.ops) + 1  # and one at the end
     best = best_threads(one_row, barriers, place, bandwidth)
-    return activations, imbalance, barriers * barrier.seconds(place.l3), waiting, best
+    return imbalance, barriers * barrier.seconds(place.l3), waiting, best
 
 
 def read_seconds(one_row: "Program", threads: int, bandwidth: float, core: float) -> float:
@@ -268,7 +270,8 @@ def choose_threads(job: Job, ranks: int) -> int | None:
     """How many threads each of so many ranks of this machine should have when nobody says; None: one for each core. UserError as
     make_plan.
     """
-    return Draft(read_header(job.model), snapshot.take(measured=read_bandwidth()), job, ranks).threads
+    machine = snapshot.take(measured=read_bandwidth())
+    return Draft(read_header(job.model), machine, job, ranks).threads if machine.bandwidth else None
 
 
 def counts_of(machine: Snapshot, job: Job) -> list[int]:

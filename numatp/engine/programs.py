@@ -16,6 +16,7 @@ from numatp.program.values import Access, Buffer
 from numatp.ranks.world import World
 
 ONE_ROW, MANY_ROWS, SCORES, AUDIT, COPIES = 0, 1, 2, 3, 4  # the programs, by index; AUDIT is engine/audit.py's
+MODEL_PROGRAMS = ("one row", "many rows", "scores")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
         digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires,
     )  # fmt: skip
-    recorded = record_at(site, loaded)
+    recorded = [record_one(site, loaded, kind) for kind in range(len(MODEL_PROGRAMS))]
     for one in recorded:
         one.program.told = window.told
         one.program.returned = window.returned_logits
@@ -42,17 +43,10 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
     return recorded
 
 
-def record_at(site: Site, loaded: Loaded) -> list[Recorded]:
-    """The same at any site, as of a rank that is not there (engine/rehearsal.py)."""
-    most = loaded.layout.max_rows
-    kinds = ("one row", 1, False), ("many rows", most, False), ("scores", most, True)
-    return [record_kind(site, loaded, *kind) for kind in kinds]
-
-
-def record_kind(site: Site, loaded: Loaded, name: str, rows: int, scored: bool) -> Recorded:
-    """One of them, for Steps of up to so many rows."""
+def record_one(site: Site, loaded: Loaded, kind: int) -> Recorded:
+    """ONE_ROW, MANY_ROWS or SCORES, also of a rank that is not there (engine/rehearsal.py)."""
     model, layout = loaded.model, loaded.layout
-    ops = Ops(name, site, rows, scored)
+    ops = Ops(MODEL_PROGRAMS[kind], site, 1 if kind == ONE_ROW else layout.max_rows, scored=kind == SCORES)
     model.architecture.forward(ops, model.spec, layout.split, loaded.weights, layout.cache.at(loaded.cache_at))
     return Recorded(ops.finish(), ops.digests)
 

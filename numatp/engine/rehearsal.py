@@ -4,7 +4,7 @@ import numpy as np
 
 from numatp.engine.layout import Layout, Model
 from numatp.engine.load import Loaded
-from numatp.engine.programs import Recorded, record_at, record_kind
+from numatp.engine.programs import record_one
 from numatp.engine.sections import Sections
 from numatp.program.builder import Program
 from numatp.program.recorder import Site
@@ -23,21 +23,10 @@ class Unread(Weights):
         return np.ones(self.vector(name).length, np.float32)
 
 
-def rehearse(model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int, lanes: int) -> list[Recorded]:
-    """ONE_ROW, MANY_ROWS and SCORES (engine/programs.py) of the rank at `seat`. lanes: the fewest threads of a rank."""
-    return record_at(*_nowhere(model, layout, sections, seat, seats, threads, lanes))
-
-
-def rehearse_one_row(
-    model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int, lanes: int
+def rehearse(
+    kind: int, model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int, lanes: int
 ) -> Program:  # fmt: skip
-    """Of these ONE_ROW alone."""
-    return record_kind(*_nowhere(model, layout, sections, seat, seats, threads, lanes), "one row", 1, False).program
-
-
-def _nowhere(
-    model: Model, layout: Layout, sections: Sections, seat: int, seats: int, threads: int, lanes: int
-) -> tuple[Site, Loaded]:  # fmt: skip
+    """ONE_ROW, MANY_ROWS or SCORES (engine/programs.py) of the rank at `seat`. lanes: the fewest threads of a rank."""
     step = StepWindow(sections.step, np.zeros(sections.step.num_bytes // 8, np.int64))
     partials = np.zeros(seats, np.uint64)
     site = Site(
@@ -45,4 +34,5 @@ def _nowhere(
         segments=layout.segments, step=step, partials=(partials, partials), logits=NOWHERE,
         logit_stride=4 * sections.logits[1], scores=NOWHERE, tops=NOWHERE,
     )  # fmt: skip
-    return site, Loaded(model, layout, Unread(layout.slices, NOWHERE), NOWHERE, APART)
+    loaded = Loaded(model, layout, Unread(layout.slices, NOWHERE), NOWHERE, APART)
+    return record_one(site, loaded, kind).program
