@@ -81,8 +81,8 @@ class LLM:
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
     wire: how sums go between hosts, where "bf16" is half as long and less exact. same_bits: the same logits to the last bit for
-    1, 2, 4 and 8 ranks (numatp/README.md). prefix_cache: whether what was computed of a text is kept
-    for others that begin with it. step_ms: that a token should take on average while prompts come in beside it.
+    1, 2, 4 and 8 ranks (numatp/README.md). prefix_cache: whether what was computed of a text is kept for others that begin with
+    it. step_ms: that a token should take on average while prompts come in beside it.
     spec: whether tokens are guessed from what the text has said before and checked, several in one Step, with the same text as
     without: "auto" is so where rows are cheap.
     others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks
@@ -133,8 +133,7 @@ class LLM:
                 model=find_model(os.fspath(model)), context=_whole(ctx, "ctx"),
                 threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
                 max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
-                quantize=quantize, tensor_split=tensor_split, cache_type=cache_type, wire=wire,
-                same_bits=bool(same_bits),
+                quantize=quantize, tensor_split=tensor_split, cache_type=cache_type, wire=wire, same_bits=bool(same_bits),
                 prefix_cache=bool(prefix_cache), step_ms=_whole(step_ms, "step_ms") or Job.step_ms, spec=spec,
             )  # fmt: skip
         self._others = others

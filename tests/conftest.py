@@ -21,12 +21,11 @@ for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, lambda number, frame: None)
 
-# mpirun refuses to start as root unless both are set; slots are not what is tested. numpy's threads would spin on a worker's core.
+# mpirun refuses to start as root unless both are set; slots are not what is tested.
 os.environ |= {
     "OMPI_ALLOW_RUN_AS_ROOT": "1",
     "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "OPENBLAS_NUM_THREADS": "1",
 }
 # Commands hold back what they write as they do for users, whatever is set where the suite is started.
 os.environ.pop("PYTHONUNBUFFERED", None)

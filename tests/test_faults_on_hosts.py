@@ -50,6 +50,14 @@ def statuses(hosts, names):
     return [hosts.run(name, "sh", "-c", 'cat "$TMPDIR/status"').stdout.strip() for name in names]
 
 
+def all_end_without_the_link(hosts, lines):
+    """Of ranks that were started with TOLD."""
+    hosts.link("b", "down")
+    wait_for(SILENT, lines)
+    wait_for_the_end(hosts, "ab")
+    assert statuses(hosts, "ab") == ["1", "1"]
+
+
 def kill_the_rank_on(hosts, name):
     (rank,) = ranks_on(hosts, name)
     assert not hosts.run(name, "kill", "-9", rank).returncode
@@ -133,10 +141,7 @@ def test_a_link_that_goes_down_while_a_server_has_nothing_to_do(hosts, words_pat
     words = *TOLD, BIN / "numatp", "serve", "-m", words_path, "--no-auth", "--host", tmp_path / "numatp.sock"
     with running(hosts, BIN, *words) as (_, lines):
         wait_for("numatp: .*: ready for", lines)
-        hosts.link("b", "down")
-        wait_for(SILENT, lines)
-        wait_for_the_end(hosts, "ab")
-        assert statuses(hosts, "ab") == ["1", "1"]
+        all_end_without_the_link(hosts, lines)
 
 
 # What the rank on host b reads takes forever.
@@ -160,10 +165,7 @@ def test_a_link_that_goes_down_while_they_load(hosts, mpich):
     words = *TOLD, mpich / "python", "-P", "-c", SLOW, "audit", "-m", GOLDEN / "llama.gguf", "--threads", 1
     with running(hosts, mpich, *words) as (_, lines):
         wait_for("loading", lines)
-        hosts.link("b", "down")
-        wait_for(SILENT, lines)
-        wait_for_the_end(hosts, "ab")
-        assert statuses(hosts, "ab") == ["1", "1"]
+        all_end_without_the_link(hosts, lines)
 
 
 def test_hosts_that_differ(hosts):

@@ -27,7 +27,7 @@ def run(job: Job, ranks: int | None, output: str) -> int:
         from numatp.measure.division import rehearse  # loads numpy
 
         note(service.started.line)
-        found = service.call(lambda engine: rehearse(engine))
+        found = service.call(rehearse)
         service.close()
     print(json.dumps(found) if output == "json" else "\n".join(_lines(found)))
     return 0

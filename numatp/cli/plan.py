@@ -26,12 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-c", "--ctx-size", type=positive, metavar="N", help="tokens that the cache holds")
     add("--quantize", choices=list(QUANTIZED), help="matrices of floats on load, as in generate")
     add("--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)")
-    add(
-        "--hosts",
-        type=positive,
-        metavar="N",
-        help="hosts like that machine; --ranks and -ts are of all (default: mpirun's, else 1)",
-    )
+    text = "hosts like that machine; --ranks and -ts are of all (default: mpirun's, else 1)"
+    add("--hosts", type=positive, metavar="N", help=text)
     add("--link", type=read_link, default=LINKS["10gbe"], metavar="LINK", help=f"what joins them: {KNOWN} (default 10gbe)")
     add("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
     add("-o", "--output", choices=["text", "json"], default="text", help="what stdout gets (default text)")

@@ -65,7 +65,7 @@ class Engine:
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
         self.cuts: list[str] = []  # by rank: which part it has
         if job.prompt_cache_dir:
-            self.cuts = world.gather(_digest(f"{layout.split}{layout.segments or ''}"))
+            self.cuts = world.gather(_digest(str(layout.split)))
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         self._load(progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []

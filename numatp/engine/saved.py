@@ -80,7 +80,8 @@ class SavedPrompts:
 
     def step_done(self) -> None:
         """Between two Steps: the cache may know more than before, and less. A server that never rests would lose all if it was
-        killed, so a part is saved now and then."""
+        killed, so a part is saved now and then.
+        """
         self._waiting = None
         began = time.monotonic()
         if began >= self._rests_until:
@@ -123,14 +124,6 @@ def _settings(engine: Engine) -> bytes:
     job, model = engine.job, engine.loaded.model
     pools = [(pool.window, list(pool.layers)) for pool in engine.blocks.pools]
     # What kernels keep in a block, and with which bits, is theirs to say.
-    said = (
-        CACHE_BLOCK,
-        job.cache_type,
-        job.wire,
-        job.same_bits,
-        quantize_of(job, model.file),
-        pools,
-        engine.cuts,
-        kernels_identity(),
-    )
+    settings = (job.cache_type, job.wire, job.same_bits, quantize_of(job, model.file))
+    said = (CACHE_BLOCK, *settings, pools, engine.cuts, kernels_identity())
     return blake2b(identity(model.file) + repr(said).encode(), digest_size=16, key=engine.prompt_key).digest()

@@ -34,9 +34,8 @@ class Window:
 
         scores = world.map_parts([sections.scores] * world.size)
         row_bytes = sections.scores // sections.step.max_rows
-        self.scores = [
-            part.view(np.float32).reshape(-1, row_bytes // 16, 4) for part in scores
-        ]  # per rank, (max_rows, segments, 4)
+        # Per rank, (max_rows, segments, 4): kernels/score.py.
+        self.scores = [part.view(np.float32).reshape(-1, row_bytes // 16, 4) for part in scores]
         tops = world.map_parts([sections.tops] * world.size)
         self.tops = [part.view(TOP).reshape(-1) for part in tops]  # per rank, (max_rows,), likewise
         digests = world.map_parts([sections.digests] * world.size)

@@ -47,12 +47,8 @@ def read_delta(file: ModelFile, style: Style, **more: Any) -> DeltaSpec:
     def layer(number: int, rows: Attention) -> Layer:
         return rows if counts[number] else recurrent
 
-    sizes: dict[str, int | Cut] = {
-        "delta_heads": cut_heads(heads, size),
-        "all_heads": heads,
-        "delta_size": size,
-        "conv_width": conv_width,
-    }
+    sizes: dict[str, int | Cut] = {"delta_heads": cut_heads(heads, size), "all_heads": heads}
+    sizes |= {"delta_size": size, "conv_width": conv_width}
     return read_latent(file, DeltaSpec, layer, sizes, style, **more)
 
 
