@@ -197,15 +197,15 @@ def test_a_prompt_has_the_same_bits_however_it_is_cut(play):
 
 
 def test_rows_beside_others_follow_what_was_measured():
-    """A token takes 250 ms on average, a Step with prompts up to 1.7 times that, for the next one has none then."""
+    """A token takes 250 ms on average, a Step with prompts up to 1.4 times that, for the next one has none then."""
     pace = Pace(0.25, 512)
     assert (pace.rows(0), pace.rows(3)) == (512, 32)
     pace.measured(512, 2.048)
     assert pace.rows(0) == 512 and pace.rows(3) == 0
     pace.measured(0, 0.05)
-    assert pace.rows(3) == 80 and pace.rows(0) == 512  # 4 ms a row, 375 ms beside 50
-    pace.measured(80, 0.13)  # 1 ms a row beside 50 ms: 0.3 of the way from 4 ms to it, 3.1 ms
-    assert pace.rows(3) == 112
+    assert pace.rows(3) == 64 and pace.rows(0) == 512  # 4 ms a row, 300 ms beside 50
+    pace.measured(64, 0.114)  # 1 ms a row beside 50 ms: 0.3 of the way from 4 ms to it, 3.1 ms
+    assert pace.rows(3) == 96
     pace.measured(100, 0.35)
     assert pace.rows(3) == 0
     for _ in range(20):

@@ -8,7 +8,8 @@ prompts, up to MOST of it; the Step after it then has no rows of prompts, and th
 from numatp.engine.job import ROWS_UNIT
 
 LEAST_ROWS = 2 * ROWS_UNIT  # however long they take; so many where no prompt was measured yet
-MOST = 1.7  # longest Step, in parts of the time that a token should take: what was measured tells the next one to some 10 %
+MOST = 1.4  # longest Step, in parts of the time that a token should take; what was measured tells the next one to some 20 %,
+# so that 99 of 100 gaps stay below twice that time (bench/LOG.md)
 NEWEST = 0.5  # share of the newest measurement in a mean
 FASTER = 0.3  # the same of a row that took less than before; one that took more counts at once, for the next may take as long
 
