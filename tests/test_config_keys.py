@@ -2,14 +2,14 @@
 another, as tests/data/make_config_keys.py recorded it. Nothing changes by keys that transformers does not know."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-from support.commands import SCRIPTS, TESTS, run
+from support.commands import TESTS
 from support.logits import F16_ROUNDING, error
 from support.models import golden_folders
 from support.models.golden import GOLDEN
+from support.warm import run_script
 
 from numatp import models
 from numatp.errors import UserError
@@ -76,7 +76,7 @@ def test_each_key(tmp_path, name):
     assert len(tokens) == PROMPT
     given = {"tokens": tokens, "configs": [changed(config, changes) for (changes, _), *_ in computed.values()]}
     (tmp_path / "given.json").write_text(json.dumps(given))
-    result = run(sys.executable, SCRIPTS / "run_configs.py", folder, tmp_path / "given.json", tmp_path / "out.npy")
+    result = run_script("run_configs", folder, tmp_path / "given.json", tmp_path / "out.npy")
     assert result.returncode == 0, result.stderr
     for got, alike in zip(np.load(tmp_path / "out.npy"), computed.values(), strict=True):
         for changes, wanted in alike:

@@ -16,6 +16,7 @@ from numatp.machine import limits, native
 MAX_NODES = 1024  # more than any kernel is built for
 UNDIVIDED = "weights and cache"
 HUGE_PAGE = 2 << 20  # bytes
+SMALL = 4 << 20  # bytes of which asking for every page takes less than reading what /proc says of all mappings
 
 
 def reserve(num_bytes: int) -> int:
@@ -76,7 +77,7 @@ def count_quickly(region: Region) -> Counter[int] | None:
     move_pages takes 0.15 us a page, a fifth of the time in which a large model loads. numa_maps is as good unless its mapping holds
     more than the region, which the number of pages shows.
     """
-    found = count_in_maps([region])
+    found = None if region.num_bytes < SMALL else count_in_maps([region])
     if found is not None and 0 <= found.total() * native.library().numatp_page_bytes() - region.num_bytes <= HUGE_PAGE:
         return found
     counted = count([region])
@@ -104,8 +105,11 @@ def count_in_maps(regions: Sequence[Region]) -> Counter[int] | None:
 
 def huge_share(region: Region) -> float | None:
     """How much of the touched anonymous memory of a region's mappings lies in huge pages, 0 to 1, from /proc/self/smaps. None where
-    the kernel does not tell. (Kernel documentation, filesystems/proc.rst: Rss and AnonHugePages.)
+    the kernel does not tell, and for a region that fills no huge page. (Kernel documentation, filesystems/proc.rst: Rss and
+    AnonHugePages.)
     """
+    if region.num_bytes < HUGE_PAGE:
+        return None
     try:
         smaps = Path("/proc/self/smaps").read_text()
     except OSError:

@@ -12,6 +12,7 @@ from typing import Any
 
 from numatp.machine.topology import parse_cpulist
 
+FIRST_LINE = 512  # bytes of numa_maps that hold a policy; the kernel looks at all pages of a mapping before it says more
 FIRST_TOUCH = "pages go to the node whose thread touches them first"
 OURS = "NUMATP_MEMORY_POLICY"  # environment: the policy that numatp itself has set here or in a process above
 
@@ -23,8 +24,8 @@ def current_policy(root: str | Path = "/") -> str:
     without a policy of its own shows that of the thread; the first mapping is the interpreter's own file, which nobody binds.
     """
     try:
-        with open(Path(root, "proc/thread-self/numa_maps")) as lines:
-            first = lines.readline()
+        with open(Path(root, "proc/thread-self/numa_maps"), "rb", buffering=0) as lines:
+            first = lines.read(FIRST_LINE).decode(errors="replace")
     except OSError:
         return ""
     match = re.match(r"[0-9a-f]+ ((?:weighted )?[a-z]+(?: \(many\))?\S*)", first)

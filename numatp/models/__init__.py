@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import os
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
@@ -24,6 +25,7 @@ UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
 NEAREST = 4  # names of supported architectures that a refusal shows
 
 
+@cache
 def architectures() -> dict[str, str]:
     """As GGUF has them: the name of each one's module."""
     modules = sorted(module.name for module in iter_modules(__path__) if module.name not in NOT_ARCHITECTURES)

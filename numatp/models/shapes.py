@@ -21,7 +21,7 @@ from numatp.models.known import SAME, SHAPES, Shape
 from numatp.models.spec import Spec
 from numatp.quants.mixes import MIXES, base_of, fitting, gets_better, output_type
 from numatp.quants.table import FORMATS
-from numatp.weights.rules import Rule, whole_shape
+from numatp.weights.rules import Extents, Rule
 
 TYPES = ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0")  # whose files have been compared with a plan
 DEFAULT_TYPE = "q4_k_m"
@@ -84,7 +84,8 @@ def _metadata(shape: Shape) -> Metadata:
 
 def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, wanted: str) -> dict[str, TensorInfo]:
     most, better = base_of(wanted), MIXES[wanted].better if wanted in MIXES else None
-    shapes = {rule.name: (rule, whole_shape(rule, spec.sizes)) for rule in rules}
+    whole = Extents(spec.sizes, None)
+    shapes = {rule.name: (rule, whole.shape(rule)) for rule in rules}
     counts = Counter(name.split(".")[2] for name in shapes if name.startswith("blk."))
     seen: Counter[str] = Counter()
     tensors = {}

@@ -9,7 +9,7 @@ Recording takes no memory: arguments that point into buffers are written into th
 
 import ctypes
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -25,22 +25,53 @@ if TYPE_CHECKING:
     from numatp.weights.matrix import Matrix
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """The fields of an op's argument record. Those that point into buffers have no value before the program is placed."""
+
+    dtype: np.dtype
+    values: Mapping[str, float | Pointer | ThreadStride]
+
+    def values_of(self, placed: bool) -> tuple[float, ...]:
+        """In the record's order. placed: whether the program is; else 0 stands for what points into buffers."""
+        names: tuple[str, ...] = self.dtype.names or ()
+        return tuple(
+            (value.resolved() if placed else 0) if isinstance(value := self.values[name], (Pointer, ThreadStride)) else value
+            for name in names
+        )
+
+
 @dataclass
 class Op:
     name: str
     code: Kernel | int  # or the address of a C function
-    record: np.ndarray
+    arguments: Arguments | np.ndarray  # or its record, which then points nowhere that is not known yet
     reads: list[Access]
     writes: list[Access]
     matrices: Sequence["Matrix"] = ()  # weights that it multiplies with
     num_bytes: int = 0  # of them, that the whole rank reads in it for one row, for the roofline
     pieces: int = 0  # of equal size that the threads divide those among them by share() (kernels/compile.py)
     barrier: bool = False
-    pointers: dict[str, Pointer | ThreadStride] = field(default_factory=dict)  # fields of the record that wait for the placing
 
     @property
     def accesses(self) -> list[Access]:
         return self.reads + self.writes
+
+    @cached_property
+    def record(self) -> np.ndarray:
+        """What its code reads, shape (1,); a program that only shows what a rank would do needs none."""
+        if isinstance(self.arguments, np.ndarray):
+            return self.arguments
+        return np.array([self.arguments.values_of(placed=False)], self.arguments.dtype)
+
+    def place(self) -> None:
+        """Writes addresses into its record, as the buffers have some now."""
+        if isinstance(self.arguments, Arguments):
+            values = self.arguments.values_of(placed=True)
+            if "record" in vars(self):  # where others know its address
+                self.record[0] = values
+            else:
+                self.record = np.array([values], self.arguments.dtype)
 
     @property
     def address(self) -> int:
@@ -80,8 +111,7 @@ class Program:
             self.keep.append(memory)
             self.layout.place(-(-memory.ctypes.data // LINE) * LINE)
         for op in self.ops:
-            for name, pointer in op.pointers.items():
-                op.record[name] = pointer.resolved()
+            op.place()
         return self
 
     @cached_property
@@ -150,8 +180,8 @@ class Builder:
         self.name, self.threads = name, threads
         self.ops: list[Op] = []
         self.num_syncs = self.crossings = 0
-        self._read: list[Access] = []
-        self._written: list[Access] = []
+        self._read: dict[Buffer, list[Access]] = {}  # since the last barrier
+        self._written: dict[Buffer, list[Access]] = {}
 
     def add(
         self, kernel: Kernel, reads: list[Access], writes: list[Access], matrices: Sequence["Matrix"] = (),
@@ -162,28 +192,30 @@ class Builder:
         matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all; pieces: that threads
         divide those among them, if not their tiles.
         """
-        pointers = {name: value for name, value in args.items() if isinstance(value, (Pointer, ThreadStride))}
-        numbers = {name: value for name, value in args.items() if not isinstance(value, (Pointer, ThreadStride))}
-        record = kernel.record(**numbers, **dict.fromkeys(pointers, 0))
+        assert args.keys() == kernel.fields.keys(), (kernel.name, set(args) ^ set(kernel.fields))
         if num_bytes is None:
             num_bytes = sum(matrix.num_bytes for matrix in matrices)
         if pieces is None:
             pieces = sum(matrix.tiles for matrix in matrices)
-        self._append(Op(kernel.name, kernel, record, reads, writes, matrices, num_bytes, pieces, pointers=pointers))
+        self._append(Op(kernel.name, kernel, Arguments(kernel.dtype, args), reads, writes, matrices, num_bytes, pieces))
 
     def _append(self, op: Op) -> None:
         op.barrier = self._conflicts(op)
         if op.barrier:
             self._read.clear()
             self._written.clear()
-        self._read += op.reads
-        self._written += op.writes
+        for accesses, since in ((op.reads, self._read), (op.writes, self._written)):
+            for access in accesses:
+                since.setdefault(access.buffer, []).append(access)
         self.ops.append(op)
 
     def _conflicts(self, op: Op) -> bool:
-        pairs = [(new, old) for new in op.accesses for old in self._written]
-        pairs += [(new, old) for new in op.writes for old in self._read]
-        return any(new.meets(old) and not new.agrees(old) for new, old in pairs)
+        for accesses, since in ((op.accesses, self._written), (op.writes, self._read)):
+            for new in accesses:
+                for old in since.get(new.buffer, ()):
+                    if new.meets(old) and not new.agrees(old):
+                        return True
+        return False
 
     def sync(self, team: int, lane: Access) -> None:
         """Meeting of this lane of every rank: what each wrote in its lane before can be read after it."""
@@ -197,11 +229,9 @@ class Builder:
     ) -> None:  # fmt: skip
         """Rows go to this rank's counterparts on other hosts, and theirs come in. incoming: by host, uint64."""
         self.crossings += 1
-        pointers = {"rows": rows} if isinstance(rows, Pointer) else {}
-        values = (team, 0 if pointers else rows, row_bytes, outgoing, incoming.ctypes.data)
-        names = ("team", "rows", "row_bytes", "outgoing", "incoming")
-        record = np.array([values], dtype=[(name, np.uint64) for name in names])
-        self._append(Op("cross", native.address_of("numatp_cross"), record, reads, writes, pointers=dict(pointers)))
+        values = {"team": team, "rows": rows, "row_bytes": row_bytes, "outgoing": outgoing, "incoming": incoming.ctypes.data}
+        arguments = Arguments(np.dtype([(name, np.uint64) for name in values]), values)
+        self._append(Op("cross", native.address_of("numatp_cross"), arguments, reads, writes))
 
     def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
         """until_end: buffers that may be read when the program is done."""

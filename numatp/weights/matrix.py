@@ -76,6 +76,8 @@ def neighbours(matrices: Iterable[Matrix]) -> list[list[Matrix]]:
 
 def joined(group: Sequence[Matrix]) -> Matrix:
     """Neighbours as one matrix."""
+    if len(group) == 1:
+        return group[0]
     return replace(group[0], name=" + ".join(matrix.name for matrix in group), rows=sum(matrix.rows for matrix in group))
 
 

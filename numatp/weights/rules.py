@@ -7,6 +7,7 @@ dimension, all else is whole.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 from typing import Literal
@@ -125,7 +126,7 @@ class Slice:
             head=self.rule.kind == "head", cut=self.cut,
         )  # fmt: skip
 
-    @property
+    @cached_property
     def num_bytes(self) -> int:
         return self.at(0).num_bytes
 
@@ -155,9 +156,27 @@ def _extent(words: str, sizes: Sizes, split: Split | None, part: tuple[int, int]
     return ranges
 
 
+class Extents:
+    """_extent() of one cut, computed once for each dimension: those of all layers are alike."""
+
+    def __init__(self, sizes: Sizes, split: Split | None):
+        self.sizes = sizes
+        self._split = split
+        self._found: dict[tuple[str, tuple[int, int]], list[range]] = {}
+
+    def of(self, words: str, part: tuple[int, int] = (0, 1)) -> list[range]:
+        asked = words, part
+        if asked not in self._found:
+            self._found[asked] = _extent(words, self.sizes, self._split, part)
+        return self._found[asked]
+
+    def shape(self, rule: Rule) -> tuple[int, ...]:
+        return tuple(sum(map(len, self.of(words))) for words in rule.shape)
+
+
 def whole_shape(rule: Rule, sizes: Sizes) -> tuple[int, ...]:
     """What the tensor has in the file."""
-    return tuple(sum(map(len, _extent(words, sizes, None))) for words in rule.shape)
+    return Extents(sizes, None).shape(rule)
 
 
 @dataclass(frozen=True)
@@ -204,7 +223,9 @@ def cut(
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
     """
-    shapes = {rule.name: whole_shape(rule, sizes) for rule in rules}
+    whole, own = Extents(sizes, None), Extents(sizes, split)
+    parts = [Extents(sizes, segment) for segment in segments]
+    shapes = {rule.name: whole.shape(rule) for rule in rules}
     places = _places(file, shapes)
     unused = file.tensors.keys() - {place.stored for place in places.values()}
     if unused:
@@ -216,10 +237,10 @@ def cut(
         if place is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
         info = file.tensors[place.stored]
-        of_columns = segments if rule.in_tiles and _is_cut(rule.shape[-1], sizes) else ()
-        for segment, columns in enumerate(of_columns or [split]):
-            own = _slice(info, place, rule, shapes[rule.name], sizes, split, columns, quantize, offset)
-            slices.append(replace(own, segment=segment) if of_columns else own)
+        of_columns = parts if rule.in_tiles and _is_cut(rule.shape[-1], sizes) else []
+        for segment, columns in enumerate(of_columns or [own]):
+            piece = _slice(info, place, rule, shapes[rule.name], own, columns, quantize, offset)
+            slices.append(replace(piece, segment=segment) if of_columns else piece)
             offset += slices[-1].num_bytes
     return slices, offset
 
@@ -230,10 +251,10 @@ def _is_cut(words: str, sizes: Sizes) -> bool:
 
 
 def _slice(
-    info: TensorInfo | Assembled, place: Place, rule: Rule, shape: tuple[int, ...], sizes: Sizes, split: Split, of_columns: Split,
+    info: TensorInfo | Assembled, place: Place, rule: Rule, shape: tuple[int, ...], own: Extents, of_columns: Extents,
     quantize: str, offset: int,
 ) -> Slice:  # fmt: skip
-    """shape: the tensor's by the rule. of_columns: a part of `split`, for the columns of matrices."""
+    """shape: the tensor's by the rule. own: of this rank; of_columns: of a part of it, for the columns of matrices."""
     expected = list(shape)
     axis = max(len(expected) - 2, 0)  # of the rows, or of a vector's values
     expected[axis] = place.whole or expected[axis]
@@ -241,26 +262,27 @@ def _slice(
     if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
         raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {tuple(expected)}")
     format = quants.format_of(_computed_in(info, rule, quantize), info.name)
-    cuts = _extent(rule.shape[-1], sizes, of_columns)
+    cuts = of_columns.of(rule.shape[-1])
     (columns,) = cuts if rule.repetition is None else cuts[rule.repetition :][:1]
-    rows = _extent(rule.shape[-2], sizes, split, rule.part) if len(rule.shape) > 1 else [range(1)]
+    rows = own.of(rule.shape[-2], rule.part) if len(rule.shape) > 1 else [range(1)]
     stacked = 1
     if len(rule.shape) == 1:
         columns = _moved(columns, place.before)
     elif rule.stack:
-        (things,), (own,), height = _extent(rule.shape[0], sizes, split), rows, expected[1]
+        (things,), (each,), height = own.of(rule.shape[0]), rows, expected[1]
         stacked = max(len(things), 1)  # one without rows on a rank that has no heads
-        rows = [_moved(own, i * height + place.before) for i in things]
-        if len(own) == height:
+        if len(each) == height:
             rows = [range(things.start * height, things.stop * height)]
+        else:
+            rows = [_moved(each, i * height + place.before) for i in things]
     else:
-        rows = [_moved(own, place.before) for own in rows]
+        rows = [_moved(each, place.before) for each in rows]
     if rule.in_tiles:
         if any(edge % UNIT for edge in (expected[-1], columns.start, columns.stop)):
             raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
         if any(len(some) % TILE_ROWS for some in rows[:-1]) or (stacked > 1 and sum(map(len, rows)) // stacked % TILE_ROWS):
             raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
-    return Slice(rule, info, format, rows, columns, stacked, offset, len(rule.shape) > 1 and _is_cut(rule.shape[-2], sizes))
+    return Slice(rule, info, format, rows, columns, stacked, offset, len(rule.shape) > 1 and _is_cut(rule.shape[-2], own.sizes))
 
 
 def _moved(some: range, by: int) -> range:
