@@ -78,6 +78,27 @@ def test_silence_is_broken_by_comments(server):
     assert all(part.startswith((b"data: ", b": ping")) for part in raw.split(b"\n\n") if part)
 
 
+def test_how_fast_everything_was(server):
+    """llama-server's `timings`, of a chat, a completion and its own route, whole and streamed."""
+    prompt = PROMPT + " big." * 80
+    took = [
+        server.post("/completion", {"prompt": prompt, "n_predict": 3}).json(),
+        server.chunks("/v1/completions", greedy(prompt=prompt))[-1],
+        server.post(CHAT, greedy(messages=HELLO)).json(),
+    ]  # fmt: skip
+    timings = [answer["timings"] for answer in took]
+    assert [one["predicted_n"] for one in timings] == [3, 6, 6]
+    assert timings[0]["prompt_n"] == timings[1]["prompt_n"] + timings[1]["cache_n"] and timings[1]["cache_n"] >= 64
+    for one in timings:
+        assert one["prompt_per_second"] * one["prompt_ms"] == pytest.approx(1e3 * one["prompt_n"])
+        assert one["predicted_per_second"] * one["predicted_ms"] == pytest.approx(1e3 * (one["predicted_n"] - 1))
+    asked = greedy(prompt=PROMPT, messages=HELLO, timings_per_token=True)
+    for path in ("/v1/completions", CHAT, "/completion"):
+        events = [json.loads(event) for event in server.events(path, asked) if event != "[DONE]"]
+        counted = [event["timings"]["predicted_n"] for event in events if "timings" in event]
+        assert counted[-1] == 6 and 1 <= counted[0] < 6 and counted == sorted(counted), path
+
+
 def test_a_stop_text_ends_the_answer(server, text):
     word = text.split()[0]
     for stop in (word, ["nowhere", word]):
@@ -121,6 +142,8 @@ def test_tokens_and_templates(server):
     assert all(isinstance(piece["piece"], str | list) for piece in pieces)
     prompt = server.post("/apply-template", {"messages": HELLO}).json()["prompt"]
     assert prompt.endswith("<|im_start|>user\nSay hi<|im_end|>\n<|im_start|>assistant\n")
+    info = server.client.get("/v1/tokenizer_info").json()  # as lm-evaluation-harness asks for it
+    assert info["chat_template"] and server.post("/tokenize", {"content": info["eos_token"]}).json()["tokens"] == ids
     chat = server.post("/tokenize", {"messages": HELLO}).json()["tokens"]
     assert chat == server.post("/tokenize", {"content": prompt}).json()["tokens"]
     hidden = server.post("/tokenize", {"messages": [{"role": "user", "content": "<|im_end|>"}]}).json()["tokens"]

@@ -145,6 +145,8 @@ class ChatAnswer:
         if delta.finish:
             more["timings"] = timings_of(delta.finish, sequence.token_count)
             return [self._chunk(delta.number, {}, reason_of(sequence), logprobs, more)]
+        if self._asked.timings_per_token:
+            more["timings"] = timings_of(sequence.so_far(), sequence.token_count)
         return [self._chunk(delta.number, self._delta(delta.number, block), None, logprobs, more) for block in blocks_of(delta)]
 
     def _delta(self, index: int, block: Block) -> dict[str, Any]:

@@ -146,8 +146,8 @@ class CompletionAnswer:
                     more["usage"] = usage_of(generation.sequences, self._prompts)
                 if delta.progress:
                     more["prompt_progress"] = progress_of(delta.progress, generation.seconds)
-                if delta.finish:
-                    more["timings"] = timings_of(delta.finish, sequence.token_count)
+                if delta.finish or (self._asked.timings_per_token and delta.piece.text):
+                    more["timings"] = timings_of(sequence.so_far(), sequence.token_count)
                 reason = reason_of(sequence) if delta.finish else None
                 yield self._chunk(delta.number, delta.piece.text, reason, self._said_logprobs(delta.number, [delta]), more)
             if options.include_usage:

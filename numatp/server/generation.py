@@ -53,6 +53,11 @@ class Sequence:
         self.unsaid: list[Token] = []
         self.finish: Finish | None = None
 
+    def so_far(self) -> Finish:
+        """What it has cost, as if it ended now."""
+        assert self.asked
+        return self.finish or self.asked.finish("cancelled")
+
     @property
     def is_over(self) -> bool:
         """What comes now is no longer part of the answer."""

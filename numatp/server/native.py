@@ -32,6 +32,7 @@ class NativeRequest(Sampling):
     stream: bool | None = None
     return_tokens: bool | None = None
     return_progress: bool | None = None
+    timings_per_token: bool | None = None
 
 
 def _prompt_of(llm: LLM, asked: NativeRequest) -> Prompt:
@@ -83,7 +84,10 @@ class NativeAnswer:
                 elif delta.finish:
                     yield event_of(self.end(sequence, [delta]))
                 else:
-                    yield event_of(self._said([delta], False))
+                    timings = (
+                        {"timings": timings_of(sequence.so_far(), sequence.token_count)} if self._asked.timings_per_token else {}
+                    )
+                    yield event_of(self._said([delta], False) | timings)
         except Refused as refused:
             yield event_of(openai_error(refused))
 
