@@ -1,36 +1,52 @@
 """Tokens that are guessed and checked, several in one Step: the same text as without."""
 
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
+from support.models.golden import GOLDEN
 from support.scheduling import finish_of, opened, tokens_of
 
 from numatp.engine.drafts import LONGEST_PAUSE, MOST_DRAFT, Drafts
-from numatp.engine.job import MOST_DRAFTS, Job, drafts_of
+from numatp.engine.job import MOST_DRAFTS, SPECS, Job, drafts_of, guesses_repeats
 from numatp.engine.layout import open_model
+from numatp.engine.sampling import SamplingParams
+from numatp.engine.sequence import Continuation
 from numatp.engine.token import Token
 from numatp.errors import UserError
+from numatp.kernels.states import PIECE
 
 KINDS = {
     "full": (tiny_qwen3, {}), "windows": (tiny_cohere2, {}), "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}),
-    "experts": (tiny_qwen3moe, {}),
+    "experts": (tiny_qwen3moe, {}), "recurrent": (tiny_qwen3next, {}),
+    "recurrent by channel": (GOLDEN / "kimi-linear.gguf", {"context": 512}),
 }  # fmt: skip
 RNG = np.random.default_rng(2)
 PHRASE = RNG.integers(0, 200, 25).tolist()
 PROMPTS = [PHRASE * 4, [*RNG.integers(0, 200, 40).tolist(), *PHRASE, 7, *PHRASE], RNG.integers(0, 200, 90).tolist()]
+FEW = dict.fromkeys((3, 5, 7), 50.0)  # texts of these alone come back to what they have said, in any model
 WAYS = (
     {},
     {"temperature": 0.7, "seed": 5, "top_k": 3},
     {"temperature": 0.7, "seed": 6, "frequency_penalty": 0.4, "repeat_penalty": 1.1, "logprobs": 3},
+    {"logit_bias": FEW, "logprobs": 1},
+    {"temperature": 0.7, "seed": 7, "logit_bias": FEW, "logprobs": 1},
 )
+
+
+def model(kind, folder):
+    source = KINDS[kind][0]
+    if isinstance(source, Path):
+        return source
+    source.write(folder / "tiny.gguf")
+    return folder / "tiny.gguf"
 
 
 def run(path, prompts, kind, ranks=1, **job):
     """For every way: (what was told of each prompt, counts)."""
     told = []
-    with opened(path, ranks, context=640, max_sequences=4, max_rows=48, **KINDS[kind][1], **job) as play:
+    with opened(path, ranks, max_sequences=4, max_rows=48, **{"context": 640, **KINDS[kind][1], **job}) as play:
         for params in WAYS:
 
             def work(p, params=params):
@@ -51,25 +67,28 @@ def run(path, prompts, kind, ranks=1, **job):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_text_is_the_same(tmp_path, kind, ranks):
     """To the last bit of the log-probabilities, for one sequence and for three."""
-    KINDS[kind][0].write(tmp_path / "tiny.gguf")
-    for prompts in (PROMPTS[:1], PROMPTS):
-        without = run(tmp_path / "tiny.gguf", prompts, kind, ranks, threads=1)
-        guessed = run(tmp_path / "tiny.gguf", prompts, kind, ranks, threads=1, spec="ngram")
+    path = model(kind, tmp_path)
+    vocab = open_model(Job(str(path))).spec.sizes.vocab
+    texts = [[token % vocab for token in prompt] for prompt in PROMPTS]
+    for prompts in (texts[:1], texts):
+        without = run(path, prompts, kind, ranks, threads=1)
+        guessed = run(path, prompts, kind, ranks, threads=1, spec="ngram")
         assert [tokens for tokens, _ in guessed] == [tokens for tokens, _ in without]
         assert all(counts.guessed_tokens == 0 for _, counts in without)
         assert sum(counts.right_guesses for _, counts in guessed) > 0
         assert all(counts.right_guesses <= counts.guessed_tokens for _, counts in guessed)
 
 
-def test_what_was_guessed_wrong_is_not_kept(tmp_path):
+@pytest.mark.parametrize("kind", ["full", "recurrent"])
+def test_what_was_guessed_wrong_is_not_kept(kind, tmp_path):
     """The next turn takes over what is in the cache, and goes on as without."""
-    tiny_qwen3.write(tmp_path / "tiny.gguf")
+    path = model(kind, tmp_path)
     ends = []
     for spec in ("off", "ngram"):
-        with opened(tmp_path / "tiny.gguf", context=640, max_rows=48, prefix_cache=True, spec=spec) as play:
+        with opened(path, context=640, max_rows=48, prefix_cache=True, spec=spec) as play:
 
             def work(p):
-                p.ask(PROMPTS[1], 100, temperature=0.5, top_k=2, seed=1)
+                p.ask(PROMPTS[1], 100, temperature=0.5, top_k=2, seed=1, logit_bias=FEW)
                 p.finish()
                 sequence, came = p.ask([*PROMPTS[1], *p.texts[0], *PHRASE], 20)
                 p.finish()
@@ -98,19 +117,55 @@ def test_guesses_leave_others_their_room(tmp_path):
 
 
 def test_where_tokens_are_guessed(tmp_path):
-    for module, auto, ngram in ((tiny_qwen3, MOST_DRAFTS, MOST_DRAFTS), (tiny_qwen3moe, 0, MOST_DRAFTS), (tiny_qwen3next, 0, None)):
+    for module, by_itself in ((tiny_qwen3, True), (tiny_qwen3moe, False), (tiny_qwen3next, True)):
         path = tmp_path / f"{module.__name__}.gguf"
         module.write(path)
-        job = Job(str(path), spec="auto")
-        spec = open_model(job).spec
-        assert drafts_of(job, spec) == auto and drafts_of(replace(job, spec="off"), spec) == 0
-        if ngram is None:
-            with pytest.raises(UserError, match="spec ngram: this model has recurrent layers"):
-                drafts_of(replace(job, spec="ngram"), spec)
-        else:
-            assert drafts_of(replace(job, spec="ngram"), spec) == ngram
+        spec = open_model(Job(str(path))).spec
+        assert [guesses_repeats(Job(str(path), spec=way), spec) for way in SPECS] == [False, True, by_itself]
+    assert [drafts_of(Job("model", spec=way)) for way in SPECS] == [0, MOST_DRAFTS, MOST_DRAFTS]
     with pytest.raises(UserError, match="spec is 'always'; choose from off, ngram, auto"):
-        drafts_of(replace(job, spec="always"), spec)
+        drafts_of(Job("model", spec="always"))
+
+
+def test_experts_guess_nothing_by_themselves(tmp_path):
+    """But for what is sure to come (test_grammars.py)."""
+    path = model("experts", tmp_path)
+    assert all(counts.guessed_tokens == 0 for _, counts in run(path, PROMPTS[:1], "experts", spec="auto"))
+
+
+def test_the_last_token_of_a_piece_is_no_guess(tmp_path):
+    """What it does to a recurrent layer's state cannot be taken back. Right guesses follow each other without gaps."""
+    guessed = []  # (place in the text of the first guess, guesses)
+
+    class Watched(Continuation):
+        def spans_of(self, guess):
+            guessed.append((self.done, len(guess)))
+            return super().spans_of(guess)
+
+    with opened(model("recurrent", tmp_path), context=640, max_rows=48, spec="ngram") as play:
+
+        def work(p):
+            params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=200, logit_bias={3: 100.0})  # it says nothing else
+            p.scheduler.submit(Watched(list(PROMPTS[0]), lambda item: None, params, frozenset()))
+            p.finish()
+            return p.counts
+
+        counts = play(work)
+    guessed = [(first, count) for first, count in guessed if count]
+    assert all(first // PIECE == (first + count) // PIECE for first, count in guessed)
+    assert max(count for _, count in guessed) == PIECE - 1 and counts.right_guesses > 100
+
+
+def test_a_guess_is_longer_than_what_repeats_itself():
+    """Of a text that says the same few tokens again and again."""
+    assert Drafts().guess([9, 3, 3, 3, 3], 8) == [3, 3, 3, 3]
+    assert Drafts().guess([1, 2, 1, 2, 1, 2], 3) == [1, 2, 1]
+
+
+def test_only_what_a_grammar_is_sure_of():
+    drafts, tokens = Drafts(), [1, 2, 3, 4, 1, 2, 3]
+    assert drafts.guess(tokens, 8) == [4, 1, 2, 3] and drafts.guess(tokens, 8, repeats=False) == []
+    assert drafts.guess(tokens, 8, [5, 6], repeats=False) == [5, 6]
 
 
 def test_guesses_grow_while_they_are_right_and_pause_where_they_are_wrong():

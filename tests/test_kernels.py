@@ -37,7 +37,7 @@ from numatp.kernels.compile import compiler_environ, make_all_ready, read, speci
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes
 from numatp.kernels.rows import FEW, GROUP, HALF, MANY
 from numatp.kernels.scratch import scratch_bytes
-from numatp.kernels.states import PIECE, conv_bytes, delta_bytes
+from numatp.kernels.states import PIECE, conv_bytes, conv_rows, delta_bytes
 from numatp.machine import isa
 from numatp.quants.table import FORMATS, UNIT
 from numatp.weights.splits import part
@@ -1039,7 +1039,9 @@ def test_causal_conv(width):
     x, weight = rng.standard_normal((2, 10, channels)).astype(np.float32), rng.standard_normal((width, channels)).astype(np.float32)
     state = np.full((2, conv_bytes(channels, width) // 4), np.nan, np.float32)
     conv = partial(call, convolution.causal_conv)
-    out = run_spans(conv, 10, {"x": x}, channels, state, channels=channels, weight=weight, width=width)
+    back = [[(0, PIECE - 1, 10 - (PIECE - 1))]]  # as many as are taken back at most
+    more = {"channels": channels, "weight": weight, "width": width, "kept": conv_rows(width)}
+    out = run_spans(conv, 10, {"x": x}, channels, state, [*SPANS, *back], **more)
     past = np.concatenate([np.zeros((2, width - 1, channels)), x], 1)
     sums = sum(past[:, j : j + 10] * weight[j].astype(np.float64) for j in range(width))
     for sequence, length in ((0, 10), (1, 8)):

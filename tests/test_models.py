@@ -151,8 +151,8 @@ def test_kinds_of_layers(tmp_path, monkeypatch):
     assert spec_of(cohere2).layers == (window, everything, window, everything, window)
     spec = spec_of(written(tmp_path, tiny_qwen3next, monkeypatch))
     assert [isinstance(layer, Recurrent) for layer in spec.layers] == [True, True, True, False, True]
-    # Of 5 key heads of 32 values and twice as many value heads, as float32: 3 conv inputs of their channels, their matrices, and of
-    # 8 tokens what each changes in each value head, its keys, and its decays.
+    # Of 5 key heads of 32 values and twice as many value heads, as float32: conv inputs of their channels, 3 and those of 7 tokens
+    # that can be taken back, their matrices, and of 8 tokens what each changes in each value head, its keys, and its decays.
     sizes = [spec.layers[0].state_bytes(split(spec.sizes, rank, 2)) for rank in (0, 1)]
     kept = 8 * (2 * 32 + 32 + 2)
-    assert sizes == [4 * heads * (3 * 4 * 32 + 2 * 32 * 32 + kept) for heads in (2, 3)]
+    assert sizes == [4 * heads * (10 * 4 * 32 + 2 * 32 * 32 + kept) for heads in (2, 3)]

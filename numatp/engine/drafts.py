@@ -21,16 +21,21 @@ class Drafts:
         self._length, self._pause, self._resume = MOST_DRAFT // 2, 0, 0
         self._was_forced = False
 
-    def guess(self, tokens: list[int], most: int, forced: Sequence[int] = ()) -> list[int]:
-        """What may follow, at most so many. forced: what has to, as far as it is known."""
+    def guess(self, tokens: list[int], most: int, forced: Sequence[int] = (), repeats: bool = True) -> list[int]:
+        """What may follow, at most so many. forced: what has to, as far as it is known. repeats: else nothing but that."""
         self._was_forced = bool(forced)
-        if forced:
+        if forced or not repeats:
             return list(forced[:most])
         for place in range(self._indexed, len(tokens)):
             self._after[tuple(tokens[place - ALIKE : place])] = place
         self._indexed = max(self._indexed, len(tokens))
         found = self._after.get(tuple(tokens[-ALIKE:])) if len(tokens) >= self._resume else None
-        return [] if found is None else tokens[found : found + min(self._length, most)]
+        if found is None:
+            return []
+        guess, size = tokens[found : found + most], min(self._length, most)
+        while len(guess) < size:  # it repeats itself in less
+            guess += guess[: size - len(guess)]
+        return guess[:size]
 
     def checked(self, tokens: int, guessed: int, right: int) -> None:
         """So many of a guess were right, and the sequence has so many tokens now."""

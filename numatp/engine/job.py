@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
-SPECS = ("off", "ngram", "auto")  # never; from what the text has said before; so where it pays
+SPECS = ("off", "ngram", "auto")  # no guesses; also from what the text has said before; that only where it pays
 WIRES = ("f32", "bf16")
 MOST_DRAFTS = 8  # guessed tokens in one Step, of all sequences
 PROCESS_BYTES = 64 << 20  # of a rank before it loads anything: interpreter, libraries and headers; a memory limit counts them
@@ -81,17 +81,18 @@ def wire_of(job: Job) -> str:
     return job.wire
 
 
-def drafts_of(job: Job, spec: "Spec") -> int:
-    """Tokens that may be guessed in one Step. UserError where a guess that was wrong cannot be taken back."""
-    from numatp.models.layers import InSlots
-
+def drafts_of(job: Job) -> int:
+    """Tokens that may be guessed in one Step. UserError for a word that says no way to guess."""
     if job.spec not in SPECS:
         raise UserError(f"spec is {job.spec!r}; choose from {', '.join(SPECS)}")
-    recurrent = any(isinstance(layer, InSlots) for layer in spec.layers)
-    if job.spec == "ngram" and recurrent:
-        raise UserError("spec ngram: this model has recurrent layers, whose state cannot be taken back; use off or auto")
-    # Each row of a mixture of experts reads experts of its own, so rows are not cheap.
-    return 0 if job.spec == "off" or recurrent or (job.spec == "auto" and spec.experts_used) else MOST_DRAFTS
+    return 0 if job.spec == "off" else MOST_DRAFTS
+
+
+def guesses_repeats(job: Job, spec: "Spec") -> bool:
+    """Whether tokens are guessed from what the text has said before, which may be wrong. Each row of a mixture of experts reads
+    experts of its own: there only those pay that are sure to come, because a grammar leaves no choice.
+    """
+    return job.spec == "ngram" or (job.spec == "auto" and not spec.experts_used)
 
 
 def default_quantize(file: "ModelFile") -> str:

@@ -41,7 +41,7 @@ class Sections:
 def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections:
     """context: tokens of the cache, which has `num_tables` pools of blocks."""
     max_rows, width = rows_of(job, context), spec.sizes.width
-    drafts = drafts_of(job, spec)
+    drafts = drafts_of(job)
     rows, vocab = (-(-size // ROWS_UNIT) * ROWS_UNIT for size in (job.max_sequences + drafts, spec.sizes.vocab))
     return Sections(
         partial=(max_rows + ROWS_UNIT) * width * 4, scores=(SEGMENTS if job.same_bits else 1) * max_rows * 16,

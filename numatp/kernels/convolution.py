@@ -8,18 +8,20 @@ BLOCK = 512  # channels that go through all rows together: their inputs of `widt
 
 
 @device
-def conv_input(x, x_stride, state, channels, width, time, position, channel):
-    """16 channels of the input `time` rows after the span's first, before which the state stands and, at position 0, nothing."""
+def conv_input(args, x, state, place, time, position, channel):
+    """16 channels of the input `time` rows after the span's first. Earlier ones are in the state, at `place`; there are none before
+    position 0.
+    """
     if time >= 0:
-        return load_f32x16(offset(x, time * x_stride), channel)
-    if position > 0:
-        return load_f32x16(offset(state, (time + width - 1) * channels * 4), channel)
+        return load_f32x16(offset(x, time * args.x_stride), channel)
+    if position + time >= 0:
+        return load_f32x16(offset(state, place * args.channels * 4), channel)
     return splat_f32(0)
 
 
 @device
-def convolved(args, x, state, row, position, channel):
-    """16 channels of one row of a span."""
+def convolved(args, x, state, row, position, oldest, channel):
+    """16 channels of one row of a span; oldest: the place in the state where the first of its inputs belongs."""
     total, first = splat_f32(0), row - (args.width - 1)
     if first >= 0:
         for j in range(args.width):
@@ -27,24 +29,24 @@ def convolved(args, x, state, row, position, channel):
             total = fma(value, load_f32x16(args.weight, j * args.channels + channel), total)
     else:
         for j in range(args.width):
-            value = conv_input(x, args.x_stride, state, args.channels, args.width, first + j, position, channel)
+            place = oldest + j if oldest + j < args.kept else oldest + j - args.kept
+            value = conv_input(args, x, state, place, first + j, position, channel)
             total = fma(value, load_f32x16(args.weight, j * args.channels + channel), total)
     return silu(total)
 
 
 @kernel(
-    x="pointer", x_stride="int", channels="int", weight="pointer", width="int", state="pointer", state_stride="int",
+    x="pointer", x_stride="int", channels="int", weight="pointer", width="int", kept="int", state="pointer", state_stride="int",
     spans="pointer", num_spans="pointer", out="pointer", out_stride="int",
 )  # fmt: skip
 def causal_conv(args, thread, threads):
     """out[t] = silu(sum over j of weight[j] * x[t - (width - 1) + j]) per channel; a sequence's last inputs stay in its state.
 
-    x (rows, channels), a multiple of 16 channels; weight (width, channels); state (width - 1, channels). Threads divide the
-    channels as a matrix product does.
+    x (rows, channels), a multiple of 16 channels; weight (width, channels); state (kept, channels), the input at position p in row
+    p % kept (conv_rows in states.py). Threads divide the channels as a matrix product does.
     """
     first, last = share(args.channels // 16, thread, threads)
     first, last = first * 16, last * 16
-    before = args.width - 1  # inputs that the state holds
     for span in range(load_i64(args.num_spans, 0)):
         span = offset(args.spans, span * 32)
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
@@ -53,10 +55,10 @@ def causal_conv(args, thread, threads):
         for begin in range(first, last, BLOCK):
             end = min(begin + BLOCK, last)
             for t in range(rows):
+                oldest = (position + t - (args.width - 1)) % args.kept
                 for channel in range(begin, end, 16):
-                    store_f32x16(offset(out, t * args.out_stride), channel, convolved(args, x, state, t, position, channel))
-            # In rising order: a place that is still to be read lies behind the one that is written.
-            for j in range(before):
+                    store_f32x16(offset(out, t * args.out_stride), channel, convolved(args, x, state, t, position, oldest, channel))
+            for t in range(max(rows - args.kept, 0), rows):
+                place = offset(state, (position + t) % args.kept * args.channels * 4)
                 for channel in range(begin, end, 16):
-                    value = conv_input(x, args.x_stride, state, args.channels, args.width, rows - before + j, position, channel)
-                    store_f32x16(state, j * args.channels + channel, value)
+                    store_f32x16(place, channel, load_f32x16(offset(x, t * args.x_stride), channel))

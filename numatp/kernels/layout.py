@@ -29,15 +29,5 @@ def cache_refusal(cache_type: str, size: int) -> str:
     return ""
 
 
-def conv_bytes(channels: int, width: int) -> int:
-    """Bytes of the convolution's part of a gated delta layer's state."""
-    return (width - 1) * channels * 4
-
-
-def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int) -> int:
-    """Bytes of the whole state of one sequence in a gated delta layer (kernels/delta.py)."""
-    return conv_bytes((2 * key_heads + value_heads) * head_size, width) + value_heads * head_size * head_size * 4
-
-
 MOST_TOP = 20  # most probable tokens whose log-probabilities may be asked for, as OpenAI has it
 TOP_BYTES = MOST_TOP * (4 + 4)  # of a row's most probable tokens (kernels/score.py)

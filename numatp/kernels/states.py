@@ -4,9 +4,16 @@ PIECE = 8  # tokens of a sequence that the delta rule takes together; divides CA
 MOST_LINEAR_HEAD = 128  # values of a head of linear attention
 
 
+def conv_rows(width: int) -> int:
+    """Inputs of a convolution that its state keeps: those before a token, and as many as a piece has where all but its last are
+    taken back. A token's is at its position, modulo this.
+    """
+    return width - 1 + PIECE - 1
+
+
 def conv_bytes(channels: int, width: int) -> int:
     """Bytes of the convolution's part of a gated delta layer's state."""
-    return (width - 1) * channels * 4
+    return conv_rows(width) * channels * 4
 
 
 def delta_bytes(key_heads: int, value_heads: int, head_size: int, by_channel: bool = False) -> tuple[int, int, int, int]:

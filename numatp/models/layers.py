@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, cache_refusal
+from numatp.kernels.states import PIECE
 from numatp.program.values import Buffer, Kept, LayerCache, LayerState
 from numatp.weights.splits import Split
 
@@ -37,6 +38,8 @@ class InBlocks:
 
 class InSlots:
     """A layer that keeps a state of fixed size for each sequence."""
+
+    piece: int  # tokens that change it together: all can be taken back but the last of a piece, and those before it
 
     def slot_bytes(self, split: Split) -> int:
         """Of one sequence."""
@@ -129,6 +132,7 @@ class Recurrent(InSlots):
     """A state that every token changes; state_bytes(split): its bytes on one rank."""
 
     state_bytes: Callable[[Split], int]
+    piece: int = PIECE
 
     def slot_bytes(self, split: Split) -> int:
         return self.state_bytes(split)

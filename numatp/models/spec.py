@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import MAX_HEAD_SIZE
-from numatp.models.layers import Attention, InBlocks, Layer
+from numatp.models.layers import Attention, InBlocks, InSlots, Layer
 from numatp.models.rope import Rope, read_rope
 from numatp.weights.rules import Rule
 from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Sizes, cut_columns, cut_heads, cut_rows
@@ -29,6 +29,11 @@ class Spec:
     def exchanges(self) -> int:
         """Per token."""
         return self.first_exchanges + len(self.layers) * self.layer_exchanges
+
+    @property
+    def piece(self) -> int:
+        """Tokens that change the state of recurrent layers together (InSlots); 0: there are none."""
+        return max((layer.piece for layer in self.layers if isinstance(layer, InSlots)), default=0)
 
     @property
     def rewinds(self) -> bool:

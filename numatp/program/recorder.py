@@ -97,6 +97,7 @@ class Recorder:
         step = site.step
         self._rows, self._num_logits, self._num_spans = (a.ctypes.data for a in (step.num_rows, step.num_logits, step.num_spans))
         self._positions, self._sequences, self._spans = (a.ctypes.data for a in (step.positions, step.sequences, step.spans))
+        self._joined, self._num_joined = step.joined.ctypes.data, step.num_joined.ctypes.data
 
     @property
     def longest(self) -> int:

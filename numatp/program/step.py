@@ -23,7 +23,7 @@ class StepShape:
     @property
     def num_bytes(self) -> int:
         rows, sequences = self.max_rows, self.max_sequences
-        return 8 * (7 + 5 * rows + 4 * self.max_spans + 2 * sequences + self.num_tables * sequences * self.table_length)
+        return 8 * (8 + 5 * rows + 4 * self.max_spans + 6 * sequences + self.num_tables * sequences * self.table_length)
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,22 @@ class StepWindow:
         """
         self.shape, self._many = shape, many
         rows, sequences = shape.max_rows, shape.max_sequences
-        parts = np.split(memory, np.cumsum([2, 2, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 2 * sequences]))
+        sizes = [2, 2, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 4 * sequences, 2 * sequences]
+        parts = np.split(memory, np.cumsum(sizes))
         self.num_rows, self.num_logits = parts[:2]  # and how many of them, the first ones, go through tile registers
-        self.num_spans, self.num_copies, self.num_top = parts[2:5]
-        self.tokens, self.positions, self.sequences = parts[5:8]  # per row
-        self.logit_rows, self.targets = parts[8:10]  # per row that wants logits or a score: its row; the token to score
-        self.spans = parts[10].reshape(shape.max_spans, 4)  # sequence, first row, number of rows, first position
-        self.copies = parts[11].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
-        self.tables = parts[12].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
+        self.num_spans, self.num_joined, self.num_copies, self.num_top = parts[2:6]
+        self.tokens, self.positions, self.sequences = parts[6:9]  # per row
+        self.logit_rows, self.targets = parts[9:11]  # per row that wants logits or a score: its row; the token to score
+        self.spans = parts[11].reshape(shape.max_spans, 4)  # sequence, first row, number of rows, first position
+        self.joined = parts[12].reshape(sequences, 4)  # the same, all spans of a sequence as one
+        self.copies = parts[13].reshape(sequences, 2)  # of states of recurrent layers: from slot, to slot
+        self.tables = parts[14].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
         """At most max_rows tokens in all, those of the longest prompts first. Several spans of one sequence follow each other, as
         tokens do.
         """
-        row = wanted = many = many_targets = 0
+        row = wanted = many = many_targets = joined = 0
         for i, span in enumerate(spans):
             count = len(span.tokens)
             if 0 < self._many <= span.prompt:
@@ -74,6 +76,11 @@ class StepWindow:
             self.positions[rows] = np.arange(span.position, span.position + count)
             self.sequences[rows] = span.sequence
             self.spans[i] = span.sequence, row, count, span.position
+            if i and spans[i - 1].sequence == span.sequence:
+                self.joined[joined - 1, 2] += count
+            else:
+                self.joined[joined] = self.spans[i]
+                joined += 1
             for table, blocks in zip(self.tables, span.tables, strict=True):
                 table[span.sequence, : len(blocks)] = blocks
             if span.targets:
@@ -86,4 +93,5 @@ class StepWindow:
                 wanted += 1
             row += count
         self.num_rows[:], self.num_logits[:], self.num_spans[0] = (row, many), (wanted, many_targets), len(spans)
+        self.num_joined[0] = joined
         self.num_top[0] = max((span.num_top for span in spans), default=0)

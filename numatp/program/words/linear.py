@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 from numatp.kernels import channels, convolution, delta, norm, pieces
-from numatp.kernels.states import PIECE, conv_bytes, delta_bytes
+from numatp.kernels.states import PIECE, conv_bytes, conv_rows, delta_bytes
 from numatp.program.recorder import Recorder
 from numatp.program.values import ANYHOW, PRIVATE, Access, LayerState, LinearHeads, Pointer, Value
 from numatp.weights.matrix import Vector
@@ -26,8 +26,8 @@ class Linear(Recorder):
             keeps = Access(state.state, division, range(kept, kept + conv_bytes(channels_, width)))
             self._builder.add(
                 convolution.causal_conv, [*mine.accesses(division), keeps], [made, keeps],
-                x=mine.pointer, x_stride=x.stride, channels=channels_, weight=weight.address, width=width,
-                state=state.state.at(kept), state_stride=state.state.stride, spans=self._spans, num_spans=self._num_spans,
+                x=mine.pointer, x_stride=x.stride, channels=channels_, weight=weight.address, width=width, kept=conv_rows(width),
+                state=state.state.at(kept), state_stride=state.state.stride, spans=self._joined, num_spans=self._num_joined,
                 out=made.pointer, out_stride=out.stride,
             )  # fmt: skip
             first += channels_
@@ -55,8 +55,8 @@ class Linear(Recorder):
         matrices, changes, kept_keys, kept_decays = (state.state.at(at) for at in accumulate(sizes[:-1], initial=begin))
         both: dict[str, int | Pointer] = {
             "keys": keys.at(0), "weights": weights.at(0), "pieces": room, "key_heads": count, "head_size": heads.size,
-            "kept_keys": kept_keys, "kept_decays": kept_decays, "state_stride": state.state.stride, "spans": self._spans,
-            "num_spans": self._num_spans,
+            "kept_keys": kept_keys, "kept_decays": kept_decays, "state_stride": state.state.stride, "spans": self._joined,
+            "num_spans": self._num_joined,
         }  # fmt: skip
         first = heads.keys.start if heads.tiled or heads.by_channel else 0
         gates: dict[str, float | Pointer] = {
