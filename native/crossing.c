@@ -1,4 +1,5 @@
-/* Work on several hosts: Steps that are told to them and what comes back, and the sums that their ranks exchange. */
+/* Work on several hosts: Steps that are told to them and what comes back, the sums that their ranks exchange, and the rows that they
+ * pass on. */
 #include "hosts.h"
 
 #define IDLE_NAP_NS 1000000 /* between two looks for the next Step, once none has come for a while */
@@ -108,4 +109,21 @@ void numatp_cross(void *argument, int64_t thread, int64_t threads)
             return;
         }
     numatp_land(hosts, ranks, &hosts->sums); /* the executor looks at the abort word before the next op */
+}
+
+/* ------------------------------------------------------------------ rows between the layers of two hosts */
+
+void numatp_pass(void *argument, int64_t thread, int64_t threads)
+{
+    const struct numatp_pass_args *args = argument;
+    struct numatp_ranks *ranks = numatp_team_ranks(args->team);
+    struct numatp_hosts *hosts = ranks->hosts;
+    (void)threads;
+    if (thread)
+        return;
+    carry *how = args->take ? numatp_receive : send_piece;
+    if (how(hosts, &hosts->sums, args->at, *args->rows * args->row_bytes, hosts->leader[args->host] + hosts->seat, TAG_PASSED))
+        numatp_land(hosts, ranks, &hosts->sums);
+    else
+        numatp_not_sent(hosts, ranks);
 }

@@ -13,7 +13,7 @@
 #define NUMATP_SILENCE_NS 5000000000 /* without any sign of life: that host, or the link to it, is taken for dead */
 #endif
 
-enum { TAG_SUMS = 1, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_BEAT, TAG_SWAP }; /* and from TAG_SWAP on one for each job */
+enum { TAG_SUMS = 1, TAG_PASSED, TAG_STEP, TAG_TOLD, TAG_RETURNED, TAG_BEAT, TAG_SWAP }; /* and from TAG_SWAP on one for each job */
 
 struct message {
     uint64_t request; /* MPI's: an int or a pointer, which lies at the start of the word */

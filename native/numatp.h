@@ -178,6 +178,18 @@ struct numatp_cross_args {
 };
 void numatp_cross(void *args, int64_t thread, int64_t threads);
 
+/* An op's kernel, where hosts hold layers one after another. Thread 0 sends *rows rows of row_bytes to the rank at our seat of another
+ * host, or takes them from it. The program has barriers before and after it. */
+struct numatp_pass_args {
+    struct numatp_team *team;
+    const int64_t *rows;
+    int64_t row_bytes;
+    void *at;
+    int64_t host;
+    int64_t take; /* not 0: from there */
+};
+void numatp_pass(void *args, int64_t thread, int64_t threads);
+
 /* ------------------------------------------------------------------ pages */
 
 /* Anonymous memory of `bytes` at a multiple of 2 MiB, huge pages advised, not touched. NULL with errno on failure. */

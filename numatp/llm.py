@@ -80,7 +80,8 @@ class LLM:
     like "0,1" and "0-31|32-63". tensor_split: each rank's share of the model, like [3, 1], or "auto": as the nodes' measured
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
-    wire: how sums go between hosts, where "bf16" is half as long and less exact. same_bits: the same logits to the last bit for
+    wire: how sums go between hosts, where "bf16" is half as long and less exact. pipeline: whether hosts hold layers, which their
+    ranks cut, instead of slices of all. same_bits: the same logits to the last bit for
     1, 2, 4 and 8 ranks (numatp/README.md). prefix_cache: whether what was computed of a text is kept for others that begin with
     it. step_ms: that a token should take on average while prompts come in beside it.
     spec: whether tokens are guessed from what the text has said before and checked, several in one Step, with the same text as
@@ -111,6 +112,7 @@ class LLM:
         quantize: Literal["q8", "q4", "none"] | None = None,
         cache_type: Literal["f16", "q8_0"] = "f16",
         wire: Literal["f32", "bf16"] = "f32",
+        pipeline: bool = False,
         same_bits: bool = False,
         prefix_cache: bool = True,
         step_ms: int = 250,
@@ -133,8 +135,9 @@ class LLM:
                 model=find_model(os.fspath(model)), context=_whole(ctx, "ctx"),
                 threads=_whole(threads, "threads"), nodes=nodes, cpus=cpus, max_rows=_whole(ubatch, "ubatch") or Job.max_rows,
                 max_sequences=_whole(max_sequences, "max_sequences") or Job.max_sequences, allow_remote=allow_remote,
-                quantize=quantize, tensor_split=tensor_split, cache_type=cache_type, wire=wire, same_bits=bool(same_bits),
-                prefix_cache=bool(prefix_cache), step_ms=_whole(step_ms, "step_ms") or Job.step_ms, spec=spec,
+                quantize=quantize, tensor_split=tensor_split, cache_type=cache_type, wire=wire, pipeline=bool(pipeline),
+                same_bits=bool(same_bits), prefix_cache=bool(prefix_cache), step_ms=_whole(step_ms, "step_ms") or Job.step_ms,
+                spec=spec,
             )  # fmt: skip
         self._others = others
         self._service = Service(job, count, progress)

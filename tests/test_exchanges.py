@@ -161,6 +161,14 @@ SEVERAL = {
         ("crossing.c", "    numatp_land(hosts, ranks, &hosts->sums); /* the", "    numatp_look_out(hosts, &hosts->sums); /* the"),
         ("8", "1,1", 2, 2_000),
     ),
+    "rows of the host before are read before they have come": (
+        (
+            "crossing.c",
+            "    numatp_land(hosts, ranks, &hosts->sums);\n    else",
+            "    numatp_look_out(hosts, &hosts->sums);\n    else",
+        ),
+        ("8", "1,1", 2, 2_000),
+    ),
     "results are read before they have come": (
         ("runtime.c", " || (ranks->hosts && !numatp_hosts_collect(ranks))", ""),
         ("8", "1,2", 1, 2_000),

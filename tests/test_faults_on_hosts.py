@@ -95,17 +95,18 @@ def running(hosts, bin, *words):
 
 
 @contextmanager
-def generating(hosts, bin, model, *before):
-    """A long run, in the middle of it."""
-    words = *before, bin / "numatp", "generate", "-m", model, "-p", "Once upon a time", "-n", 60_000, "-c", 65_536, "--ignore-eos"
-    with running(hosts, bin, *words) as (process, lines):
+def generating(hosts, bin, model, *before, more=()):
+    """A long run, in the middle of it. before: the command; more: options."""
+    words = "generate", "-m", model, "-p", "Once upon a time", "-n", 60_000, "-c", 65_536, "--ignore-eos", *more
+    with running(hosts, bin, *before, bin / "numatp", *words) as (process, lines):
         wait_for("numatp: weights", lines)
         assert process.stdout.read(30)  # it has begun
         yield process, lines
 
 
-def test_a_host_that_loses_its_power(hosts, words_path):
-    with generating(hosts, BIN, words_path, *TOLD) as (_, lines):
+@pytest.mark.parametrize("more", [(), ("--pipeline",)], ids=["slices", "layers"])
+def test_a_host_that_loses_its_power(hosts, words_path, more):
+    with generating(hosts, BIN, words_path, *TOLD, more=more) as (_, lines):
         hosts.power_off("b")
         wait_for(SILENT, lines)
         wait_for_the_end(hosts, "a")

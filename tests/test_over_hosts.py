@@ -26,16 +26,16 @@ KINDS = (
 GENERATE = ["generate", "-p", "1, 2, 3, 4, 5,", "-n", "16", "--temp", "0", "--check-ranks", "-m"]
 
 
-def sequences(name, out, ranks):
+def sequences(name, out, ranks, **job):
     """The arguments of run_sequences.py."""
     recorded = np.load(GOLDEN / f"{name}.npz")
-    plan = {"sequences": [recorded[f"tokens{i}"].tolist() for i in range(2)], "steps": STEPS, "cache": "f16"}
+    plan = {"sequences": [recorded[f"tokens{i}"].tolist() for i in range(2)], "steps": STEPS, "cache": "f16", **job}
     return [str(GOLDEN / f"{name}.gguf"), str(out), str(ranks), "1", json.dumps(plan)]
 
 
-def ask(hosts, bin, each, folder, names, **questions):
+def ask(hosts, bin, each, folder, names, pipeline=False, **questions):
     """({what a model computed on all hosts}, the other answers)."""
-    questions["sequences"] = [sequences(name, folder / f"{name}.npz", 0) for name in names]
+    questions["sequences"] = [sequences(name, folder / f"{name}.npz", 0, pipeline=pipeline) for name in names]
     words = hosts.mpirun(bin, each, bin / "python", SCRIPTS / "run_many.py", json.dumps(questions))
     result = hosts.run("a", *words)
     assert result.returncode == 0, result.stderr
@@ -111,7 +111,41 @@ def test_other_launchers_and_more_ranks(hosts, alone, tmp_path, model_path, mpic
         assert all(error(got[name][key], wanted[key]) < (2 * F16_ROUNDING if each > 1 else 1e-12) for key in wanted)
 
 
+def test_layers_on_hosts(hosts, tmp_path, model_path, words_path):
+    """One rank on each, which computes as the one rank of one host does, and hands its rows on."""
+    model, text = str(words_path), tmp_path / "text"
+    text.write_text("The capital of France is Paris. " * 20)
+    scores = ["perplexity", "-m", model, "-f", str(text), "-c", "128", "-o", "json"]
+    commands = {
+        "generate": [*GENERATE, str(model_path), "--pipeline"], "perplexity": [*scores, "--pipeline"],
+        "audit": ["audit", "-m", model, "-n", "2", "-o", "json", "--pipeline"],
+        "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "--roofline", "16", "-o", "json", "--pipeline"],
+    }  # fmt: skip
+    names = [name for name in KINDS if name != "gemma4-e2b"]  # whose layers read what is made of the embedding
+    got, said = ask(
+        hosts, BIN, 1, tmp_path, names, pipeline=True, kept=[model, str(tmp_path / "kept"), {"pipeline": True}], commands=commands
+    )  # fmt: skip
+    same_bits(got, tmp_path, 1)
+    assert said["generate"][1] == numatp(*GENERATE, model_path, "--ranks", 1).stdout
+    assert "layers 0 to 14; host b: layers 15 to 29" in said["generate"][2]
+    on_one = json.loads(numatp(*scores, "--ranks", 1).stdout)
+    assert json.loads(said["perplexity"][1])["perplexity"] == on_one["perplexity"]
+    groups = [set(rank["groups"]) for rank in json.loads(said["audit"][1])["ranks"]]
+    assert "token_embd.weight" in groups[0] & groups[1] and "output_norm.weight" in groups[1]  # the embedding makes logits too
+    assert {row["ranks"] for row in json.loads(said["bench"][1])} == {2}
+    before, after = said["kept"]
+    assert after[0] == before[0] and (before[1], after[1]) == (0, 192)
+
+
+def test_layers_on_hosts_of_several_ranks(hosts, tmp_path, mpich):
+    """Two ranks cut the layers of each host."""
+    got, _ = ask(hosts, mpich, 2, tmp_path, ("llama", "qwen3moe", "qwen3next", "deepseek2-flash"), pipeline=True)
+    same_bits(got, tmp_path, 2)
+
+
 def test_three_hosts(tmp_path, mpich):
     with cluster.Cluster("a", "b", "c") as three:
         got, _ = ask(three, mpich, 1, tmp_path, ("llama", "deepseek2-flash"))
+        dealt, _ = ask(three, mpich, 1, tmp_path, ("gemma3", "qwen3next"), pipeline=True)
     same_bits(got, tmp_path, 3)
+    same_bits(dealt, tmp_path, 1)

@@ -213,7 +213,7 @@ def _job(arguments: argparse.Namespace, load: Load, tests: list[Workload], **cha
         "cpus": arguments.cpus, "keep_binding": arguments.bind == "none", "max_rows": max(test.ubatch for test in tests),
         "allow_remote": arguments.allow_remote or arguments.audit, "tensor_split": arguments.tensor_split,
         "cache_type": load.cache_type, "quantize": arguments.quantize, "wire": arguments.wire,
-        "same_bits": arguments.same_bits,
+        "pipeline": arguments.pipeline, "same_bits": arguments.same_bits,
         "measure": MIB if arguments.roofline == 0 else (arguments.roofline or 0) * MIB,
     }  # fmt: skip
     return Job(**(described | changes))

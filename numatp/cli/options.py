@@ -149,6 +149,8 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-remote", action="store_true", help="run even if weights lie on another node")
     text = "how sums go between hosts: bf16 is half as long, and rounds them to 8 bits (default f32)"
     parser.add_argument("--wire", choices=WIRES, default=WIRES[0], help=text)
+    text = "hosts hold layers instead of slices of all: for slow links, and models that do not fit"
+    parser.add_argument("--pipeline", action="store_true", help=text)
     parser.add_argument("--same-bits", action="store_true", help="the same logits to the last bit for 1, 2, 4 and 8 ranks")
     parser.add_argument("--check-ranks", action="store_true", help="compare after every Step what all ranks must hold alike (slow)")
 
@@ -188,7 +190,8 @@ def job_of(arguments: argparse.Namespace, **changes: int | str | None) -> Job:
         "nodes": arguments.nodes, "cpus": arguments.cpus, "keep_binding": arguments.bind == "none",
         "tensor_split": arguments.tensor_split, "max_rows": min(arguments.batch_size, arguments.ubatch_size),
         "allow_remote": arguments.allow_remote, "check_ranks": arguments.check_ranks, "quantize": arguments.quantize,
-        "cache_type": arguments.cache_type_k, "wire": arguments.wire, "same_bits": arguments.same_bits,
+        "cache_type": arguments.cache_type_k, "wire": arguments.wire, "pipeline": arguments.pipeline,
+        "same_bits": arguments.same_bits,
     }  # fmt: skip
     return Job(**(described | changes))
 

@@ -52,9 +52,10 @@ def read_bytes(spec: Spec, split: Split, tokens: int, cache_type: str) -> int:
 class CacheLayout:
     """Where each layer's part of this rank's cache lies; the layers say how many bytes it has."""
 
-    def __init__(self, spec: Spec, split: Split, pools: list[Pool], slots: int, cache_type: str):
-        """slots: of recurrent layers."""
+    def __init__(self, spec: Spec, split: Split, pools: list[Pool], slots: int, cache_type: str, held: range | None = None):
+        """slots: of recurrent layers. held: layers that are on this host, None for all."""
         self._layers = spec.layers
+        self._held = range(len(spec.layers)) if held is None else held
         self._split, self._type = split, cache_type
         self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
         self._in_slots: dict[int, int] = {}  # its start
@@ -62,26 +63,29 @@ class CacheLayout:
         end = 0
         for table, pool in enumerate(pools):
             start = end
-            sizes = {i: layer.block_bytes(split, cache_type) for i, layer in pool.layers.items()}
+            sizes = {i: layer.block_bytes(split, cache_type) for i, layer in pool.layers.items() if i in self._held}
             for i, size in sizes.items():
                 self._in_blocks[i] = start, sum(sizes.values()), table
                 start += size
             self.parts.append((end, sum(sizes.values())))
             end += pool.blocks * sum(sizes.values())
         self.slots, self.slots_at, self.slot_bytes = slots, end, 0
-        for i, layer in enumerate(spec.layers):
-            if isinstance(layer, InSlots):
-                self._in_slots[i] = end + self.slot_bytes
-                self.slot_bytes += (layer.slot_bytes(split) + 63) // 64 * 64
-        if self.slot_bytes:
+        states = {i: layer for i, layer in enumerate(spec.layers) if isinstance(layer, InSlots)}
+        self.recurrent = bool(states)  # on some host, so on all
+        for i in sorted(states.keys() & self._held):
+            self._in_slots[i] = end + self.slot_bytes
+            self.slot_bytes += (states[i].slot_bytes(split) + 63) // 64 * 64
+        if self.recurrent:
             self.parts.append((self.slots_at, self.slot_bytes))
         self.num_bytes = max(end + slots * self.slot_bytes, 1)
 
-    def at(self, address: int) -> list[Kept]:
-        """Each layer's part of a cache at `address`."""
-        layers: list[Kept] = []
+    def at(self, address: int) -> list[Kept | None]:
+        """Each layer's part of a cache at `address`; None for those on other hosts."""
+        layers: list[Kept | None] = []
         for i, layer in enumerate(self._layers):
-            if isinstance(layer, Borrowing):
+            if i not in self._held:
+                layers.append(None)
+            elif isinstance(layer, Borrowing):
                 layers.append(layers[layer.lender])
             elif isinstance(layer, InBlocks):
                 start, stride, table = self._in_blocks[i]

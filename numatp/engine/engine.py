@@ -60,15 +60,22 @@ class Engine:
         sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
         carried = max((size for _, size in layout.cache.parts), default=0) if job.prompt_cache_dir else 0
         self._check_room(sections.bytes_of(world.host.seat) + carried)  # the window's pages are taken when it is mapped
-        self.window = Window(world, sections, min(world.host.gather(self.team.threads)), layout.split.vocab)
+        self.window = Window(world, sections, min(world.host.gather(self.team.threads)), layout)
         self._audit = Audit(world, own.node, self.loaded)
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
         self.cuts: list[str] = []  # by rank: which part it has
         if job.prompt_cache_dir:
-            self.cuts = world.gather(_digest(str(layout.split)))
+            self.cuts = world.gather(_digest(str((layout.split, layout.stage))))
         self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
+        # By program and by rank, what it must hold alike with another rank, and by rank which other.
+        self._compared = [[one.digests] * world.size for one in self._recorded]
+        self._pattern = [0] * world.size
+        if world.hosts and layout.stage:
+            self._compared = [world.of_all_hosts([one.digests] * world.host.seats) for one in self._recorded]
+            members = world.hosts.members
+            self._pattern = [members.first_rank(members.host_of(rank)) for rank in range(world.size)]
         self._load(progress)
-        copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.slot_bytes else []
+        copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.recurrent else []
         carries = [self.carry.program] if self.carry else []
         self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies, *carries]  # by index
         self.team.set_programs(self.programs)
@@ -80,7 +87,7 @@ class Engine:
         if world.rank == 0:
             self.blocks = Blocks(self.loaded.layout.pools, self.loaded.layout.max_rows)
             cache = self.loaded.layout.cache
-            checkpoints = range(job.max_sequences, cache.slots if cache.slot_bytes else 0)
+            checkpoints = range(job.max_sequences, cache.slots if cache.recurrent else 0)
             self.prefixes = Prefixes(self.blocks, checkpoints, job.checkpoint_every, job.prefix_cache, self.prompt_key)
             self.sampler = Sampler(self.window.logits, self.loaded.spec.sizes.vocab, self.team)
 
@@ -95,9 +102,13 @@ class Engine:
         if world.hosts:
             check_model(world, model)
             if job.same_bits:
-                agree(world, lambda: check_hosts(world, job.wire))
-        layout = agree(world, lambda: lay_out(model, job, world.rank, nodes, bandwidth))
+                agree(world, lambda: check_hosts(world, job))
+        seats = world.hosts.members.seats if world.hosts else [world.size]
+        layout = agree(world, lambda: lay_out(model, job, world.rank, nodes, bandwidth, seats))
         check_kernels(world)
+        if layout.stage:
+            layers = layout.stage.layers
+            started.notes.append(world.describe(lambda rank: f"layers {layers.start} to {layers.stop - 1}"))
         started.notes += model.file.notes + notes(layout.slices)
         return agree(world, lambda: place(model, layout, self.arenas))
 
@@ -141,7 +152,7 @@ class Engine:
         rows, most = self.window.step.num_logits[0], self.window.step.num_top[0]
         if not most:
             return [()] * rows
-        tops = np.array(self.window.tops)[:, :rows]  # (ranks, targets)
+        tops = np.array([self.window.tops[rank] for rank in self.window.scoring])[:, :rows]  # (ranks, targets)
         tokens = np.concatenate(tops["tokens"][..., :most], -1)  # (targets, ranks * num_top)
         logprobs = np.concatenate(tops["logits"][..., :most], -1).astype(np.float64) - self._totals()[:, None]
         logprobs[tokens < 0] = -np.inf
@@ -153,7 +164,8 @@ class Engine:
         """Of the scores of the last Step, float64 (segments of all ranks, targets, 4): kernels/score.py."""
         each = max(len(self.loaded.layout.segments), 1)
         rows = self.window.step.num_logits[0]
-        parts = np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in self.window.scores])
+        made = [self.window.scores[rank] for rank in self.window.scoring]
+        parts = np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in made])
         return np.ascontiguousarray(parts, np.float64)
 
     def _totals(self) -> np.ndarray:
@@ -181,11 +193,11 @@ class Engine:
 
     def _run_step(self, program: int) -> None:
         self.team.step(program)
-        for i, what in enumerate(self._recorded[program].digests):
-            for rank, digests in enumerate(self.window.digests):
-                if digests[i] != self.window.digests[0][i]:
+        for rank, pattern in enumerate(self._pattern if self.job.check_ranks else ()):
+            for i, what in enumerate(self._compared[program][rank]):
+                if self.window.digests[rank][i] != self.window.digests[pattern][i]:
                     name = self.programs[program].name
-                    raise MachineError(f"rank {rank} holds other bits than rank 0 in {what} of program '{name}'")
+                    raise MachineError(f"rank {rank} holds other bits than rank {pattern} in {what} of program '{name}'")
 
     def audit(self) -> list[dict[str, Any]]:
         """Where the pages of every rank are now: llm.py's RankPages, as JSON."""

@@ -45,6 +45,7 @@ class Job:
     quantize: str | None = None  # matrices of floats: "q8", "q4" or "none"; None: "q8" for a folder, "none" for a GGUF file
     spec: str = "off"  # whether tokens are guessed and checked, several in one Step: one of SPECS
     wire: str = "f32"  # how sums go between hosts: one of WIRES
+    pipeline: bool = False  # whether hosts hold layers, which their ranks cut, instead of slices of all
     same_bits: bool = False  # logits are the same for 1, 2, 4 and 8 ranks
     check_ranks: bool = False  # after each Step: do all ranks hold the same bits where they must?
 

@@ -8,11 +8,13 @@ from types import ModuleType
 from numatp import models
 from numatp.engine.cache import CacheLayout, Pool, pools_of
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
+from numatp.engine.stages import stage_of
 from numatp.errors import UserError
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec
 from numatp.weights.rules import Rule, Slice, cut
 from numatp.weights.splits import Node, Split, segments, shares_of, split
+from numatp.weights.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,13 @@ class Layout:
     weight_bytes: int
     pools: list[Pool]
     cache: CacheLayout
+    stage: Stage | None = None  # the layers of this host, where hosts hold layers; None: all
+    elsewhere: tuple[Slice, ...] = ()  # of tensors that other hosts have
+
+    @property
+    def vocab(self) -> range:
+        """Whose logits this rank makes."""
+        return self.split.vocab if self.stage is None or self.stage.last else range(0)
 
 
 def open_model(job: Job) -> Model:
@@ -55,16 +64,33 @@ def name_of(architecture: ModuleType) -> str:
     return architecture.__name__.rpartition(".")[2].replace("_", "-")
 
 
-def lay_out(model: Model, job: Job, rank: int, nodes: Sequence[Node], bandwidth: Mapping[Node, float]) -> Layout:
-    """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places."""
+def lay_out(
+    model: Model, job: Job, rank: int, nodes: Sequence[Node], bandwidth: Mapping[Node, float], seats: Sequence[int] = ()
+) -> Layout:  # fmt: skip
+    """nodes: of all ranks. bandwidth: of the nodes, the same on all ranks, so that all cut at the same places. seats: ranks of each
+    host.
+    """
     spec = model.spec
     context = context_of(job, spec.context)
     if job.same_bits and job.tensor_split:
         raise UserError("--same-bits holds where all ranks have equal shares, and -ts gives them others: leave one of them out")
     max_rows = rows_of(job, context)
-    mine = split(spec.sizes, rank, len(nodes), shares_of(job.tensor_split, nodes, bandwidth))
-    parts = segments(spec.sizes, rank, len(nodes)) if job.same_bits else ()
-    slices, weight_bytes = cut(model.file, model.rules, spec.sizes, mine, quantize_of(job, model.file), parts)
+    shares = shares_of(job.tensor_split, nodes, bandwidth)
     pools = pools_of(spec, context, job.max_sequences, max_rows, job.prefix_cache)
-    cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers))
-    return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache)
+    together = range(len(nodes))  # the ranks that cut the same
+    stage: Stage | None = None
+    if job.pipeline:
+        together, stage = stage_of(model, job, pools, rank, seats, shares)
+    place = rank - together.start, len(together)
+    mine = split(spec.sizes, *place, shares[together.start : together.stop] if shares else None)
+    parts = segments(spec.sizes, *place) if job.same_bits else ()
+    own = (model.file, model.rules, spec.sizes, mine, quantize_of(job, model.file), parts)
+    held = stage.layers if stage else range(len(spec.layers))
+    cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers), held)
+    if not stage:
+        slices, weight_bytes = cut(*own)
+        return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache)
+    here = {rule.key: stage.holds(rule, spec.tied) for rule in model.rules}
+    slices, weight_bytes = cut(*own, lambda rule: here[rule.key])
+    elsewhere, _ = cut(*own, lambda rule: not here[rule.key])
+    return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache, stage, tuple(elsewhere))

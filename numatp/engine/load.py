@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from numatp import __version__
 from numatp.engine.agree import agree
 from numatp.engine.arenas import Arenas
-from numatp.engine.job import WIRES
+from numatp.engine.job import WIRES, Job
 from numatp.engine.layout import Layout, Model
 from numatp.errors import MachineError, UserError
 from numatp.files.identity import identity as model_identity
@@ -47,16 +47,18 @@ def place(model: Model, layout: Layout, arenas: Arenas) -> Loaded:
     """Addresses for everything, in memory that nobody has touched yet."""
     weights_at = arenas.reserve(layout.weight_bytes)
     cache_at = arenas.reserve(layout.cache.num_bytes)
-    return Loaded(model, layout, Weights(layout.slices, weights_at), weights_at, cache_at)
+    return Loaded(model, layout, Weights(layout.slices, weights_at, layout.elsewhere), weights_at, cache_at)
 
 
-def check_hosts(world: World, wire: str) -> None:
+def check_hosts(world: World, job: Job) -> None:
     """UserError unless the sums of the hosts' ranks are whole branches of the sum of all ranks (kernels/exchange.py), unrounded."""
     assert world.hosts
-    if wire != WIRES[0]:
-        raise UserError(f"--same-bits holds where hosts exchange sums as they are, not as {wire}: leave out --wire, or --same-bits")
+    if job.wire != WIRES[0]:
+        raise UserError(
+            f"--same-bits holds where hosts exchange sums as they are, not as {job.wire}: leave out --wire, or --same-bits"
+        )
     counts = world.hosts.members.seats
-    if len(set(counts)) > 1:
+    if len(set(counts)) > 1 and not job.pipeline:
         raise UserError(
             f"--same-bits holds where each host has as many ranks, and these have {', '.join(map(str, counts))}: start as many "
             "on each, or leave it out"

@@ -3,6 +3,7 @@
 Load time is engine/load.py: by now every weight, cache and shared buffer has its address.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from numatp.engine.load import Loaded
@@ -11,7 +12,7 @@ from numatp.engine.window import Window
 from numatp.kernels.copy import copy_slots
 from numatp.program.builder import Builder, Program, unset_memory
 from numatp.program.ops import Ops
-from numatp.program.recorder import Site
+from numatp.program.recorder import LeftForNextHost, Site
 from numatp.program.values import Access, Buffer
 from numatp.ranks.world import World
 
@@ -29,11 +30,11 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
     """The programs ONE_ROW, MANY_ROWS and SCORES."""
     seat = world.host.seat
     site = Site(
-        rank=world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes, team=team.handle,
-        width=loaded.spec.sizes.width, segments=loaded.layout.segments, step=window.step, partials=window.partials,
-        logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
+        rank=seat if window.stage else world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes,
+        team=team.handle, width=loaded.spec.sizes.width, segments=loaded.layout.segments, step=window.step,
+        partials=window.partials, logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
-        digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires,
+        digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires, stage=window.stage,
     )  # fmt: skip
     recorded = [record_one(site, loaded, kind) for kind in range(len(MODEL_PROGRAMS))]
     for one in recorded:
@@ -47,7 +48,8 @@ def record_one(site: Site, loaded: Loaded, kind: int) -> Recorded:
     """ONE_ROW, MANY_ROWS or SCORES, also of a rank that is not there (engine/rehearsal.py)."""
     model, layout = loaded.model, loaded.layout
     ops = Ops(MODEL_PROGRAMS[kind], site, 1 if kind == ONE_ROW else layout.max_rows, scored=kind == SCORES)
-    model.architecture.forward(ops, model.spec, layout.split, loaded.weights, layout.cache.at(loaded.cache_at))
+    with suppress(LeftForNextHost):
+        model.architecture.forward(ops, model.spec, layout.split, loaded.weights, layout.cache.at(loaded.cache_at))
     return Recorded(ops.finish(), ops.digests)
 
 

@@ -2,13 +2,16 @@
 
 import numpy as np
 
+from numatp import quants
+from numatp.engine.layout import Layout
 from numatp.engine.sections import Sections
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.rows import MANY
 from numatp.machine import native
-from numatp.program.recorder import Wires
+from numatp.program.recorder import Passage, Stage, Wires
 from numatp.program.step import StepWindow
 from numatp.ranks.world import World
+from numatp.weights import stages
 
 TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 
@@ -16,8 +19,8 @@ TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 class Window:
     """Made by all ranks together. What ranks of other hosts write into their parts comes to rank 0's host after a Step."""
 
-    def __init__(self, world: World, sections: Sections, lanes: int, vocab: range):
-        """lanes: of an exchange, the smallest number of threads of any rank of this host. vocab: whose logits this rank makes."""
+    def __init__(self, world: World, sections: Sections, lanes: int, layout: Layout):
+        """lanes: of an exchange, the smallest number of threads of any rank of this host."""
         library, partial, host = native.library(), sections.partial, world.host
         self.lanes = lanes
         # Whole pages per rank, so the parts follow each other without gaps, as the C runtime expects.
@@ -30,7 +33,8 @@ class Window:
             addresses,
             addresses + np.uint64(partial),
         )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
-        self.wires = wires_of(world, sections, self.partials) if world.hosts else None
+        self.stage = stage_between(world, sections, layout, layout.stage) if layout.stage else None
+        self.wires = wires_of(world, sections, self.partials) if world.hosts and not layout.stage else None
 
         scores = world.map_parts([sections.scores] * world.size)
         row_bytes = sections.scores // sections.step.max_rows
@@ -48,7 +52,9 @@ class Window:
         memory = host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64)
         self.step = StepWindow(sections.step, memory, MANY)
 
-        columns = [range(*bounds) for bounds in world.gather([vocab.start, vocab.stop])]
+        columns = [range(*bounds) for bounds in world.gather([layout.vocab.start, layout.vocab.stop])]
+        makers = world.hosts.members.seats[-1] if world.hosts and layout.stage else world.size
+        self.scoring = range(world.size - makers, world.size)  # ranks that make logits: where hosts hold layers the last host's
         count = self.step.num_logits.ctypes.data
         compared = world.returned(digests)
         self.told = world.told(memory)
@@ -72,3 +78,25 @@ def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.nd
             sums[parity, wire, hosts.index] = parts[wire].ctypes.data + (count - 1) * size if own else partials[parity][host.seat]
     mine = sums[0, host.seat] if host.seat < wires else np.zeros(count, np.uint64)
     return Wires(wires, count, sections.half, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))
+
+
+def stage_between(world: World, sections: Sections, layout: Layout, mine: stages.Stage) -> Stage:
+    """How rows come from the host before this one and go to the next, and memory for them. Collective."""
+    host, hosts = world.host, world.hosts
+    assert hosts
+    seats, index = hosts.members.seats, hosts.index
+
+    def passage(other: int) -> Passage:
+        count = min(host.seats, seats[other])
+        sizes = [sections.slice_bytes(wire, count) for wire in range(count)]
+        parts = host.map_shared(sizes + [0] * (host.seats - count))
+        return Passage(other, count, sections.half, np.array([part.ctypes.data for part in parts[:count]], np.uint64))
+
+    residuals = host.map_shared([sections.partial] * host.seats)
+    before, after = None if mine.first else passage(index - 1), None if mine.last else passage(index + 1)
+    earlier = {
+        piece.format.name for piece in layout.elsewhere
+        if piece.rule.in_tiles and piece.rule.layer is not None and piece.rule.layer < mine.layers.start
+    }  # fmt: skip
+    tiled = any(quants.kernels_of(name).expand is not None for name in earlier)
+    return Stage(mine.layers, before, after, residuals[host.seat].ctypes.data, tiled)

@@ -84,7 +84,7 @@ def forward(p: "Ops", spec: Cohere2Spec, split: Split, weights: Weights, caches:
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         positions = None if cache.sees_all else angles
         h = p.layer_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)

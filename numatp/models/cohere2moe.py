@@ -161,7 +161,7 @@ def forward(p: "Ops", spec: Cohere2MoeSpec, split: Split, weights: Weights, cach
         )  # fmt: skip
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk, dense = f"blk.{layer}", layer < spec.dense_layers
         h = norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         attended = attention(blk, h, cache, rotated=dense or not cache.sees_all)

@@ -130,7 +130,7 @@ def forward(p: "Ops", spec: Gemma3Spec, split: Split, weights: Weights, caches: 
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)))
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk, angles = f"blk.{layer}", all_angles if cache.sees_all else window_angles
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))

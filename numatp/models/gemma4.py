@@ -75,12 +75,17 @@ def read_spec(file: ModelFile) -> Gemma4Spec:
         full_size=full_size, full_kv_heads=Shared(full_kv_heads, "heads", heads // full_kv_heads),
     )  # fmt: skip
     window = file.count("gemma4.attention.sliding_window")
-    kinds = {True: Attention(size, size, window), False: Attention(full_size, full_size, heads="full_kv_heads")}
+    input_size = sizes.layer_input if "layer_input" in sizes else 0
+    needs = 0 if input_size else None  # what each layer has of a token alone is made of the embedding, before the first
+    kinds = {
+        True: Attention(size, size, window, needs=needs),
+        False: Attention(full_size, full_size, heads="full_kv_heads", needs=needs),
+    }
     layers = [kinds[slides] for slides in flags[:own]]
     for slides in flags[own:]:
         lender = max(layer for layer in range(own) if flags[layer] == slides)
-        layers.append(Borrowing(**vars(kinds[slides]), lender=lender))
-    input_size = sizes.layer_input if "layer_input" in sizes else 0
+        lent = vars(kinds[slides]) | {"needs": 0 if input_size else lender}
+        layers.append(Borrowing(**lent, lender=lender))
     return read_common(
         file, Gemma4Spec, sizes=sizes, layers=tuple(layers), own=own, wide=wide, input_size=input_size,
         rope=read_rope(file, full_size), window_base=read_base(file, "gemma4.rope.freq_base_swa"),
@@ -254,7 +259,7 @@ def forward(p: "Ops", spec: Gemma4Spec, split: Split, weights: Weights, caches: 
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=sqrt(sizes.width))
     inputs = inputs_of_layers(x) if spec.input_size else []
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         layer_scale = float(weights.floats(f"{blk}.layer_output_scale.weight")[0])
         scale = 1.0 if inputs else layer_scale

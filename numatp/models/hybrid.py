@@ -223,7 +223,7 @@ def hybrid_forward(
         return p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
         if isinstance(cache, LayerCache):

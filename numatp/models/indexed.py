@@ -60,8 +60,11 @@ def read_indexed(file: ModelFile, neighbours: bool) -> IndexedSpec:
     indexes = _read_indexes(file)
 
     def layer(number: int, rows: Attention) -> Attention:
-        index = size if indexes[number] else 0
-        return IndexedAttention(rows.key_size, rows.value_size, heads=rows.heads, top=top, index_size=index)
+        chooser = max(i for i in range(number + 1) if indexes[i])
+        return IndexedAttention(
+            rows.key_size, rows.value_size, heads=rows.heads, top=top, index_size=size if indexes[number] else 0,
+            needs=None if chooser == number else chooser,
+        )  # fmt: skip
 
     more = {"index_heads": heads, "index_size": size}
     spec = read_latent(file, IndexedSpec, layer, more, top=top, indexes=indexes, neighbours=neighbours)

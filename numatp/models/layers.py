@@ -13,6 +13,7 @@ class InBlocks:
     """A layer that keeps something of every token, or of the last `window`, in blocks of CACHE_BLOCK tokens."""
 
     window: int | None
+    needs: int | None = None  # an earlier layer of whose results it reads some: both must be on one host
 
     @property
     def seen(self) -> int:
@@ -40,6 +41,7 @@ class InSlots:
     """A layer that keeps a state of fixed size for each sequence."""
 
     piece: int  # tokens that change it together: all can be taken back but the last of a piece, and those before it
+    needs: int | None = None
 
     def slot_bytes(self, split: Split) -> int:
         """Of one sequence."""
@@ -69,6 +71,7 @@ class Attention(InBlocks):
     window: int | None = None
     heads: str = "kv_heads"  # the word that counts them
     chunked: bool = False  # whether rows see no window before them but their own chunk of so many tokens
+    needs: int | None = None  # see InBlocks
 
     def _parts(self, split: Split, cache_type: str) -> Iterator[int]:
         """Bytes of the keys and of the values in a block."""

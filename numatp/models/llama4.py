@@ -212,7 +212,7 @@ def forward(p: "Ops", spec: Llama4Spec, split: Split, weights: Weights, caches: 
         return p.add_experts(x, p.silu_gate(made), routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), epsilon)
         x = p.add_product(x, attention(layer, h, cache), matrix(f"{blk}.attn_output.weight"))

@@ -135,7 +135,7 @@ def forward(p: "Ops", spec: Olmo2Spec, split: Split, weights: Weights, caches: l
     all_angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     window_angles = p.rotation(plain(spec.window_base, 2 * len(spec.rope.frequencies)))
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk, angles = f"blk.{layer}", all_angles if cache.sees_all else window_angles
         qkv = p.matmul(x, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")

@@ -105,7 +105,7 @@ def prenorm_forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights,
         return p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared, factor=spec.residual_scale)
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=spec.embedding_scale)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))

@@ -80,7 +80,7 @@ def forward(p: "Ops", spec: MixtureSpec, split: Split, weights: Weights, caches:
     heads = Heads(split.heads, split.kv_heads, sizes.group, sizes.head_size)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))

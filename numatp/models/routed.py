@@ -204,7 +204,7 @@ def mixture_forward(
         return p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared)
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
-    for layer, cache in enumerate(caches):
+    for layer, cache in p.layers(caches):
         blk = f"blk.{layer}"
         h = p.rms_norm(x, vector(f"{blk}.attn_norm.weight"), spec.epsilon)
         x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"), factor=spec.attended_scale)

@@ -214,6 +214,6 @@ def decoder_rules(spec: Spec, layer_rules: Callable[[int], Sequence[Rule]]) -> l
     """
     listed = [Rule("token_embd.weight", "head" if spec.tied else "embedding", ("vocab", "width"))]
     for layer in range(len(spec.layers)):
-        listed += [replace(rule, name=f"blk.{layer}.{rule.name}") for rule in layer_rules(layer)]
+        listed += [replace(rule, name=f"blk.{layer}.{rule.name}", layer=layer) for rule in layer_rules(layer)]
     listed.append(Rule.vector("output_norm.weight", "width"))
     return listed if spec.tied else [*listed, Rule("output.weight", "head", ("vocab", "width"))]

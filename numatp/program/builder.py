@@ -233,6 +233,14 @@ class Builder:
         arguments = Arguments(np.dtype([(name, np.uint64) for name in values]), values)
         self._append(Op("cross", native.address_of("numatp_cross"), arguments, reads, writes))
 
+    def pass_rows(
+        self, team: int, rows: int, row_bytes: int, at: int, host: int, take: bool, reads: list[Access], writes: list[Access]
+    ) -> None:  # fmt: skip
+        """Rows at an address go to this rank's counterpart on another host, or come from it."""
+        names = ("team", "rows", "row_bytes", "at", "host", "take")
+        record = np.array([(team, rows, row_bytes, at, host, take)], dtype=[(name, np.uint64) for name in names])
+        self._append(Op("pass", native.address_of("numatp_pass"), record, reads, writes))
+
     def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
         """until_end: buffers that may be read when the program is done."""
         layout = lay_out(self.ops, self.threads, list(until_end))

@@ -33,11 +33,36 @@ class Wires:
     sums: tuple[np.ndarray, np.ndarray]  # per parity: addresses uint64 (count, hosts), where each slice of each host's sum lies
 
 
+@dataclass(frozen=True)
+class Passage:
+    """How rows go between the layers of two hosts: the first `count` ranks of each pass one slice of the columns."""
+
+    host: int  # the other one
+    count: int
+    half: bool  # as BF16, not float32
+    slices: np.ndarray  # addresses uint64 (count,), each of (max_rows + GROUP, columns of the slice)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where the rows of a host that holds a run of layers come from and go to; None: it is the first, the last."""
+
+    layers: range
+    before: Passage | None
+    after: Passage | None
+    residual: int  # address of this rank's (max_rows + GROUP, width) float32, the rows between layers
+    tiled: bool  # whether a product of an earlier layer, on another host, may take rows through tile registers
+
+
+class LeftForNextHost(Exception):
+    """The forward pass goes on there."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Site:
     """Where a program will run: this rank, its threads, and the memory that it shares with others."""
 
-    rank: int  # 0 adds what is added once
+    rank: int  # among those that cut a layer; 0 adds what is added once
     seat: int  # among the ranks of this host, which share the memory below
     seats: int
     threads: int
@@ -51,7 +76,8 @@ class Site:
     scores: int  # address of this rank's (max_rows, segments, 4) float32, see kernels/score.py
     tops: int  # and of its most probable tokens, likewise
     segments: tuple[Split, ...] = ()  # of this rank's part, each summed for itself; (): it is one
-    wires: Wires | None = None  # None: all ranks are on one host
+    wires: Wires | None = None  # None: all ranks that cut a layer are on one host
+    stage: Stage | None = None  # None: this host has all layers
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 
@@ -86,12 +112,14 @@ class Recorder:
         self._most_rows = 0  # of them
         self._activations: dict[tuple[Value, str, int, bool, Routes | None], Activation] = {}
         # Whether a product so far may take rows through tile registers: attention does likewise (not in models of plain numbers).
-        self._tiled = False
+        self._tiled = site.stage is not None and site.stage.tiled
         self._until_end: list[Buffer] = []
         self._num_exchanges = 0
         self._partials = [
             Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.seat])) for parity in (0, 1)
         ]
+        row_bytes = site.width * 4
+        self._residual = Buffer("residual", row_bytes, site.stage.residual if site.stage else None, self.room * row_bytes)
         self._outgoing = Buffer("outgoing", address=site.wires.outgoing if site.wires else 0)
         self._arrived = Buffer("sums of hosts", address=0)  # several pieces, see Wires
         step = site.step

@@ -39,9 +39,11 @@ CONVERTED = 1 << 18  # weights that a thread converts at a time (some 12 bytes e
 class Weights:
     """This rank's tensors by name, at their place in the arena."""
 
-    def __init__(self, slices: list[Slice], arena: int):
+    def __init__(self, slices: list[Slice], arena: int, elsewhere: Iterable[Slice] = ()):
+        """elsewhere: what other hosts have and a forward pass may name here too."""
         self._slices = slices
         self.tensors = {piece.name: piece.at(arena) for piece in slices}
+        self._elsewhere = {piece.name: piece.at(0) for piece in elsewhere}
         self._segments: dict[str, list[Matrix]] = {}
         for piece in slices:
             if piece.segment is not None:
@@ -50,7 +52,7 @@ class Weights:
     def matrix(self, name: str) -> Matrix:
         if name in self._segments:
             return of_segments(name, self._segments[name])
-        found = self.tensors[name]
+        found = self._elsewhere.get(name) or self.tensors[name]
         assert isinstance(found, Matrix), name
         return found
 

@@ -5,7 +5,7 @@ dimension, all else is whole.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -55,6 +55,7 @@ class Rule:
     stack: str = ""  # "experts", "heads": the first word, where it counts whole matrices that lie below each other
     by: Literal["rows", "columns"] = "rows"  # how a table lies in memory
     repetition: int | None = None  # of columns that repeat: the one that this is a matrix of
+    layer: int | None = None  # that it is a part of; None: of the model
 
     @classmethod
     def vector(cls, name: str, word: str) -> "Rule":
@@ -214,11 +215,13 @@ def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str
 
 
 def cut(
-    file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize: str = "none", segments: Sequence[Split] = ()
+    file: ModelFile, rules: list[Rule], sizes: Sizes, split: Split, quantize: str = "none", segments: Sequence[Split] = (),
+    held: Callable[[Rule], bool] = lambda rule: True,
 ) -> tuple[list[Slice], int]:  # fmt: skip
     """Every tensor's slice, and the bytes of all of them. quantize: one of QUANTIZED.
 
-    segments: of this rank's columns where a matrix is cut along them: a slice for each; without them one for all.
+    segments: of this rank's columns where a matrix is cut along them: a slice for each; without them one for all. held: whether
+    this host has anything of a tensor.
 
     UserError for a tensor that is missing, has another shape or a type that numatp has no format for, or that the model
     does not use.
@@ -236,6 +239,8 @@ def cut(
         place = places.get(rule.name)
         if place is None:
             file.fail(f"tensor {quote(file.called(rule.name))} is missing; download the model again")
+        if not held(rule):
+            continue
         info = file.tensors[place.stored]
         of_columns = parts if rule.in_tiles and _is_cut(rule.shape[-1], sizes) else []
         for segment, columns in enumerate(of_columns or [own]):

@@ -1,5 +1,5 @@
 /* Stress of several hosts: each is a group of threads with a window of its own, and an MPI that is made here carries messages between
- * them, as late as it likes. Every sum and every result is checked.
+ * them, as late as it likes. Every sum, every row that goes from host to host, and every result is checked.
  *
  *   several HANDLE_BYTES SEATS,SEATS,... THREADS STEPS [abort|silent]
  *
@@ -135,6 +135,7 @@ struct host {
     int64_t told;
     float partial[MOST][2][LENGTH];
     float sums[MOST][MOST][LENGTH]; /* [wire][host] */
+    float passed[MOST][LENGTH];     /* by seat: what came from the host before, and goes to the next one */
     int64_t returned[MOST];         /* by seat; on the first host by rank */
 };
 
@@ -199,6 +200,20 @@ static void check(void *args, int64_t thread, int64_t count)
     }
 }
 
+/* A row from the hosts before, to which this one adds its own part. */
+static void go_on(void *args, int64_t thread, int64_t count)
+{
+    struct rank *me = args;
+    for (int i = edge((int)thread, (int)count); i < edge((int)thread + 1, (int)count); i++) {
+        float *row = me->here->passed[me->seat], wanted = 0;
+        for (int host = 0; host < me->host; host++)
+            wanted += value(first_of[host] + me->seat, me->here->told, EXCHANGES, i);
+        if (me->host && row[i] != wanted)
+            wrong = 1;
+        row[i] = wanted + value(me->number, me->here->told, EXCHANGES, i);
+    }
+}
+
 static void begin(void *args, int64_t thread, int64_t count)
 {
     struct rank *me = args;
@@ -256,7 +271,7 @@ static void *run_rank(void *argument)
     struct exchange exchanges[EXCHANGES];
     struct numatp_cross_args crossings[EXCHANGES];
     struct numatp_sync_args syncs[2 * EXCHANGES];
-    struct numatp_op ops[8 * EXCHANGES];
+    struct numatp_op ops[8 * EXCHANGES + 3];
     struct numatp_piece told[MOST], returned[MOST];
     int num_ops = 0, num_syncs = 0, num_told = 0, num_returned = 0, seats = seats_of[me->host];
     bool wired = me->seat < wires;
@@ -294,6 +309,16 @@ static void *run_rank(void *argument)
             ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[num_syncs++], 1};
         ops[num_ops++] = (struct numatp_op){check, &exchanges[k], 1};
     }
+    const int64_t one = 1;
+    float *row = me->here->passed[me->seat];
+    struct numatp_pass_args take = {me->team, &one, LENGTH * sizeof(float), row, me->host - 1, 1};
+    struct numatp_pass_args give = {me->team, &one, LENGTH * sizeof(float), row, me->host + 1, 0};
+    if (wired && me->host)
+        ops[num_ops++] = (struct numatp_op){numatp_pass, &take, 1};
+    if (wired)
+        ops[num_ops++] = (struct numatp_op){go_on, me, 1};
+    if (wired && me->host < num_hosts - 1)
+        ops[num_ops++] = (struct numatp_op){numatp_pass, &give, 1};
     ops[num_ops++] = (struct numatp_op){finish, me, 0};
     int64_t rows[MOST];
     for (int host = 0; host < num_hosts; host++)

@@ -3,27 +3,48 @@
 Sums cross ranks in `_exchange` alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from numatp.kernels import bias, exchange, norm, scale
-from numatp.program.recorder import Wires
+from numatp.program.recorder import LeftForNextHost, Passage, Wires
 from numatp.program.values import Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.quants.table import UNIT
 from numatp.weights.matrix import Matrix, Vector
 from numatp.weights.splits import SEGMENTS
 
+CacheKind = TypeVar("CacheKind")
+
 LONG_EXCHANGE = 256 * 1024  # bytes; above it reading every peer's whole message costs more than a second meeting
 
 
 class Together(Dense):
     def embed(self, weight: Matrix, first_token: int, scale: float = 1.0) -> Value:
-        """scale * the tokens' rows, (rows, width): the rank that holds a token's row hands it to all."""
+        """scale * the tokens' rows, (rows, width): the rank that holds a token's row hands it to all.
+
+        On a host that begins with a later layer: the rows that the host before has made.
+        """
         assert weight.columns == self.site.width
+        self._until_end.append(self._residual)
+        if self.site.stage and self.site.stage.before:
+            return self._arrive(self.site.stage.before)
         partial = self._look_up(weight, first_token, range(weight.columns), scale)
-        residual = self._buffer("residual", weight.columns * 4)
-        self._until_end.append(residual)
-        return self._exchange(partial, residual, weight.columns, add=False)
+        return self._exchange(partial, self._residual, weight.columns, add=False)
+
+    def layers(self, caches: Sequence[CacheKind]) -> Iterator[tuple[int, CacheKind]]:
+        """The layers, one after another, each with its part of the cache: those that this host holds.
+
+        Behind them the rows go on to the next host, and the forward pass ends here, unless this host is the last.
+        """
+        stage = self.site.stage
+        for layer in stage.layers if stage else range(len(caches)):
+            yield layer, caches[layer]
+        if stage and stage.after:
+            self._leave(stage.after, stage.residual)
+            raise LeftForNextHost
 
     def embed_columns(self, weight: Matrix, first_token: int, columns: range, scale: float) -> Value:
         """As embed, of a table whose rows are longer than an exchange: scale * some of their columns, in whole units of 32."""
@@ -237,7 +258,7 @@ class Together(Dense):
         if site.seat < wires.count:
             outgoing, columns = partial, width
             if wires.outgoing:
-                columns = (width // 16 * (site.seat + 1) // wires.count - width // 16 * site.seat // wires.count) * 16
+                columns = slice_columns(width, site.seat, wires.count)
                 outgoing = self._outgoing
                 self._builder.add(
                     exchange.sum_slice, [Access(partial), *counted], [Access(outgoing)],
@@ -255,9 +276,52 @@ class Together(Dense):
             width=width, half=wires.half, out=out.at(0), add=add,
         )  # fmt: skip
 
+    def _leave(self, passage: Passage, residual: int) -> None:
+        """The rows go to the next host, in slices: each of this host's ranks holds all of them."""
+        site, rows = self.site, Access(self._residual)
+        if site.seat >= passage.count:
+            return
+        width, columns = site.width, slice_columns(site.width, site.seat, passage.count)
+        sent, at = rows, residual
+        if passage.count > 1 or passage.half:
+            at = int(passage.slices[site.seat])
+            sent = Access(Buffer("slice", address=at))
+            alone = np.array([residual], np.uint64)  # its sum over one rank
+            self._builder.add(
+                exchange.sum_slice, [rows], [sent],
+                partials=self._constant(alone), ranks=1, rows=self._rows, width=width, wire=site.seat, wires=passage.count,
+                half=passage.half, out=at,
+            )  # fmt: skip
+        row_bytes = columns * (2 if passage.half else 4)
+        self._builder.pass_rows(site.team, self._rows, row_bytes, at, passage.host, False, [sent], [])
+
+    def _arrive(self, passage: Passage) -> Value:
+        """The rows of the host before, of which each of this host's ranks takes all slices."""
+        site, width, arrived, residual = self.site, self.site.width, self._arrived, self._residual
+        lane = self._lanes(width)
+        if site.seat < passage.count:
+            row_bytes = slice_columns(width, site.seat, passage.count) * (2 if passage.half else 4)
+            at = int(passage.slices[site.seat])
+            self._builder.pass_rows(site.team, self._rows, row_bytes, at, passage.host, True, [], [Access(arrived)])
+        if site.seats > 1:
+            self._builder.sync(site.team, Access(arrived, lane))
+        result = Access(residual, lane)
+        self._builder.add(
+            exchange.sum_hosts, [Access(arrived), result], [result],
+            sums=passage.slices.ctypes.data, hosts=1, wires=passage.count, lanes=site.lanes, rows=self._rows, width=width,
+            half=passage.half, out=residual.at(0), add=False,
+        )  # fmt: skip
+        self._digest("the residual", Access(residual), residual.at(0), residual.stride, width * 4 // 8, self._rows)
+        return self._made(residual, width, self._rows, "rows of the host before")
+
     def _counted(self, rows: int | Pointer) -> list[Access]:
         """The buffer in which the number of rows stands, if it is not the Step's."""
         return [Access(rows.buffer)] if isinstance(rows, Pointer) else []
+
+
+def slice_columns(width: int, wire: int, wires: int) -> int:
+    """Of the wire-th slice of a row, as sum_slice cuts it."""
+    return (width // 16 * (wire + 1) // wires - width // 16 * wire // wires) * 16
 
 
 def in_segments(h: Value, weight: Matrix) -> list[tuple[Value, Matrix]]:

@@ -1,9 +1,9 @@
 """Many questions to the ranks of one start, the same on every rank: python run_many.py QUESTIONS.
 
 QUESTIONS is JSON: "sequences", a list of the arguments of run_sequences.py; "library", [a model that generates, chats and scores];
-"kept", [a model, a folder for its prompts]; "commands", {name: words of numatp}; "another", the name of one, from which on all
-ranks but the first are another numatp. Rank 0 prints as JSON what the library said, and per command its status, stdout and stderr;
-each rank prints the statuses to stderr.
+"kept", [a model, a folder for its prompts, perhaps more of a Job]; "commands", {name: words of numatp}; "another", the name of one,
+from which on all ranks but the first are another numatp. Rank 0 prints as JSON what the library said, and per command its status,
+stdout and stderr; each rank prints the statuses to stderr.
 """
 
 import json
@@ -45,12 +45,12 @@ def library(path):
         }
 
 
-def kept(path, folder):
+def kept(path, folder, more=()):
     """[text, tokens that were not computed], and the same after a restart."""
     from numatp import LLM, SamplingParams
     from numatp.engine.job import Job
 
-    job = Job(path, threads=1, context=512, prefix_cache=True, prompt_cache_dir=folder)
+    job = Job(path, threads=1, context=512, prefix_cache=True, prompt_cache_dir=folder, **dict(more))
     said = []
     for _ in range(2):
         with LLM(job) as llm:

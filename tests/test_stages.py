@@ -1,0 +1,71 @@
+"""Layers that are dealt to hosts (--pipeline), and what a host holds of a model."""
+
+import pytest
+from support.models.golden import GOLDEN
+
+from numatp.engine.job import Job
+from numatp.engine.layout import lay_out, open_model
+from numatp.errors import UserError
+from numatp.weights.stages import deal
+
+
+def free(count):
+    """Layers that read nothing of others."""
+    return [None] * count
+
+
+def runs(sizes, shares, needs=None):
+    return [(run.start, run.stop) for run in deal(sizes, shares, needs or free(len(sizes)))]
+
+
+def test_the_most_that_a_host_has_is_least():
+    assert runs([1] * 8, [1, 1]) == [(0, 4), (4, 8)]
+    assert runs([1] * 8, [3, 1]) == [(0, 6), (6, 8)]
+    assert runs([9, 1, 1, 1, 1, 1], [1, 1]) == [(0, 1), (1, 6)]
+    assert runs([2, 3, 4], [1, 1, 1]) == [(0, 1), (1, 2), (2, 3)]  # each has some
+    assert runs([5], [1]) == [(0, 1)]
+
+
+def test_what_a_layer_reads_is_on_its_host():
+    assert runs([1] * 6, [1, 1], [None, None, None, 2, None, None]) == [(0, 2), (2, 6)]  # or (0, 4): the first of equals
+    assert runs([1] * 6, [1, 1], [None, None, 0, None, 3, 3]) == [(0, 3), (3, 6)]
+    with pytest.raises(UserError, match="can be dealt to 2 at most of these 3 hosts, as layers read what earlier ones made: leave"):
+        deal([1] * 6, [1, 1, 1], [None, None, 0, None, 3, 3])
+    with pytest.raises(UserError, match="--pipeline: this model's 4 layers can be dealt to 1 at most of these 2 hosts"):
+        deal([1] * 4, [1, 1], [None, 0, 0, 0])
+
+
+def laid_out(name, rank, seats, **job):
+    job = Job(str(GOLDEN / f"{name}.gguf"), **job)
+    return lay_out(open_model(job), job, rank, [0] * sum(seats), {}, seats)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3moe", "qwen3next", "gemma3"])
+def test_hosts_hold_all_of_a_model_once(name):
+    whole = laid_out(name, 0, [1])
+    hosts = [laid_out(name, rank, [1, 1], pipeline=True) for rank in (0, 1)]
+    assert [layer for host in hosts for layer in host.stage.layers] == list(range(len(whole.cache.at(0))))
+    layers = [{piece.name for piece in host.slices if piece.rule.layer is not None} for host in hosts]
+    assert not layers[0] & layers[1] and all(layers)
+    assert layers[0] | layers[1] == {piece.name for piece in whole.slices if piece.rule.layer is not None}
+    names = [{piece.name for piece in host.slices} for host in hosts]
+    assert "token_embd.weight" in names[0] and ("output.weight" in names[1] or "token_embd.weight" in names[1])
+    assert not hosts[0].vocab and hosts[1].vocab == whole.vocab
+    for part in (0, -1):  # of the cache: blocks, or states of recurrent layers
+        assert sum(host.cache.parts[part][1] for host in hosts) == whole.cache.parts[part][1]
+
+
+def test_ranks_of_a_host_cut_its_layers():
+    one, two = laid_out("llama", 0, [1, 2], pipeline=True), [laid_out("llama", rank, [1, 2], pipeline=True) for rank in (1, 2)]
+    assert len(one.stage.layers) < len(two[0].stage.layers) or one.stage.layers.start == 0
+    assert two[0].stage == two[1].stage and two[0].split.heads.stop == two[1].split.heads.start
+    assert len(one.split.heads) == len(two[0].split.heads) + len(two[1].split.heads)
+
+
+def test_where_layers_cannot_be_dealt():
+    with pytest.raises(UserError, match="--pipeline deals layers to hosts, and all ranks are on one: leave it out"):
+        laid_out("llama", 0, [2], pipeline=True)
+    with pytest.raises(UserError, match="can be dealt to 1 at most of these 2 hosts, as layers"):
+        laid_out("gemma4-e2b", 0, [1, 1], pipeline=True)
+    with pytest.raises(UserError, match="2 layers can be dealt to 2 at most of these 3 hosts: leave it out"):
+        laid_out("qwen3moe", 0, [1, 1, 1], pipeline=True)
