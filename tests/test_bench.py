@@ -3,13 +3,12 @@
 import csv
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
-from support.commands import BIN, SCRIPTS, mpirun, run
+from support.commands import BIN, mpirun
 from support.models import tiny, tiny_cohere2, tiny_qwen3moe, tiny_qwen3next
-from support.warm import numatp
+from support.warm import numatp, run_script
 
 from numatp.cli import bench_output
 from numatp.cli.bench import numbers, pair
@@ -17,7 +16,7 @@ from numatp.measure.division import describe
 from numatp.measure.instruments import OpInfo
 
 TESTS = ("-p", "40", "-n", "6", "-r", "2")
-SHORT, QUICK = (*TESTS, "--roofline", "8"), (*TESTS, "--roofline", "0")  # a roofline takes a second
+SHORT, QUICK = (*TESTS, "--roofline", "8"), (*TESTS, "--roofline", "0")
 LLAMA_FIELDS = [
     "build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename", "model_type", "model_size",
     "model_n_params", "n_batch", "n_ubatch", "n_threads", "type_k", "type_v", "n_prompt", "n_gen", "n_depth", "test_time",
@@ -34,8 +33,12 @@ def model(tmp_path_factory):
     return path
 
 
-def measured(*arguments, launch=numatp):
-    result = launch("bench", *arguments, "-o", "json")
+def bench(*arguments):
+    return run_script("run_bench", "bench", *arguments)
+
+
+def measured(*arguments):
+    result = bench(*arguments, "-o", "json")
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -48,7 +51,7 @@ def rates_of(results):
 
 
 def test_the_table_is_llama_benchs(model):
-    result = numatp("bench", "-m", model, *SHORT, "-pg", "8,4", "-d", "0,20")
+    result = bench("-m", model, *SHORT, "-pg", "8,4", "-d", "0,20")
     assert result.returncode == 0, result.stderr
     header, line, *rows = result.stdout.splitlines()
     assert [cell.strip() for cell in header.strip("|").split("|")] == [
@@ -227,7 +230,7 @@ def test_a_roofline_that_came_out_too_low_is_measured_again(model):
 
 
 def impossible(count, model):
-    result = run(sys.executable, SCRIPTS / "run_impossible_bench.py", count, "bench", "-m", model, *SHORT, "-o", "json")
+    result = run_script("run_impossible_bench", count, "bench", "-m", model, *SHORT, "-o", "json")
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     return json.loads(result.stdout), result.stderr
 

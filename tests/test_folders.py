@@ -6,33 +6,25 @@ import numpy as np
 import pytest
 from support.engines import ALONE, MODELS, SEQUENCES, check, engine_logits, expected, run_plan
 from support.logits import F16_ROUNDING, TOLERANCE, error
-from support.models import folders, golden_folders, tiny, tiny_qwen3moe
+from support.models import folders, golden_folders, tiny, tiny_qwen3moe, tiny_words
 from support.models.golden import GOLDEN
 from support.warm import numatp
 
 from numatp import models, quants
 from numatp.errors import UserError
 from numatp.files.gguf import read_gguf
-from numatp.files.safetensors import read_bytes
 from numatp.text.tokenizer import Tokenizer
 from numatp.weights.rules import cut, notes
 from numatp.weights.splits import split
 
 
 @pytest.fixture(scope="module")
-def smollm2_folder(model_path, tmp_path_factory):
-    file, tensors = read_gguf(model_path), {}
-    for name, info in file.tensors.items():
-        raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
-        tensors[name] = quants.kernels_of(info.type).unpack(raw).reshape(info.shape)
-    sizes = {
-        "width": 576, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1536, "vocab": 49152, "layers": 30, "epsilon": 1e-5,
-        "rope_base": file.number("llama.rope.freq_base"), "context": 8192,
-    }  # fmt: skip
-    config, tensors = folders.llama(tensors, sizes)
+def words_folder(words_path, tmp_path_factory):
+    """The model of words as a folder of BF16."""
+    config, tensors = folders.llama(golden_folders.tensors_of(words_path), tiny_words.SIZES)
     stored = {name: folders.bf16(values) for name, values in tensors.items()}
-    folder = folders.write(tmp_path_factory.mktemp("smollm2") / "folder", config | {"eos_token_id": 2}, stored, shards=2)
-    folders.write_tokenizer(folder, Tokenizer.from_gguf(file))
+    folder = folders.write(tmp_path_factory.mktemp("words") / "folder", config | {"eos_token_id": 2}, stored, shards=2)
+    folders.write_tokenizer(folder, Tokenizer.from_gguf(read_gguf(words_path)))
     return folder
 
 
@@ -173,15 +165,14 @@ def test_weights_that_are_no_numbers(tmp_path):
     assert f"tensor '{name}' holds weights that are no finite numbers" in result.stderr
 
 
-def test_text_from_a_folder(smollm2_folder):
-    """The pulled model as a folder; its matrices are rounded twice more, so only the clear beginning is the same. Its own sampling
-    counts where no option does."""
+def test_text_from_a_folder(words_folder):
+    """Its matrices are rounded twice more than the file's. Its own sampling counts where no option does."""
     options = ["-p", "The capital of France is", "-n", 2, "--ranks", 2]
-    result = numatp("generate", "-m", smollm2_folder, *options, "--temp", 0)
+    result = numatp("generate", "-m", words_folder, *options, "--temp", 0)
     assert (result.returncode, result.stdout) == (0, " Paris.\n"), result.stderr
-    assert "211 matrices of BF16 are quantized to Q8_0 on load" in result.stderr
-    (smollm2_folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
-    result = numatp("generate", "-m", smollm2_folder, *options, "--top-p", "0.9", "--quantize", "none")
+    assert "16 matrices of BF16 are quantized to Q8_0 on load" in result.stderr
+    (words_folder / "generation_config.json").write_text('{"temperature": 1e-6, "top_k": 7}')
+    result = numatp("generate", "-m", words_folder, *options, "--top-p", "0.9", "--quantize", "none")
     assert (result.returncode, result.stdout) == (0, " Paris.\n") and "quantized" not in result.stderr, result.stderr
     assert ", temperature 1e-06, top_k 7, top_p 0.9, seed " in result.stderr
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any, NoReturn
@@ -295,8 +295,12 @@ class HuggingFaceFile(ModelFile):
     def _is_further(self, name: str) -> bool:
         """Whether a tensor is part of what predicts further tokens."""
         layer = LAYER.match(name) if self._table.further_layers else None
-        behind = layer is not None and int(layer[1]) >= self.count(f"{self._architecture}.block_count")
+        behind = layer is not None and int(layer[1]) >= self._num_layers
         return behind or any(fnmatchcase(name, pattern) for pattern in self._table.further)
+
+    @cached_property
+    def _num_layers(self) -> int:
+        return self.count(f"{self._architecture}.block_count")
 
     def _is_tied(self, theirs: dict[str, TensorInfo]) -> bool:
         """Whether the embedding is the output matrix too."""

@@ -6,6 +6,7 @@ status. Local ranks are forks too; the rest of a rank's start is as in a fresh p
 kernels that it needs.
 """
 
+import gc
 import json
 import os
 import signal
@@ -24,6 +25,8 @@ from policy import set_policy
 from support.kernels import all_kernels
 
 from numatp import cli, engine, measure, models
+from numatp.engine.load import kernels_identity
+from numatp.kernels import norm
 from numatp.ranks import alone, local  # noqa: F401
 
 LOADED = [
@@ -100,7 +103,11 @@ def run(case):
 def main():
     for module in LOADED:
         import_module(module)
-    kernels = [] if "--find-kernels-later" in sys.argv[1:] else all_kernels()
+    # What every engine would find out for itself: which files there are, and what they hold.
+    models.architectures()
+    kernels_identity()
+    kernels = [norm.rms_norm] if "--find-kernels-later" in sys.argv[1:] else all_kernels()
+    gc.freeze()  # or collections in a fork would write to every object, and copy its page
     for line in os.fdopen(os.dup(0)):  # of which a case's own standard input is no part
         kernels = [kernel for kernel in kernels if not kernel.find()]  # what somebody has compiled
         case = json.loads(line)
