@@ -74,13 +74,14 @@ def test_latent_rows_of_8_bits(tmp_path):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_gpt_oss_in_mxfp4(tmp_path, ranks):
+@pytest.mark.parametrize("name", golden_folders.QUANTIZED)
+def test_experts_in_mxfp4(tmp_path, name, ranks):
     """Folder and GGUF file have the same bits; against the same numbers in F16 only the rows' rounding to 8 bits is left."""
-    from_folder, sequences, _ = run_golden(golden_folders.write(tmp_path / "folder", "gpt-oss"), "gpt-oss", tmp_path, ranks)
+    from_folder, sequences, _ = run_golden(golden_folders.write(tmp_path / "folder", name), name, tmp_path, ranks)
     exact = {}
     for kind in ("MXFP4", "F16"):
-        write_experts(tmp_path / f"{kind}.gguf", kind)
-        exact[kind] = run_golden(tmp_path / f"{kind}.gguf", "gpt-oss", tmp_path, ranks)[0]
+        write_experts(tmp_path / f"{kind}.gguf", name, kind)
+        exact[kind] = run_golden(tmp_path / f"{kind}.gguf", name, tmp_path, ranks)[0]
     for key, row in from_folder.items():
         if "," in key:
             assert (row == exact["MXFP4"][key]).all()
@@ -88,12 +89,12 @@ def test_gpt_oss_in_mxfp4(tmp_path, ranks):
     assert len(sequences) == 2
 
 
-def write_experts(path, kind):
-    """gpt-oss with the numbers of MXFP4 in its experts, stored as `kind`."""
-    reader, writer = gguf.GGUFReader(str(GOLDEN / "gpt-oss.gguf")), gguf.GGUFWriter(str(path), "gpt-oss")
+def write_experts(path, name, kind):
+    """A model with the numbers of MXFP4 in its experts, stored as `kind`."""
+    reader, writer = gguf.GGUFReader(str(GOLDEN / f"{name}.gguf")), gguf.GGUFWriter(str(path), name)
     for field in reader.fields.values():
-        if field.name.startswith("gpt-oss."):
-            writer.add_key_value(field.name, field.contents(), field.types[0])
+        if field.name.startswith(f"{name}."):
+            writer.add_key_value(field.name, field.contents(), *field.types)
     mxfp4 = gguf.GGMLQuantizationType.MXFP4
     for tensor in reader.tensors:
         data = np.array(tensor.data)

@@ -783,11 +783,12 @@ def test_gelu_and_clamped_gate():
     call(gate.gelu_gate, **rest)
     wanted = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x.astype(np.float64) + 0.044715 * x.astype(np.float64) ** 3))) * up
     assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
-    call(gate.clamped_gate, alpha=1.7, limit=3.0, **rest)
-    g, u = np.minimum(x, 3.0), np.clip(up, -3.0, 3.0)
-    assert (g < x).any() and (u < up).any() and (u > up).any()
-    wanted = g * sigmoid(1.7 * g) * (u + 1)
-    assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
+    for shift in (1.0, 0.0):
+        call(gate.clamped_gate, alpha=1.7, limit=3.0, shift=shift, **rest)
+        g, u = np.minimum(x, 3.0), np.clip(up, -3.0, 3.0)
+        assert (g < x).any() and (u < up).any() and (u > up).any()
+        wanted = g * sigmoid(1.7 * g) * (u + shift)
+        assert np.abs(out - wanted).max() <= 16 * EPSILON * np.abs(wanted).max()
 
 
 @pytest.mark.parametrize("private", [0, 1])
@@ -950,24 +951,26 @@ def test_rms_norm_over_the_heads_of_all_ranks(first_key, counted_keys):
     assert np.abs(x - wanted).max() <= 8 * EPSILON * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("sigmoid_", [False, True])
+@pytest.mark.parametrize("function", [0, experts.SIGMOID, experts.ROOT_OF_SOFTPLUS])
 @pytest.mark.parametrize(("count", "used", "groups", "groups_used"), [(12, 3, 1, 1), (12, 3, 4, 2), (12, 4, 6, 2), (12, 2, 12, 5)])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("normalize", "factor"), [(0, 1.0), (1, 2.5)])
-def test_choose_wanted(sigmoid_, count, used, groups, groups_used, biased, normalize, factor):
+def test_choose_wanted(function, count, used, groups, groups_used, biased, normalize, factor):
     rng, rows = np.random.default_rng(0), 7
     logits, bias = rng.standard_normal((rows, count)).astype(np.float32), rng.normal(0, 0.5, count).astype(np.float32)
     logits[3] = 200 * np.sign(logits[3])  # an exponential of it does not fit float32
     chosen, shares = np.zeros((rows, used), np.int64), np.zeros((rows, used), np.float32)
     x = logits.astype(np.float64)
-    if sigmoid_:
+    if function == experts.SIGMOID:
         probabilities = np.exp(-np.logaddexp(0, -x))
+    elif function == experts.ROOT_OF_SOFTPLUS:
+        probabilities = np.sqrt(np.logaddexp(0, x))
     else:
         probabilities = np.exp(x - x.max(1, keepdims=True))
         probabilities /= probabilities.sum(1, keepdims=True)
     call(
         experts.choose_wanted, logits=logits, logits_stride=logits.strides[0], rows=np.array([rows]), experts=count, used=used,
-        normalize=normalize, sigmoid=sigmoid_, bias=bias, biased=biased, groups=groups, groups_used=groups_used, pairs=1,
+        normalize=normalize, function=function, bias=bias, biased=biased, groups=groups, groups_used=groups_used, pairs=1,
         factor=factor, chosen=chosen, shares=shares,
     )  # fmt: skip
     wanted = probabilities + bias if biased else probabilities
@@ -979,13 +982,32 @@ def test_choose_wanted(sigmoid_, count, used, groups, groups_used, biased, norma
         assert np.allclose(allowed[chosen[row]], np.sort(allowed)[::-1][:used], rtol=0, atol=1e-6)  # equals are chosen at will
         own = probabilities[row, chosen[row]]
         total = own.sum() + 1e-20 if normalize else 1
-        assert np.abs(shares[row] - factor * own / total).max() <= 8 * EPSILON * factor + 1e-15
+        largest = max(1, own.max() / total)  # a root of softplus may be above 1
+        assert np.abs(shares[row] - factor * own / total).max() <= 8 * EPSILON * factor * largest + 1e-15
+
+
+@pytest.mark.parametrize(("normalize", "factor"), [(0, 1.0), (1, 2.5)])
+def test_choose_listed(normalize, factor):
+    """What a table lists for a row's token, weighed by the row's scores."""
+    rng, rows, tokens = np.random.default_rng(0), 4, np.array([5, 0, 7, 5])
+    logits = rng.standard_normal((rows, 12)).astype(np.float32)
+    table = np.array([rng.permutation(12)[:3] for _ in range(8)], np.float32)
+    chosen, shares, x = np.zeros((rows, 3), np.int64), np.zeros((rows, 3), np.float32), logits.astype(np.float64)
+    call(
+        experts.choose_listed, logits=logits, logits_stride=logits.strides[0], rows=np.array([rows]), experts=12, used=3,
+        normalize=normalize, function=experts.ROOT_OF_SOFTPLUS, factor=factor, tokens=tokens, table=table, chosen=chosen,
+        shares=shares,
+    )  # fmt: skip
+    assert (chosen == table[tokens]).all()
+    own = np.take_along_axis(np.sqrt(np.logaddexp(0, x)), chosen, 1)
+    own = factor * own / (own.sum(1, keepdims=True) if normalize else 1)
+    assert np.abs(shares - own).max() <= 8 * EPSILON * own.max()
 
 
 def test_groups_by_their_best_expert():
     logits = np.array([[5, 0, 4, 4, 1, 1], [0, 1, 2, 3, -1, 9]], np.float32)
     chosen, shares = np.zeros((2, 2), np.int64), np.zeros((2, 2), np.float32)
-    args = {"normalize": 0, "sigmoid": 0, "bias": 0, "biased": 0, "groups": 3, "groups_used": 1, "pairs": 0, "factor": 1.0}
+    args = {"normalize": 0, "function": 0, "bias": 0, "biased": 0, "groups": 3, "groups_used": 1, "pairs": 0, "factor": 1.0}
     call(
         experts.choose_wanted, logits=logits, logits_stride=logits.strides[0], rows=np.array([2]), experts=6, used=2,
         chosen=chosen, shares=shares, **args,

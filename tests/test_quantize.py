@@ -171,7 +171,9 @@ def test_blocks_that_stay_as_they_are_are_looked_at(tmp_path):
         convert_file(tmp_path / "a.gguf", tmp_path / "out.gguf", "Q8_0")
 
 
-@pytest.mark.parametrize(("name", "floats"), [*((name, False) for name in FEATURES), ("gpt-oss", True)])
+@pytest.mark.parametrize(
+    ("name", "floats"), [*((name, False) for name in FEATURES), *((name, True) for name in golden_folders.QUANTIZED)]
+)
 def test_a_folder_becomes_what_llama_cpp_makes_of_it(tmp_path, name, floats):
     """As its converter: metadata, names, shapes and types, and every number."""
     folder, out = golden_folders.write(tmp_path / name, name, floats), tmp_path / "out.gguf"
@@ -199,7 +201,7 @@ def test_a_folder_becomes_what_llama_cpp_makes_of_it(tmp_path, name, floats):
     assert ours.keys() == numbers.keys()
     for key, values in numbers.items():
         assert (ours[key].tensor_type, values.size) == (theirs[key].tensor_type, ours[key].data.size), key
-        if name == "gpt-oss" and not floats and "exps.weight" in key:  # of 4 bits in the folder
+        if name in golden_folders.QUANTIZED and not floats and "exps.weight" in key:  # of 4 bits in the folder
             mxfp4 = gguf.GGMLQuantizationType.MXFP4
             values = gguf.quants.dequantize(gguf.quants.quantize(values.astype(np.float32), mxfp4), mxfp4)
         rounding = 4 * np.finfo(np.float32).eps if key.endswith("ssm_a") else 0  # logarithms come back from exp

@@ -89,7 +89,7 @@ class Case:
         )  # fmt: skip
         bins = np.full((threads, sparse.BINS + LENGTH), -1)
         call(
-            sparse.choose_tokens, threads, scores=scores, rows=rows, positions=positions, table_length=self.length, top=TOP,
+            sparse.choose_tokens, threads, scores=scores, pitch=scores.shape[1], rows=rows, positions=positions, every=1, top=TOP,
             bins=bins, bins_stride=bins.strides[0], chosen=chosen,
         )  # fmt: skip
         starts = np.cumsum([0, *(n for _, n, _ in SPANS)])
@@ -132,7 +132,7 @@ def test_of_equal_scores_the_first_are_chosen():
     scores[2] = np.random.default_rng(0).standard_normal(128)
     chosen, bins, positions = np.full((3, 60), -1), np.empty((2, sparse.BINS + 128), np.int64), np.array([127, 99, 80])
     call(
-        sparse.choose_tokens, 2, scores=scores, rows=np.array([3]), positions=positions, table_length=2, top=60, bins=bins,
+        sparse.choose_tokens, 2, scores=scores, pitch=128, rows=np.array([3]), positions=positions, every=1, top=60, bins=bins,
         bins_stride=bins.strides[0], chosen=chosen,
     )  # fmt: skip
     for row, position in enumerate(positions):

@@ -7,9 +7,11 @@ sequence that runs has one, and there are some for checkpoints (engine/prefixes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
-from numatp.models.layers import Borrowing, InBlocks, InSlots
+from numatp.models.layers import Borrowing, InBlocks, InSlots, Several, numbered_parts, parts_of
 from numatp.models.spec import Spec
 from numatp.program.values import Kept
 from numatp.weights.splits import Split
@@ -24,14 +26,14 @@ class Pool:
     """Blocks of the layers that keep the same tokens."""
 
     window: int  # tokens that a row sees
-    layers: Mapping[int, InBlocks]  # by their numbers
+    layers: Mapping[int, InBlocks]  # by their numbers; of such as keep several things, each has one
     blocks: int
 
 
 def pools_of(spec: Spec, context: int, max_sequences: int, max_rows: int, prefix_cache: bool = False) -> list[Pool]:
     """context: tokens that all sequences together can have. The same on every rank."""
     pools = []
-    kept = {i: layer for i, layer in enumerate(spec.layers) if isinstance(layer, InBlocks)}
+    kept = {i: layer for i, layer in enumerate(parts_of(spec.layers)) if isinstance(layer, InBlocks)}
     for window in sorted({layer.seen for layer in kept.values()}, reverse=True):
         layers = {i: layer for i, layer in kept.items() if layer.seen == window}
         # A sequence's last block is rarely full; a window moves on only when a whole Step is done.
@@ -55,7 +57,8 @@ class CacheLayout:
     def __init__(self, spec: Spec, split: Split, pools: list[Pool], slots: int, cache_type: str, held: range | None = None):
         """slots: of recurrent layers. held: layers that are on this host, None for all."""
         self._layers = spec.layers
-        self._held = range(len(spec.layers)) if held is None else held
+        numbered = enumerate(numbered_parts(spec.layers))
+        self._held = {i for i, (layer, _) in numbered if held is None or layer in held}  # of what layers keep, by its number
         self._split, self._type = split, cache_type
         self._in_blocks: dict[int, tuple[int, int, int]] = {}  # (its start, bytes from block to block, number of the pool)
         self._in_slots: dict[int, int] = {}  # its start
@@ -70,7 +73,7 @@ class CacheLayout:
             self.parts.append((end, sum(sizes.values())))
             end += pool.blocks * sum(sizes.values())
         self.slots, self.slots_at, self.slot_bytes = slots, end, 0
-        states = {i: layer for i, layer in enumerate(spec.layers) if isinstance(layer, InSlots)}
+        states = {i: part for i, part in enumerate(parts_of(spec.layers)) if isinstance(part, InSlots)}
         self.recurrent = bool(states)  # on some host, so on all
         for i in sorted(states.keys() & self._held):
             self._in_slots[i] = end + self.slot_bytes
@@ -79,17 +82,18 @@ class CacheLayout:
             self.parts.append((self.slots_at, self.slot_bytes))
         self.num_bytes = max(end + slots * self.slot_bytes, 1)
 
-    def at(self, address: int) -> list[Kept | None]:
+    def at(self, address: int) -> list[Kept | tuple[Kept, ...] | None]:
         """Each layer's part of a cache at `address`; None for those on other hosts."""
-        layers: list[Kept | None] = []
-        for i, layer in enumerate(self._layers):
+        parts: list[Any] = []
+        for i, part in enumerate(parts_of(self._layers)):
             if i not in self._held:
-                layers.append(None)
-            elif isinstance(layer, Borrowing):
-                layers.append(layers[layer.lender])
-            elif isinstance(layer, InBlocks):
+                parts.append(None)
+            elif isinstance(part, Borrowing):
+                parts.append(parts[part.lender])  # no layer of such a model keeps several things
+            elif isinstance(part, InBlocks):
                 start, stride, table = self._in_blocks[i]
-                layers.append(layer.placed(str(i), address + start, stride, table, self._split, self._type))
+                parts.append(part.placed(str(i), address + start, stride, table, self._split, self._type))
             else:
-                layers.append(layer.placed(str(i), address + self._in_slots[i], self.slot_bytes))
-        return layers
+                parts.append(part.placed(str(i), address + self._in_slots[i], self.slot_bytes))
+        rest = iter(parts)
+        return [tuple(islice(rest, len(layer.parts))) if isinstance(layer, Several) else next(rest) for layer in self._layers]

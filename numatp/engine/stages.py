@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from numatp.engine.cache import Pool
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, slots_of
 from numatp.errors import UserError
-from numatp.models.layers import InSlots
+from numatp.models.layers import InSlots, numbered_parts
 from numatp.weights.rules import cut
 from numatp.weights.splits import split
 from numatp.weights.stages import Stage, deal
@@ -33,10 +33,12 @@ def layer_bytes(model: "Model", job: Job, pools: Sequence[Pool]) -> list[int]:
     """What each layer takes in memory, weights and cache; the first has the embedding too, the last the output matrix."""
     spec, whole = model.spec, split(model.spec.sizes, 0, 1)
     slots, kept = slots_of(job, context_of(job, spec.context)), cache_type_of(job, spec.layers)
-    sizes = [slots * layer.slot_bytes(whole) if isinstance(layer, InSlots) else 0 for layer in spec.layers]
+    sizes, parts = [0] * len(spec.layers), numbered_parts(spec.layers)
+    for number, part in parts:
+        sizes[number] += slots * part.slot_bytes(whole) if isinstance(part, InSlots) else 0
     for pool in pools:
-        for i, layer in pool.layers.items():
-            sizes[i] += pool.blocks * layer.block_bytes(whole, kept)
+        for i, part in pool.layers.items():
+            sizes[parts[i][0]] += pool.blocks * part.block_bytes(whole, kept)
     for piece in cut(model.file, model.rules, spec.sizes, whole, quantize_of(job, model.file))[0]:
         rule = piece.rule
         if rule.layer is not None:

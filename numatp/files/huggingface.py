@@ -20,7 +20,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
 from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed, Turned
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import FLOATS, SLAB, read_bytes, read_floats
+from numatp.files.safetensors import DTYPES, FLOATS, SLAB, WHOLE, read_bytes, read_floats
 
 HEAD = "lm_head.weight"  # of all architectures
 LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
@@ -42,7 +42,8 @@ class Stored:
     those of a GGUF file, for vectors and small tables. order: of its rows, or of a vector's numbers; columns: of its columns.
     transposed: the name under which other folders have the matrices of all experts, (experts, columns, rows). together: the name
     under which still others have them, (experts, rows, columns), and the order of these rows. turned: from the metadata, runs of
-    rows, their length, and how many of each are columns of a matrix: see Turned; `order` is of the rows that come of it.
+    rows, their length, and how many of each are columns of a matrix: see Turned; `order` is of the rows that come of it. whole: a
+    table of whole numbers.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Stored:
     together: "tuple[str, Order] | None" = None
     columns: "Order | None" = None
     turned: Callable[[ModelFile], tuple[int, int, int]] | None = None
+    whole: bool = False
 
     def of_layer(self, layer: int) -> "Stored":
         name, transposed = (name.replace("{layer}", str(layer)) for name in (self.name, self.transposed))
@@ -361,6 +363,8 @@ class HuggingFaceFile(ModelFile):
         info = None if others else tensors.get("")
         if info is None:
             return self._stack(parts, stored)
+        if stored.whole:
+            return _whole(info)
         if info.type not in FLOATS:
             what = f"has type {info.type} and shape {info.shape}"
             fail(info.path, f"tensor {quote(name)} {what}, and should have {' or '.join(FLOATS)}; use another model")
@@ -427,3 +431,16 @@ def _changed(info: TensorInfo, change: Callable[[np.ndarray], np.ndarray], shape
     """A vector or small table whose numbers GGUF has otherwise. shape: of the folder's numbers, without dimensions of 1."""
     changed = change(np.zeros(shape, np.float32)).shape
     return Assembled(info.name, "F32", changed, info.path, info.num_bytes, values=lambda: change(read_floats(info).reshape(shape)))
+
+
+def _whole(info: TensorInfo) -> Assembled:
+    """A table of whole numbers."""
+    if info.type not in WHOLE or len(info.shape) != 2:
+        what = f"has type {info.type} and shape {info.shape}, and should be a table of {' or '.join(WHOLE)}"
+        fail(info.path, f"tensor {quote(info.name)} {what}; use another model")
+
+    def values() -> np.ndarray:
+        numbers = read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type]).reshape(info.shape)
+        return numbers.astype(np.int32)
+
+    return Assembled(info.name, "I32", info.shape, info.path, info.num_bytes, values=values)

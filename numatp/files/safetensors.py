@@ -150,6 +150,7 @@ def floats(values: np.ndarray, type_name: str) -> np.ndarray:
 
 
 FLOATS = ("F32", "F16", "BF16")
+WHOLE = ("I32", "I64")
 
 
 def read_floats(info: TensorInfo) -> np.ndarray:

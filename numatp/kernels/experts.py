@@ -11,7 +11,7 @@ many: of each place, 1 if its row goes through tile registers, else 0
 places (rows, used): the place of each pair
 """
 
-from math import exp
+from math import exp, log1p, sqrt
 
 from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.jit import float32, int64
@@ -20,6 +20,7 @@ from numatp.kernels.score import LOWEST
 from numatp.kernels.simd import load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, store_i64
 
 SMALLEST_SUM = 1e-20  # is added to a sum of shares before it divides them, as in DeepSeek-V3
+SIGMOID, ROOT_OF_SOFTPLUS = 1, 2  # what makes shares of scores; else their softmax
 
 
 @kernel(
@@ -55,11 +56,16 @@ def choose(args, thread, threads):
 
 
 @device
-def probabilities(logits, experts, sigmoid):
-    """In place: sigmoids of the logits, or their softmax."""
-    if sigmoid:
+def probabilities(logits, experts, function):
+    """In place: by SIGMOID or ROOT_OF_SOFTPLUS of the logits, or their softmax."""
+    if function == SIGMOID:
         for i in range(experts):
             store_f32(logits, i, float32(1) / (float32(1) + float32(exp(-load_f32(logits, i)))))
+        return
+    if function == ROOT_OF_SOFTPLUS:
+        for i in range(experts):
+            x = load_f32(logits, i)
+            store_f32(logits, i, float32(sqrt(max(x, float32(0)) + log1p(exp(-abs(x))))))
         return
     highest, total = load_f32(logits, 0), float32(0)
     for i in range(experts):
@@ -100,18 +106,26 @@ def drop_group(probabilities, bias, biased, groups, size, pairs):
         store_f32(probabilities, i, float32(LOWEST))
 
 
+@device
+def scale_shares(args, row, taken):
+    """The shares of a row, which add up to `taken`."""
+    factor = args.factor / taken if args.normalize else args.factor
+    for slot in range(args.used):
+        store_f32(args.shares, row * args.used + slot, load_f32(args.shares, row * args.used + slot) * factor)
+
+
 @kernel(
-    logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", sigmoid="int",
+    logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", function="int",
     bias="pointer", biased="int", groups="int", groups_used="int", pairs="int", factor="float", chosen="pointer", shares="pointer",
 )  # fmt: skip
 def choose_wanted(args, thread, threads):
-    """As choose, for routers in which shares are sigmoids (else the softmax), a bias per expert has a say in the choice alone,
-    experts come from the groups_used best of `groups` groups of neighbours, and shares are multiplied by `factor` in the end.
+    """As choose, for routers in which shares are made by `function` (see probabilities), a bias per expert has a say in the choice
+    alone, experts come from the groups_used best of `groups` groups of neighbours, in the end shares are multiplied by `factor`.
     """
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         logits = offset(args.logits, row * args.logits_stride)
-        probabilities(logits, args.experts, args.sigmoid)
+        probabilities(logits, args.experts, args.function)
         for _ in range(args.groups - args.groups_used):
             drop_group(logits, args.bias, args.biased, args.groups, args.experts // args.groups, args.pairs)
         taken = float32(SMALLEST_SUM)
@@ -125,9 +139,28 @@ def choose_wanted(args, thread, threads):
             store_f32(args.shares, row * args.used + slot, probability)
             store_f32(logits, best, float32(LOWEST))
             taken += probability
-        factor = args.factor / taken if args.normalize else args.factor
+        scale_shares(args, row, taken)
+
+
+@kernel(
+    logits="pointer", logits_stride="int", rows="pointer", experts="int", used="int", normalize="int", function="int",
+    factor="float", tokens="pointer", table="pointer", chosen="pointer", shares="pointer",
+)  # fmt: skip
+def choose_listed(args, thread, threads):
+    """As choose_wanted, where a row's experts are those that the table (tokens of the vocabulary, used) lists for its token, as
+    float32.
+    """
+    first, last = share(load_i64(args.rows, 0), thread, threads)
+    for row in range(first, last):
+        logits, listed = offset(args.logits, row * args.logits_stride), load_i64(args.tokens, row) * args.used
+        probabilities(logits, args.experts, args.function)
+        taken = float32(SMALLEST_SUM)
         for slot in range(args.used):
-            store_f32(args.shares, row * args.used + slot, load_f32(args.shares, row * args.used + slot) * factor)
+            expert = int64(load_f32(args.table, listed + slot))
+            store_i64(args.chosen, row * args.used + slot, expert)
+            store_f32(args.shares, row * args.used + slot, load_f32(logits, expert))
+            taken += load_f32(logits, expert)
+        scale_shares(args, row, taken)
 
 
 @kernel(rows="pointer", used="int", chosen="pointer", shares="pointer", factors="pointer")

@@ -75,21 +75,21 @@ def gelu_gate(args, thread, threads):
 
 @kernel(
     gate="pointer", gate_stride="int", up="pointer", up_stride="int", rows="pointer", width="int", alpha="float", limit="float",
-    out="pointer", out_thread_stride="int", private="int",
+    shift="float", out="pointer", out_thread_stride="int", private="int",
 )  # fmt: skip
 def clamped_gate(args, thread, threads):
-    """out (rows, width) = g * sigmoid(alpha * g) * (up + 1), where g is the gate up to `limit` and up is within it on both sides;
-    otherwise as silu_gate.
+    """out (rows, width) = g * sigmoid(alpha * g) * (up + shift), where g is the gate up to `limit` and up is within it on both
+    sides; otherwise as silu_gate.
     """
     first, last = rows_of(args, thread, threads)
-    limit, alpha, one = splat_f32(args.limit), splat_f32(args.alpha), splat_f32(1)
+    limit, alpha, shift = splat_f32(args.limit), splat_f32(args.alpha), splat_f32(args.shift)
     for row in range(first, last):
         gate, up = offset(args.gate, row * args.gate_stride), offset(args.up, row * args.up_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         for i in range(0, args.width, 16):
             g = min_f32x16(load_f32x16(gate, i), limit)
             u = max_f32x16(min_f32x16(load_f32x16(up, i), limit), splat_f32(0) - limit)
-            store_f32x16(out, i, g * sigmoid(alpha * g) * (u + one))
+            store_f32x16(out, i, g * sigmoid(alpha * g) * (u + shift))
 
 
 @kernel(

@@ -169,22 +169,23 @@ def lowest_chosen(scores, count, top, bins):
 
 
 @kernel(
-    scores="pointer", rows="pointer", positions="pointer", table_length="int", top="int", bins="pointer", bins_stride="int",
+    scores="pointer", pitch="int", rows="pointer", positions="pointer", every="int", top="int", bins="pointer", bins_stride="int",
     chosen="pointer",
 )  # fmt: skip
 def choose_tokens(args, thread, threads):
-    """chosen int64 (rows, top): the positions of the highest scores, ascending, of rows with more than `top`; else of all, then -1.
+    """chosen int64 (rows, top): the numbers of the highest scores (rows, pitch), ascending, of rows with more than `top`; else of
+    all, then -1. A row has one score for every so many tokens up to its own.
 
-    Of equals the first are taken. bins: of each thread, for BINS counts and a rank of each token.
+    Of equals the first are taken. bins: of each thread, for BINS counts and a rank of each score.
     """
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
-        count, slot = load_i64(args.positions, row) + 1, row * args.top
+        count, slot = (load_i64(args.positions, row) + 1) // args.every, row * args.top
         if count <= args.top:
             for i in range(args.top):
                 store_i64(args.chosen, slot + i, i if i < count else -1)
         else:
-            scores = offset(args.scores, row * args.table_length * CACHE_BLOCK * 4)
+            scores = offset(args.scores, row * args.pitch * 4)
             lowest, left = lowest_chosen(scores, count, args.top, offset(args.bins, thread * args.bins_stride))
             for i in range(count):
                 rank = rank_of(scores, i)

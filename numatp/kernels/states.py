@@ -2,6 +2,9 @@
 
 PIECE = 8  # tokens of a sequence that the delta rule takes together; divides CACHE_BLOCK, so that checkpoints are of whole pieces
 MOST_LINEAR_HEAD = 128  # values of a head of linear attention
+STREAMS = 4  # rows that a token's residual has where layers are hyper-connected (kernels/streams.py)
+MIXES = STREAMS * (2 + STREAMS)  # weights with which a block reads them and adds to them
+ENTRY_TILE = 16  # keys of entries that are scored together: those of a block of the cache (kernels/compressed.py)
 
 
 def conv_rows(width: int) -> int:
@@ -30,3 +33,10 @@ def state_bytes(key_heads: int, value_heads: int, head_size: int, width: int, by
     """Bytes of the whole state of one sequence in a gated delta layer."""
     channels = (2 * key_heads + value_heads) * head_size
     return conv_bytes(channels, width) + sum(delta_bytes(key_heads, value_heads, head_size, by_channel))
+
+
+def pooled_bytes(size: int, overlapping: bool) -> int:
+    """Bytes of the entries under way of a layer that compresses (kernels/compressed.py), of so many channels: of each channel the
+    highest gate, the sum of weights and of weighted values; overlapping: of the next entry, too.
+    """
+    return 3 * size * 4 * (2 if overlapping else 1)

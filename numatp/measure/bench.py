@@ -15,7 +15,7 @@ from numatp.engine.programs import MANY_ROWS, ONE_ROW
 from numatp.measure.instruments import MeasuringEngine, Timed
 from numatp.measure.roofline import Rate
 from numatp.measure.workload import Workload
-from numatp.models.layers import InBlocks
+from numatp.models.layers import InBlocks, parts_of
 from numatp.models.spec import Spec
 from numatp.program.step import Span
 from numatp.weights.rules import Rule, whole_shape
@@ -174,8 +174,8 @@ class Bench:
         """Keys and values that the token at `position` reads, on all ranks, each KV head once."""
         spec = self._engine.loaded.spec
         everything = split(spec.sizes, 0, 1)
-        layers = (layer for layer in spec.layers if isinstance(layer, InBlocks))
-        return sum(layer.read_bytes(everything, self._engine.job.cache_type, position + 1) for layer in layers)
+        kept = (kept for kept in parts_of(spec.layers) if isinstance(kept, InBlocks))
+        return sum(one.read_bytes(everything, self._engine.job.cache_type, position + 1) for one in kept)
 
     def ceiling(self) -> Ceiling | None:
         """Read rate of as much memory as a token reads, at most the roofline's area; and the products' rate."""

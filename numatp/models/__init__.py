@@ -17,8 +17,8 @@ from numatp.files.model_file import ModelFile
 from numatp.weights.kv_b import split_kv_b
 
 NOT_ARCHITECTURES = {
-    "gemma4_names", "hybrid", "indexed", "kimi_delta", "known", "latent", "layers", "names", "prenorm", "rope", "routed", "shapes",
-    "spec",
+    "deepseek4_names", "gemma4_names", "hybrid", "indexed", "kimi_delta", "known", "latent", "layers", "names", "prenorm", "rope",
+    "routed", "shapes", "spec",
 }  # fmt: skip
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}

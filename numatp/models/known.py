@@ -102,6 +102,16 @@ SHAPES = {
         "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1,
         "context_length": 163840, "attention.layer_norm_rms_epsilon": 1e-6,
     }, optional=("blk.0.exp_probs_b.bias",)),
+    "deepseek-v4-flash": Shape("deepseek4", 129280, {
+        "embedding_length": 4096, "block_count": 43, "attention.head_count": 64, "attention.key_length": 512,
+        "rope.dimension_count": 64, "attention.q_lora_rank": 1024, "attention.output_group_count": 8,
+        "attention.output_lora_rank": 1024, "attention.indexer.head_count": 64, "attention.indexer.key_length": 128,
+        "attention.indexer.top_k": 512, "attention.sliding_window": 128, "attention.compress_ratios": [0, 0, *[4, 128] * 20, 4],
+        "hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 20, "hyper_connection.epsilon": 1e-6,
+        "hash_layer_count": 3, "expert_count": 256, "expert_used_count": 6, "expert_feed_forward_length": 2048,
+        "expert_shared_count": 1, "expert_gating_func": 4, "swiglu_clamp_exp": 10.0, "context_length": 1048576,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+    }),
     "kimi-k2": Shape("deepseek2", 163840, {
         "embedding_length": 7168, "block_count": 61, "attention.head_count": 64, "attention.kv_lora_rank": 512,
         "attention.key_length_mla": 192, "attention.value_length_mla": 128, "rope.dimension_count": 64,

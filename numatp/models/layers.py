@@ -1,11 +1,11 @@
 """What kinds of layers keep between tokens, and how many bytes of it are on one rank: the cache, plans and bench ask them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, cache_bytes, cache_refusal
-from numatp.kernels.states import PIECE
-from numatp.program.values import Buffer, Kept, LayerCache, LayerState
+from numatp.kernels.states import ENTRY_TILE, PIECE
+from numatp.program.values import Buffer, Kept, LayerCache, LayerRows, LayerState
 from numatp.weights.splits import Split
 
 
@@ -40,7 +40,8 @@ class InBlocks:
 class InSlots:
     """A layer that keeps a state of fixed size for each sequence."""
 
-    piece: int  # tokens that change it together: all can be taken back but the last of a piece, and those before it
+    # Tokens that change it together: all can be taken back but the last of a piece, and those before it; of 1, none.
+    piece: int
     needs: int | None = None
 
     def slot_bytes(self, split: Split) -> int:
@@ -59,7 +60,34 @@ class InSlots:
         return self.slot_bytes(split)
 
 
-Layer = InBlocks | InSlots
+@dataclass(frozen=True)
+class Several:
+    """A layer that keeps several things."""
+
+    parts: tuple[InBlocks | InSlots, ...]
+    needs: int | None = None  # see InBlocks
+
+    def refusal(self, cache_type: str) -> str:
+        """See InBlocks."""
+        return next(filter(None, (part.refusal(cache_type) for part in self.parts)), "")
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        """See InBlocks."""
+        return sum(part.read_bytes(split, cache_type, tokens) for part in self.parts)
+
+
+Layer = InBlocks | InSlots | Several
+
+
+def parts_of(layers: Iterable[Layer]) -> list[InBlocks | InSlots]:
+    """All that they keep, in order."""
+    return [part for _, part in numbered_parts(layers)]
+
+
+def numbered_parts(layers: Iterable[Layer]) -> list[tuple[int, InBlocks | InSlots]]:
+    """The same, with the number of the layer that keeps it."""
+    of_layers = ((i, layer.parts if isinstance(layer, Several) else (layer,)) for i, layer in enumerate(layers))
+    return [(i, part) for i, parts in of_layers for part in parts]
 
 
 @dataclass(frozen=True)
@@ -142,3 +170,39 @@ class Recurrent(InSlots):
 
     def placed(self, name: str, address: int, stride: int) -> LayerState:
         return LayerState(Buffer(f"state{name}", stride, address))
+
+
+@dataclass(frozen=True)
+class SharedRows(InBlocks):
+    """Rows of float16 that are keys and values at once, for all heads: of tokens, or of entries that stand for several each
+    (kernels/compressed.py), of which a row sees `top` at most, that an indexer chooses by keys of its own.
+    """
+
+    size: int
+    window: int | None = None
+    every: int = 1  # tokens of an entry
+    top: int = NO_WINDOW
+    index_size: int = 0  # of the indexer's keys; 0: there is none
+    needs: int | None = None  # see InBlocks
+
+    def _rows_bytes(self) -> int:
+        """Of a block, in which an entry lies that ends there."""
+        return max(CACHE_BLOCK // self.every, 1) * self.size * 2
+
+    def block_bytes(self, split: Split, cache_type: str) -> int:
+        return self._rows_bytes() + ENTRY_TILE * self.index_size * 2
+
+    def refusal(self, cache_type: str) -> str:
+        return (
+            ""
+            if cache_type == "f16"
+            else f"rows that are keys and values at once are kept as float16, not as {cache_type}: use f16"
+        )
+
+    def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerRows:
+        index = Buffer(f"index{name}", stride, address + self._rows_bytes()) if self.index_size else None
+        return LayerRows(Buffer(f"rows{name}", stride, address), table, self.every, self.seen, index)
+
+    def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
+        entries = min(tokens, self.seen) // self.every
+        return min(entries, self.top) * self.size * 2 + entries * self.index_size * 2

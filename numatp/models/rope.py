@@ -26,9 +26,12 @@ def plain(base: float, rotated: int) -> np.ndarray:
     return base ** (-np.arange(0, rotated, 2) / rotated)
 
 
-def read_rope(file: ModelFile, head_size: int, truncate: bool = True, multiplies: Literal["", "scores", "turned"] = "") -> Rope:
+def read_rope(
+    file: ModelFile, head_size: int, truncate: bool = True, multiplies: Literal["", "scores", "turned"] = "", base: str = ""
+) -> Rope:
     """By the file's metadata `rope.*`. truncate: YaRN's range ends at whole pairs, where the file does not say. multiplies: what
-    YaRN's "log multiplier" is for in this architecture: it scales the scores and not the turned values, or these less.
+    YaRN's "log multiplier" is for in this architecture: it scales the scores and not the turned values, or these less. base: the
+    key of the base, if it is another.
 
     UserError for a scaling that numatp does not know, and for more rotated values than a head has.
     """
@@ -36,9 +39,9 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True, multiplies
     rotated = file.count(f"{name}.rope.dimension_count", default=head_size)
     if rotated > head_size or rotated % 2:
         file.fail(f"rotates {rotated} of a head's {head_size} values; convert the model again")
-    base = read_base(file, f"{name}.rope.freq_base")
+    start = read_base(file, base or f"{name}.rope.freq_base")
     prefix = f"{name}.rope.scaling"
-    kind, frequencies = file.text(f"{prefix}.type", default="linear"), plain(base, rotated)
+    kind, frequencies = file.text(f"{prefix}.type", default="linear"), plain(start, rotated)
     if kind not in KINDS:
         # Long texts have other frequencies from their first token on, and keys in a cache keep those that they were stored with.
         why = ", by which long texts turn otherwise from their beginning" if kind == "longrope" else ""
@@ -65,7 +68,7 @@ def read_rope(file: ModelFile, head_size: int, truncate: bool = True, multiplies
         grown = 1.0 if multiplies == "scores" else grown / (0.1 * multiplier * log(factor) + 1)
     scale *= file.positive(f"{prefix}.yarn_attn_factor", default=grown)
     truncate = file.flag(f"{prefix}.yarn_truncate", default=truncate)
-    frequencies = yarn(frequencies, base, factor, trained, fast, slow, truncate)
+    frequencies = yarn(frequencies, start, factor, trained, fast, slow, truncate)
     return Rope(frequencies, scale, (1 + multiplier * log(factor)) ** 2 if multiplies == "scores" else 1.0)
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import MAX_HEAD_SIZE
-from numatp.models.layers import Attention, InBlocks, InSlots, Layer
+from numatp.models.layers import Attention, InBlocks, InSlots, Layer, parts_of
 from numatp.models.rope import Rope, read_rope
 from numatp.weights.rules import Rule
 from numatp.weights.splits import COLUMN_UNIT, Cut, Shared, Sizes, cut_columns, cut_heads, cut_rows
@@ -33,7 +33,7 @@ class Spec:
     @property
     def piece(self) -> int:
         """Tokens that change the state of recurrent layers together (InSlots); 0: there are none."""
-        return max((layer.piece for layer in self.layers if isinstance(layer, InSlots)), default=0)
+        return max((kept.piece for kept in parts_of(self.layers) if isinstance(kept, InSlots)), default=0)
 
     @property
     def rewinds(self) -> bool:
@@ -41,7 +41,7 @@ class Spec:
 
         Only if no layer has forgotten or mixed what came before.
         """
-        return all(isinstance(layer, InBlocks) and layer.window is None for layer in self.layers)
+        return all(isinstance(kept, InBlocks) and kept.window is None for kept in parts_of(self.layers))
 
 
 SpecKind = TypeVar("SpecKind", bound=Spec)

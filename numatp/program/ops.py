@@ -3,10 +3,13 @@
 A word that writes in the place of one of its values says so. That value can be read no more: go on with what the word returned.
 """
 
+from numatp.program.words.compressed import Compressed
 from numatp.program.words.linear import Linear
 from numatp.program.words.logits import Logits
-from numatp.program.words.sparse import Sparse
+from numatp.program.words.streams import Streams
 
 
-class Ops(Linear, Sparse, Logits):
-    """All words; see Recorder for what is recorded. Sparse has Latent's, Attention's, Experts', Together's and Dense's words."""
+class Ops(Linear, Compressed, Streams, Logits):
+    """All words; see Recorder for what is recorded. Compressed has those of Sparse, and so of Latent, Attention, Experts, Together
+    and Dense.
+    """

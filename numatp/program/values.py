@@ -202,6 +202,17 @@ class LayerCache(Kept):
 
 
 @dataclass(frozen=True)
+class LayerRows(Kept):
+    """Rows that are keys and values at once, for all heads (kernels/compressed.py), of tokens or of entries."""
+
+    rows: Buffer
+    table: int  # see LayerCache
+    every: int  # tokens of an entry; 1: rows of tokens
+    window: int
+    index: Buffer | None = None  # keys of an indexer
+
+
+@dataclass(frozen=True)
 class LayerState(Kept):
     """The state of a recurrent layer; its stride goes from sequence to sequence."""
 
@@ -219,6 +230,7 @@ class Router:
     groups: int = 1  # of neighbouring experts
     groups_used: int = 1  # those with the two most wanted experts; the others' are not chosen
     pairs: bool = True  # else those with the one most wanted
+    root_of_softplus: bool = False  # shares are the root of log(1 + e**score)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

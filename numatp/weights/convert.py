@@ -28,7 +28,9 @@ from numatp.weights.rules import Kind
 PIECE = 1 << 19  # weights that a thread converts at a time
 FLOAT_KINDS = ("vector", "table", "router")  # of Rule.kind: kernels read them as floats, or their errors decide too much
 # The same by names, which is all that there is to go by in a file of an architecture that numatp does not know.
-KEPT = re.compile(r"_norm|ffn_gate_inp|indexer\.proj|ssm_conv1d|shortconv|position_embd|token_types")
+KEPT = re.compile(
+    r"_norm|ffn_gate_(inp|tid2eid)|indexer\.proj|ssm_conv1d|shortconv|position_embd|token_types|hc_(\w+_)?fn|compressor_ape"
+)
 
 
 @dataclass(frozen=True)

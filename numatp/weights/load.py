@@ -21,7 +21,7 @@ from numatp.files.gguf_header import quote
 from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows, factor_of
 from numatp.files.model_file import TensorInfo
-from numatp.files.safetensors import DTYPES, floats, read_bytes
+from numatp.files.safetensors import DTYPES, WHOLE, floats, read_bytes
 from numatp.quants.table import FORMATS, TILE_ROWS, UNIT, Format
 from numatp.weights.matrix import Matrix, Vector, of_segments
 from numatp.weights.rules import Slice
@@ -97,6 +97,9 @@ class Weights:
                     own = own[:, piece.columns.start : piece.columns.stop]
                     if not np.isfinite(own).all():
                         raise not_finite(info)
+                    if piece.below and not ((own >= 0) & (own < piece.below)).all():
+                        what = f"tensor {quote(info.name)} holds numbers outside 0 to {piece.below - 1}"
+                        raise UserError(f"{info.path}: {what}; download it again")
                     _floats_at(target)[:] = (own.T if piece.rule.by == "columns" else own).ravel()
                 elif target.num_bytes and isinstance(info, TensorInfo) and not piece.converted:
                     as_they_are.append((info, piece))
@@ -237,10 +240,12 @@ def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     """float32 (rows, columns) of a whole small tensor; a vector is one row."""
     rows = prod(info.shape[:-1])
     factors = factors_of(info, [range(rows)])
-    if isinstance(info, TensorInfo):
+    if isinstance(info, TensorInfo) and info.type in WHOLE:
+        values = read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type]).reshape(rows, -1).astype(np.float32)
+    elif isinstance(info, TensorInfo):
         values = quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
     elif info.values:
-        values = info.values().reshape(rows, -1)
+        values = info.values().reshape(rows, -1).astype(np.float32, copy=False)
     else:
         (read,) = (layout.cut(numbers, range(info.shape[-1])) for layout, numbers in by_piece(info, [range(rows)]))
         values = quants.unpack(format.name, read(slice(None)))

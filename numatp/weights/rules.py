@@ -17,7 +17,7 @@ from numatp.errors import UserError
 from numatp.files.gguf_header import quote
 from numatp.files.huggingface import Assembled
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import FLOATS
+from numatp.files.safetensors import FLOATS, WHOLE
 from numatp.quants.table import TILE_ROWS, UNIT, Format
 from numatp.weights.matrix import Matrix, Vector
 from numatp.weights.splits import Sizes, Split
@@ -56,6 +56,7 @@ class Rule:
     by: Literal["rows", "columns"] = "rows"  # how a table lies in memory
     repetition: int | None = None  # of columns that repeat: the one that this is a matrix of
     layer: int | None = None  # that it is a part of; None: of the model
+    below: str = ""  # of a table of whole numbers: the word that counts the things which they are numbers of
 
     @classmethod
     def vector(cls, name: str, word: str) -> "Rule":
@@ -77,6 +78,11 @@ class Rule:
     @classmethod
     def table(cls, name: str, rows: str, columns: str, by: Literal["rows", "columns"] = "rows") -> "Rule":
         return cls(name, "table", (rows, columns), by=by)
+
+    @classmethod
+    def choices(cls, name: str, rows: str, columns: str, below: str) -> "Rule":
+        """A table of whole numbers, each of one of the things that the word `below` counts; kernels read them as floats."""
+        return cls(name, "table", (rows, columns), below=below)
 
     @classmethod
     def repeated(cls, name: str, rows: str, columns: str, count: int) -> "tuple[Rule, ...]":
@@ -112,6 +118,7 @@ class Slice:
     offset: int  # bytes before it in the rank's memory for weights
     cut: bool = False  # other ranks may have other rows
     segment: int | None = None  # of those that this rank has of the matrix's columns, if they lie apart
+    below: int = 0  # of whole numbers: what they are less than
 
     @property
     def name(self) -> str:
@@ -205,6 +212,8 @@ def _places(file: ModelFile, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 def _computed_in(info: TensorInfo | Assembled, rule: Rule, quantize: str) -> str:
     """The GGUF type that a tensor becomes in memory."""
+    if rule.below and info.type in WHOLE:
+        return "F32"
     if not rule.in_tiles or rule.kind == "router" or info.type not in FLOATS:
         return info.type
     note = info.note if isinstance(info, Assembled) else ""
@@ -263,8 +272,9 @@ def _slice(
     expected = list(shape)
     axis = max(len(expected) - 2, 0)  # of the rows, or of a vector's values
     expected[axis] = place.whole or expected[axis]
-    # Writers may drop leading dimensions of 1.
-    if tuple(size for size in info.shape if size > 1) != tuple(size for size in expected if size > 1):
+    # Writers may drop leading dimensions of 1, and have matrices below each other as one.
+    together = [prod(expected[:-1]), expected[-1]] if rule.stack else expected
+    if [size for size in info.shape if size > 1] not in ([size for size in wanted if size > 1] for wanted in (expected, together)):
         raise UserError(f"{info.path}: tensor '{info.name}' has shape {info.shape}, its architecture needs {tuple(expected)}")
     format = quants.format_of(_computed_in(info, rule, quantize), info.name)
     cuts = of_columns.of(rule.shape[-1])
@@ -287,7 +297,10 @@ def _slice(
             raise UserError(f"{info.path}: tensor '{info.name}': its rows cannot be cut at {columns} in {info.type}")
         if any(len(some) % TILE_ROWS for some in rows[:-1]) or (stacked > 1 and sum(map(len, rows)) // stacked % TILE_ROWS):
             raise UserError(f"{info.path}: tensor '{info.name}': its parts have no multiple of {TILE_ROWS} rows")
-    return Slice(rule, info, format, rows, columns, stacked, offset, len(rule.shape) > 1 and _is_cut(rule.shape[-2], own.sizes))
+    return Slice(
+        rule, info, format, rows, columns, stacked, offset, len(rule.shape) > 1 and _is_cut(rule.shape[-2], own.sizes),
+        below=own.sizes[rule.below] if rule.below else 0,
+    )  # fmt: skip
 
 
 def _moved(some: range, by: int) -> range:

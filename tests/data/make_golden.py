@@ -11,6 +11,7 @@ would change nothing.
 """
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -205,6 +206,17 @@ MODELS = {
         "topk_group": 2, "routed_scaling_factor": 1.7, "intermediate_size": 64, "first_k_dense_replace": 1,
         "tie_word_embeddings": False, "kda_lower_bound": -3.0, "rope_parameters": PLAIN, "num_mtp_layers": 0,
     }),
+    # As few rounds as these, and so large a least weight, that they count.
+    "deepseek4": ("DeepseekV4", {
+        "hidden_size": 64, "num_attention_heads": 10, "num_key_value_heads": 1, "head_dim": 32, "partial_rotary_factor": 0.5,
+        "o_groups": 5, "o_lora_rank": 32, "q_lora_rank": 32, "num_hidden_layers": 3, "sliding_window": WINDOW,
+        "layer_types": ["compressed_sparse_attention", "sliding_attention", "heavily_compressed_attention"],
+        "compress_rates": {"compressed_sparse_attention": 4, "heavily_compressed_attention": 16}, "index_n_heads": 8,
+        "index_head_dim": 32, "index_topk": 6, "mlp_layer_types": ["hash_moe", "moe", "moe"], "n_routed_experts": 8,
+        "num_experts_per_tok": 2, "intermediate_size": 32, "moe_intermediate_size": 32, "routed_scaling_factor": 1.7,
+        "swiglu_limit": 1.0, "hc_sinkhorn_iters": 2, "hc_eps": 0.05, "rope_theta": 1000.0, "compress_rope_theta": 300.0,
+        "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    }),
     "smollm3": ("SmolLM3", {
         "num_hidden_layers": 4, "intermediate_size": 32, "num_attention_heads": 4, "rope_parameters": PLAIN,
         "tie_word_embeddings": True,
@@ -254,8 +266,10 @@ def values_of(name, shape, kind, rng):
         return rng.uniform(0.5, 1.5, shape)
     if "e_score_correction_bias" in name:  # of sigmoids, or of probabilities
         return rng.normal(0, 0.3, shape)
-    if "bias" in name:
+    if "bias" in name or name.endswith("base"):
         return rng.normal(0, 0.7, shape)
+    if name.endswith("tid2eid"):  # experts that are not the same
+        return np.array([rng.permutation(8)[: shape[1]] for _ in range(shape[0])], float)
     columns = shape[-2] if kind in ("GptOss", "Llama4") and "experts" in name else shape[1] if "conv1d" not in name else 1
     size = 3 if "q_proj" in name or "router" in name or "mlp.gate.weight" in name else 1  # so that softmax chooses
     if kind == "GptOss" and "gate_up" in name:
@@ -299,6 +313,14 @@ def round_cache(model, rounded_rows=half):
             return kept_keys(cache, half(keys), layer)
 
         transformers.DynamicCache.update_indexer = round_indexer
+    if hasattr(module, "DeepseekV4HCACache"):  # whose indexer keeps keys of entries
+        kept_entries = module.DeepseekV4HCACache.update_compressor_states
+        if kept_entries.__name__ != "round_entries":
+
+            def round_entries(cache, name, entries):
+                return kept_entries(cache, name, half(entries))
+
+            module.DeepseekV4HCACache.update_compressor_states = round_entries
     for layer in model.model.layers:
         if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
             expand = layer.self_attn.expand_kv
@@ -353,6 +375,20 @@ def temper_all(found):
     return found
 
 
+def with_floats(found):
+    """The converter takes it that experts have 4 bits, and says so of the file."""
+    from conversion.base import LazyTorchTensor, TextModel
+
+    def write(self, layer, matrix, key):
+        names = [f"layers.{layer}.ffn.experts.{expert}.{matrix}.weight" for expert in range(self.hparams["n_routed_experts"])]
+        data = np.stack([LazyTorchTensor.to_eager(self.model_tensors[name]()).half().numpy() for name in names])
+        self.gguf_writer.add_tensor(self.format_tensor_name(key, layer), data)
+        return names
+
+    found._write_mxfp4_expert_tensor, found.prepare_tensors = write, TextModel.prepare_tensors
+    return found
+
+
 def as_released(name, folder):
     """What the converter wants to read and transformers does not write."""
     path, config = folder / "config.json", json.loads((folder / "config.json").read_text())
@@ -383,6 +419,18 @@ def as_released(name, folder):
             "gated_attention_proj_granularity_type": "head_wise",
             "moe_shared_expert_intermediate_size": config["num_shared_experts"] * config["moe_intermediate_size"],
         }  # fmt: skip
+    if name == "deepseek4":
+        rates = {"sliding_attention": 0, **config["compress_rates"]}
+        yarn = config["rope_parameters"]["compress"]
+        config |= {
+            "compress_ratios": [rates[kind] for kind in config["layer_types"]], "qk_rope_head_dim": config["head_dim"] // 2,
+            "num_hash_layers": config["mlp_layer_types"].count("hash_moe"), "num_nextn_predict_layers": 0,
+            "rope_scaling": {"type": "yarn", **{key: yarn[key] for key in ("factor", "original_max_position_embeddings")}},
+        }  # fmt: skip
+        del config["rope_parameters"]
+        found = safetensors.torch.load_file(folder / "model.safetensors")
+        halves = {key: values.half() for key, values in found.items() if key.endswith(".weight") and values.dim() > 1}
+        safetensors.torch.save_file(found | halves, folder / "model.safetensors", {"format": "pt"})
     if name == "bailingmoe2":
         bailing(folder, config)
     path.write_text(json.dumps(config))
@@ -423,6 +471,17 @@ def name_dense_layers(folder):
     safetensors.torch.save_file(named, folder / "model.safetensors", {"format": "pt"})
 
 
+def name_as_deepseek(folder):
+    """transformers half turns the names of DeepSeek-V4's released folders into its own."""
+    others = {
+        r"^model\.": "", "embed_tokens": "embed", r"hc_head\.hc_": "hc_head_", r"\.attn\.norm\.": ".attn.kv_norm.",
+    }  # fmt: skip
+    found = safetensors.torch.load_file(folder / "model.safetensors")
+    for theirs, released in others.items():
+        found = {re.sub(theirs, released, name): values for name, values in found.items()}
+    safetensors.torch.save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -437,8 +496,10 @@ def convert(model, converter, path):
             as_released(path.stem, folder)
         if path.stem == "kimi-linear":
             name_dense_layers(folder)
+        if path.stem == "deepseek4":
+            name_as_deepseek(folder)
         describe(folder, GOLDEN / f"{path.stem}.json")
-        if path.stem in ("mimo2", "kimi-linear", "bailingmoe3"):
+        if path.stem in ("mimo2", "kimi-linear", "bailingmoe3", "deepseek4"):
             as_released(path.stem, folder)
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it
@@ -449,6 +510,8 @@ def convert(model, converter, path):
             found = conversion.get_model_class(config["architectures"][0])
         if path.stem == "llama4":
             found = temper_all(found)
+        if path.stem == "deepseek4":
+            found = with_floats(found)
         for kind in (found, getattr(found, "Ministral3Model", found)):  # which does the work of another class
             kind.set_vocab, kind.no_mtp = lambda self: None, True
         with torch.inference_mode():

@@ -9,6 +9,7 @@ from numatp import quants
 from numatp.kernels import (
     activation,
     bias,
+    compressed,
     convolution,
     delta,
     exchange,
@@ -21,6 +22,7 @@ from numatp.kernels import (
     score,
     softcap,
     sparse,
+    streams,
 )
 from numatp.kernels.compile import Kernel, kernel_cache, specialize
 from numatp.kernels.layout import CACHE_TYPES
@@ -46,7 +48,8 @@ def left_out():
 
 def all_kernels():
     """But for those that are made as others are."""
-    modules = [activation, bias, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling, score, softcap, sparse]
+    modules = [activation, bias, compressed, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling, score]
+    modules += [softcap, sparse, streams]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]

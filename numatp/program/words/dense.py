@@ -117,9 +117,9 @@ class Dense(Recorder):
         """gelu(first half of the columns) * second half, gelu as approximated with tanh; up: gelu(x) * up, both (rows, width)."""
         return self._gate(gate.gelu_gate, x, up)
 
-    def clamped_gate(self, x: Value, alpha: float, limit: float) -> Value:
-        """g * sigmoid(alpha * g) * (second half + 1), g the first half; halves are clamped to `limit` (kernels/gate.py)."""
-        return self._gate(gate.clamped_gate, x, alpha=alpha, limit=limit)
+    def clamped_gate(self, x: Value, alpha: float, limit: float, shift: float = 1.0) -> Value:
+        """g * sigmoid(alpha * g) * (second half + shift), g the first half; halves are clamped to `limit` (kernels/gate.py)."""
+        return self._gate(gate.clamped_gate, x, alpha=alpha, limit=limit, shift=shift)
 
     def _gate(self, kernel: Kernel, x: Value, up: Value | None = None, **numbers: float) -> Value:
         width = x.width if up else x.width // 2

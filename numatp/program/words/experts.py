@@ -29,9 +29,16 @@ class Experts(Together):
         """As route, where the router has more to say; bias (experts,): of the choice alone."""
         assert scores.width % router.groups == 0, "groups of one size"
         return self._route(
-            experts.choose_wanted, scores, router.used, normalize=router.normalize, sigmoid=router.sigmoid,
+            experts.choose_wanted, scores, router.used, normalize=router.normalize, function=_function(router),
             bias=bias.address if bias else 0, biased=bias is not None, groups=router.groups, groups_used=router.groups_used,
             pairs=router.pairs, factor=router.factor,
+        )  # fmt: skip
+
+    def route_listed(self, scores: Value, router: Router, table: Vector) -> Routes:
+        """As route_wanted, where the table (tokens of the vocabulary, used) lists each token's experts."""
+        return self._route(
+            experts.choose_listed, scores, router.used, normalize=router.normalize, function=_function(router),
+            factor=router.factor, tokens=self.site.step.tokens.ctypes.data, table=table.address,
         )  # fmt: skip
 
     def weigh_routes(self, routes: Routes, factors: Vector) -> Routes:
@@ -132,9 +139,9 @@ class Experts(Together):
             factor = 1.0
         return self._add_exchanged(parts, x, factor)
 
-    def experts_product(self, h: Value, routes: Routes, weight: Matrix) -> Value:
-        """Each row's sum of share * (expert's weight h), (rows, width): one exchange."""
-        return self._exchanged(self._sum_of_experts(h, routes, weight), weight.rows // weight.stacked)
+    def experts_product(self, h: Value, routes: Routes, weight: Matrix, *products: tuple[Value, Matrix]) -> Value:
+        """Each row's sum of share * (expert's weight h) + further products as in add_products, (rows, width): one exchange."""
+        return self._exchanged(self._sum_of_experts(h, routes, weight, products), weight.rows // weight.stacked)
 
     def _sum_of_experts(
         self, h: Value, routes: Routes, weight: Matrix, products: Sequence[tuple[Value, Matrix]] = ()
@@ -159,3 +166,8 @@ class Experts(Together):
             x=rows, x_stride=stride, rows=self._rows, used=routes.used, places=places, shares=routes.shares,
             width=width, out=out.pointer, out_stride=out.buffer.stride, add=add,
         )  # fmt: skip
+
+
+def _function(router: Router) -> int:
+    """As kernels have it."""
+    return experts.ROOT_OF_SOFTPLUS if router.root_of_softplus else experts.SIGMOID * router.sigmoid

@@ -3,7 +3,7 @@
 from numatp.kernels import sparse
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.scratch import SCRATCH_BYTES
-from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
+from numatp.program.values import PRIVATE, Access, Buffer, Heads, LayerCache, Pointer, Value
 from numatp.program.words.latent import Latent
 from numatp.weights.matrix import Vector
 
@@ -47,11 +47,15 @@ class Sparse(Latent):
             weights=weights.pointer, weights_stride=weights.stride, positions=self._positions, sequences=self._sequences, top=top,
             scratch=scratch.at(0), scratch_stride=scratch.thread_stride, scores=scores.at(0), **queries, **self._index(cache),
         )  # fmt: skip
-        bins = self._buffer("bins", (sparse.BINS + self.longest) * 8, per_thread=True, rows=1)
+        return self._choose(scores, self.longest, 1, top)
+
+    def _choose(self, scores: Buffer, most: int, every: int, top: int) -> Value:
+        """scores (rows, most), of which a row has one for every so many tokens up to its own."""
+        bins = self._buffer("bins", (sparse.BINS + most) * 8, per_thread=True, rows=1)
         chosen = self._buffer("chosen tokens", top * 8, indexes=True)
         self._builder.add(
             sparse.choose_tokens, [Access(scores)], [Access(chosen), Access(bins, PRIVATE)],
-            scores=scores.at(0), rows=self._rows, positions=self._positions, table_length=self.site.step.shape.table_length,
+            scores=scores.at(0), pitch=most, rows=self._rows, positions=self._positions, every=every,
             top=top, bins=bins.at(0), bins_stride=bins.thread_stride, chosen=chosen.at(0),
         )  # fmt: skip
         self._digest("the choice of tokens", Access(chosen), chosen.at(0), top * 8, top, self._rows)

@@ -234,6 +234,65 @@ INDEXED = {
     "weight of the indexer's norm": tensors("indexer.k_norm.weight", 1),
     "bias of the indexer's norm": tensors("indexer.k_norm.bias", 0),
 }
+
+
+def in_window(change):
+    """Of layers that see the last tokens, change(their number)."""
+    return word(
+        "compressed_attention",
+        lambda true, p, q, heads, scale, sinks, tokens, *rest: true(
+            p, q, heads, scale, sinks, changed(window=change(tokens.window))(tokens), *rest
+        ),
+    )
+
+
+def turned_apart(true, p, both, places, norm, epsilon, frequencies, *rest, **more):
+    """Entries, from what would have them turn."""
+    return true(p, both, places, norm, epsilon, 0 * frequencies, *rest, **more)
+
+
+DEEPSEEK4 = {
+    "window": in_window(lambda window: 1 << 20),
+    "window of 20": in_window(lambda window: window + 1),
+    "scale of the scores": word(
+        "compressed_attention", lambda true, p, q, heads, scale, *rest: true(p, q, heads, scale * sqrt(2), *rest)
+    ),
+    "entries": word("compressed_attention", lambda true, p, q, heads, scale, sinks, tokens, *rest: true(
+        p, q, heads, scale, sinks, tokens, None, None
+    )),
+    "entries that are chosen": spec(top=lambda top: 1 << 20),
+    "number of them": spec(top=lambda top: top + 3),
+    "rotation of entries": word("append_entries", turned_apart),
+    "rotation of the queries": word("rotate_tails", lambda true, p, x, *rest: x if "q_b" in x.name else true(p, x, *rest)),
+    "rotation that is turned back": word(
+        "rotate_tails", lambda true, p, x, *rest: x if "attention" in x.name else true(p, x, *rest)
+    ),
+    "places in an entry": tensors("attn_compressor_ape", 0),
+    "weight of the entries' norm": tensors("attn_compressor_norm", 1),
+    "places in an entry of the indexer": tensors("indexer_compressor_ape", 0),
+    "weight of the norm of the indexer's entries": tensors("indexer_compressor_norm", 1),
+    "base of layers with entries": spec(far=lambda far: plain_rope(far)),
+    "base of the other layers": spec(rope=lambda rope: changed(frequencies=rope.frequencies**0.8)(rope)),
+    "weight of the queries' norm": tensors("attn_q_a_norm", 1),
+    "norm of heads": word("rms_norm_heads", lambda true, p, q, *rest: q),
+    "all experts of a token": ROUTER["all experts of a token"],
+    "normalised shares": ROUTER["normalised shares"],
+    "function of the router": router(root_of_softplus=False, sigmoid=True),
+    "bias of the router": ROUTER["bias of the router"],
+    "experts that a table lists": word("route_listed", lambda true, p, scores, router, table: p.route_wanted(scores, router, None)),
+    "shared experts": word("experts_product", lambda true, p, h, routes, down, shared: true(p, h, routes, down)),
+    "limit of the gates": spec(limits=lambda limits: (1e6,) * len(limits)),
+    "limit of the shared gates": spec(shared_limits=lambda limits: (1e6,) * len(limits)),
+    "up without 1": word("clamped_gate", lambda true, p, x, alpha, limit, shift: true(p, x, alpha, limit)),
+    "rounds of the mixing": spec(rounds=lambda rounds: rounds - 1),
+    "least weight of streams": spec(least=lambda least: 1e-6),
+    "bases of attention's streams": tensors("hc_attn_base", 0),
+    "scales of attention's streams": tensors("hc_attn_scale", 1),
+    "bases of the experts' streams": tensors("hc_ffn_base", 0),
+    "scales of the experts' streams": tensors("hc_ffn_scale", 1),
+    "bases of the last streams": tensors("output_hc_base", 0),
+    "scale of the last streams": tensors("output_hc_scale", 1),
+}  # fmt: skip
 MULTIPLIERS = {
     "factor of the embedding": spec(embedding_scale=lambda scale: 1.0),
     "scale of the scores": spec(score_scale=lambda scale: 0.25),
@@ -408,6 +467,7 @@ FEATURES = {
         "gates of heads": spec(gated=lambda gated: False),
         "weight of the queries' norm": tensors("attn_q_a_norm", 1),
     },
+    "deepseek4": NORMS | FACTOR | LATENT | SINKS | DEEPSEEK4,
     "smollm3": COMMON | NORMS | {"gate": GATE, "layers without positions": word("rotate_and_append", all_rotated)},
     "olmo2": OLMO,
     "olmo3": OLMO | WINDOW | YARN | {

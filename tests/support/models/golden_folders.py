@@ -16,10 +16,13 @@ from numatp.files.safetensors import read_bytes
 
 
 def tensors_of(path):
-    """float32 arrays by GGUF's names."""
+    """float32 or int64 arrays by GGUF's names."""
     found = {}
     for name, info in read_gguf(path).tensors.items():
         raw = read_bytes(info, 0, info.num_bytes).reshape(info.shape[0] if len(info.shape) > 1 else 1, -1)
+        if info.type == "I32":  # folders have such numbers in 64 bits
+            found[name] = raw.view(np.int32).astype(np.int64)
+            continue
         found[name] = quants.kernels_of(info.type).unpack(raw).reshape(info.shape)
     return found
 
@@ -106,8 +109,6 @@ NEIGHBOURS = ("smollm3", "granite", "granitemoe", "mistral3")  # whose pairs lie
 
 def gpt_oss(tensors, floats=False):
     """Experts in MXFP4, as released; or as floats by columns, as transformers writes them."""
-    import gguf
-
     found = {}
     for name, values in tensors.items():
         rest, prefix = name.split(".", 2)[-1], f"model.layers.{name.split('.')[1]}"
@@ -128,11 +129,7 @@ def gpt_oss(tensors, floats=False):
             if floats:
                 found[theirs] = values.swapaxes(1, 2)
                 continue
-            packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.MXFP4).reshape(*values.shape[:2], -1, 17)
-            halves = packed[..., 1:]
-            codes = np.concatenate([halves & 15, halves >> 4], -1)  # in the order of the weights
-            found[f"{theirs}_blocks"] = codes[..., 0::2] | codes[..., 1::2] << 4
-            found[f"{theirs}_scales"] = packed[..., 0]
+            found[f"{theirs}_blocks"], found[f"{theirs}_scales"] = mxfp4(values)
         else:
             found |= folders.renamed({name: values})
     return found
@@ -236,6 +233,65 @@ def bailing3(tensors):
     return found
 
 
+def deepseek4(tensors, floats=False):
+    """Experts in FP4, as released, or as floats."""
+    blocks = {
+        "attn_q_a": "attn.wq_a", "attn_q_a_norm": "attn.q_norm", "attn_q_b": "attn.wq_b", "attn_kv": "attn.wkv",
+        "attn_kv_a_norm": "attn.kv_norm", "attn_output_a": "attn.wo_a", "attn_output_b": "attn.wo_b", "attn_norm": "attn_norm",
+        "attn_compressor_kv": "attn.compressor.wkv", "attn_compressor_gate": "attn.compressor.wgate",
+        "attn_compressor_norm": "attn.compressor.norm", "indexer.attn_q_b": "attn.indexer.wq_b",
+        "indexer.proj": "attn.indexer.weights_proj", "indexer_compressor_kv": "attn.indexer.compressor.wkv",
+        "indexer_compressor_gate": "attn.indexer.compressor.wgate", "indexer_compressor_norm": "attn.indexer.compressor.norm",
+        "ffn_norm": "ffn_norm", "ffn_gate_inp": "ffn.gate", "ffn_gate_shexp": "ffn.shared_experts.w1",
+        "ffn_down_shexp": "ffn.shared_experts.w2", "ffn_up_shexp": "ffn.shared_experts.w3",
+    }  # fmt: skip
+    bare = {
+        "attn_sinks": "attn.attn_sink", "attn_compressor_ape": "attn.compressor.ape", "ffn_gate_tid2eid": "ffn.gate.tid2eid",
+        "indexer_compressor_ape": "attn.indexer.compressor.ape", "exp_probs_b": "ffn.gate.bias",
+    }  # fmt: skip
+    ends = {
+        "token_embd": "embed.weight", "output_norm": "norm.weight", "output": "head.weight", "output_hc_fn": "hc_head_fn",
+        "output_hc_base": "hc_head_base", "output_hc_scale": "hc_head_scale",
+    }  # fmt: skip
+    found = {}
+    for name, values in tensors.items():
+        stem = name.removesuffix(".weight").removesuffix(".bias")
+        if stem in ends:
+            found[ends[stem]] = values
+            continue
+        _, layer, rest = stem.split(".", 2)
+        place = f"layers.{layer}"
+        if rest.endswith("_exps"):
+            matrix = {"gate": "w1", "down": "w2", "up": "w3"}[rest.split("_")[1]]
+            for expert, one in enumerate(values):
+                own = f"{place}.ffn.experts.{expert}.{matrix}"
+                found |= {f"{own}.weight": one} if floats else fp4(one, own)
+        elif rest in blocks:
+            found[f"{place}.{blocks[rest]}.weight"] = values
+        else:
+            found[f"{place}.{bare.get(rest, rest)}"] = values
+    return found
+
+
+def fp4(values, name):
+    """Two floats per byte, and bytes of the scales."""
+    pairs, scales = mxfp4(values)
+    return {
+        f"{name}.weight": pairs.reshape(len(values), -1).view(np.int8),
+        f"{name}.scale": scales.view([("float8_e8m0fnu", np.uint8)]),
+    }
+
+
+def mxfp4(values):
+    """(two floats per byte in the order of the weights, scales), uint8 (..., blocks, 16) and (..., blocks)."""
+    import gguf
+
+    packed = gguf.quants.quantize(values, gguf.GGMLQuantizationType.MXFP4).reshape(*values.shape[:-1], -1, 17)
+    halves = packed[..., 1:]
+    codes = np.concatenate([halves & 15, halves >> 4], -1)
+    return codes[..., 0::2] | codes[..., 1::2] << 4, packed[..., 0]
+
+
 def bailing(tensors):
     names = {
         "embed_tokens": "word_embeddings", "attn_qkv": "attention.query_key_value", "self_attn.o_proj": "attention.dense",
@@ -263,11 +319,15 @@ def llama4(tensors):
     return {name.replace("mlp.gate.", "mlp.router.").replace(".mlp.", ".feed_forward."): values for name, values in found.items()}
 
 
+QUANTIZED = {
+    "gpt-oss": {"quant_method": "mxfp4"},
+    "deepseek4": {"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0", "expert_dtype": "fp4"},
+}  # fmt: skip
 ROUTED = ("glm4moe", "minimax-m2", "dots1", "ernie4_5-moe", "hy_v3", "cohere2moe", "mimo2")
 
 
 def write(folder, name, floats=False):
-    """The folder, as transformers would have written it, but that the experts of gpt-oss are in MXFP4, unless floats are wanted."""
+    """The folder, as transformers would have written it, but that some models' experts are quantised, unless floats are wanted."""
     recorded, tensors = json.loads((GOLDEN / f"{name}.json").read_text()), tensors_of(GOLDEN / f"{name}.gguf")
     config = recorded["config"]
     if name in ("llama", "llama-linear", *NEIGHBOURS):
@@ -283,6 +343,8 @@ def write(folder, name, floats=False):
         found = folders.qwen3next(tensors, sizes)[1] if name == "qwen3next" else folders.qwen35(tensors, sizes)
     elif name in ROUTED:
         found = routed(tensors, name)
+    elif name == "deepseek4":
+        found = deepseek4(tensors, floats)
     elif name.startswith(("deepseek", "glm-dsa", "mistral4")):
         found = deepseek(tensors)
     else:
@@ -297,9 +359,8 @@ def write(folder, name, floats=False):
     for key, values in found.items():
         if values.dtype == np.float32 and values.ndim > 1:
             found[key] = values.astype(np.float16)
-    if name == "gpt-oss" and not floats:
-        assert config["architectures"] == ["GptOssForCausalLM"]
-        config = config | {"quantization_config": {"quant_method": "mxfp4"}}
+    if name in QUANTIZED and not floats:
+        config = config | {"quantization_config": QUANTIZED[name]}
     else:
         assert {key: list(values.shape) for key, values in found.items()} == recorded["tensors"]
     return folders.write(folder, config, found)

@@ -59,12 +59,9 @@ def main():
 
     def wipe_free_blocks():
         """Fills what no sequence holds with not-a-number, on rank 0: a block given back too early is seen."""
-        layers = engine.loaded.layout.cache.at(engine.loaded.cache_at)
-        for pool, free in zip(engine.loaded.layout.pools, engine.blocks._free, strict=True):
-            held = [i for i in pool.layers if layers[i]]  # on this host
-            keys = layers[min(held)].keys if held else None  # of the first of a block's layers, which lie side by side
-            for block in free if held else ():
-                ctypes.memset(keys.address + block * keys.stride, 0xFF, keys.stride)
+        for (start, size), free in zip(engine.loaded.layout.cache.parts, engine.blocks._free, strict=False):  # behind them: states
+            for block in free:
+                ctypes.memset(engine.loaded.cache_at + start + block * size, 0xFF, size)
 
     for scored in (False, True):  # the second time in blocks and states that the first time has left full
         tables, done = [Tables(engine.blocks) for _ in sequences], [0] * len(sequences)
