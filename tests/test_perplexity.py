@@ -15,7 +15,7 @@ FLOAT64 = json.loads((TESTS / "data/perplexity.json").read_text())
 TEXT = (TESTS / "data/text.txt").read_text()
 
 
-@pytest.mark.parametrize(("ranks", "part"), [(1, "whole"), (2, "beginning"), (3, "beginning"), (5, "beginning")])
+@pytest.mark.parametrize(("ranks", "part"), [(1, "whole"), (2, "beginning"), (3, "start"), (5, "start")])
 def test_perplexity_is_that_of_float64(model_path, tmp_path, ranks, part):
     wanted = FLOAT64[part]
     (tmp_path / "text").write_text(TEXT[: wanted["characters"]])

@@ -21,7 +21,7 @@ from support.warm import numatp, run_script
 from numatp import quants
 from numatp.advice import plan
 from numatp.cli import plan as command
-from numatp.engine import draft, start
+from numatp.engine import draft, rehearsal, start
 from numatp.engine.cache import CACHE_BLOCK
 from numatp.engine.draft import (
     EXCHANGE_SECONDS,
@@ -205,6 +205,20 @@ def test_one_formula():
     assert len(made.ranks) == 2  # the faster
 
 
+@pytest.fixture
+def recorded_once(monkeypatch):
+    """What a rank of a model runs is the same whatever joins the hosts."""
+    record, known = rehearsal.rehearse, {}
+
+    def rehearse(kind, model, layout, sections, *where):
+        asked = kind, model.file.path, layout.context, layout.max_rows, str(layout.split), str(layout.segments), *where
+        if asked not in known:
+            known[asked] = record(kind, model, layout, sections, *where)
+        return known[asked]
+
+    monkeypatch.setattr(rehearsal, "rehearse", rehearse)
+
+
 def over_hosts(model, link, count=2, machine="2x-epyc-9654", **changes):
     return plan.make_plan(
         read_header(model), replace(snapshot.load(machine), **changes), Job(model), None, Hosts(count, read_link(link))
@@ -220,7 +234,7 @@ def test_a_link_costs_what_was_seen():
     assert read_link("ib").seconds(8192, 3) == pytest.approx(2e-6 + 2 * 8192 / 12.5e9)  # to two others
 
 
-def test_one_formula_over_hosts():
+def test_one_formula_over_hosts(recorded_once):
     made = over_hosts("qwen2.5-72b:q4_k_m", "10GbE")
     hosts = made.hosts
     assert [(rank.host, rank.node) for rank in made.ranks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
@@ -240,7 +254,7 @@ def test_one_formula_over_hosts():
     assert json.loads(json.dumps(plan.to_json(made)))["hosts"]["cut"]["ranks"] == 4
 
 
-def test_what_is_recommended_over_hosts():
+def test_what_is_recommended_over_hosts(recorded_once):
     assert over_hosts("qwen2.5-72b:q4_k_m", "ib").hosts.recommended == "cut"
     assert over_hosts("qwen3-30b-a3b", "10gbe").hosts.recommended == "alone"
     small = {"free": {0: 20e9, 1: 20e9}}
@@ -333,6 +347,7 @@ def test_every_known_model_and_every_known_server(model, server, ranks):
     described = json.loads(json.dumps(plan.to_json(made)))
     assert described["ranks"][0]["heads"][0] == 0
     assert described["ranks"][0]["activation_bytes"] > 0
+    assert ranks != 1 or made.stored_twice == {}
     assert len(plan.describe(made)) > len(made.ranks)
 
 
@@ -402,7 +417,6 @@ def test_what_is_stored_twice():
     key_heads = 94 * 128 * 2  # rows of two further KV heads, 1 and 3 half and half with others
     assert made.stored_twice["attn_k"] >= key_heads * 4096 * 4.5 / 8
     assert made.imbalance == pytest.approx(0.1, abs=0.05)
-    assert planned("qwen3-235b-a22b", ranks=1).stored_twice == {}
 
 
 def test_a_memory_limit_counts_the_processes_too():
