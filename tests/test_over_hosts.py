@@ -5,6 +5,7 @@ Hosts are namespaces of this machine (support/hosts). A start over hosts takes s
 """
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -100,12 +101,17 @@ def test_two_hosts(hosts, alone, tmp_path, model_path, words_path):
     assert after[0] == before[0] and (before[1], after[1]) == (0, 192)
 
 
-@pytest.mark.parametrize(("library", "each"), [("openmpi", 2), ("mpich", 1), ("mpich", 2)])
-def test_other_launchers_and_more_ranks(hosts, alone, tmp_path, model_path, mpich, library, each):
-    """With two ranks on each host its sums come first: the same numbers, rounded elsewhere."""
+@pytest.mark.parametrize(("library", "each", "wires"), [("openmpi", 2, None), ("mpich", 1, None), ("mpich", 2, 1)])
+def test_other_launchers_and_more_ranks(hosts, alone, tmp_path, model_path, mpich, library, each, wires):
+    """With two ranks on each host its sums come first: the same numbers, rounded elsewhere. One row goes by one rank or by both."""
     bin, names = BIN if library == "openmpi" else mpich, ("llama", "qwen3moe", "qwen3next")
-    got, said = ask(hosts, bin, each, tmp_path, names, commands={"generate": [*GENERATE, str(model_path)]})
+    got, said = ask(hosts, bin, each, tmp_path, names, wires=wires, commands={"generate": [*GENERATE, str(model_path)]})
     assert said["generate"][1] == alone
+    chosen = re.search(
+        r"sums of one row go between hosts by (\d) ranks? of each: [\d.]+ us by 1 of each, [\d.]+ us by 2 of each",
+        said["generate"][2],
+    )
+    assert bool(chosen) == (each > 1) and (not wires or int(chosen[1]) == wires)
     for name in names:
         wanted = on_one_host(tmp_path, name, 2 * each)
         assert all(error(got[name][key], wanted[key]) < (2 * F16_ROUNDING if each > 1 else 1e-12) for key in wanted)

@@ -60,7 +60,8 @@ class Engine:
         sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
         carried = max((size for _, size in layout.cache.parts), default=0) if job.prompt_cache_dir else 0
         self._check_room(sections.bytes_of(world.host.seat) + carried)  # the window's pages are taken when it is mapped
-        self.window = Window(world, sections, min(world.host.gather(self.team.threads)), layout)
+        self.window = Window(world, sections, self.team, layout)
+        started.notes += filter(None, [self.window.said])
         self._audit = Audit(world, own.node, self.loaded)
         self.carry = Carry(world, self.loaded) if job.prompt_cache_dir else None
         self.cuts: list[str] = []  # by rank: which part it has

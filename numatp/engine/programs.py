@@ -4,7 +4,7 @@ Load time is engine/load.py: by now every weight, cache and shared buffer has it
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numatp.engine.load import Loaded
 from numatp.engine.team import Team
@@ -36,7 +36,8 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
         digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires, stage=window.stage,
     )  # fmt: skip
-    recorded = [record_one(site, loaded, kind) for kind in range(len(MODEL_PROGRAMS))]
+    sites = [replace(site, wires=window.one_row_wires) if kind == ONE_ROW else site for kind in range(len(MODEL_PROGRAMS))]
+    recorded = [record_one(site, loaded, kind) for kind, site in enumerate(sites)]
     for one in recorded:
         one.program.told = window.told
         one.program.returned = window.returned_logits

@@ -5,10 +5,12 @@ import numpy as np
 from numatp import quants
 from numatp.engine.layout import Layout
 from numatp.engine.sections import Sections
+from numatp.engine.team import Team
+from numatp.engine.wires import faster_for_one_row, wires_of
 from numatp.kernels.layout import MOST_TOP
 from numatp.kernels.rows import MANY
 from numatp.machine import native
-from numatp.program.recorder import Passage, Stage, Wires
+from numatp.program.recorder import Passage, Stage
 from numatp.program.step import StepWindow
 from numatp.ranks.world import World
 from numatp.weights import stages
@@ -19,10 +21,9 @@ TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 class Window:
     """Made by all ranks together. What ranks of other hosts write into their parts comes to rank 0's host after a Step."""
 
-    def __init__(self, world: World, sections: Sections, lanes: int, layout: Layout):
-        """lanes: of an exchange, the smallest number of threads of any rank of this host."""
+    def __init__(self, world: World, sections: Sections, team: Team, layout: Layout):
         library, partial, host = native.library(), sections.partial, world.host
-        self.lanes = lanes
+        self.lanes = lanes = min(host.gather(team.threads))  # of an exchange
         # Whole pages per rank, so the parts follow each other without gaps, as the C runtime expects.
         self._flags = host.map_shared([library.numatp_flag_bytes(1, lanes)] * host.seats)
         library.numatp_ranks_lanes(host.handle, self._flags[0].ctypes.data, lanes)
@@ -34,7 +35,11 @@ class Window:
             addresses + np.uint64(partial),
         )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
         self.stage = stage_between(world, sections, layout, layout.stage) if layout.stage else None
-        self.wires = wires_of(world, sections, self.partials) if world.hosts and not layout.stage else None
+        self.wires = self.one_row_wires = None
+        self.said = ""  # of the wires, worth showing
+        if world.hosts and not layout.stage:
+            self.wires = wires_of(world, sections, self.partials, world.hosts.members.wires)
+            self.one_row_wires, self.said = faster_for_one_row(world, team, sections, self.partials, self.wires)
 
         scores = world.map_parts([sections.scores] * world.size)
         row_bytes = sections.scores // sections.step.max_rows
@@ -60,24 +65,6 @@ class Window:
         self.told = world.told(memory)
         self.returned_logits = world.returned_columns(self.logits, columns, count) + compared
         self.returned_scores = world.returned(scores, row_bytes, count) + world.returned(tops, TOP.itemsize, count) + compared
-
-
-def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.ndarray]) -> Wires:
-    """Memory for the sums that go between hosts, on each rank that exchanges some. Collective."""
-    host, hosts = world.host, world.hosts
-    assert hosts
-    wires, count = hosts.members.wires, len(hosts.members.names)
-    sizes = [sections.slice_bytes(wire, wires) for wire in range(wires)]
-    own = host.seats > 1 or sections.half  # whether the sum of this host has a place of its own, after those of the others
-    parts = host.map_shared([size * (count - 1 + own) for size in sizes] + [0] * (host.seats - wires))
-    sums = np.zeros((2, wires, count), np.uint64)
-    for wire, size in enumerate(sizes):
-        for place, other in enumerate(hosts.others):
-            sums[:, wire, other] = parts[wire].ctypes.data + place * size
-        for parity in (0, 1):
-            sums[parity, wire, hosts.index] = parts[wire].ctypes.data + (count - 1) * size if own else partials[parity][host.seat]
-    mine = sums[0, host.seat] if host.seat < wires else np.zeros(count, np.uint64)
-    return Wires(wires, count, sections.half, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))
 
 
 def stage_between(world: World, sections: Sections, layout: Layout, mine: stages.Stage) -> Stage:

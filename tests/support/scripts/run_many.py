@@ -1,9 +1,9 @@
 """Many questions to the ranks of one start, the same on every rank: python run_many.py QUESTIONS.
 
 QUESTIONS is JSON: "sequences", a list of the arguments of run_sequences.py; "library", [a model that generates, chats and scores];
-"kept", [a model, a folder for its prompts, perhaps more of a Job]; "commands", {name: words of numatp}; "another", the name of one,
-from which on all ranks but the first are another numatp. Rank 0 prints as JSON what the library said, and per command its status,
-stdout and stderr; each rank prints the statuses to stderr.
+"kept", [a model, a folder for its prompts, perhaps more of a Job]; "wires", the number of ranks by which sums of one row shall go;
+"commands", {name: words of numatp}; "another", the name of one, from which on all ranks but the first are another numatp. Rank 0
+prints as JSON what the library said, and per command its status, stdout and stderr; each rank prints the statuses to stderr.
 """
 
 import json
@@ -64,8 +64,11 @@ def main():
     from run_sequences import main as run_sequences
 
     from numatp.cli import main as cli
+    from numatp.engine import wires
     from numatp.machine.launch import read_launch
 
+    if questions.get("wires"):
+        wires._seconds = lambda world, team, sections, tried: abs(tried.count - questions["wires"])
     for words in questions.get("sequences", ()):
         sys.argv = ["run_sequences", *words]
         status, _, error = captured(run_sequences)

@@ -1,0 +1,74 @@
+"""How sums go between hosts: memory for them, and by how many ranks of each host."""
+
+import time
+
+import numpy as np
+
+from numatp.engine.sections import Sections
+from numatp.engine.team import Team
+from numatp.program.builder import Builder, Program
+from numatp.program.recorder import Wires
+from numatp.program.values import Access, Buffer
+from numatp.ranks.world import World
+
+TRIES, EXCHANGES = 3, 48  # runs of so many exchanges, of which the fastest counts: a few ms, or some tens on a slow link
+
+
+def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.ndarray], wires: int) -> Wires:
+    """Memory for the sums, on each of the first `wires` ranks of a host, which exchange a slice each. Collective."""
+    host, hosts = world.host, world.hosts
+    assert hosts
+    count = len(hosts.members.names)
+    sizes = [sections.slice_bytes(wire, wires) for wire in range(wires)]
+    own = host.seats > 1 or sections.half  # whether the sum of this host has a place of its own, after those of the others
+    parts = host.map_shared([size * (count - 1 + own) for size in sizes] + [0] * (host.seats - wires))
+    sums = np.zeros((2, wires, count), np.uint64)
+    for wire, size in enumerate(sizes):
+        for place, other in enumerate(hosts.others):
+            sums[:, wire, other] = parts[wire].ctypes.data + place * size
+        for parity in (0, 1):
+            sums[parity, wire, hosts.index] = parts[wire].ctypes.data + (count - 1) * size if own else partials[parity][host.seat]
+    mine = sums[0, host.seat] if host.seat < wires else np.zeros(count, np.uint64)
+    return Wires(wires, count, sections.half, int(mine[hosts.index]) if own else 0, mine, (sums[0], sums[1]))
+
+
+def faster_for_one_row(
+    world: World, team: Team, sections: Sections, partials: tuple[np.ndarray, np.ndarray], several: Wires
+) -> tuple[Wires, str]:
+    """By whom the sums of one row go: by those who exchange many rows, or all by the first rank of each host, which is tried here
+    and now; and a sentence about it. Collective.
+    """
+    if several.count == 1:
+        return several, ""
+    first = wires_of(world, sections, partials, 1)
+    took = {wires.count: _seconds(world, team, sections, wires) for wires in (first, several)}
+    chosen = min((first, several), key=lambda wires: took[wires.count])
+    each = ", ".join(f"{1e6 * seconds:.1f} us by {count} of each" for count, seconds in took.items())
+    return chosen, f"sums of one row go between hosts by {chosen.count} rank{'s' * (chosen.count > 1)} of each: {each}"
+
+
+def _seconds(world: World, team: Team, sections: Sections, wires: Wires) -> float:
+    """Of one exchange of a row, on the rank where it takes longest; the same on all."""
+    begin, timed = (_exchanges(world, team, sections, wires, count) for count in (4, EXCHANGES))
+    found = []
+    for _ in range(TRIES):
+        world.gather("ready")
+        began = ended = 0.0
+        if world.host.seat < wires.count:
+            team.run_program(begin)  # after which the hosts are as near to each other as they get
+            began = time.perf_counter()
+            team.run_program(timed)
+            ended = time.perf_counter()
+        found.append(max(world.gather(ended - began)))
+    return min(found) / EXCHANGES
+
+
+def _exchanges(world: World, team: Team, sections: Sections, wires: Wires, times: int) -> Program:
+    """So many of one row, by this rank if it is one of those who make them."""
+    rows, builder = np.ones(1, np.int64), Builder("exchanges", team.threads)
+    if world.host.seat < wires.count:
+        row_bytes = sections.slice_bytes(world.host.seat, wires.count) // sections.step_rows
+        outgoing, arrived = Access(Buffer("outgoing", address=0)), Access(Buffer("sums of hosts", address=0))
+        for _ in range(times):
+            builder.cross(team.handle, rows.ctypes.data, row_bytes, wires.outgoing, wires.incoming, [outgoing], [arrived])
+    return builder.finish([rows]).place()
