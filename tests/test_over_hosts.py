@@ -123,7 +123,7 @@ def test_layers_on_hosts(hosts, tmp_path, model_path, words_path):
     text.write_text("The capital of France is Paris. " * 20)
     scores = ["perplexity", "-m", model, "-f", str(text), "-c", "128", "-o", "json"]
     commands = {
-        "generate": [*GENERATE, str(model_path), "--pipeline"], "perplexity": [*scores, "--pipeline"],
+        "generate": [*GENERATE, str(model_path), "--pipeline"], "perplexity": [*scores, "--pipeline", "-t", "1"],
         "audit": ["audit", "-m", model, "-n", "2", "-o", "json", "--pipeline"],
         "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "--roofline", "16", "-o", "json", "--pipeline"],
     }  # fmt: skip
@@ -134,7 +134,7 @@ def test_layers_on_hosts(hosts, tmp_path, model_path, words_path):
     same_bits(got, tmp_path, 1)
     assert said["generate"][1] == numatp(*GENERATE, model_path, "--ranks", 1).stdout
     assert "layers 0 to 14; host b: layers 15 to 29" in said["generate"][2]
-    on_one = json.loads(numatp(*scores, "--ranks", 1).stdout)
+    on_one = json.loads(numatp(*scores, "--ranks", 1, "-t", 1).stdout)  # threads add up parts of a score
     assert json.loads(said["perplexity"][1])["perplexity"] == on_one["perplexity"]
     groups = [set(rank["groups"]) for rank in json.loads(said["audit"][1])["ranks"]]
     assert "token_embd.weight" in groups[0] & groups[1] and "output_norm.weight" in groups[1]  # the embedding makes logits too
