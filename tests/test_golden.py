@@ -4,6 +4,7 @@ Taking any feature out turns it red.
 """
 
 import json
+import shutil
 
 import gguf
 import numpy as np
@@ -87,6 +88,14 @@ def test_experts_in_mxfp4(tmp_path, name, ranks):
             assert (row == exact["MXFP4"][key]).all()
             assert error(row[None], exact["F16"][key][None]) < TOLERANCE["Q4_0"]
     assert len(sequences) == 2
+
+
+def test_a_table_of_experts_that_are_not_there(tmp_path):
+    shutil.copy(GOLDEN / "deepseek4.gguf", tmp_path / "a.gguf")
+    (table,) = (one for one in gguf.GGUFReader(tmp_path / "a.gguf", "r+").tensors if "tid2eid" in one.name)
+    table.data[5, 1] = 8
+    with pytest.raises(AssertionError, match=r"'blk.0.ffn_gate_tid2eid.weight' holds numbers outside 0 to 7; download it again"):
+        run_golden(tmp_path / "a.gguf", "deepseek4", tmp_path, 1)
 
 
 def write_experts(path, name, kind):

@@ -1,6 +1,7 @@
 """Metadata that would make an architecture compute nonsense or reach outside memory is refused in one line."""
 
 import re
+import shutil
 from dataclasses import replace
 
 import gguf
@@ -156,3 +157,25 @@ def test_kinds_of_layers(tmp_path, monkeypatch):
     sizes = [spec.layers[0].state_bytes(split(spec.sizes, rank, 2)) for rank in (0, 1)]
     kept = 8 * (2 * 32 + 32 + 2)
     assert sizes == [4 * heads * (10 * 4 * 32 + 2 * 32 * 32 + kept) for heads in (2, 3)]
+
+
+@pytest.mark.parametrize(("key", "place", "value", "named"), [
+    ("hyper_connection.count", 0, 2, "a residual of 2 streams"), ("expert_gating_func", 0, 2, "routes by function 2"),
+    ("hash_layer_count", 0, 4, "tables of experts for 4 of its 3 layers"), ("attention.indexer.head_count", 0, 6, "6 heads"),
+    ("attention.output_group_count", 0, 3, "in 3 groups"), ("attention.compress_ratios", 2, 24, "entries of 24 tokens"),
+    ("attention.compress_ratios", 0, 2, "entries of 2 tokens"), ("swiglu_clamp_exp", 1, 0.0, "no limit above 0"),
+    ("rope.dimension_count", 0, 48, "48 values of them rotated"), ("attention.q_lora_rank", 0, 40, "rank of queries of 40"),
+])  # fmt: skip
+def test_what_deepseek4_cannot_compute_is_refused(tmp_path, key, place, value, named):
+    shutil.copy(GOLDEN / "deepseek4.gguf", tmp_path / "a.gguf")
+    field = gguf.GGUFReader(tmp_path / "a.gguf", "r+").fields[f"deepseek4.{key}"]
+    field.parts[field.data[place]][0] = value
+    with pytest.raises(UserError, match=named) as refused:
+        spec_of(tmp_path / "a.gguf")
+    assert str(refused.value).startswith(str(tmp_path / "a.gguf")) and "\n" not in str(refused.value)
+
+
+def test_deepseek4_takes_no_guess_back():
+    """Each token changes its state: with pieces of one token none is guessed (engine/sequence.py)."""
+    spec = spec_of(GOLDEN / "deepseek4.gguf")
+    assert (spec.piece, spec.rewinds) == (1, False)
