@@ -39,6 +39,12 @@ MODELS = {
     "qwen3-8b": QWEN_3 | {"layers": 36, "width": 4096, "heads": 32, "ffn": 12288},
     "qwen3-32b": QWEN_3 | {"layers": 64, "width": 5120, "heads": 64, "ffn": 25600},
     "qwen3-30b-a3b": QWEN_3_MOE | {"layers": 48, "width": 2048, "heads": 32, "ffn": 6144, "expert_ffn": 768},
+    "deepseek-v2-lite": {
+        "arch": "deepseek2", "layers": 27, "width": 2048, "heads": 16, "kv_heads": 1, "head_size": 576, "value_size": 512,
+        "nope": 128, "rotated": 64, "value": 128, "latent": 512, "ffn": 10944, "dense": 1, "experts": 64, "used": 6,
+        "expert_ffn": 1408, "shared": 2, "vocab": 102400, "context": 163840, "epsilon": 1e-6, "rope_base": 10000.0,
+        "words": "qwen2",
+    },
     "qwen3-235b-a22b": QWEN_3_MOE | {"layers": 94, "width": 4096, "heads": 64, "ffn": 12288, "expert_ffn": 1536},
 }  # fmt: skip
 
@@ -57,22 +63,39 @@ def shapes(s):
     found = {"token_embd": (s["vocab"], s["width"]), "output_norm": (s["width"],)}
     if not s.get("tied"):
         found["output"] = (s["vocab"], s["width"])
-    inner, kv = s["heads"] * s["head_size"], s["kv_heads"] * s["head_size"]
     for i in range(s["layers"]):
-        layer = {
-            "attn_norm": (s["width"],), "attn_q": (inner, s["width"]), "attn_k": (kv, s["width"]), "attn_v": (kv, s["width"]),
-            "attn_output": (s["width"], inner), "ffn_norm": (s["width"],),
-        }  # fmt: skip
+        layer = {"attn_norm": (s["width"],), **(latent if "latent" in s else attention)(s), "ffn_norm": (s["width"],)}
         if s["arch"].startswith("qwen3"):
             layer |= {"attn_q_norm": (s["head_size"],), "attn_k_norm": (s["head_size"],)}
-        if "experts" in s:
+        if "experts" in s and i >= s.get("dense", 0):
             wide, narrow = (s["experts"], s["expert_ffn"], s["width"]), (s["experts"], s["width"], s["expert_ffn"])
             layer |= {"ffn_gate_inp": (s["experts"], s["width"])}
             layer |= {"ffn_gate_exps": wide, "ffn_up_exps": wide, "ffn_down_exps": narrow}
+            if shared := s.get("shared", 0) * s["expert_ffn"]:
+                layer |= {"ffn_gate_shexp": (shared, s["width"]), "ffn_up_shexp": (shared, s["width"])}
+                layer |= {"ffn_down_shexp": (s["width"], shared)}
         else:
             layer |= {"ffn_gate": (s["ffn"], s["width"]), "ffn_up": (s["ffn"], s["width"]), "ffn_down": (s["width"], s["ffn"])}
         found |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     return found
+
+
+def attention(s):
+    """Of a layer."""
+    inner, kv = s["heads"] * s["head_size"], s["kv_heads"] * s["head_size"]
+    return {
+        "attn_q": (inner, s["width"]), "attn_k": (kv, s["width"]), "attn_v": (kv, s["width"]), "attn_output": (s["width"], inner),
+    }  # fmt: skip
+
+
+def latent(s):
+    """The same over latent rows."""
+    heads = s["heads"]
+    return {
+        "attn_q": (heads * (s["nope"] + s["rotated"]), s["width"]), "attn_kv_a_mqa": (s["latent"] + s["rotated"], s["width"]),
+        "attn_kv_a_norm": (s["latent"],), "attn_k_b": (heads, s["latent"], s["nope"]), "attn_v_b": (heads, s["value"], s["latent"]),
+        "attn_output": (s["width"], heads * s["value"]),
+    }  # fmt: skip
 
 
 def format_of(name, shape, s, kind, head):
@@ -119,8 +142,16 @@ def add_metadata(writer, name, s):
     writer.add_head_count(s["heads"])
     writer.add_head_count_kv(s["kv_heads"])
     writer.add_key_length(s["head_size"])
-    writer.add_value_length(s["head_size"])
-    writer.add_rope_dimension_count(s["head_size"])
+    writer.add_value_length(s.get("value_size", s["head_size"]))
+    writer.add_rope_dimension_count(s.get("rotated", s["head_size"]))
+    if "latent" in s:
+        writer.add_kv_lora_rank(s["latent"])
+        writer.add_key_length_mla(s["nope"] + s["rotated"])
+        writer.add_value_length_mla(s["value"])
+        writer.add_leading_dense_block_count(s["dense"])
+        writer.add_expert_shared_count(s["shared"])
+        writer.add_expert_weights_scale(1.0)
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
     writer.add_layer_norm_rms_eps(s["epsilon"])
     writer.add_rope_freq_base(s["rope_base"])
     writer.add_vocab_size(s["vocab"])

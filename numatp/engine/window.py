@@ -8,7 +8,6 @@ from numatp.engine.sections import Sections
 from numatp.engine.team import Team
 from numatp.engine.wires import faster_for_one_row, wires_of
 from numatp.kernels.layout import MOST_TOP
-from numatp.kernels.rows import MANY
 from numatp.machine import native
 from numatp.program.recorder import Passage, Stage
 from numatp.program.step import StepWindow
@@ -55,7 +54,7 @@ class Window:
         logits = host.map_shared([rows * padded * 4, *others])[0]
         self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_spans, vocab), both padded, in the part of seat 0
         memory = host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64)
-        self.step = StepWindow(sections.step, memory, MANY)
+        self.step = StepWindow(sections.step, memory)
 
         columns = [range(*bounds) for bounds in world.gather([layout.vocab.start, layout.vocab.stop])]
         makers = world.hosts.members.seats[-1] if world.hosts and layout.stage else world.size

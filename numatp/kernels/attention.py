@@ -17,7 +17,7 @@ from numatp.kernels.exp import LOG2_E, exp2
 from numatp.kernels.heads import first_seen, heads_of, keys_of, values_of
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import CACHE_BLOCK, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.rows import GROUP, MANY, num_many, room_for, with_rows
+from numatp.kernels.rows import GROUP, MANY, num_long, num_many, room_for, with_rows
 from numatp.kernels.scratch import HIGHEST, STATE_ROWS, TOTAL, corrections_of, state_of, sums_of
 from numatp.kernels.simd import (
     fetch_add,
@@ -232,10 +232,10 @@ def attention(args, thread, threads):
     heads and kv_heads are this rank's; query head h of the model, h = first_head + local index, reads KV head h // group.
     spans: int64 (num_spans, 4), see program/step.py. Strides are bytes: from row to row of q, from block to block of the cache,
     from thread to thread of scratch (scratch_bytes() each). parts: (spans, heads, SPLITS, part_bytes); finished: int64
-    (spans, kv_heads), zeros. rows: int64 (2,): how many, and how many of them, the first ones, go through tile registers where
-    `tiled` allows it; panels: scratch memory of each thread for these.
+    (spans, kv_heads), zeros. rows: int64 (2,): how many, and how many of them, the first ones, are of long prompts, and go through
+    tile registers where `tiled` allows it; panels: scratch memory of each thread for these.
     """
-    many = num_many(args.rows) if args.tiled else int64(0)
+    many, long = num_many(args.rows) if args.tiled else int64(0), num_long(args.rows)
     panels = offset(args.panels, thread * args.panels_thread_stride)
     scratch = offset(args.scratch, thread * args.scratch_stride)
     unit = int64(0)  # one thread's piece of work
@@ -243,7 +243,7 @@ def attention(args, thread, threads):
         span = offset(args.spans, number * 32)
         sequence, row, rows, position = load_i64(span, 0), load_i64(span, 1), load_i64(span, 2), load_i64(span, 3)
         table = offset(args.tables, sequence * args.table_length * 8)
-        if rows == 1:
+        if rows == 1 and row >= long:
             first = first_seen(args, position) // CACHE_BLOCK
             blocks = position // CACHE_BLOCK + 1 - first
             num_splits = min(blocks, SPLITS)

@@ -6,7 +6,7 @@ of the i-th 64 bytes. Each quant format makes panels of its tiles (`expand`).
 
 from numatp.kernels.jit import intrinsic, ir, types
 from numatp.kernels.rows import fused
-from numatp.kernels.simd import INT16, INT64, LANES, constant, f32x16, i32x16, llvm_type, pointer
+from numatp.kernels.simd import INT16, INT64, LANES, constant, f32x16, i32x16, llvm_type, pointer, unary
 
 
 def _round_up(builder, v):
@@ -20,6 +20,13 @@ def emit_pair(builder, p, index, even, odd):
     high = builder.and_(_round_up(builder, odd), constant(i32x16, -0x10000))
     vector = llvm_type(i32x16).as_pointer()
     builder.store(builder.or_(low, high), builder.bitcast(builder.gep(p, [index]), vector)).align = 1
+
+
+# Of words that hold two BF16 each, as float32: the lower halves, which are columns 2i of a panel, and the upper ones.
+lower_halves = unary(f32x16, i32x16, lambda builder, v: builder.bitcast(builder.shl(v, constant(i32x16, 16)), llvm_type(f32x16)))
+upper_halves = unary(
+    f32x16, i32x16, lambda builder, v: builder.bitcast(builder.and_(v, constant(i32x16, -0x10000)), llvm_type(f32x16))
+)
 
 
 @intrinsic

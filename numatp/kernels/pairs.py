@@ -58,3 +58,18 @@ def store_scaled_columns(typing_context, out, vectors, low_scales, high_scales):
         return context.get_dummy_value()
 
     return types.void(pointer, vectors, f32x16, f32x16), emit
+
+
+@intrinsic
+def store_columns(typing_context, out, stride, vectors, scales):
+    """What store_scaled_rows makes panels of as float32, `stride` bytes from column to column."""
+
+    def emit(context, builder, signature, args):
+        out, stride, vectors, scales = args
+        for i in range(32):
+            place = builder.gep(out, [builder.mul(stride, INT64(i))])
+            value = builder.fmul(_column(builder, vectors, i, 128), scales)
+            builder.store(value, builder.bitcast(place, value.type.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.int64, vectors, f32x16), emit

@@ -91,7 +91,8 @@ def read_latent(
     rotated = count("rope.dimension_count")
     nope = head_size - rotated
     rank = file.integer(f"{name}.attention.q_lora_rank", default=0)
-    if nope < 1 or latent + rotated > MAX_HEAD_SIZE or any(size % COLUMN_UNIT for size in (width, latent, nope, value_size, rank)):
+    largest = max(latent + rotated, head_size, value_size)
+    if nope < 1 or largest > MAX_HEAD_SIZE or any(size % COLUMN_UNIT for size in (width, latent, nope, value_size, rank)):
         file.fail(
             f"has heads of {nope} + {rotated} and {value_size} values, rows of {latent} and {rank} for them: numatp computes "
             f"multiples of {COLUMN_UNIT} up to {MAX_HEAD_SIZE}; use another model"
@@ -154,7 +155,7 @@ def latent_attention(
     matrix, vector = weights.matrix, weights.vector
     heads = Heads(split.heads, split.latent_heads, sizes.heads, sizes.latent_row)
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
-    routes = p.route_heads(len(split.heads))
+    routes = p.route_heads(len(split.heads), unabsorbed=choose is None)
     scale = spec.rope.score_scale / sqrt(sizes.head_size)
 
     def attention(blk: str, h: Value, cache: LayerCache) -> Value:
@@ -164,14 +165,15 @@ def latent_attention(
         if spec.low_rank_queries:
             low = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
         q = p.matmul(low, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
-        queries = p.head_matmul(q, sizes.nope, routes, matrix(f"{blk}.attn_k_b.weight"))
-        queries = p.latent_queries(queries, q, sizes.rotated, angles, routes, spec.heat)
+        k_b, v_b = matrix(f"{blk}.attn_k_b.weight"), matrix(f"{blk}.attn_v_b.weight")
+        queries = p.latent_queries(p.head_matmul(q, sizes.nope, routes, k_b), q, sizes.rotated, angles, routes, spec.heat)
         chosen = choose(blk, h, low, angles, cache) if choose else None
         if chosen is None:
-            rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent)
+            rows = p.attention(queries, heads, scale, cache, value_size=sizes.latent, routes=routes)
         else:
             rows = p.sparse_attention(queries, heads, scale, cache, chosen, sizes.latent)
-        return p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, matrix(f"{blk}.attn_v_b.weight")), routes)
+        out = p.heads_by_rows(p.head_matmul(rows, sizes.latent, routes, v_b), routes)
+        return out if choose else p.attend_unabsorbed(out, q, angles, heads, scale, cache, k_b, v_b, routes, spec.heat)
 
     return attention
 

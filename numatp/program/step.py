@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from numatp.kernels.layout import LONG_PROMPT
+
 
 @dataclass(frozen=True)
 class StepShape:
@@ -43,16 +45,13 @@ class Span:
 class StepWindow:
     """Views of a Step in memory. A row is one token of one sequence; a span is rows of one sequence that follow each other."""
 
-    def __init__(self, shape: StepShape, memory: np.ndarray, many: int = 0):
-        """memory: int64 (shape.num_bytes // 8,).
-
-        many: tokens of a prompt from which on its rows go through tile registers; 0: none do.
-        """
-        self.shape, self._many = shape, many
+    def __init__(self, shape: StepShape, memory: np.ndarray):
+        """memory: int64 (shape.num_bytes // 8,)."""
+        self.shape = shape
         rows, sequences = shape.max_rows, shape.max_sequences
         sizes = [2, 2, 1, 1, 1, 1, rows, rows, rows, rows, rows, 4 * shape.max_spans, 4 * sequences, 2 * sequences]
         parts = np.split(memory, np.cumsum(sizes))
-        self.num_rows, self.num_logits = parts[:2]  # and how many of them, the first ones, go through tile registers
+        self.num_rows, self.num_logits = parts[:2]  # and how many of them, the first ones, are of long prompts
         self.num_spans, self.num_joined, self.num_copies, self.num_top = parts[2:6]
         self.tokens, self.positions, self.sequences = parts[6:9]  # per row
         self.logit_rows, self.targets = parts[9:11]  # per row that wants logits or a score: its row; the token to score
@@ -68,7 +67,7 @@ class StepWindow:
         row = wanted = many = many_targets = joined = 0
         for i, span in enumerate(spans):
             count = len(span.tokens)
-            if 0 < self._many <= span.prompt:
+            if span.prompt >= LONG_PROMPT:
                 assert count > 1 and many == row, "rows of long prompts come first, and none is a Step or a span of its own"
                 many, many_targets = many + count, many_targets + len(span.targets)
             rows = slice(row, row + count)

@@ -92,7 +92,7 @@ class Value:
     name: str
     buffer: Buffer
     width: int
-    rows: int | Pointer  # where their number stands, and after it how many of them, the first ones, may go through tile registers
+    rows: int | Pointer  # where their number stands, and after it how many of them, the first ones, are of long prompts
     parts: tuple[range, ...] = ()  # the columns that each op wrote, in bytes of a row; (): all by one
     division: Hashable = ANYHOW  # how the op that made it divided it, for an op that reads it divided the same way
     most: int = 0  # rows at most, 0: those of a Step
@@ -248,3 +248,12 @@ class Routes:
     places: Pointer
     chosen: Pointer
     shares: Pointer
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class HeadRoutes(Routes):
+    """Of heads that rows go through (kernels/latent.py), and the rows that do not."""
+
+    spans: Pointer  # of rows that do, as a Step has them
+    num_spans: Pointer
+    num_made: Pointer  # rows that do not

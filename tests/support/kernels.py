@@ -7,6 +7,7 @@ import numpy as np
 
 from numatp import quants
 from numatp.kernels import (
+    absorbed,
     activation,
     bias,
     compressed,
@@ -40,6 +41,9 @@ ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ
 OWN, BELOW = isa.level() == isa.choose({}), ("F16", "Q4_1", "Q6_K", "IQ3_S")
 
 
+CACHED = ("attention", "append", "latent", "unabsorbed")  # files that exist once for each type of the cache
+
+
 def left_out():
     """Names of kernels that are made as others are."""
     formats = ALIKE if OWN else FORMATS.keys() - BELOW
@@ -48,14 +52,13 @@ def left_out():
 
 def all_kernels():
     """But for those that are made as others are."""
-    modules = [activation, bias, compressed, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling, score]
-    modules += [softcap, sparse, streams]
+    modules = [absorbed, activation, bias, compressed, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling]
+    modules += [score, softcap, sparse, streams]
     modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
-    modules += [
-        specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in ("attention", "append", "latent") for name in CACHE_TYPES
-    ]
+    modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in CACHED for name in CACHE_TYPES]
+    modules += [specialize("head_rows", "quant", FORMATS[name].module) for name in BELOW]  # others are made alike
     found, without = [value for module in modules for value in vars(module).values() if isinstance(value, Kernel)], left_out()
     return [kernel for kernel in found if kernel.name not in without]
 

@@ -11,7 +11,10 @@ layout.cache_bytes. Pitches are those of kernels/layout.py.
                                                     sums (rows of `zero`, size) = sums * corrections + the softmax's weights at
                                                     scores . values, for `count` queries and the first `tokens` tokens; later places
                                                     may hold anything
+    expand_keys(keys, size, panels, apart), expand_values(values, size, tokens, panels, apart)
+                                                    a block's as panels of BF16 (kernels/tiled_attention.py)
+    unpack_keys(keys, size, out)                    a block's as float32 (size, CACHE_BLOCK)
 
-scratch and state are those of kernels/scratch.py. The last two ask for what is wanted next from memory, next_keys and next_values,
-a few lines at a time: a core can wait for some 20 only.
+scratch and state are those of kernels/scratch.py. score and add_values ask for what is wanted next from memory, next_keys and
+next_values, a few lines at a time: a core can wait for some 20 only.
 """

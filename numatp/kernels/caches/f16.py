@@ -7,7 +7,7 @@ from numatp.kernels.layout import CACHE_BLOCK, PANEL_UNIT_BYTES, QUERY_PITCH, SC
 from numatp.kernels.pairs import store_pair
 from numatp.kernels.rows import FEW, add_outer_apart, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.scratch import corrections_of, sums_of
-from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, splat_f32, store_f16, widen
+from numatp.kernels.simd import load_f16x16, load_f32, offset, prefetch, splat_f32, store_f16, store_f32x16, widen
 
 
 @device
@@ -141,6 +141,13 @@ def expand_values(values, size, tokens, panels, apart):
                 low = load_columns(values, size, tile * 16, t, tokens)
                 high = load_columns(values, size, tile * 16, t + 16, tokens)
                 store_pair(offset(out, tile * apart), low, high)
+
+
+@device
+def unpack_keys(keys, size, out):
+    """A block's as float32 (size, CACHE_BLOCK)."""
+    for i in range(0, size * CACHE_BLOCK, 16):
+        store_f32x16(out, i, widen(load_f16x16(keys, i)))
 
 
 @device

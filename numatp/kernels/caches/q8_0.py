@@ -11,7 +11,7 @@ from numatp.kernels.activation import BLOCK, SMALLEST_SCALE, quantize_row, scale
 from numatp.kernels.compile import device
 from numatp.kernels.jit import float32
 from numatp.kernels.layout import CACHE_BLOCK, KEY_TILE, PANEL_UNIT_BYTES, QUERY_PITCH, SCORES_PITCH
-from numatp.kernels.pairs import store_scaled_columns, store_scaled_rows
+from numatp.kernels.pairs import store_columns, store_scaled_columns, store_scaled_rows
 from numatp.kernels.rows import add_dot_biased, add_weighted, block, load_rows, num_rows, scale_rows, store_rows
 from numatp.kernels.scratch import corrections_of, factors_of, prepared_of, sums_of
 from numatp.kernels.simd import (
@@ -173,3 +173,14 @@ def expand_values(values, size, tokens, panels, apart):
             low, high = load_scales(unit_scales, part * 32, tokens), load_scales(unit_scales, part * 32 + 16, tokens)
             vectors = load_block(offset(values, tile * TILE_BYTES + part * 512))
             store_scaled_columns(offset(panels, tile * apart + part * PANEL_UNIT_BYTES), vectors, low, high)
+
+
+@device
+def unpack_keys(keys, size, out):
+    """A block's as float32 (size, CACHE_BLOCK)."""
+    units = size // BLOCK
+    for tile in range(CACHE_BLOCK // KEY_TILE):
+        weights = offset(keys, tile * tile_bytes(size))
+        for unit in range(units):
+            d, place = widen(load_f16x16(offset(weights, units * 512 + unit * 32), 0)), unit * BLOCK * CACHE_BLOCK + tile * KEY_TILE
+            store_columns(offset(out, place * 4), CACHE_BLOCK * 4, load_block(offset(weights, unit * 512)), d)

@@ -9,7 +9,7 @@ from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import cache_bytes
 from numatp.kernels.scratch import scratch_bytes
 from numatp.program.recorder import Recorder
-from numatp.program.values import PRIVATE, Access, Heads, LayerCache, Pointer, Value
+from numatp.program.values import PRIVATE, Access, HeadRoutes, Heads, LayerCache, Pointer, Value
 from numatp.weights.matrix import Vector
 
 
@@ -91,10 +91,10 @@ class Attention(Recorder):
 
     def attention(
         self, qkv: Value, heads: Heads, scale: float, cache: LayerCache, sinks: Vector | None = None, cap: float = 0.0,
-        value_size: int = 0,
+        value_size: int = 0, routes: HeadRoutes | None = None,
     ) -> Value:  # fmt: skip
         """(rows, queries * value_size), by default as large as keys. sinks: per head the score of one more token that all see,
-        whose value is zero; cap: of the scores (kernels/softcap.py), 0 for none.
+        whose value is zero; cap: of the scores (kernels/softcap.py), 0 for none; routes: of the rows that are wanted, if not all.
         """
         kernels, spans = by_cache("attention", cache), self.site.step.shape.max_spans
         value_size = value_size or heads.size
@@ -104,13 +104,16 @@ class Attention(Recorder):
         parts = self._buffer("parts", len(heads.queries) * kernels.SPLITS * kernels.part_bytes(value_size), rows=spans)
         out = self._buffer("attention", width * 4)
         self._builder.add(
-            kernels.attention, [*qkv.accesses(), Access(cache.keys), Access(cache.values)],
+            kernels.attention,
+            [*qkv.accesses(), Access(cache.keys), Access(cache.values), *([Access(routes.buffer)] if routes else [])],
             [Access(out), Access(parts), Access(scratch, PRIVATE), *more],
             q=qkv.pointer, q_stride=qkv.stride, heads=len(heads.queries), kv_heads=len(heads.keys), head_size=heads.size,
             value_size=value_size, first_head=heads.queries.start, first_kv_head=heads.keys.start, group=heads.group, scale=scale,
             window=cache.window, chunked=cache.chunked,
-            spans=self._spans, num_spans=self._num_spans, scratch=scratch.at(0), scratch_stride=scratch.thread_stride,
-            parts=parts.at(0), finished=self._counters(spans * max(len(heads.keys), 1)),
+            spans=routes.spans if routes else self._spans,
+            num_spans=routes.num_spans if routes else self._num_spans,
+            scratch=scratch.at(0), scratch_stride=scratch.thread_stride, parts=parts.at(0),
+            finished=self._counters(spans * max(len(heads.keys), 1)),
             sinks=sinks.address if sinks else 0, sunk=sinks is not None, cap=cap, rows=self._rows, tiled=self._tiled, out=out.at(0),
             **panels,
             **self._cache(cache, heads.size, value_size),
