@@ -38,8 +38,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 # Files that take longest, which begin first, so that all workers end together (pytest -n 4 --dist loadfile --no-loadscope-reorder).
 LONGEST = (
     "kernels", "plan", "golden", "faults", "launching", "faults_on_hosts", "over_hosts", "config_keys", "same_bits", "readme",
-    "llm", "cli", "server_life", "bench", "perplexity", "quantize", "sequences", "model", "folders", "costs", "kernel_cache",
-    "prefixes", "wrong_folders", "sampling", "install", "fuzz_gguf", "saved", "server",
+    "llm", "cli", "server_life", "perplexity", "sequences", "model", "quantize", "drafts", "prefixes", "costs", "kernel_cache",
+    "folders", "wrong_folders", "sampling", "install", "bench", "fuzz_gguf", "saved", "server",
 )  # fmt: skip
 
 

@@ -74,6 +74,8 @@ def kernels_identity() -> str:
 
 def check_kernels(world: World) -> None:
     """What every rank computes for itself has the same bits on all only if they run the same kernels."""
+    if world.size == 1:  # nobody to compare with
+        return
     kernels = world.gather(f"{kernels_identity()}, numatp {__version__}")
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
