@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
+from numatp.files import mistral
 from numatp.files.gguf_header import fail, quote
 from numatp.files.layouts import Config
 from numatp.files.model_file import TensorInfo
@@ -19,8 +20,11 @@ class Folder:
 
     def __init__(self, path: Path):
         self.path = path
-        self.config_path = path / "config.json"
+        self._own = mistral.is_own(path)
+        self.config_path = path / (mistral.PARAMS if self._own else "config.json")
         self.config = read_json(self.config_path)
+        if self._own:
+            self.config = mistral.config_of(self.config_path, self.config)
         self.notes: list[str] = []
         text = self.config.get("text_config")
         # Qwen2-VL has its text model's keys beside those of other parts.
@@ -34,6 +38,8 @@ class Folder:
         _check_rope(self.config_path, self.config)
         self.architecture = self._architecture()
         self._read_tensors()
+        if self._own:
+            self._rename_tensors()
 
     def _architecture(self) -> str:
         classes = self.config.get("architectures")
@@ -43,12 +49,13 @@ class Folder:
 
     def _read_tensors(self) -> None:
         """tensors; unlisted: those that the index does not name; lost: those that only the index names, and the file of each."""
-        index, single = self.path / INDEX, self.path / "model.safetensors"
+        single = self.path / f"{mistral.WEIGHTS if self._own else 'model'}.safetensors"
+        index = single.with_name(f"{single.name}.index.json")
         self.unlisted: set[str] = set()
         self.lost: dict[str, Path] = {}
         if not index.exists():
             if not single.exists():
-                fail(self.path, f"has neither {single.name} nor {INDEX}; download the weights into it")
+                fail(self.path, f"has neither {single.name} nor {index.name}; download the weights into it")
             self.tensors, self.size = read_header(single)
             return
         places = read_json(index).get("weight_map")
@@ -58,7 +65,10 @@ class Folder:
         names = sorted(set(places.values()))
         for name in names:
             if not (self.path / name).exists():
-                fail(self.path / name, f"is missing, and {quote(INDEX)} names it; download it into the same folder, or both anew")
+                fail(
+                    self.path / name,
+                    f"is missing, and {quote(index.name)} names it; download it into the same folder, or both anew",
+                )
         for name in names:
             found, num_bytes = read_header(self.path / name)
             self.size += num_bytes
@@ -68,6 +78,15 @@ class Folder:
                 self.tensors[tensor] = info
         self.unlisted = self.tensors.keys() - places.keys()
         self.lost = {tensor: self.path / places[tensor] for tensor in places.keys() - self.tensors.keys()}
+
+    def _rename_tensors(self) -> None:
+        """As a Hugging Face folder calls them, without those of images."""
+        images = sum(not mistral.name_of(name) for name in self.tensors)
+        self.tensors = {own: info for name, info in self.tensors.items() if (own := mistral.name_of(name))}
+        self.lost = {own: path for name, path in self.lost.items() if (own := mistral.name_of(name))}
+        self.unlisted = {own for name in self.unlisted if (own := mistral.name_of(name))}
+        if images:
+            self.notes.append(f"{self.config_path}: the text model alone is loaded; images are not understood")
 
     def keep_text(self) -> None:
         """Of a multimodal folder the tensors of the text model, by the names that they have in a folder of their own."""
@@ -104,11 +123,16 @@ def text_name(name: str) -> str:
 
 
 def refuse_unlisted(info: TensorInfo) -> NoReturn:
-    fail(info.path, f"tensor {quote(info.name)} is not in {quote(INDEX)} as one of this file; download both again")
+    fail(info.path, f"tensor {quote(info.name)} is not in {quote(_index_of(info.path))} as one of this file; download both again")
 
 
 def refuse_lost(name: str, path: Path) -> NoReturn:
-    fail(path, f"lacks tensor {quote(name)}, which {quote(INDEX)} names; download both again")
+    fail(path, f"lacks tensor {quote(name)}, which {quote(_index_of(path))} names; download both again")
+
+
+def _index_of(path: Path) -> str:
+    """The name of the list in which the tensors of a file are."""
+    return f"{mistral.WEIGHTS}.safetensors.index.json" if path.name.startswith(mistral.WEIGHTS) else INDEX
 
 
 def read_json(path: Path) -> dict[str, Any]:
