@@ -155,7 +155,7 @@ def test_shapes_have_the_size_of_their_files(name):
         ("smollm3-3b", 3.08, 3.08), ("olmo-3-32b", 32.2, 32.2 - 0.5), ("granite-3.3-8b", 8.17, 8.17), ("phi-4", 14.7, 14.7 - 0.5),
         ("ministral-3-14b", 13.5, 13.5 - 0.7), ("gemma-4-31b", 30.7, 30.7), ("gemma-4-26b-a4b", 25.2, 3.8),
         ("deepseek-v2", 236, 21), ("mimo-v2-flash", 309, 15), ("ling-mini-2.0", 16.26, 1.43 - 0.32),
-        ("kimi-linear-48b-a3b", 49.1, 3), ("ling-3.0-flash", 124, 5.1),
+        ("kimi-linear-48b-a3b", 49.1, 3), ("ling-3.0-flash", 124, 5.1), ("deepseek-v4-flash", 284, 13),
         ("ling-flash-2.0", 103, 6.1 - 0.64),
         ("ling-1t", 1000, 50), ("llama-4-scout", 108, 17), ("llama-4-maverick", 400, 17), ("gemma-4-e2b", 4.63, 2.28),
         ("gemma-4-e4b", 7.46, 4.6),
