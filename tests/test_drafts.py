@@ -1,5 +1,6 @@
 """Tokens that are guessed and checked, several in one Step: the same text as without."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from numatp.engine.sequence import Continuation
 from numatp.engine.token import Token
 from numatp.errors import UserError
 from numatp.kernels.states import PIECE
+from numatp.models.layers import Recurrent
 
 KINDS = {
     "full": (tiny_qwen3, {}), "windows": (tiny_cohere2, {}), "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}),
@@ -154,6 +156,13 @@ def test_the_last_token_of_a_piece_is_no_guess(tmp_path):
     guessed = [(first, count) for first, count in guessed if count]
     assert all(first // PIECE == (first + count) // PIECE for first, count in guessed)
     assert max(count for _, count in guessed) == PIECE - 1 and counts.right_guesses > 100
+
+
+def test_the_smallest_piece_of_any_layer_counts(tmp_path):
+    spec = open_model(Job(str(model("recurrent", tmp_path)))).spec
+    other = Recurrent(lambda split: 64, piece=1)
+    assert spec.piece == PIECE and replace(spec, layers=(*spec.layers, other)).piece == 1
+    assert open_model(Job(str(model("full", tmp_path)))).spec.piece == 0
 
 
 def test_a_guess_is_longer_than_what_repeats_itself():

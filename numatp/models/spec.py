@@ -32,8 +32,8 @@ class Spec:
 
     @property
     def piece(self) -> int:
-        """Tokens that change the state of recurrent layers together (InSlots); 0: there are none."""
-        return max((kept.piece for kept in parts_of(self.layers) if isinstance(kept, InSlots)), default=0)
+        """Tokens that change the state of recurrent layers together (InSlots), the fewest of any layer; 0: there are none."""
+        return min((kept.piece for kept in parts_of(self.layers) if isinstance(kept, InSlots)), default=0)
 
     @property
     def rewinds(self) -> bool:
