@@ -297,6 +297,14 @@ def _entry(header: Header, what: str) -> int | float | str | LazyArray:
     damaged(header.path, f"{what} is of unknown kind {kind}")
 
 
+# Types of ik_llama.cpp's own, to say what a file is made for; others lie in several rows at once (_R4, _R8).
+OF_IK = {
+    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K", 144: "IQ4_KS",
+    145: "IQ2_KS", 146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL",
+    158: "IQ1_KT", **dict.fromkeys(range(202, 400), "of several rows at once"),
+}  # fmt: skip
+
+
 def _tensor_info(header: Header, index: int) -> TensorInfo:
     """One row of the tensor table; its offset is still relative to the start of the data."""
     name = header.name(f"the name of tensor {index}")
@@ -306,6 +314,9 @@ def _tensor_info(header: Header, index: int) -> TensorInfo:
         damaged(header.path, f"{what} has {num_dims} dimensions, not 1 to {MAX_DIMS}")
     dims = [header.scalar(U64, what) for _ in range(num_dims)]  # fastest first, the reverse of a shape
     type_id, offset = header.scalar(U32, what), header.scalar(U64, what)
+    if type_id in OF_IK:
+        what = f"{what} is {OF_IK[type_id]} (type id {type_id}), which ik_llama.cpp alone knows"
+        fail(header.path, f"{what}; use a file for llama.cpp")
     if type_id not in TENSOR_TYPES:
         fail(header.path, f"{what} has type id {type_id}, which numatp does not know; use a file in another quantisation")
     type = TENSOR_TYPES[type_id]
