@@ -39,7 +39,8 @@ def with_flags(root: Path, flags: str) -> Path:
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        (f"{AVX512} avx512_vnni amx_bf16 amx_tile", "amx"),
+        (f"{AVX512} avx512_vnni amx_bf16 amx_tile amx_int8", "amx"),
+        (f"{AVX512} avx512_vnni amx_bf16 amx_tile", "avx512vnni"),
         (f"{AVX512} avx512_vnni amx_tile amx_int8", "avx512vnni"),
         (f"{AVX512} avx512_vnni", "avx512vnni"),
         (AVX512, "avx512bw"),

@@ -46,7 +46,8 @@ pytestmark = pytest.mark.cores  # runs of other levels go on beside these
 
 EPSILON = np.finfo(np.float32).eps
 BF16_EPSILON = 2.0**-7
-ROWS = sorted({1, 2, 3, HALF + 1, HALF + FEW - 1, GROUP - 1, GROUP, 2 * GROUP + FEW + 1})  # of a product: passes of every size
+# Of a product: passes of every size, and one or two groups at once.
+ROWS = sorted({1, 2, 3, HALF + 1, HALF + FEW - 1, GROUP - 1, GROUP, GROUP + FEW, 2 * GROUP - 3, 2 * GROUP + FEW + 1})
 
 
 def through_tiles(format):
@@ -262,7 +263,7 @@ def test_a_row_has_the_same_bits_in_any_company(tmp_path, format_name, add):
     for many in (1, 2, 15, 16, 17, 31, 32, 33, 47, 59):
         together = multiplied(range(60), many)
         assert (together[:many] == of_prompts[:many]).all() and (together[many:] == of_others[many:]).all(), many
-    for first, last in ((0, 1), (3, 21), (21, 60)):
+    for first, last in ((0, 1), (5, 14), (3, 21), (0, 27), (21, 60)):
         assert (multiplied(range(first, last), last - first) == of_prompts[first:last]).all()
         assert (multiplied(range(first, last), 0) == of_others[first:last]).all()
 
@@ -1252,11 +1253,14 @@ def test_the_inner_loops_hold_the_dot_instruction_and_no_call(format_name):
     loops = innermost_loops(specialize("matmul", "quant", FORMATS[format_name].module).matmul)
     fused = [loop for loop in loops if holds(loop, "vfmadd")]
     products = [loop for loop in fused if all(holds(loop, instruction) for instruction in wanted)]
-    assert len(products) >= len({1, 2, FEW, HALF, GROUP})
-    assert through_tiles(format) or products == fused
-    tiles = [loop for loop in loops if holds(loop, "tdpbf16ps")]
-    assert len(tiles) >= (4 if through_tiles(format) else 0)  # 1 or 2 groups x 1 or 2 panels
-    for loop in fused + tiles:
+    # On tile registers the integers of a GROUP of rows, and panels of 1 or 2 groups x 1 or 2 panels.
+    on_tiles = through_tiles(format)
+    assert len(products) >= len({1, 2, FEW, HALF} if on_tiles else {1, 2, FEW, HALF, GROUP})
+    assert on_tiles or products == fused
+    integers, panels = ([loop for loop in loops if holds(loop, name)] for name in ("tdpbssd", "tdpbf16ps"))
+    assert len(integers) >= on_tiles
+    assert len(panels) >= 4 * on_tiles
+    for loop in fused + integers + panels:
         assert not holds(loop, "call")
 
 

@@ -12,7 +12,7 @@ from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import PANELS, TOP_BYTES
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import MANY, load_rows, num_many, pass_of, store_rows, with_pass
+from numatp.kernels.rows import MANY, load_rows, num_many, pass_of, store_rows, with_half, with_pass
 from numatp.kernels.score import LOWEST, clear_parts, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
@@ -31,6 +31,7 @@ from numatp.kernels.softcap import cap_rows
 
 quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
 L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
+ON_TILES = MANY > 0 and quant.expand is not None  # whether there are tile registers for products with this format
 
 
 @device
@@ -41,36 +42,74 @@ def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
     store_rows(out, out_stride, 0, quant.dot_tile(weights, x, first, pitch, units, before))
 
 
-@called
-def multiply(weights, units, rows, x, pitch, out, out_stride, add):
-    """out (rows, 16) = [out +] the group of `rows` <= pitch rows at x times one tile; rows of out up to the pitch may change."""
-    first = 0
-    while first < rows:
-        at_once = pass_of(rows - first)
-        with_pass(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
-        first += at_once
+if ON_TILES:
+    from numatp.kernels.isa.amx import configure_bytes, release
+    from numatp.kernels.panels import panel_multiplier
+    from numatp.kernels.strip import least_rows, strip_multiplier
+
+    multiply_panels, multiply_strip = panel_multiplier(quant), strip_multiplier(quant)
+    LEAST = least_rows(quant)
+
+    @device
+    def prepare(rows):
+        if rows >= LEAST:
+            configure_bytes()
+
+    @device
+    def at_once_of(left, pitch):
+        return min(left, 2 * pitch if left >= pitch + LEAST else pitch)
+
+    @called
+    def multiply(weights, units, rows, x, x_group, pitch, out, out_stride, add):
+        if rows >= LEAST:
+            multiply_strip(weights, units, int64(2) if rows > pitch else int64(1), x, x_group, pitch, out, out_stride, add)
+            return
+        first = 0
+        while first < rows:
+            at_once = pass_of(rows - first)
+            with_half(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
+            first += at_once
+else:
+
+    @device
+    def prepare(rows):
+        """Of the calling thread, before it multiplies so many rows that are not of prompts."""
+
+    @device
+    def at_once_of(left, pitch):
+        """Rows that the next `multiply` takes, of so many that are left."""
+        return min(left, pitch)
+
+    @called
+    def multiply(weights, units, rows, x, x_group, pitch, out, out_stride, add):
+        """out (rows, 16) = [out +] the at_once_of() rows at x times one tile; rows of out up to whole groups may change."""
+        first = 0
+        while first < rows:
+            at_once = pass_of(rows - first)
+            with_pass(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
+            first += at_once
 
 
 @device
 def multiply_groups(weights, tile_bytes, first, last, units, rows, x, x_group, pitch, out, out_stride, add):
-    """multiply_tiles, a group of rows after the other."""
+    """multiply_tiles, a group or two of rows after the other."""
+    prepare(rows)
     # As many tiles as stay in the L2 cache while all groups of rows pass by.
     batch = max(L2_BYTES // max(tile_bytes, 1), 1)
     for nth in range((last - first + batch - 1) // batch):
         start = first + nth * batch
-        for group in range((rows + pitch - 1) // pitch):
+        group = int64(0)
+        while group * pitch < rows:
+            at_once = at_once_of(rows - group * pitch, pitch)
             for tile in range(start, min(start + batch, last)):
                 multiply(
-                    offset(weights, tile * tile_bytes), units, min(rows - group * pitch, pitch), offset(x, group * x_group), pitch,
+                    offset(weights, tile * tile_bytes), units, at_once, offset(x, group * x_group), x_group, pitch,
                     offset(out, group * pitch * out_stride + tile * 64), out_stride, add,
                 )  # fmt: skip
+            group += (at_once + pitch - 1) // pitch
 
 
-if MANY and quant.expand:
-    from numatp.kernels.isa.amx import release
-    from numatp.kernels.panels import panel_multiplier
-
-    multiply_panels = panel_multiplier(quant)
+if ON_TILES:
 
     @device
     def many_of(rows):
@@ -82,6 +121,8 @@ if MANY and quant.expand:
     ):
         if many == 0:
             multiply_groups(weights, tile_bytes, first, last, units, others, x, x_group, pitch, out, out_stride, add)
+            if others >= LEAST:
+                release()
             return
         others_x, others_out = offset(x, (many + pitch - 1) // pitch * x_group), offset(out, start * out_stride)
         # The others' rows find the weights in the cache.

@@ -38,6 +38,16 @@ class Vectors(types.Type):
         self.vector, self.count = vector, count
         super().__init__(name=f"Vectors({vector} x {count})")
 
+    # A product adds to these what another kind of sums (kernels/strip.py) may keep for later.
+
+    def emit_outer(self, builder, total, w, s):
+        return map_rows(builder, total, lambda m, sum_: fused(builder, w, load_splat(builder, s, FLOAT, m), sum_))
+
+    def emit_dot(self, builder, total, weights, d, x, scales, starts, biased):
+        """starts: None where there are none."""
+        emit = _emit_dot if starts is None else _emit_dot_biased if biased else _emit_dot_from
+        return emit(builder, total, weights, d, x, scales, starts)
+
 
 @register_model(Vectors)
 class VectorsModel(models.PrimitiveModel):
@@ -91,18 +101,25 @@ def pass_of(left):
 
 
 @device
-def with_pass(count, work, *args):
-    """As with_rows, of exactly the pass_of() rows."""
+def with_half(count, work, *args):
+    """As with_rows, of exactly the pass_of() rows, which are at most HALF or FEW."""
     if count == 1:
         work(zero_row(), *args)
     elif count == 2:
         work(zero_pair(), *args)
-    elif count == FEW:
-        work(zero_few_rows(), *args)
     elif HALF > FEW and count == HALF:
         work(zero_half(), *args)
     else:
+        work(zero_few_rows(), *args)
+
+
+@device
+def with_pass(count, work, *args):
+    """As with_rows, of exactly the pass_of() rows."""
+    if count == GROUP:
         work(zero_group(), *args)
+    else:
+        with_half(count, work, *args)
 
 
 @device
@@ -183,20 +200,20 @@ _emit_dot_biased = dot_emitter(isa.dot_biased, lambda builder, m, starts: isa.st
 
 @intrinsic
 def add_dot(typing_context, total, weights, d, x, scales):
-    """total[m] + d * scales[m] * (weights . x[m]); weights in 0..128, x int8 (rows, 32) from its first column to multiply."""
+    """total[m] + d * scales[m] * (weights . x[m]); weights in 0..127, x int8 (rows, 32) from its first column to multiply."""
 
     def emit(context, builder, signature, args):
-        return _emit_dot(builder, *args, None)
+        return total.emit_dot(builder, *args, None, False)
 
     return total(total, weights, f32x16, pointer, pointer), emit
 
 
 @intrinsic
 def add_dot_from(typing_context, total, weights, d, x, scales, starts):
-    """The same for weights stored + a zero; starts: int32 (rows,), -zero * the sum of each x over these columns."""
+    """The same for weights stored + a zero, in 0..128; starts: int32 (rows,), -zero * the sum of each x over these columns."""
 
     def emit(context, builder, signature, args):
-        return _emit_dot_from(builder, *args)
+        return total.emit_dot(builder, *args, False)
 
     return total(total, weights, f32x16, pointer, pointer, pointer), emit
 
@@ -206,7 +223,7 @@ def add_dot_biased(typing_context, total, weights, d, x, scales, starts):
     """The same for weights stored + 128 in 0..255."""
 
     def emit(context, builder, signature, args):
-        return _emit_dot_biased(builder, *args)
+        return total.emit_dot(builder, *args, True)
 
     return total(total, weights, f32x16, pointer, pointer, pointer), emit
 
@@ -233,11 +250,10 @@ def add_weighted(typing_context, total, values, w, scales):
 
 @intrinsic
 def add_outer(typing_context, total, w, s):
-    """total[m] + w * s[m], s float32 (rows,)."""
+    """total[m] + w * s[m], s float32 (rows,). Before a product with the same columns, not between others."""
 
     def emit(context, builder, signature, args):
-        total, w, s = args
-        return map_rows(builder, total, lambda m, sum_: fused(builder, w, load_splat(builder, s, FLOAT, m), sum_))
+        return total.emit_outer(builder, *args)
 
     return total(total, f32x16, pointer), emit
 

@@ -35,9 +35,10 @@ V3_FEATURES = "+avx2,+fma,+f16c"
 V4_FEATURES = f"{V3_FEATURES},+avx512f,+avx512bw,+avx512vl,+avx512dq,+avx512cd,-prefer-256-bit"
 
 VNNI_FLAGS, VNNI_FEATURES = V4_FLAGS | {"avx512_vnni"}, f"{V4_FEATURES},+avx512vnni"
+AMX_FLAGS, AMX_FEATURES = VNNI_FLAGS | {"amx_tile", "amx_bf16", "amx_int8"}, f"{VNNI_FEATURES},+amx-tile,+amx-bf16,+amx-int8"
 
 LEVELS = (  # strongest first
-    Level("amx", VNNI_FLAGS | {"amx_tile", "amx_bf16"}, "x86-64-v4", f"{VNNI_FEATURES},+amx-tile,+amx-bf16", work=tiles.work),
+    Level("amx", AMX_FLAGS, "x86-64-v4", AMX_FEATURES, work=tiles.work),
     Level(
         "avx512vnni", VNNI_FLAGS, "x86-64-v4", VNNI_FEATURES,
         lacks="multiplies prompts without tile registers, in twice the time",

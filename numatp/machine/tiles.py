@@ -15,14 +15,15 @@ from numatp.machine import limits
 
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # system call, its code, the component of the processor's state
 CONFIGURATION_BYTES = 64
-# ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbf16ps %tmm2, %tmm1, %tmm0; tilerelease; ret
-TRIAL = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26a5cc1 c4e27849c0 c3")
+# ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbf16ps and tdpbssd %tmm2, %tmm1, %tmm0; tilerelease; ret
+TRIAL = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26a5cc1 c4e26b5ec1 c4e27849c0 c3")
 
 
-def configuration(rows: list[int]) -> bytes:
-    """For ldtilecfg: rows of each of the 8 tiles, 1 to 16, of 64 bytes."""
+def configuration(shapes: list[tuple[int, int]]) -> bytes:
+    """For ldtilecfg: (rows, 1 to 16, bytes of a row, 4 to 64) of each tile, up to 8 of them."""
+    rows, row_bytes = bytes(rows for rows, _ in shapes), b"".join(n.to_bytes(2, "little") for _, n in shapes)
     # Palette 1, then bytes of a row of each, 16 bits each, and the rows.
-    return bytes([1]) + bytes(15) + bytes([64, 0] * 8) + bytes(16) + bytes(rows) + bytes(8)
+    return bytes([1]) + bytes(15) + row_bytes.ljust(32, b"\0") + rows.ljust(16, b"\0")
 
 
 def permit() -> bool:
@@ -43,7 +44,7 @@ def work() -> bool:
 
 def _try() -> bool:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page[: CONFIGURATION_BYTES + len(TRIAL)] = configuration([16] * 8) + TRIAL
+    page[: CONFIGURATION_BYTES + len(TRIAL)] = configuration([(16, 64)] * 8) + TRIAL
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     trial = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(address + CONFIGURATION_BYTES)
     child = os.fork()

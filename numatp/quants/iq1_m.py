@@ -42,6 +42,7 @@ from numatp.quants.table import FORMATS
 FORMAT = FORMATS["IQ1_M"]
 BLOCK_BYTES, TILE_BYTES, SUPER_BYTES = FORMAT.block_bytes, FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
+HALVES = True
 ZERO = 9  # added to every weight in eighths, so that none is negative
 
 load_book, with_steps = book_loader(8 * grids.IQ1_S, ZERO, high=(0, 4, 8, 12)), step_adder((3, 7, 11, 15))

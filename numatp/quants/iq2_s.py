@@ -31,6 +31,7 @@ from numatp.quants.table import FORMATS
 FORMAT = FORMATS["IQ2_S"]
 BLOCK_BYTES, TILE_BYTES, SUPER_BYTES = FORMAT.block_bytes, FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
+HALVES = True
 ZERO = 43  # added to every weight, so that none is negative
 
 load_book, with_signs = book_loader(grids.IQ2_S, ZERO, high=(0, 2, 4, 6)), sign_giver(ZERO)

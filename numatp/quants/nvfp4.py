@@ -33,6 +33,7 @@ from numatp.quants.table import FORMATS
 FORMAT = FORMATS["NVFP4"]
 BLOCK_BYTES, TILE_BYTES, HEAD_BYTES = FORMAT.block_bytes, FORMAT.tile_bytes, FORMAT.head_bytes
 ACTIVATION = "q8"
+HALVES = True
 NO_NUMBER = 0x7F  # as a d
 
 load_values = plane_loader(4, 0, table=[int(value) + ZERO for value in VALUES])

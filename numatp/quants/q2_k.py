@@ -41,6 +41,7 @@ FORMAT = FORMATS["Q2_K"]
 BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
 TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION, ZERO = "q8", 0
+HALVES = True
 
 load_pairs = plane_loader(2, 0)
 
@@ -84,8 +85,8 @@ def dot_tile(tile, x, first, pitch, units, total):
             constants = offset(here, 128)
             nibbles, second_nibbles = load_i8x16(constants, 0), load_i8x16(constants, 16)
             total = add_outer(total, minus_dmin * widen_u8(high_nibbles(nibbles)), x_sums)
-            total = add_outer(total, minus_dmin * widen_u8(high_nibbles(second_nibbles)), offset(x_sums, pitch * 4))
             total = add_dot(total, first_half(weights), d * widen_u8(low_nibbles(nibbles)), x, x_scales)
+            total = add_outer(total, minus_dmin * widen_u8(high_nibbles(second_nibbles)), offset(x_sums, pitch * 4))
             total = add_dot(total, second_half(weights), d * widen_u8(low_nibbles(second_nibbles)), offset(x, 16), x_scales)
             here, x = offset(here, TILE_BYTES), offset(x, pitch * 32)
             x_scales, x_sums = offset(x_scales, pitch * 4), offset(x_sums, pitch * 8)

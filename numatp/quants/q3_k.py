@@ -52,6 +52,7 @@ FORMAT = FORMATS["Q3_K"]
 BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
 TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
+HALVES = True
 ZERO = 4  # the q of a zero
 
 load_pairs, load_third_bits = plane_loader(2, 0), plane_loader(1, 2)

@@ -46,6 +46,7 @@ FORMAT = FORMATS["Q6_K"]
 BLOCK, BLOCK_BYTES = FORMAT.block, FORMAT.block_bytes
 TILE_BYTES, SUPER_BYTES = FORMAT.tile_bytes, FORMAT.super_bytes
 ACTIVATION = "q8"
+HALVES = True
 ZERO = 32  # the q of a zero
 
 load_high = plane_loader(2, 4)
