@@ -36,7 +36,7 @@ class Case:
         self.tables = rng.permutation(2 * 5).reshape(2, 5)
         self.key_bytes = cache_bytes(cache_type, ROW)
         self.stride = self.key_bytes + cache_bytes(cache_type, LATENT)
-        self.cache = aligned(10 * self.stride)
+        self.cache = aligned(10 * self.stride, 0x7E)
         self.kept = [self.append(rng, sequence, length) for sequence, length in enumerate(LENGTHS)]
         self.matrices = []
         for rows, columns in ((HEADS * LATENT, NOPE), (HEADS * VALUE, LATENT)):
@@ -76,21 +76,20 @@ class Case:
         """(results (HEADS, VALUE), bounds of their error)."""
         rows, q = self.kept[sequence][: position + 1], self.query(position)
         (_, _, k_b), (_, _, v_b) = self.matrices
-        keys, values = np.einsum("tl,hld->htd", rows[:, :LATENT], k_b), np.einsum("tl,hvl->htv", rows[:, :LATENT], v_b)
-        most_keys, most_values = (
-            np.einsum("tl,hld->htd", abs(rows[:, :LATENT]), abs(k_b)),
-            np.einsum("tl,hvl->htv", abs(rows[:, :LATENT]), abs(v_b)),
-        )
-        rotated = np.broadcast_to(rows[None, :, LATENT:], (HEADS, position + 1, ROTATED))
-        keys, most_keys = np.concatenate([keys, rotated], 2), np.concatenate([most_keys, abs(rotated)], 2)
+        latents, rotated = rows[:, :LATENT], np.broadcast_to(rows[None, :, LATENT:], (HEADS, position + 1, ROTATED))
+        keys = np.concatenate([np.einsum("tl,hld->htd", latents, k_b), rotated], 2)
+        values = np.einsum("tl,hvl->htv", latents, v_b)
         scores = SCALE * np.einsum("hd,htd->ht", q, keys)
         p = np.exp(scores - scores.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
-        # Of a product of made numbers: latent rows, matrices, what is made of them, queries or weights.
-        part = 4 * BF16 if tiled else 0 if FORMATS[self.kind].block == 1 else BF16
+        # Of numbers that were made the norm of what they are sums of; rounded are latent rows, matrices, what is made of both, and
+        # queries or weights.
+        key_norms = np.concatenate([np.einsum("tl,hld->htd", latents**2, k_b**2), rotated**2], 2)
+        value_norms = np.sqrt(np.einsum("tl,hvl->htv", latents**2, v_b**2))
+        part = 4 * BF16 if tiled else 0 if FORMATS[self.kind].block == 1 else 3 * BF16
         part += 2 * (ROW + SIZE + position) * np.finfo(np.float32).eps
-        shift = part * SCALE * np.einsum("hd,htd->ht", abs(q), most_keys).max(1, keepdims=True)
-        bounds = part * np.einsum("ht,htv->hv", p, most_values) + np.expm1(2 * shift) * np.einsum("ht,htv->hv", p, abs(values))
+        shift = part * SCALE * np.sqrt(np.einsum("hd,htd->ht", q**2, key_norms)).max(1, keepdims=True)
+        bounds = part * np.einsum("ht,htv->hv", p, value_norms) + np.expm1(2 * shift) * np.einsum("ht,htv->hv", p, abs(values))
         return np.einsum("ht,htv->hv", p, values), bounds
 
     def run(self, spans, tiled, long=None, limit=1 << 20, threads=3):
