@@ -92,6 +92,7 @@ def window_for_chunk(true, p, qkv, heads, scale, cache, *rest, **more):
 HALVES = word("rotate_and_append", lambda true, p, *args, neighbours, **more: true(p, *args, neighbours=not neighbours, **more))
 WINDOW = {"window": word("attention", no_window), "window of 20": word("attention", one_more_in_window)}
 SCORES = word("attention", lambda true, p, qkv, heads, scale, *rest, **more: true(p, qkv, heads, scale * sqrt(2), *rest, **more))
+LATENT_SCORES = spec(rope=lambda rope: changed(score_scale=rope.score_scale * sqrt(2))(rope))  # of rows and of prompts
 GATE = word("silu_gate", lambda true, p, x: p.gelu_gate(x))
 HEAD_NORMS = {
     "norm of heads": word("rms_norm_heads", lambda true, p, qkv, *rest: qkv),
@@ -458,9 +459,11 @@ FEATURES = {
     "deepseek32": NORMS | ROUTER | FACTOR | UNGATED | LATENT | YARN_SCORES | INDEXED,
     "glm-dsa": FACTOR | UNGATED | LATENT | INDEXED | {"choice of an earlier layer": word("sparse_attention", own_layers_alone)},
     "kimi-linear": DELTA | {
+        "scale of the scores": LATENT_SCORES,
         "keys that do not turn": word("rotation", lambda true, p, frequencies, scale: true(p, frequencies + 0.01, scale)),
     },
     "bailingmoe3": DELTA | {
+        "scale of the scores": LATENT_SCORES,
         "groups of experts": router(groups_used=4),
         "rotation": spec(rope=lambda rope: changed(frequencies=0 * rope.frequencies)(rope)),
         "bound of the decays": spec(bound=lambda bound: bound / 2),
