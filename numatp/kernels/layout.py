@@ -12,7 +12,6 @@ PANEL_UNIT_BYTES = 16 * 32 * 2  # of a panel of weights (kernels/bf16.py)
 PANEL_UNITS, PANELS = 32, 32  # what is multiplied from one thread's memory (kernels/panels.py)
 PANELS_BYTES = PANELS * PANEL_UNITS * PANEL_UNIT_BYTES
 PART_UNITS = 2  # of 32 columns: the part of a thin matrix that is summed for itself (kernels/thin.py)
-LONG_PROMPT = 32  # tokens of a prompt from which on its rows come first in a Step: other kernels compute them than other rows
 NO_WINDOW = 1 << 30  # tokens; must fit int32
 
 

@@ -15,6 +15,7 @@ from numatp.machine import limits
 
 ARCH_PRCTL, REQUEST_PERMISSION, TILE_DATA = 158, 0x1023, 18  # system call, its code, the component of the processor's state
 CONFIGURATION_BYTES = 64
+LONG_PROMPT = 32  # tokens of a prompt from which on its rows come first in a Step: other kernels compute them than other rows
 # ldtilecfg (%rdi); tilezero %tmm0, %tmm1, %tmm2; tdpbf16ps and tdpbssd %tmm2, %tmm1, %tmm0; tilerelease; ret
 TRIAL = bytes.fromhex("c4e2784907 c4e27b49c0 c4e27b49c8 c4e27b49d0 c4e26a5cc1 c4e26b5ec1 c4e27849c0 c3")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from numatp.kernels.layout import LONG_PROMPT
+from numatp.machine.tiles import LONG_PROMPT
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ and 4 weights.
 from numatp.errors import MachineError
 from numatp.kernels.isa.avx512vnni import DOT, GROUP, dot, dot_biased, gather, lookup, start, times_power
 from numatp.kernels.jit import intrinsic, ir, types
-from numatp.kernels.layout import LONG_PROMPT
 from numatp.kernels.simd import BYTE, INT64, call_llvm, pointer
 from numatp.machine import tiles
 
@@ -18,7 +17,7 @@ __all__ = [
     "start", "times_power",
 ]  # fmt: skip
 
-MANY = LONG_PROMPT  # with fewer, making panels costs what tiles save
+MANY = tiles.LONG_PROMPT  # with fewer, making panels costs what tiles save
 
 if not tiles.permit():
     raise MachineError("this process may not use AMX, though a child of it might: set NUMATP_ISA=avx512vnni")
