@@ -13,7 +13,7 @@ import pytest
 from support.commands import run
 
 from numatp.errors import MachineError
-from numatp.files.cache import kernels_dir
+from numatp.files.cache import UNUSED_DAYS, kernels_dir
 from numatp.kernels import compile as compiling
 from numatp.kernels import gate, norm
 from numatp.kernels.compile import Kernel, compiler_environ, make_all_ready
@@ -102,6 +102,22 @@ def test_a_kernel_that_somebody_compiles_is_left_for_later(folder, elsewhere):
     other.join()
     assert Kernel.compiled == ["norm.rms_norm"]
     assert first.address and second.address
+
+
+def test_what_nobody_has_used_for_long_is_dropped(folder, elsewhere):
+    """When something is compiled: of the same folder, and of one for another machine, which goes with its last file."""
+    long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
+    kernel, other = fresh(gate.silu_gate), folder.with_name("0" * 24)
+    other.mkdir()
+    shutil.copy(elsewhere / folder.name / kernel.path.name, kernel.path)
+    unused = [folder / "old-0.kernel", other / "old-1.kernel", other / "old-1.lock"]
+    for file in (*unused, recent := folder / "new-0.kernel"):
+        file.touch()
+    for file in (*unused, kernel.path):
+        os.utime(file, (long_ago, long_ago))
+    assert kernel.address and not Kernel.compiled  # a process uses it
+    assert fresh(norm.rms_norm).address and Kernel.compiled == ["norm.rms_norm"]
+    assert kernel.path.exists() and recent.exists() and not any(file.exists() for file in unused) and not other.exists()
 
 
 SCRIPT = """

@@ -1,13 +1,17 @@
 """Where numatp keeps what it makes or downloads."""
 
+import contextlib
 import hashlib
 import os
 import stat
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
 from numatp.errors import UserError
+
+UNUSED_DAYS = 60
 
 
 def cache_dir() -> Path:
@@ -38,6 +42,16 @@ def make_folder(folder: Path) -> Path:
 def sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def drop_unused(folder: Path) -> None:
+    """Removes files one folder down that nobody has touched for UNUSED_DAYS: kernels of other versions, or of another machine."""
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    for file in folder.glob("*/*"):
+        with contextlib.suppress(OSError):  # somebody else removes it as well
+            if file.lstat().st_mtime < oldest:
+                file.unlink()
+                file.parent.rmdir()  # if that was the last one
 
 
 @cache

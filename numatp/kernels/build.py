@@ -21,7 +21,8 @@ from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic
 
 from numatp.errors import NumatpError
-from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, read, specialize, write
+from numatp.files.cache import drop_unused
+from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, kernel_cache, read, specialize, write
 from numatp.kernels.jit import ir, models, register_model, types
 from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 from numatp.machine.limits import describe
@@ -170,6 +171,7 @@ def main() -> None:
         kernels.append(kernel)
     try:
         build_all(kernels)
+        drop_unused(kernel_cache().parent)
     except (NumatpError, MemoryError, OSError, RuntimeError) as error:
         sys.exit(str(error) if isinstance(error, NumatpError) else describe(error) or repr(error))
     json.dump(Kernel.compiled, sys.stdout)

@@ -5,6 +5,7 @@ key looks at one function's bytecode, knows nothing of the constants and files b
 same files.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import importlib.util
@@ -161,9 +162,10 @@ class Kernel:
     def find(self) -> bool:
         """Loads the machine code. False if it was not compiled yet."""
         with LOADING:
-            if self._address is None:
-                made = read(self.path)
-                self._address = object_file.load(made.code, made.entry) if made else None
+            if self._address is None and (made := read(self.path)):
+                self._address = object_file.load(made.code, made.entry)
+                with contextlib.suppress(OSError):  # the cache may be somebody else's
+                    os.utime(self.path)  # files/cache.py: it is in use
             return self._address is not None
 
     def record(self, **values: float) -> np.ndarray:
