@@ -29,7 +29,7 @@ def test_the_most_that_a_host_has_is_least():
 def test_what_a_layer_reads_is_on_its_host():
     assert runs([1] * 6, [1, 1], [None, None, None, 2, None, None]) == [(0, 2), (2, 6)]  # or (0, 4): the first of equals
     assert runs([1] * 6, [1, 1], [None, None, 0, None, 3, 3]) == [(0, 3), (3, 6)]
-    with pytest.raises(UserError, match="can be dealt to 2 at most of these 3 hosts, as layers read what earlier ones made: leave"):
+    with pytest.raises(UserError, match="can be dealt to 2 at most of these 3 hosts, as layers take more from earlier ones than one row"):
         deal([1] * 6, [1, 1, 1], [None, None, 0, None, 3, 3])
     with pytest.raises(UserError, match="--pipeline: this model's 4 layers can be dealt to 1 at most of these 2 hosts"):
         deal([1] * 4, [1, 1], [None, 0, 0, 0])

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from numatp.engine.draft import Draft, Hosts, Prediction, fits, message_bytes
 from numatp.engine.job import Job
 from numatp.engine.layout import Model
-from numatp.engine.stages import layer_bytes
+from numatp.engine.pipeline import layer_bytes
 from numatp.errors import UserError
 from numatp.weights.stages import deal
 
@@ -117,7 +117,7 @@ def describe(plan: HostsPlan) -> list[str]:
 
 def _described(pipeline: Pipeline | None) -> str:
     if not pipeline:
-        return ": not with this model, whose layers read what earlier ones made"
+        return ": not with this model, whose layers cannot be dealt to so many"
     layers = ", ".join(f"{start}-{stop - 1}" for start, stop in pipeline.layers)
     return f", layers {layers}: {_rate(pipeline)}"
 

@@ -173,7 +173,10 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
-    text = "guess tokens from the text so far and check several at once, for the same text (default auto: dense models)"
+    text = (
+        "guess tokens from the text so far and check several at once, for the same text "
+        "(default auto: in mixtures of experts only what a grammar leaves no choice of)"
+    )
     parser.add_argument("--spec", choices=SPECS, default="auto", help=text)
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from numatp import models
 from numatp.engine.cache import CacheLayout, Pool, pools_of
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, rows_of, slots_of
-from numatp.engine.stages import stage_of
+from numatp.engine.pipeline import stage_of
 from numatp.errors import UserError
 from numatp.files.model_file import ModelFile
 from numatp.models.spec import Spec

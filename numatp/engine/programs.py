@@ -30,11 +30,11 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
     """The programs ONE_ROW, MANY_ROWS and SCORES."""
     seat = world.host.seat
     site = Site(
-        rank=seat if window.stage else world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes,
+        rank=seat if window.passages else world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes,
         team=team.handle, width=loaded.spec.sizes.width, segments=loaded.layout.segments, step=window.step,
         partials=window.partials, logits=window.logits.ctypes.data, logit_stride=window.logits.strides[0],
         scores=window.scores[seat].ctypes.data, tops=window.tops[seat].ctypes.data,
-        digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires, stage=window.stage,
+        digests=window.digests[seat].ctypes.data if check_ranks else 0, wires=window.wires, passages=window.passages,
     )  # fmt: skip
     sites = [replace(site, wires=window.one_row_wires) if kind == ONE_ROW else site for kind in range(len(MODEL_PROGRAMS))]
     recorded = [record_one(site, loaded, kind) for kind, site in enumerate(sites)]

@@ -9,10 +9,10 @@ from numatp.engine.team import Team
 from numatp.engine.wires import faster_for_one_row, wires_of
 from numatp.kernels.layout import MOST_TOP
 from numatp.machine import native
-from numatp.program.recorder import Passage, Stage
+from numatp.program.recorder import Passage, Passages
 from numatp.program.step import StepWindow
 from numatp.ranks.world import World
-from numatp.weights import stages
+from numatp.weights.stages import Stage
 
 TOP = np.dtype([("logits", "f4", MOST_TOP), ("tokens", "i4", MOST_TOP)])
 
@@ -33,7 +33,7 @@ class Window:
             addresses,
             addresses + np.uint64(partial),
         )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
-        self.stage = stage_between(world, sections, layout, layout.stage) if layout.stage else None
+        self.passages = passages_of(world, sections, layout, layout.stage) if layout.stage else None
         self.wires = self.one_row_wires = None
         self.said = ""  # of the wires, worth showing
         if world.hosts and not layout.stage:
@@ -66,7 +66,7 @@ class Window:
         self.returned_scores = world.returned(scores, row_bytes, count) + world.returned(tops, TOP.itemsize, count) + compared
 
 
-def stage_between(world: World, sections: Sections, layout: Layout, mine: stages.Stage) -> Stage:
+def passages_of(world: World, sections: Sections, layout: Layout, mine: Stage) -> Passages:
     """How rows come from the host before this one and go to the next, and memory for them. Collective."""
     host, hosts = world.host, world.hosts
     assert hosts
@@ -85,4 +85,4 @@ def stage_between(world: World, sections: Sections, layout: Layout, mine: stages
         if piece.rule.in_tiles and piece.rule.layer is not None and piece.rule.layer < mine.layers.start
     }  # fmt: skip
     tiled = any(quants.kernels_of(name).expand is not None for name in earlier)
-    return Stage(mine.layers, before, after, residuals[host.seat].ctypes.data, tiled)
+    return Passages(mine.layers, before, after, residuals[host.seat].ctypes.data, tiled)

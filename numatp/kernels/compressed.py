@@ -6,20 +6,26 @@ which it takes other channels. It is rotated as the first of its tokens would be
 """
 
 from math import cos, sin
-from typing import TYPE_CHECKING
 
 from numatp.kernels.caches import f16
-from numatp.kernels.compile import device, kernel, share, specialize
+from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.norm import inverse_rms
 from numatp.kernels.places import cache_place
 from numatp.kernels.rope import rotate_pairs
-from numatp.kernels.rows import GROUP, room_for, with_rows
-from numatp.kernels.scratch import STATE_ROWS, state_of
+from numatp.kernels.row_attention import (
+    attend_heads,
+    attention,
+    heads_together,
+    join_heads,
+    load_heads,
+    state_of_heads,
+    store_heads,
+)
+from numatp.kernels.rows import GROUP
 from numatp.kernels.simd import (
-    fetch_add,
     fma,
     lane,
     load_f16x16,
@@ -36,16 +42,10 @@ from numatp.kernels.simd import (
     store_f32,
     store_f32x16,
     store_i16,
-    store_i64,
     widen,
 )
 from numatp.kernels.softmax import LOWEST
 from numatp.kernels.states import ENTRY_TILE
-
-if TYPE_CHECKING:  # kernels/sources.py reads this import: an edit there has these kernels compiled anew
-    from numatp.kernels import attention
-else:
-    attention = specialize("attention", "cache", f16.__name__)
 
 HEADS = 4  # of the indexer, that are scored together
 
@@ -245,37 +245,22 @@ def gather(args, sequence, begin, count, tokens, first_token, row, keys, values)
 @device
 def attend_items(args, scratch, room, sequence, row, position, parts, split, num_splits, blocks, tokens, items):
     """One of num_splits parts of what one row sees, for all heads."""
-    size, part_size = args.size, (attention.PART_HEAD + args.size) * 4
+    size = args.size
     first, last = share(blocks, split, num_splits)
     keys, values = room, offset(room, size * CACHE_BLOCK * 2)
-    rows_of_state = room_for(min(args.heads, GROUP))
-    together = STATE_ROWS // rows_of_state * GROUP  # heads that go through a block before the next block
+    together = heads_together(args.heads)
     for begin in range(0, args.heads, together):
         end = min(begin + together, args.heads)
-        for head in range(begin, end, GROUP):
-            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-            q = offset(args.q, row * args.q_stride + head * size * 4)
-            attention.load_queries(state, q, size * 4, count, size, size, args.scale)
-            if split == 0:
+        load_heads(args, scratch, row, begin, end, size, size)
+        if split == 0:
+            for head in range(begin, end, GROUP):
+                state, count = state_of_heads(args, scratch, begin, head, end)
                 attention.add_sinks(state, offset(args.sinks, head * 4), count, 1)
         for block in range(first, last):
             seen = min(items - block * CACHE_BLOCK, CACHE_BLOCK)
             gather(args, sequence, block * CACHE_BLOCK, seen, tokens, position + 1 - tokens, row, keys, values)
-            for head in range(begin, end, GROUP):
-                state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-                with_rows(count, f16.score, scratch, state, keys, size, keys)
-                for m in range(count):
-                    attention.softmax(scratch, state, m, 0, seen)
-                with_rows(count, f16.add_values, scratch, state, values, size, count, seen, values)
-        for head in range(begin, end, GROUP):
-            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-            for m in range(count):
-                if num_splits == 1:
-                    out = offset(args.out, (row * args.heads + head + m) * size * 4)
-                    attention.store_result(state, m, size, out)
-                else:
-                    part = offset(parts, ((head + m) * attention.SPLITS + split) * part_size)
-                    attention.store_part(state, m, size, part)
+            attend_heads(args, scratch, begin, end, keys, values, size, size, seen)
+        store_heads(args, scratch, row, begin, end, size, parts, split, num_splits)
 
 
 @kernel(
@@ -313,9 +298,4 @@ def compressed_attention(args, thread, threads):
                 attend_items(
                     args, scratch, room, sequence, first_row + row, position, parts, split, num_splits, blocks, tokens, items,
                 )  # fmt: skip
-                if num_splits > 1 and fetch_add(offset(args.finished, number * 8), 1) == num_splits - 1:
-                    store_i64(args.finished, number, 0)
-                    for head in range(args.heads):
-                        own = offset(parts, head * attention.SPLITS * part_size)
-                        result = offset(args.out, (first_row * args.heads + head) * args.size * 4)
-                        attention.join_parts(own, num_splits, part_size, args.size, result)
+                join_heads(args, number, first_row, args.size, parts, num_splits)

@@ -13,10 +13,10 @@ from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.pairs import store_pair
 from numatp.kernels.simd import load_i32x16, load_i64, offset, store_f32x16
-from numatp.kernels.turn import turn
+from numatp.kernels.transpose import transpose
 
 quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
-SCRATCH_BYTES = 4 * PANEL_UNIT_BYTES  # of a thread: units of two tiles, and what is to be turned
+SCRATCH_BYTES = 4 * PANEL_UNIT_BYTES  # of a thread: units of two tiles, and what is to be transposed
 
 if quant.expand:
 
@@ -44,7 +44,7 @@ else:
 def store_columns_of(tiles, tile_bytes, unit, tiled, latent, at, out, scratch):
     """Of two tiles, latent rows [at, at + 32) of a head, the 32 columns of a unit: rows of two groups at out."""
     second = offset(tiles, tile_bytes)
-    panel, turned = offset(scratch, PANEL_UNIT_BYTES), offset(scratch, 2 * PANEL_UNIT_BYTES)
+    panel, transposed = offset(scratch, PANEL_UNIT_BYTES), offset(scratch, 2 * PANEL_UNIT_BYTES)
     open_unit(tiles, unit, scratch)
     open_unit(second, unit, panel)
     for group in range(2):
@@ -56,27 +56,27 @@ def store_columns_of(tiles, tile_bytes, unit, tiled, latent, at, out, scratch):
                 store_pair(place, even, high_even)
                 store_pair(offset(place, 64), odd, high_odd)
             else:
-                store_f32x16(turned, i * 32, even)
-                store_f32x16(turned, i * 32 + 16, odd)
-                store_f32x16(turned, 256 + i * 32, high_even)
-                store_f32x16(turned, 256 + i * 32 + 16, high_odd)
+                store_f32x16(transposed, i * 32, even)
+                store_f32x16(transposed, i * 32 + 16, odd)
+                store_f32x16(transposed, 256 + i * 32, high_even)
+                store_f32x16(transposed, 256 + i * 32 + 16, high_odd)
         if not tiled:
             place = offset(out, (group * latent + at) * 64)
-            turn(turned, 64, place, 64)
-            turn(offset(turned, PANEL_UNIT_BYTES), 64, offset(place, PANEL_UNIT_BYTES), 64)
+            transpose(transposed, 64, place, 64)
+            transpose(offset(transposed, PANEL_UNIT_BYTES), 64, offset(place, PANEL_UNIT_BYTES), 64)
 
 
 @device
 def store_rows_of(tile, unit, tiled, out, scratch):
     """The 16 rows of a tile, columns of one unit, at their place in a group."""
-    turned = offset(scratch, 2 * PANEL_UNIT_BYTES)
+    transposed = offset(scratch, 2 * PANEL_UNIT_BYTES)
     open_unit(tile, unit, scratch)
     for i in range(8):
         even, odd = columns_of(tile, unit, i, scratch)
         high_even, high_odd = columns_of(tile, unit, i + 8, scratch)
         if tiled:
-            store_pair(offset(turned, i * 128), even, high_even)
-            store_pair(offset(turned, i * 128 + 64), odd, high_odd)
+            store_pair(offset(transposed, i * 128), even, high_even)
+            store_pair(offset(transposed, i * 128 + 64), odd, high_odd)
         else:
             place = unit * 512 + i * 32
             store_f32x16(out, place, even)
@@ -84,7 +84,7 @@ def store_rows_of(tile, unit, tiled, out, scratch):
             store_f32x16(out, place + 256, high_even)
             store_f32x16(out, place + 272, high_odd)
     if tiled:
-        turn(turned, 64, offset(out, unit * PANEL_UNIT_BYTES), 64)
+        transpose(transposed, 64, offset(out, unit * PANEL_UNIT_BYTES), 64)
 
 
 @kernel(

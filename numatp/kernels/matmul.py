@@ -32,6 +32,7 @@ from numatp.kernels.softcap import cap_rows
 quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
 L2_BYTES = 256 * 1024  # of weights; the activation rows need the rest
 ON_TILES = MANY > 0 and quant.expand is not None  # whether there are tile registers for products with this format
+with_rows_of_pass = with_half if ON_TILES else with_pass  # where there are Strips a pass has half a group of rows at most
 
 
 @device
@@ -40,6 +41,16 @@ def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
     out = offset(out, first * out_stride)
     before = load_rows(out, out_stride, 0, zero) if add else zero
     store_rows(out, out_stride, 0, quant.dot_tile(weights, x, first, pitch, units, before))
+
+
+@device
+def multiply_passes(weights, units, rows, x, pitch, out, out_stride, add):
+    """The rows at x, in passes of as many as their sums have vector registers for."""
+    first = 0
+    while first < rows:
+        at_once = pass_of(rows - first)
+        with_rows_of_pass(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
+        first += at_once
 
 
 if ON_TILES:
@@ -61,14 +72,11 @@ if ON_TILES:
 
     @called
     def multiply(weights, units, rows, x, x_group, pitch, out, out_stride, add):
+        """As below; LEAST rows and more by a strip."""
         if rows >= LEAST:
             multiply_strip(weights, units, int64(2) if rows > pitch else int64(1), x, x_group, pitch, out, out_stride, add)
-            return
-        first = 0
-        while first < rows:
-            at_once = pass_of(rows - first)
-            with_half(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
-            first += at_once
+        else:
+            multiply_passes(weights, units, rows, x, pitch, out, out_stride, add)
 else:
 
     @device
@@ -83,11 +91,7 @@ else:
     @called
     def multiply(weights, units, rows, x, x_group, pitch, out, out_stride, add):
         """out (rows, 16) = [out +] the at_once_of() rows at x times one tile; rows of out up to whole groups may change."""
-        first = 0
-        while first < rows:
-            at_once = pass_of(rows - first)
-            with_pass(at_once, multiply_rows, weights, units, x, first, pitch, out, out_stride, add)
-            first += at_once
+        multiply_passes(weights, units, rows, x, pitch, out, out_stride, add)
 
 
 @device

@@ -4,19 +4,17 @@ kept; a few heads of a row give each earlier token a score, and the row's attent
 Latent rows and the indexer's keys are float16. A row that has no more tokens behind it than are chosen sees all.
 """
 
-from typing import TYPE_CHECKING
-
 from numatp.kernels.caches import f16
-from numatp.kernels.compile import device, kernel, share, specialize
+from numatp.kernels.compile import device, kernel, share
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import CACHE_BLOCK, SCORES_PITCH
 from numatp.kernels.norm import mean_and_inverse_deviation
 from numatp.kernels.places import cache_place
 from numatp.kernels.rope import rotate_pairs
-from numatp.kernels.rows import GROUP, room_for, with_rows
-from numatp.kernels.scratch import STATE_ROWS, state_of
+from numatp.kernels.row_attention import attend_heads, attention, heads_together, join_heads, load_heads, store_heads
+from numatp.kernels.rows import GROUP, with_rows
+from numatp.kernels.scratch import state_of
 from numatp.kernels.simd import (
-    fetch_add,
     load_f16x16,
     load_f32,
     load_f32x16,
@@ -31,11 +29,6 @@ from numatp.kernels.simd import (
     store_i16,
     store_i64,
 )
-
-if TYPE_CHECKING:  # kernels/sources.py reads this import: an edit there has these kernels compiled anew
-    from numatp.kernels import attention
-else:
-    attention = specialize("attention", "cache", f16.__name__)
 
 RUN = 8  # blocks whose scores are one thread's piece of work
 BITS, BINS = 12, 4096  # of a rank that are counted at once, and numbers that these make
@@ -212,30 +205,16 @@ def gather(args, table, chosen, count, keys, values):
 
 
 @device
-def attend_chosen(args, scratch, state, keys, values, count, seen):
-    """Online softmax of the `count` queries of a state over the first `seen` tokens of a block."""
-    with_rows(count, f16.score, scratch, state, keys, args.head_size, keys)
-    for m in range(count):
-        attention.softmax(scratch, state, m, 0, seen)
-    with_rows(count, f16.add_values, scratch, state, values, args.value_size, count, seen, values)
-
-
-@device
 def attend_row(args, scratch, room, table, row, position, parts, first, last, split, num_splits):
     """Blocks [first, last) of what one row sees, for all heads."""
     size, value_size = args.head_size, args.value_size
-    part_size = (attention.PART_HEAD + value_size) * 4
     all_seen = position < args.top
     tokens = position + 1 if all_seen else args.top
     chosen, values = offset(args.chosen, row * args.top * 8), offset(room, size * CACHE_BLOCK * 2)
-    rows_of_state = room_for(min(args.heads, GROUP))
-    together = STATE_ROWS // rows_of_state * GROUP  # heads that go through a block before the next block
+    together = heads_together(args.heads)
     for begin in range(0, args.heads, together):
         end = min(begin + together, args.heads)
-        for head in range(begin, end, GROUP):
-            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-            q = offset(args.q, row * args.q_stride + head * size * 4)
-            attention.load_queries(state, q, size * 4, count, size, value_size, args.scale)
+        load_heads(args, scratch, row, begin, end, size, value_size)
         for block in range(first, last):
             seen = min(tokens - block * CACHE_BLOCK, CACHE_BLOCK)
             start = load_i64(table, block) * args.block_stride if all_seen else 0
@@ -243,18 +222,8 @@ def attend_row(args, scratch, room, table, row, position, parts, first, last, sp
                 gather(args, table, offset(chosen, block * CACHE_BLOCK * 8), seen, room, values)
             own_keys = offset(args.keys, start) if all_seen else room
             own_values = offset(args.values, start) if all_seen else values
-            for head in range(begin, end, GROUP):
-                state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-                attend_chosen(args, scratch, state, own_keys, own_values, count, seen)
-        for head in range(begin, end, GROUP):
-            state, count = state_of(scratch, (head - begin) // GROUP, rows_of_state), min(end - head, GROUP)
-            for m in range(count):
-                if num_splits == 1:
-                    out = offset(args.out, (row * args.heads + head + m) * value_size * 4)
-                    attention.store_result(state, m, value_size, out)
-                else:
-                    part = offset(parts, ((head + m) * attention.SPLITS + split) * part_size)
-                    attention.store_part(state, m, value_size, part)
+            attend_heads(args, scratch, begin, end, own_keys, own_values, size, value_size, seen)
+        store_heads(args, scratch, row, begin, end, value_size, parts, split, num_splits)
 
 
 @kernel(
@@ -287,9 +256,4 @@ def sparse_attention(args, thread, threads):
                 attend_row(
                     args, scratch, room, table, first_row + row, position + row, parts, first, last, split, num_splits,
                 )  # fmt: skip
-                if num_splits > 1 and fetch_add(offset(args.finished, number * 8), 1) == num_splits - 1:
-                    store_i64(args.finished, number, 0)
-                    for head in range(args.heads):
-                        own = offset(parts, head * attention.SPLITS * part_size)
-                        result = offset(args.out, (first_row * args.heads + head) * args.value_size * 4)
-                        attention.join_parts(own, num_splits, part_size, args.value_size, result)
+                join_heads(args, number, first_row, args.value_size, parts, num_splits)

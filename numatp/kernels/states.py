@@ -1,4 +1,6 @@
-"""Sizes of what recurrent layers keep of a sequence. No Numba here: who only counts bytes need not load it."""
+"""Sizes of what layers keep of a sequence besides keys and values, and of hyper-connections. No Numba here: who only counts bytes
+need not load it.
+"""
 
 PIECE = 8  # tokens of a sequence that the delta rule takes together; divides CACHE_BLOCK, so that checkpoints are of whole pieces
 MOST_LINEAR_HEAD = 128  # values of a head of linear attention

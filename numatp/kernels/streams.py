@@ -33,8 +33,8 @@ def scaled(mixes, i, inverse, scale, base):
 
 
 @device
-def opened(x):
-    """Its sigmoid."""
+def sigmoid(x):
+    """Of one number."""
     return float32(1) / (float32(1) + float32(exp(-x)))
 
 
@@ -86,10 +86,10 @@ def gather_streams(args, thread, threads):
         count = STREAMS * args.width
         inverse = float32(float32(1) / sqrt(sum_of_squares(streams, count) / float32(count) + args.epsilon))
         for k in range(STREAMS):
-            store_f32(shares, k, opened(scaled(mixes, k, inverse, load_f32(args.scale, 0), args.base)) + least)
+            store_f32(shares, k, sigmoid(scaled(mixes, k, inverse, load_f32(args.scale, 0), args.base)) + least)
         if not args.last:
             for k in range(STREAMS):
-                value = opened(scaled(mixes, BACK + k, inverse, load_f32(args.scale, 1), args.base))
+                value = sigmoid(scaled(mixes, BACK + k, inverse, load_f32(args.scale, 1), args.base))
                 store_f32(shares, BACK + k, float32(2) * value)
             mixing_weights(mixes, inverse, load_f32(args.scale, 2), args.base, args.rounds, least, offset(shares, MIXED * 4))
         squares = splat_f32(0)

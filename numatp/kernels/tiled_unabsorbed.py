@@ -19,7 +19,7 @@ from numatp.kernels.tiled_attention import (
     store_results,
     sums_pitch,
 )
-from numatp.kernels.turn import turn
+from numatp.kernels.transpose import transpose
 
 # The panels of a block's latent rows are the fronts of these; those of its keys are the fronts of the first four, and those of its
 # values the ends of up to 32.
@@ -54,20 +54,20 @@ def make_keys(args, k_b, panels, room):
 
 
 @device
-def make_values(args, v_b, panels, tokens, room, turned):
+def make_values(args, v_b, panels, tokens, room, transposed):
     """Panels of the values of a block's first `tokens`; the others may be anything, and become zeros."""
     latents, units = offset(panels, LATENTS), args.latent // 32
-    second = offset(turned, PANEL_UNIT_BYTES)
+    second = offset(transposed, PANEL_UNIT_BYTES)
     for pair in range(args.value_size // 32):
         multiply_two(offset(v_b, pair * 2 * units * PANEL_UNIT_BYTES), units * PANEL_UNIT_BYTES, latents, units, room)
         for group in range(2):
             for unit in range(WEIGHT_UNITS):
                 source = offset(room, group * 16 * SCORES_PITCH + unit * 128)
-                turn(source, SCORES_PITCH, turned, 64)
-                turn(offset(source, 64), SCORES_PITCH, second, 64)
+                transpose(source, SCORES_PITCH, transposed, 64)
+                transpose(offset(source, 64), SCORES_PITCH, second, 64)
                 out = offset(panels, (2 * pair + group) * PANEL_BYTES + VALUES_AT + unit * PANEL_UNIT_BYTES)
                 for i in range(16):
-                    low = load_f32x16(turned, i * 16) if unit * 32 + i < tokens else splat_f32(0)
+                    low = load_f32x16(transposed, i * 16) if unit * 32 + i < tokens else splat_f32(0)
                     high = load_f32x16(second, i * 16) if unit * 32 + 16 + i < tokens else splat_f32(0)
                     store_pair(offset(out, i * 64), low, high)
 
@@ -81,7 +81,7 @@ def tile_attender(cache, load_query, part_rows, turned_at, queries_at):
         pitch, before, size = sums_pitch(args), queries_bytes(args), args.head_size
         states, state_bytes = offset(scratch, TILED_STATES), before + TILED_ROWS * pitch
         room = offset(states, part_rows // TILED_ROWS * state_bytes)
-        turned, queries = offset(room, turned_at), offset(room, queries_at)
+        transposed, queries = offset(room, turned_at), offset(room, queries_at)
         for first in range(0, count, TILED_ROWS):
             here, state = min(count - first, TILED_ROWS), offset(states, first // TILED_ROWS * state_bytes)
             for m in range(here):
@@ -93,7 +93,7 @@ def tile_attender(cache, load_query, part_rows, turned_at, queries_at):
             keys = keys_of(args, table, block, 0)
             cache.expand_keys(keys, args.latent + args.rotated, offset(panels, LATENTS), PANEL_BYTES)
             make_keys(args, k_b, panels, room)
-            make_values(args, v_b, panels, tokens, room, turned)
+            make_values(args, v_b, panels, tokens, room, transposed)
             for first in range(0, count, TILED_ROWS):
                 here, state = min(count - first, TILED_ROWS), offset(states, first // TILED_ROWS * state_bytes)
                 if block * CACHE_BLOCK < position + first + here:

@@ -31,7 +31,7 @@ from numatp.kernels.rows import (
 )
 from numatp.kernels.scratch import TILED_ROWS, TILED_STATES, TILED_TAIL, WORK_BYTES, corrections_of, sums_of
 from numatp.kernels.simd import load_f32x16, load_i64, offset, splat_f32, store_f32x16
-from numatp.kernels.turn import turn
+from numatp.kernels.transpose import transpose
 
 if TYPE_CHECKING:  # kernels/sources.py reads this import: an edit there has these kernels compiled anew
     from numatp.kernels import attention
@@ -92,7 +92,7 @@ def make_block(args, k_b, v_b, latents, keys, values, room):
         multiply_group(offset(v_b, group * latent * 64), latents, latent, room)
         for token in range(0, CACHE_BLOCK, 16):
             out = offset(values, (token * args.value_size + group * 16) * 4)
-            turn(offset(room, token * 4), SCORES_PITCH, out, args.value_size * 4)
+            transpose(offset(room, token * 4), SCORES_PITCH, out, args.value_size * 4)
 
 
 @device

@@ -3,7 +3,7 @@ each (kernels/compressed.py), and experts, which in the first layers a table lis
 
 Of three kinds of layers one sees its window alone; one has an entry for OVERLAPPING tokens, of which an indexer chooses; one has an
 entry for many more, and sees all of them. One row is kept of a token, which is key and value of all heads: they are rotated both,
-and what attention makes of them is turned back. Heads are cut in whole groups, whose outputs a matrix of their own makes smaller.
+and what attention makes of them is rotated back. Heads are cut in whole groups, whose outputs a matrix of their own makes smaller.
 """
 
 from collections.abc import Sequence
@@ -225,8 +225,8 @@ def forward(
     matrix, vector = weights.matrix, weights.vector
     count = len(split.heads)
     heads = Heads(range(count), range(0), 1, sizes.head_size)
-    turns = {far: p.rotation(rope.frequencies) for far, rope in ((False, spec.rope), (True, spec.far))}
-    turns_back = {far: p.rotation(-rope.frequencies) for far, rope in ((False, spec.rope), (True, spec.far))}
+    rotations = {far: p.rotation(rope.frequencies) for far, rope in ((False, spec.rope), (True, spec.far))}
+    rotations_back = {far: p.rotation(-rope.frequencies) for far, rope in ((False, spec.rope), (True, spec.far))}
     routes = p.route_heads(len(split.groups))
 
     def entries_of(blk: str, h: Value, low: Value, state: LayerState, entries: LayerRows) -> Value | None:
@@ -243,7 +243,7 @@ def forward(
         begin = pooled_bytes(sizes.head_size, True)
         p.append_entries(both, places, norm, epsilon, frequencies, state, entries, begin, index=True)
         q = p.matmul(low, matrix(f"{blk}.indexer.attn_q_b.weight"))
-        q = p.rotate_tails(q, sizes.index_heads, turns[True])
+        q = p.rotate_tails(q, sizes.index_heads, rotations[True])
         return p.choose_entries(q, p.matmul(h, matrix(f"{blk}.indexer.proj.weight")), entries, spec.top)
 
     def attention(blk: str, h: Value, cache: Kept | tuple[Kept, ...]) -> Value:
@@ -251,11 +251,11 @@ def forward(
         assert isinstance(tokens, LayerRows)
         far = bool(more)
         p.append_row(
-            p.matmul(h, matrix(f"{blk}.attn_kv.weight")), vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, turns[far], tokens
+            p.matmul(h, matrix(f"{blk}.attn_kv.weight")), vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, rotations[far], tokens
         )
         low = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
         q = p.rms_norm_heads(p.matmul(low, matrix(f"{blk}.attn_q_b.weight")), heads, None, None, epsilon)
-        q = p.rotate_tails(q, count, turns[far])
+        q = p.rotate_tails(q, count, rotations[far])
         entries: LayerRows | None = None
         chosen: Value | None = None
         if far:
@@ -264,7 +264,7 @@ def forward(
             entries, chosen = kept, entries_of(blk, h, low, state, kept)
         sinks = vector(f"{blk}.attn_sinks.weight")
         made = p.compressed_attention(q, count, 1 / sqrt(sizes.head_size), sinks, tokens, entries, chosen)
-        made = p.rotate_tails(made, count, turns_back[far])
+        made = p.rotate_tails(made, count, rotations_back[far])
         made = p.heads_by_rows(p.head_matmul(made, sizes.group_width, routes, matrix(f"{blk}.attn_output_a.weight")), routes)
         return p.product(made, matrix(f"{blk}.attn_output_b.weight"))
 

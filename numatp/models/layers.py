@@ -13,7 +13,7 @@ class InBlocks:
     """A layer that keeps something of every token, or of the last `window`, in blocks of CACHE_BLOCK tokens."""
 
     window: int | None
-    needs: int | None = None  # an earlier layer of whose results it reads some: both must be on one host
+    needs: int | None = None  # an earlier layer that must be on the same host, as more comes from there than one row of a token
 
     @property
     def seen(self) -> int:

@@ -44,7 +44,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Passages:
     """Where the rows of a host that holds a run of layers come from and go to; None: it is the first, the last."""
 
     layers: range
@@ -77,7 +77,7 @@ class Site:
     tops: int  # and of its most probable tokens, likewise
     segments: tuple[Split, ...] = ()  # of this rank's part, each summed for itself; (): it is one
     wires: Wires | None = None  # None: all ranks that cut a layer are on one host
-    stage: Stage | None = None  # None: this host has all layers
+    passages: Passages | None = None  # None: this host has all layers
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 
@@ -112,14 +112,14 @@ class Recorder:
         self._most_rows = 0  # of them
         self._activations: dict[tuple[Value, str, int, bool, Routes | None], Activation] = {}
         # Whether a product so far may take rows through tile registers: attention does likewise (not in models of plain numbers).
-        self._tiled = site.stage is not None and site.stage.tiled
+        self._tiled = site.passages is not None and site.passages.tiled
         self._until_end: list[Buffer] = []
         self._num_exchanges = 0
         self._partials = [
             Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.seat])) for parity in (0, 1)
         ]
         row_bytes = site.width * 4
-        self._residual = Buffer("residual", row_bytes, site.stage.residual if site.stage else None, self.room * row_bytes)
+        self._residual = Buffer("residual", row_bytes, site.passages.residual if site.passages else None, self.room * row_bytes)
         self._outgoing = Buffer("outgoing", address=site.wires.outgoing if site.wires else 0)
         self._arrived = Buffer("sums of hosts", address=0)  # several pieces, see Wires
         step = site.step

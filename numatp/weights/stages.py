@@ -39,7 +39,7 @@ def deal(sizes: Sequence[int], shares: Sequence[float], needs: Sequence[int | No
     count = len(sizes)
     starts = [start for start in range(count) if all(need is None or need >= start for need in needs[start:])]
     if len(starts) < len(shares):
-        why = ", as layers read what earlier ones made" if len(starts) < count else ""
+        why = ", as layers take more from earlier ones than one row of a token" if len(starts) < count else ""
         raise UserError(
             f"--pipeline: this model's {count} layers can be dealt to {len(starts)} at most of these {len(shares)} hosts{why}: "
             "leave it out"

@@ -29,8 +29,8 @@ class Together(Dense):
         """
         assert weight.columns == self.site.width
         self._until_end.append(self._residual)
-        if self.site.stage and self.site.stage.before:
-            return self._arrive(self.site.stage.before)
+        if self.site.passages and self.site.passages.before:
+            return self._arrive(self.site.passages.before)
         partial = self._look_up(weight, first_token, range(weight.columns), scale)
         return self._exchange(partial, self._residual, weight.columns, add=False)
 
@@ -39,11 +39,11 @@ class Together(Dense):
 
         Behind them the rows go on to the next host, and the forward pass ends here, unless this host is the last.
         """
-        stage = self.site.stage
-        for layer in stage.layers if stage else range(len(caches)):
+        passages = self.site.passages
+        for layer in passages.layers if passages else range(len(caches)):
             yield layer, caches[layer]
-        if stage and stage.after:
-            self._leave(stage.after, stage.residual)
+        if passages and passages.after:
+            self._leave(passages.after, passages.residual)
             raise LeftForNextHost
 
     def embed_columns(self, weight: Matrix, first_token: int, columns: range, scale: float) -> Value:

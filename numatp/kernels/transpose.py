@@ -5,7 +5,7 @@ from numatp.kernels.simd import INT32, INT64, LANES, i32x16, llvm_type, pointer
 
 
 @intrinsic
-def turn(typing_context, source, stride, out, out_stride):
+def transpose(typing_context, source, stride, out, out_stride):
     """The 16 words at out + i * out_stride bytes are the i-th words of 16 rows at source, `stride` bytes apart."""
 
     def emit(context, builder, signature, args):
