@@ -9,13 +9,17 @@ from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3ne
 from support.models.golden import GOLDEN
 from support.scheduling import finish_of, opened, tokens_of
 
+from numatp.engine.blocks import Blocks, Tables
+from numatp.engine.cache import Pool
 from numatp.engine.drafts import LONGEST_PAUSE, MOST_DRAFT, Drafts
 from numatp.engine.job import MOST_DRAFTS, SPECS, Job, drafts_of, guesses_repeats
 from numatp.engine.layout import open_model
+from numatp.engine.prefixes import Known
 from numatp.engine.sampling import SamplingParams
 from numatp.engine.sequence import Continuation
 from numatp.engine.token import Token
 from numatp.errors import UserError
+from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.states import PIECE
 from numatp.models.layers import Recurrent
 
@@ -35,6 +39,22 @@ WAYS = (
     {"logit_bias": FEW, "logprobs": 1},
     {"temperature": 0.7, "seed": 7, "logit_bias": FEW, "logprobs": 1},
 )
+
+
+def test_what_the_fed_row_still_sees_is_kept_while_others_follow_it():
+    """The window of the row at 132 begins with the last token of block 0, that of the first guess behind it with block 1."""
+    window, fed = 70, 132
+    blocks = Blocks([Pool(window, {}, 9)], max_rows=16)
+    sequence = Continuation(list(range(fed)), list.append, SamplingParams(max_tokens=40), frozenset())
+    sequence.tokens.append(7)
+    sequence.begin(Tables(blocks), Known(b"", 0), 0)
+    sequence.tables.prepare(0, fed)
+    sequence.done = fed
+    sequence.next_span(1)
+    sequence.spans_of([3, 4])
+    assert sequence.tables.first == [(fed + 1 - window) // CACHE_BLOCK] == [0]
+    sequence.tables.prepare(fed + 1, 1)
+    assert sequence.tables.first == [1]
 
 
 def model(kind, folder):

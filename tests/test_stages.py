@@ -1,10 +1,15 @@
 """Layers that are dealt to hosts (--pipeline), and what a host holds of a model."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from support.models.golden import GOLDEN
 
+from numatp.engine.engine import Engine
 from numatp.engine.job import Job
 from numatp.engine.layout import lay_out, open_model
+from numatp.engine.sections import sections_of
 from numatp.errors import UserError
 from numatp.weights.stages import deal
 
@@ -29,7 +34,7 @@ def test_the_most_that_a_host_has_is_least():
 def test_what_a_layer_reads_is_on_its_host():
     assert runs([1] * 6, [1, 1], [None, None, None, 2, None, None]) == [(0, 2), (2, 6)]  # or (0, 4): the first of equals
     assert runs([1] * 6, [1, 1], [None, None, 0, None, 3, 3]) == [(0, 3), (3, 6)]
-    with pytest.raises(UserError, match="can be dealt to 2 at most of these 3 hosts, as layers take more from earlier ones than one row"):
+    with pytest.raises(UserError, match="dealt to 2 at most of these 3 hosts, as layers take more from earlier ones than one row"):
         deal([1] * 6, [1, 1, 1], [None, None, 0, None, 3, 3])
     with pytest.raises(UserError, match="--pipeline: this model's 4 layers can be dealt to 1 at most of these 2 hosts"):
         deal([1] * 4, [1, 1], [None, 0, 0, 0])
@@ -69,3 +74,24 @@ def test_where_layers_cannot_be_dealt():
         laid_out("gemma4-e2b", 0, [1, 1], pipeline=True)
     with pytest.raises(UserError, match="2 layers can be dealt to 2 at most of these 3 hosts: leave it out"):
         laid_out("qwen3moe", 0, [1, 1, 1], pipeline=True)
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 2), (2, 1), (4, 4)])
+def test_scores_have_the_segments_of_who_makes_them(first, last):
+    """Rank 0, on a host of `first` ranks, joins what the `last` ranks of the last host have made of their segments."""
+    engine, step = object.__new__(Engine), SimpleNamespace(num_logits=[2])
+    made = np.arange(first + last)[:, None, None, None] * np.ones((3, 8, 4), np.float32)  # (ranks, rows, segments, 4)
+    engine.window = SimpleNamespace(step=step, scores=made, scoring=range(first, first + last))
+    engine.loaded = SimpleNamespace(layout=SimpleNamespace(segments=(None,) * (8 // first)))
+    parts = engine._parts()
+    assert parts.shape == (8, 2, 4) and parts[:, 0, 0].tolist() == np.repeat(np.arange(first, first + last), 8 // last).tolist()
+
+
+def test_a_message_between_hosts_is_no_longer_than_mpi_counts():
+    job = Job(str(GOLDEN / "llama.gguf"), max_rows=1 << 23, context=1 << 23)
+    sections = sections_of(open_model(job).spec, job, 1 << 23, 1)
+    row = sections.partial // sections.step_rows
+    assert sections.slice_bytes(0, 2) + sections.slice_bytes(1, 2) == sections.partial > 2**31
+    with pytest.raises(UserError, match=f"-ub 8388608: hosts would exchange {sections.partial / 2**30:.1f} GiB at once"):
+        sections.slice_bytes(0, 1)
+    assert sections.of_one_row.slice_bytes(0, 1) == 17 * row

@@ -41,6 +41,7 @@ from numatp.kernels.compile import Kernel
 from numatp.machine import limits
 from numatp.program.step import Span
 from numatp.weights.rules import notes
+from numatp.weights.splits import SEGMENTS
 
 
 class Engine:
@@ -163,7 +164,8 @@ class Engine:
 
     def _parts(self) -> np.ndarray:
         """Of the scores of the last Step, float64 (segments of all ranks, targets, 4): kernels/score.py."""
-        each = max(len(self.loaded.layout.segments), 1)
+        # Of those who make scores, who may be as many of another host and have other segments than this rank.
+        each = SEGMENTS // len(self.window.scoring) if self.loaded.layout.segments else 1
         rows = self.window.step.num_logits[0]
         made = [self.window.scores[rank] for rank in self.window.scoring]
         parts = np.concatenate([part[:rows, :each].swapaxes(0, 1) for part in made])

@@ -1,14 +1,16 @@
 """What the ranks of a host share while they run Steps, in bytes: made by engine/window.py, counted by plans, without Numba."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from numatp.engine.cache import num_blocks
 from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of, wire_of
+from numatp.errors import UserError
 from numatp.kernels.layout import TOP_BYTES
 from numatp.models.spec import Spec
 from numatp.program.step import StepShape
 from numatp.weights.splits import SEGMENTS
 
+MOST_MESSAGE_BYTES = 2**31 - 1  # MPI counts them in an int
 MOST_DIGESTS_PER_LAYER = 4  # that program/recorder.py makes where ranks compare their bits
 
 
@@ -25,7 +27,18 @@ class Sections:
     def slice_bytes(self, wire: int, wires: int) -> int:
         """Of the wire-th slice of the columns of a partial, as ranks exchange it with other hosts."""
         row = self.partial // self.step_rows // 64
-        return self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * (32 if self.half else 64)
+        size = self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * (32 if self.half else 64)
+        if size > MOST_MESSAGE_BYTES:
+            raise UserError(
+                f"-ub {self.step.max_rows}: hosts would exchange {size / 2**30:.1f} GiB at once, and MPI's messages have 2 at "
+                "most: give fewer"
+            )
+        return size
+
+    @property
+    def of_one_row(self) -> "Sections":
+        """The same where no Step has more."""
+        return replace(self, partial=self.partial // self.step_rows * (1 + ROWS_UNIT), step=replace(self.step, max_rows=1))
 
     @property
     def step_rows(self) -> int:

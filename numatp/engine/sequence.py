@@ -193,7 +193,7 @@ class Continuation(Sequence):
     def spans_of(self, guess: list[int]) -> list[Span]:
         """After next_span: a row of its own for each, as it has if it is no guess, so that its logits have the same bits."""
         assert self.tables
-        tables = self.tables.prepare(self.done, len(guess))
+        tables = self.tables.prepare(self.done - 1, 1 + len(guess))  # whose row sees no fewer tokens because others follow
         return [Span(self.place, [token], self.done + i, tables) for i, token in enumerate(guess)]
 
     def guessed_right(self) -> None:

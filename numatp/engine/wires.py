@@ -40,8 +40,9 @@ def faster_for_one_row(
     """
     if several.count == 1:
         return several, ""
-    first = wires_of(world, sections, partials, 1)
-    took = {wires.count: _seconds(world, team, sections, wires) for wires in (first, several)}
+    one_row = sections.of_one_row
+    first = wires_of(world, one_row, partials, 1)
+    took = {wires.count: _seconds(world, team, one_row, wires) for wires in (first, several)}
     chosen = min((first, several), key=lambda wires: took[wires.count])
     each = ", ".join(f"{1e6 * seconds:.1f} us by {count} of each" for count, seconds in took.items())
     return chosen, f"sums of one row go between hosts by {chosen.count} rank{'s' * (chosen.count > 1)} of each: {each}"
