@@ -195,25 +195,30 @@ class Scheduler:
             elif isinstance(sequence, Continuation):
                 sequence.tell_progress()
             elif isinstance(sequence, Scoring) and sequence.done == sequence.fed:
-                self._admission.leave(sequence)
+                self._leave(sequence)
                 sequence.put(sequence.scores)
         return True
 
     # ------------------------------------------------------------ ends
+
+    def _leave(self, sequence: Sequence) -> None:
+        """Counted now: who is told of its end may ask at once how many run."""
+        self._admission.leave(sequence)
+        self._count_sequences()
 
     def _fail_damaged(self, sequence: Sequence) -> None:
         why = "it computes no numbers for what follows this text: damaged; download or convert it again"
         self._fail(sequence, UserError(f"{self._engine.job.model}: {why}"))
 
     def _fail(self, sequence: Sequence, error: UserError) -> None:
-        self._admission.leave(sequence)
+        self._leave(sequence)
         sequence.put(error)
 
     def _end(self, sequence: Sequence, reason: Reason) -> None:
         finish = sequence.finish(reason)
         self._counts.prompt_tokens += finish.prompt_tokens
         self._counts.cached_tokens += finish.cached_tokens
-        self._admission.leave(sequence)
+        self._leave(sequence)
         sequence.put(finish)
 
     def _count_sequences(self) -> None:
