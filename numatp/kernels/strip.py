@@ -10,7 +10,7 @@ from typing import Any
 
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
-from numatp.kernels.jit import cgutils, intrinsic, ir, models, register_model, types
+from numatp.kernels.jit import intrinsic, ir, models, register_model, types
 from numatp.kernels.rows import FEW, GROUP, HALF, fused, load_rows, load_splat, store_rows, zero_group
 from numatp.kernels.simd import BYTE, FLOAT, INT64, constant, f32x16, i8x64, i32x16, llvm_type, offset, pointer
 
@@ -172,7 +172,8 @@ def strip_of(kind):
     @intrinsic
     def begin(typing_context, groups, apart):
         def emit(context, builder, signature, args):
-            memory = cgutils.alloca_once(builder, ir.ArrayType(BYTE, BYTES))
+            with builder.goto_entry_block():  # Numba's alloca_once would store 16,000 zeros, one by one
+                memory = builder.alloca(ir.ArrayType(BYTE, BYTES))
             memory.align = 64
             strip = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
             for i, value in enumerate((builder.bitcast(memory, BYTE.as_pointer()), INT64(0), NOWHERE, *args)):
