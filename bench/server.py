@@ -60,10 +60,11 @@ def served(model, serve, *more):
             process.wait()
 
 
-def stream(client, prompt, tokens, came=None, **more):
-    """(when each piece came, counted from the request on; the usage). came: a list to which the times are also added."""
+def stream(client, prompt, tokens, times=None, **more):
+    """(when the request began and each piece came, seconds; the usage). times: the list for these, if somebody else looks at it."""
     body = {"prompt": prompt, "max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}, "temperature": 0}
-    times, usage, began = [], {}, time.perf_counter()
+    times, usage = [] if times is None else times, {}
+    times.append(time.perf_counter())
     with client.stream("POST", "/v1/completions", json=body | {"ignore_eos": True} | more) as answer:
         if answer.status_code != 200:
             sys.exit(answer.read().decode())
@@ -72,16 +73,20 @@ def stream(client, prompt, tokens, came=None, **more):
                 said = json.loads(line[6:])
                 usage = said.get("usage") or usage
                 if said["choices"] and said["choices"][0]["finish_reason"] is None:
-                    times.append(time.perf_counter() - began)
-                    if came is not None:
-                        came.append(time.perf_counter())
+                    times.append(time.perf_counter())
     return times, usage
 
 
 def rate(client, prompt, tokens, **more):
     """Tokens per second from the first one on."""
     times, usage = stream(client, prompt, tokens, **more)
-    return (usage["completion_tokens"] - 1) / (times[-1] - times[0])
+    return (usage["completion_tokens"] - 1) / (times[-1] - times[1])
+
+
+def first_token(client, prompt):
+    """(seconds until it came, tokens of the prompt that were computed)."""
+    (began, came, *_), usage = stream(client, prompt, 16)
+    return came - began, usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
 
 
 def ids(chances, count):
@@ -96,13 +101,13 @@ def turn(model, options):
         with tempfile.TemporaryDirectory() as folder:
             more = [*options.serve, "--prompt-cache-dir", folder]
             with served(model, more) as (client, _):
-                times, _ = stream(client, first, 16)
-                again, usage = stream(client, first + second, 16)
+                seconds, _ = first_token(client, first)
+                again, computed = first_token(client, first + second)
             with served(model, more) as (client, _):
-                restarted, kept = stream(client, first + second, 16)
+                restarted, computed_then = first_token(client, first + second)
         rounds.append({
-            "first_seconds": times[0], "second": again[0] / times[0], "after_restart": restarted[0] / times[0],
-            "computed": [told["prompt_tokens"] - told["prompt_tokens_details"]["cached_tokens"] for told in (usage, kept)],
+            "first_seconds": seconds, "second": again / seconds, "after_restart": restarted / seconds,
+            "computed": [computed, computed_then],
         })  # fmt: skip
     return rounds
 

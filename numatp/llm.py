@@ -81,9 +81,9 @@ class LLM:
     bandwidth; None is even. max_sequences: how many are generated at the same time. ubatch: tokens of one Step. quantize: what
     becomes of matrices of floats on load, "q8" (the default for folders), "q4" or "none" (the default for GGUF files).
     wire: how sums go between hosts, where "bf16" is half as long and less exact. pipeline: whether hosts hold layers, which their
-    ranks cut, instead of slices of all. same_bits: the same logits to the last bit for
-    1, 2, 4 and 8 ranks (numatp/README.md). prefix_cache: whether what was computed of a text is kept for others that begin with
-    it. step_ms: that a token should take on average while prompts come in beside it.
+    ranks cut, instead of slices of all. same_bits: the same logits to the last bit for 1, 2, 4 and 8 ranks (numatp/README.md).
+    prefix_cache: whether what was computed of a text is kept for others that begin with it. step_ms: that a token should take on
+    average while prompts come in beside it.
     spec: whether tokens are guessed from what the text has said before and checked, several in one Step, with the same text as
     without: "auto" is so where rows are cheap, and elsewhere for what a grammar leaves no choice of.
     others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks

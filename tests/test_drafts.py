@@ -1,12 +1,11 @@
 """Tokens that are guessed and checked, several in one Step: the same text as without."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3moe, tiny_qwen3next
-from support.models.golden import GOLDEN
+from support.models.golden import GOLDEN, model_file
 from support.scheduling import finish_of, opened, tokens_of
 
 from numatp.engine.blocks import Blocks, Tables
@@ -57,14 +56,6 @@ def test_what_the_fed_row_still_sees_is_kept_while_others_follow_it():
     assert sequence.tables.first == [1]
 
 
-def model(kind, folder):
-    source = KINDS[kind][0]
-    if isinstance(source, Path):
-        return source
-    source.write(folder / "tiny.gguf")
-    return folder / "tiny.gguf"
-
-
 def run(path, prompts, kind, ranks=1, **job):
     """For every way: (what was told of each prompt, counts)."""
     told = []
@@ -89,7 +80,7 @@ def run(path, prompts, kind, ranks=1, **job):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_text_is_the_same(tmp_path, kind, ranks):
     """To the last bit of the log-probabilities, for one sequence and for three."""
-    path = model(kind, tmp_path)
+    path = model_file(KINDS[kind][0], tmp_path)
     vocab = open_model(Job(str(path))).spec.sizes.vocab
     texts = [[token % vocab for token in prompt] for prompt in PROMPTS]
     for prompts in (texts[:1], texts):
@@ -104,7 +95,7 @@ def test_the_text_is_the_same(tmp_path, kind, ranks):
 @pytest.mark.parametrize("kind", ["full", "recurrent"])
 def test_what_was_guessed_wrong_is_not_kept(kind, tmp_path):
     """The next turn takes over what is in the cache, and goes on as without."""
-    path = model(kind, tmp_path)
+    path = model_file(KINDS[kind][0], tmp_path)
     ends = []
     for spec in ("off", "ngram"):
         with opened(path, context=640, max_rows=48, prefix_cache=True, spec=spec) as play:
@@ -151,7 +142,7 @@ def test_where_tokens_are_guessed(tmp_path):
 
 def test_experts_guess_nothing_by_themselves(tmp_path):
     """But for what is sure to come (test_grammars.py)."""
-    path = model("experts", tmp_path)
+    path = model_file(KINDS["experts"][0], tmp_path)
     assert all(counts.guessed_tokens == 0 for _, counts in run(path, PROMPTS[:1], "experts", spec="auto"))
 
 
@@ -164,7 +155,7 @@ def test_the_last_token_of_a_piece_is_no_guess(tmp_path):
             guessed.append((self.done, len(guess)))
             return super().spans_of(guess)
 
-    with opened(model("recurrent", tmp_path), context=640, max_rows=48, spec="ngram") as play:
+    with opened(model_file(KINDS["recurrent"][0], tmp_path), context=640, max_rows=48, spec="ngram") as play:
 
         def work(p):
             params = SamplingParams(temperature=0, ignore_eos=True, max_tokens=200, logit_bias={3: 100.0})  # it says nothing else
@@ -179,10 +170,10 @@ def test_the_last_token_of_a_piece_is_no_guess(tmp_path):
 
 
 def test_the_smallest_piece_of_any_layer_counts(tmp_path):
-    spec = open_model(Job(str(model("recurrent", tmp_path)))).spec
+    spec = open_model(Job(str(model_file(KINDS["recurrent"][0], tmp_path)))).spec
     other = Recurrent(lambda split: 64, piece=1)
     assert spec.piece == PIECE and replace(spec, layers=(*spec.layers, other)).piece == 1
-    assert open_model(Job(str(model("full", tmp_path)))).spec.piece == 0
+    assert open_model(Job(str(model_file(KINDS["full"][0], tmp_path)))).spec.piece == 0
 
 
 def test_a_guess_is_longer_than_what_repeats_itself():

@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from support.commands import SCRIPTS, run
-from support.kernels import BELOW, OWN, all_kernels, call
+from support.kernels import BELOW, OWN, aligned, all_kernels, call, load_matrix, packed_matrix
 from support.models import tiny
 
 from numatp import quants
@@ -55,40 +55,10 @@ def through_tiles(format):
     return format.expand is not None and MANY > 0
 
 
-def aligned(num_bytes, fill=0xFF):
-    memory = np.full(num_bytes + 64, fill, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + num_bytes]
-
-
 def weights(format_name, rows, columns, seed=0):
     """(bytes as in a file (rows, row_bytes), float32 values by the gguf package)."""
     rng = np.random.default_rng(seed)
     return tiny.quantized(rng.standard_normal((rows, columns)).astype(np.float32), format_name, rng)
-
-
-def packed_matrix(tmp_path, format_name, raw, first_unit, units):
-    """(the tiles of columns [first_unit, first_unit + units) * 32, loaded from a file, bytes of a tile)."""
-    tiles, tile_bytes, failed = load_matrix(tmp_path, format_name, raw, first_unit, units)
-    assert not failed.any()
-    return tiles, tile_bytes
-
-
-def load_matrix(tmp_path, format_name, raw, first_unit, units):
-    """As packed_matrix, and what failed: [reading, weights that are no finite numbers]."""
-    format = FORMATS[format_name]
-    (tmp_path / "weights").write_bytes(b"head" + raw.tobytes())
-    rows, row_bytes = raw.shape
-    tile_bytes = format.bytes_of_tile(units * 32, first_unit * 32)
-    tiles = aligned(-(-rows // 16) * tile_bytes)
-    staging, failed = aligned(3 * 16 * row_bytes), np.zeros(2, np.int64)
-    with open(tmp_path / "weights", "rb") as file:
-        call(
-            specialize("matmul", "quant", format.module).load,
-            file=file.fileno(), position=4, row_bytes=row_bytes, rows=rows, first_unit=first_unit, units=units,
-            weights=tiles, tile_bytes=tile_bytes, staging=staging, staging_bytes=16 * row_bytes, failed=failed,
-        )  # fmt: skip
-    return tiles, tile_bytes, failed
 
 
 def grouped(x, form, pitch, zero=0, tiled=True, many=0):

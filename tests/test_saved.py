@@ -5,11 +5,11 @@ import os
 import shutil
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from support.models import tiny_cohere2, tiny_qwen3, tiny_qwen3next
+from support.models.golden import GOLDEN, model_file
 from support.scheduling import finish_of, opened
 
 from numatp import UserError
@@ -19,21 +19,12 @@ from numatp.engine.prefixes import Prefixes, last_border
 from numatp.files.prompt_cache import PromptCache, Saved, open_key
 from numatp.kernels.layout import NO_WINDOW
 
-DEEPSEEK = Path(__file__).parent / "data" / "golden" / "deepseek2.gguf"
 KINDS = {
     "f16": (tiny_qwen3, {}), "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}), "windows": (tiny_cohere2, {}),
-    "recurrent": (tiny_qwen3next, {}), "latent": (DEEPSEEK, {}),
+    "recurrent": (tiny_qwen3next, {}), "latent": (GOLDEN / "deepseek2.gguf", {}),
 }  # fmt: skip
 RNG = np.random.default_rng(8)
 LONG, OTHER = (RNG.integers(0, 150, 600).tolist() for _ in range(2))
-
-
-def model(kind, folder):
-    source = KINDS[kind][0]
-    if isinstance(source, Path):
-        return source
-    source.write(folder / "tiny.gguf")
-    return folder / "tiny.gguf"
 
 
 def asked(play, prompt, max_tokens=1, **params):
@@ -58,7 +49,7 @@ def files(folder):
 @pytest.mark.parametrize(("kind", "ranks"), [*((kind, 1) for kind in KINDS), ("windows", 2), ("recurrent", 2)])
 def test_after_a_restart(kind, ranks, tmp_path):
     """The rest of the prompt alone is computed, at most 5 % of it where it is long; logits and texts have the same bits."""
-    path, job = model(kind, tmp_path), dict(KINDS[kind][1])
+    path, job = model_file(KINDS[kind][0], tmp_path), dict(KINDS[kind][1])
     with opened(path, context=None, **job) as play:
         length = min(600, play.engine.loaded.layout.context - 30)
         wanted = [asked(play, LONG[:length], 12), asked(play, LONG[:length], 12, temperature=0.9, seed=5)]
@@ -77,7 +68,7 @@ def test_after_a_restart(kind, ranks, tmp_path):
 
 def test_the_next_turn_after_a_restart(tmp_path):
     """What was decoded is kept too, and its beginning serves a text that goes another way."""
-    path = model("f16", tmp_path)
+    path = model_file(KINDS["f16"][0], tmp_path)
     with opened_with(path, tmp_path / "kept") as play:
         answer = asked(play, LONG[:300], 90)[0]
     with opened_with(path, tmp_path / "kept") as play:
@@ -94,7 +85,7 @@ def flip(path):
 
 def test_files_that_are_not_as_they_were_written(tmp_path, caplog):
     """A line each; what is before them is used, and what is behind them is not."""
-    path = model("f16", tmp_path)
+    path = model_file(KINDS["f16"][0], tmp_path)
     with opened_with(path, tmp_path / "kept") as play:
         wanted = asked(play, LONG[:400], 8)
     by_age = sorted(files(tmp_path / "kept"), key=lambda one: -one.stat().st_mtime_ns)
@@ -124,7 +115,7 @@ def test_files_that_are_not_as_they_were_written(tmp_path, caplog):
 
 def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO, "numatp")
-    path, folder = model("f16", tmp_path), tmp_path / "kept"
+    path, folder = model_file(KINDS["f16"][0], tmp_path), tmp_path / "kept"
     with opened_with(path, folder) as play:
         asked(play, LONG[:200])
     (tmp_path / "other").mkdir()
@@ -154,7 +145,7 @@ def test_other_models_and_other_settings_find_nothing(tmp_path, caplog, monkeypa
 
 def test_more_than_the_cache_holds(tmp_path):
     """What was used last is read back, as far as there is room."""
-    path = model("f16", tmp_path)
+    path = model_file(KINDS["f16"][0], tmp_path)
     texts = [RNG.integers(0, 150, 140).tolist() for _ in range(4)]
     with opened_with(path, tmp_path / "kept", context=640) as play:
         for text in (*texts, texts[0]):
@@ -166,7 +157,7 @@ def test_more_than_the_cache_holds(tmp_path):
 
 def test_writing_waits_for_nobody(tmp_path):
     """While idle, before the end: a killed server's prompts are there as well."""
-    path = model("f16", tmp_path)
+    path = model_file(KINDS["f16"][0], tmp_path)
     with opened_with(path, tmp_path / "kept") as play:
         asked(play, LONG[:400])
         end = time.monotonic() + 60
@@ -178,7 +169,7 @@ def test_writing_waits_for_nobody(tmp_path):
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"^--prompt-cache-dir .*file: cannot write there: "), opened_with(
-        model("f16", tmp_path), tmp_path / "file"
+        model_file(KINDS["f16"][0], tmp_path), tmp_path / "file"
     ):  # fmt: skip
         pass
 
@@ -190,7 +181,7 @@ def test_a_full_disk(tmp_path, monkeypatch, caplog):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(PromptCache, "write", full)
-    with caplog.at_level(logging.WARNING, "numatp"), opened_with(model("f16", tmp_path), tmp_path / "kept") as play:
+    with caplog.at_level(logging.WARNING, "numatp"), opened_with(model_file(KINDS["f16"][0], tmp_path), tmp_path / "kept") as play:
         for _ in range(2):
             assert len(asked(play, LONG[:200], 3)[0]) == 3
     assert [line for line in caplog.messages if "No space" in line] == [

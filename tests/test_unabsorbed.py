@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.kernels import call
+from support.kernels import aligned, call, packed_matrix
 from support.logits import error
 from support.models import tiny
 from support.scheduling import opened
-from test_kernels import aligned, packed_matrix
 
 from numatp.engine.blocks import Tables
 from numatp.kernels import absorbed

@@ -8,7 +8,7 @@ and the logits go as always:
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from numatp.engine.draft import Draft, Hosts, Prediction, fits, message_bytes
@@ -16,6 +16,8 @@ from numatp.engine.job import Job
 from numatp.engine.layout import Model
 from numatp.engine.pipeline import layer_bytes
 from numatp.errors import UserError
+from numatp.models.spec import Spec
+from numatp.weights.rules import Slice
 from numatp.weights.stages import deal
 
 
@@ -46,11 +48,11 @@ class HostsPlan:
     recommended: str | None  # alone, cut or pipeline; None where one host is enough and the bandwidth unknown
 
 
-def compare(model: Model, hosts: Hosts, alone: Draft, cut: Draft, job: Job) -> HostsPlan:
-    """alone: on one host, as it is fastest there."""
+def compare(model: Model, hosts: Hosts, alone: Draft, cut: Draft, job: Job, slices: Sequence[Slice]) -> HostsPlan:
+    """alone: on one host, as it is fastest there. slices: of the whole model."""
     spec, link = model.spec, hosts.link
     size = message_bytes(spec)
-    pipeline = _pipeline(model, hosts, alone, job)
+    pipeline = _pipeline(spec, hosts, alone, job, slices)
     ways: dict[str, Prediction | Pipeline] = {"alone": alone.prediction, "cut": cut.prediction}
     if pipeline:
         ways["pipeline"] = pipeline
@@ -76,10 +78,9 @@ def _recommended(rates: Mapping[str, float | None], fitting: Mapping[str, bool])
     return max(rates, key=lambda way: (fitting[way], rates[way] or 0.0))
 
 
-def _pipeline(model: Model, hosts: Hosts, alone: Draft, job: Job) -> Pipeline | None:
+def _pipeline(spec: Spec, hosts: Hosts, alone: Draft, job: Job, slices: Sequence[Slice]) -> Pipeline | None:
     """None where layers cannot be dealt to so many hosts."""
-    spec, whole = model.spec, alone.layouts[0]
-    held = layer_bytes(model, job, whole.pools)
+    held = layer_bytes(spec, job, alone.layouts[0].pools, slices)
     try:
         stages = deal(held, [1.0] * hosts.count, [layer.needs for layer in spec.layers])
     except UserError:

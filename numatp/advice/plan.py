@@ -75,7 +75,7 @@ def make_plan(model: Model, machine: Snapshot, job: Job, ranks: int | None = Non
     over = None
     if hosts:
         _, alone = _fastest(model, machine, replace(job, tensor_split=None), counts, None, None)
-        over = several.compare(model, hosts, alone, chosen, job)
+        over = several.compare(model, hosts, alone, chosen, job, whole)
     return ModelPlan(
         model=str(model.file.path), file_bytes=model.file.size, context=context_of(job, model.spec.context),
         layers=len(model.spec.layers), exchanges=model.spec.exchanges, ranks=tuple(chosen.ranks),

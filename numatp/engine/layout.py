@@ -85,12 +85,8 @@ def lay_out(
     mine = split(spec.sizes, *place, shares[together.start : together.stop] if shares else None)
     parts = segments(spec.sizes, *place) if job.same_bits else ()
     own = (model.file, model.rules, spec.sizes, mine, quantize_of(job, model.file), parts)
-    held = stage.layers if stage else range(len(spec.layers))
-    cache = CacheLayout(spec, mine, pools, slots_of(job, context), cache_type_of(job, spec.layers), held)
-    if not stage:
-        slices, weight_bytes = cut(*own)
-        return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache)
-    here = {rule.key: stage.holds(rule, spec.tied) for rule in model.rules}
-    slices, weight_bytes = cut(*own, lambda rule: here[rule.key])
-    elsewhere, _ = cut(*own, lambda rule: not here[rule.key])
+    slices, weight_bytes = cut(*own, held=lambda rule: stage is None or stage.holds(rule, spec.tied))
+    elsewhere = cut(*own, held=lambda rule: not stage.holds(rule, spec.tied))[0] if stage else []
+    kept_as, held = cache_type_of(job, spec.layers), stage.layers if stage else None
+    cache = CacheLayout(spec, mine, pools, slots_of(job, context), kept_as, held)
     return Layout(context, max_rows, mine, parts, slices, weight_bytes, pools, cache, stage, tuple(elsewhere))

@@ -9,7 +9,6 @@ Step time is engine/programs.py: what the model's forward pass becomes once all 
 """
 
 from dataclasses import dataclass
-from functools import cache
 
 from numatp import __version__
 from numatp.engine.agree import agree
@@ -66,17 +65,11 @@ def check_hosts(world: World, job: Job) -> None:
         )
 
 
-@cache
-def kernels_identity() -> str:
-    """As kernels/compile.py tells it, which reads all files that kernels may be made of: once for all models of this process."""
-    return identity()
-
-
 def check_kernels(world: World) -> None:
     """What every rank computes for itself has the same bits on all only if they run the same kernels."""
     if world.size == 1:  # nobody to compare with
         return
-    kernels = world.gather(f"{kernels_identity()}, numatp {__version__}")
+    kernels = world.gather(f"{identity()}, numatp {__version__}")
     for rank, others in enumerate(kernels):
         if others != kernels[0]:
             raise MachineError(

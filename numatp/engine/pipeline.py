@@ -8,7 +8,8 @@ from numatp.engine.cache import Pool
 from numatp.engine.job import Job, cache_type_of, context_of, quantize_of, slots_of
 from numatp.errors import UserError
 from numatp.models.layers import InSlots, numbered_parts
-from numatp.weights.rules import cut
+from numatp.models.spec import Spec
+from numatp.weights.rules import Slice, cut
 from numatp.weights.splits import split
 from numatp.weights.stages import Stage, deal
 
@@ -24,14 +25,18 @@ def stage_of(
         raise UserError("--pipeline deals layers to hosts, and all ranks are on one: leave it out")
     ranks = [range(first, behind) for first, behind in pairwise(accumulate(seats, initial=0))]
     of_hosts = [sum(shares[i] for i in mine) if shares else float(len(mine)) for mine in ranks]
-    runs = deal(layer_bytes(model, job, pools), of_hosts, [layer.needs for layer in model.spec.layers])
+    sizes, whole = model.spec.sizes, split(model.spec.sizes, 0, 1)
+    slices, _ = cut(model.file, model.rules, sizes, whole, quantize_of(job, model.file))
+    runs = deal(layer_bytes(model.spec, job, pools, slices), of_hosts, [layer.needs for layer in model.spec.layers])
     host = next(host for host, mine in enumerate(ranks) if rank in mine)
     return ranks[host], Stage(runs[host], host == len(seats) - 1)
 
 
-def layer_bytes(model: "Model", job: Job, pools: Sequence[Pool]) -> list[int]:
-    """What each layer takes in memory, weights and cache; the first has the embedding too, the last the output matrix."""
-    spec, whole = model.spec, split(model.spec.sizes, 0, 1)
+def layer_bytes(spec: Spec, job: Job, pools: Sequence[Pool], slices: Sequence[Slice]) -> list[int]:
+    """What each layer takes in memory, weights and cache; the first has the embedding too, the last the output matrix. slices: of
+    the whole model.
+    """
+    whole = split(spec.sizes, 0, 1)
     slots, kept = slots_of(job, context_of(job, spec.context)), cache_type_of(job, spec.layers)
     sizes, parts = [0] * len(spec.layers), numbered_parts(spec.layers)
     for number, part in parts:
@@ -39,7 +44,7 @@ def layer_bytes(model: "Model", job: Job, pools: Sequence[Pool]) -> list[int]:
     for pool in pools:
         for i, part in pool.layers.items():
             sizes[parts[i][0]] += pool.blocks * part.block_bytes(whole, kept)
-    for piece in cut(model.file, model.rules, spec.sizes, whole, quantize_of(job, model.file))[0]:
+    for piece in slices:
         rule = piece.rule
         if rule.layer is not None:
             sizes[rule.layer] += piece.num_bytes

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from numatp.engine.engine import Engine
 from numatp.engine.job import quantize_of
-from numatp.engine.load import kernels_identity
 from numatp.engine.prefixes import Prefix
 from numatp.files.identity import identity
 from numatp.files.prompt_cache import PromptCache, Saved
+from numatp.kernels.compile import identity as kernels_identity
 from numatp.kernels.layout import CACHE_BLOCK
 
 log = logging.getLogger("numatp")

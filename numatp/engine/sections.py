@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from numatp.engine.cache import num_blocks
 from numatp.engine.job import ROWS_UNIT, Job, drafts_of, rows_of, wire_of
 from numatp.errors import UserError
-from numatp.kernels.layout import TOP_BYTES
+from numatp.kernels.layout import TOP_BYTES, slice_columns
 from numatp.models.spec import Spec
 from numatp.program.step import StepShape
 from numatp.weights.splits import SEGMENTS
@@ -26,8 +26,8 @@ class Sections:
 
     def slice_bytes(self, wire: int, wires: int) -> int:
         """Of the wire-th slice of the columns of a partial, as ranks exchange it with other hosts."""
-        row = self.partial // self.step_rows // 64
-        size = self.step_rows * (row * (wire + 1) // wires - row * wire // wires) * (32 if self.half else 64)
+        width = self.partial // self.step_rows // 4
+        size = self.step_rows * slice_columns(width, wire, wires) * (2 if self.half else 4)
         if size > MOST_MESSAGE_BYTES:
             raise UserError(
                 f"-ub {self.step.max_rows}: hosts would exchange {size / 2**30:.1f} GiB at once, and MPI's messages have 2 at "

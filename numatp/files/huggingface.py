@@ -20,7 +20,7 @@ from numatp.files.gguf_header import fail, quote
 from numatp.files.gguf_writer import encoded
 from numatp.files.layouts import Config, Layout, Plain, Reordered, Transposed, Turned
 from numatp.files.model_file import ModelFile, TensorInfo
-from numatp.files.safetensors import DTYPES, FLOATS, SLAB, WHOLE, read_bytes, read_floats
+from numatp.files.safetensors import FLOATS, SLAB, WHOLE, read_bytes, read_floats, read_whole
 
 HEAD = "lm_head.weight"  # of all architectures
 LAYER = re.compile(r"model\.layers\.([0-9]{1,9})\.")
@@ -438,9 +438,4 @@ def _whole(info: TensorInfo) -> Assembled:
     if info.type not in WHOLE or len(info.shape) != 2:
         what = f"has type {info.type} and shape {info.shape}, and should be a table of {' or '.join(WHOLE)}"
         fail(info.path, f"tensor {quote(info.name)} {what}; use another model")
-
-    def values() -> np.ndarray:
-        numbers = read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type]).reshape(info.shape)
-        return numbers.astype(np.int32)
-
-    return Assembled(info.name, "I32", info.shape, info.path, info.num_bytes, values=values)
+    return Assembled(info.name, "I32", info.shape, info.path, info.num_bytes, values=lambda: read_whole(info).astype(np.int32))

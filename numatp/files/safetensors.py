@@ -161,6 +161,11 @@ def read_floats(info: TensorInfo) -> np.ndarray:
     return floats(values, info.type).reshape(info.shape)
 
 
+def read_whole(info: TensorInfo) -> np.ndarray:
+    """One of the WHOLE, of the tensor's shape."""
+    return read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type]).reshape(info.shape)
+
+
 SLAB = 1 << 23  # bytes
 
 

@@ -1,8 +1,10 @@
 """exp, and the activation functions made of it, on 16 lanes."""
 
+from math import exp as scalar_exp
+
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
-from numatp.kernels.jit import intrinsic
+from numatp.kernels.jit import float32, intrinsic
 from numatp.kernels.simd import f32x16, fma, max_f32x16, min_f32x16, round_f32, splat_f32
 
 # exp(x) = 2**n * exp(r) with n = round(x / ln 2) and |r| <= ln 2 / 2. ln 2 is split in two so that r keeps its bits.
@@ -47,6 +49,12 @@ def exp2(x):
 @device
 def sigmoid(x):
     return splat_f32(1) / (splat_f32(1) + exp(splat_f32(0) - x))
+
+
+@device
+def scalar_sigmoid(x):
+    """Of one number."""
+    return float32(1) / (float32(1) + float32(scalar_exp(-x)))
 
 
 @device

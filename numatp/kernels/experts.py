@@ -14,6 +14,7 @@ places (rows, used): the place of each pair
 from math import exp, log1p, sqrt
 
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.exp import scalar_sigmoid
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.rows import num_many
 from numatp.kernels.score import LOWEST
@@ -60,7 +61,7 @@ def probabilities(logits, experts, function):
     """In place: by SIGMOID or ROOT_OF_SOFTPLUS of the logits, or their softmax."""
     if function == SIGMOID:
         for i in range(experts):
-            store_f32(logits, i, float32(1) / (float32(1) + float32(exp(-load_f32(logits, i)))))
+            store_f32(logits, i, scalar_sigmoid(load_f32(logits, i)))
         return
     if function == ROOT_OF_SOFTPLUS:
         for i in range(experts):

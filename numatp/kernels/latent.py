@@ -3,15 +3,13 @@ heads, and a part of the key that rotates. A head's own matrices make keys and v
 way round queries for them and values of their sums (absorbed.py).
 """
 
-from math import sqrt
 from types import ModuleType
 
 from numatp.kernels.compile import kernel, share
-from numatp.kernels.jit import float32
-from numatp.kernels.norm import sum_of_squares
+from numatp.kernels.norm import inverse_rms
 from numatp.kernels.places import cache_place
 from numatp.kernels.rope import rotate_pairs
-from numatp.kernels.simd import load_f32x16, load_i64, offset, splat_f32, store_f32x16
+from numatp.kernels.simd import load_f32x16, load_i64, offset, store_f32x16
 
 cache: ModuleType = globals()["cache"]  # the cache type: specialize() has set it
 
@@ -28,7 +26,7 @@ def append_latent(args, thread, threads):
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         x = offset(args.x, row * args.x_stride)
-        scale = splat_f32(float32(1) / sqrt(sum_of_squares(x, args.latent) / float32(args.latent) + args.epsilon))
+        scale = inverse_rms(x, args.latent, args.epsilon)
         copy = offset(args.copy, row * args.latent * 4)
         for i in range(0, args.latent, 16):
             value = load_f32x16(x, i) * scale * load_f32x16(args.weight, i)

@@ -29,5 +29,10 @@ def cache_refusal(cache_type: str, size: int) -> str:
     return ""
 
 
+def slice_columns(width: int, wire: int, wires: int) -> int:
+    """Of the wire-th slice of a row of sums, as sum_slice (kernels/exchange.py) cuts it."""
+    return (width // 16 * (wire + 1) // wires - width // 16 * wire // wires) * 16
+
+
 MOST_TOP = 20  # most probable tokens whose log-probabilities may be asked for, as OpenAI has it
 TOP_BYTES = MOST_TOP * (4 + 4)  # of a row's most probable tokens (kernels/score.py)

@@ -4,6 +4,7 @@ from math import exp as scalar_exp
 from math import log1p, sqrt
 
 from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.exp import scalar_sigmoid
 from numatp.kernels.jit import float32
 from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, sum_f32x16
 from numatp.kernels.states import MOST_LINEAR_HEAD, PIECE
@@ -62,7 +63,7 @@ def copy_units(args, row, key_head, key, query):
 @device
 def opened(args, row, gate):
     """The gate-th beta of a row."""
-    return float32(1) / (float32(1) + float32(scalar_exp(-load_f32(offset(args.beta, row * args.beta_stride), gate))))
+    return scalar_sigmoid(load_f32(offset(args.beta, row * args.beta_stride), gate))
 
 
 @device

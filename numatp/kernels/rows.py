@@ -123,17 +123,15 @@ def with_pass(count, work, *args):
 
 
 @device
-def num_many(rows):
-    """Of the rows whose numbers are at `rows`, int64 (2,): those, the first ones, that go through tile registers as "bf16", which
-    are those of long prompts where there are some.
-    """
-    return load_i64(rows, 1) if MANY > 0 else int64(0)
+def num_long(rows):
+    """Of the rows whose numbers are at `rows`, int64 (2,): those, the first ones, of prompts of LONG_PROMPT tokens and more."""
+    return load_i64(rows, 1)
 
 
 @device
-def num_long(rows):
-    """Of the rows whose numbers are at `rows`: those, the first ones, of prompts of LONG_PROMPT tokens and more."""
-    return load_i64(rows, 1)
+def num_many(rows):
+    """Those of them that go through tile registers as "bf16": all, where there are some."""
+    return num_long(rows) if MANY > 0 else int64(0)
 
 
 @intrinsic

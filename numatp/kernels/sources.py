@@ -62,6 +62,7 @@ def digest(modules: list[str]) -> str:
     return hashlib.sha256(b"".join(module.encode() + text_digest(module) for module in modules)).hexdigest()[:24]
 
 
+@cache
 def whole() -> str:
     """The digest of all files that kernels may be made of."""
     files = (file.relative_to(PACKAGE.parent) for folder in FOLDERS for file in PACKAGE.joinpath(folder).rglob("*.py"))

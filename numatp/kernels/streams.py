@@ -8,9 +8,10 @@ other. The weights are made of the streams themselves: `mixes` (rows, what a mat
 from math import exp, sqrt
 
 from numatp.kernels.compile import device, kernel, rows_of, share
+from numatp.kernels.exp import scalar_sigmoid
 from numatp.kernels.jit import float32
-from numatp.kernels.norm import sum_of_squares
-from numatp.kernels.simd import fma, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, sum_f32x16
+from numatp.kernels.norm import inverse_rms
+from numatp.kernels.simd import fma, lane, load_f32, load_f32x16, load_i64, offset, splat_f32, store_f32, store_f32x16, sum_f32x16
 from numatp.kernels.states import STREAMS
 
 BACK, MIXED = STREAMS, 2 * STREAMS  # where those weights begin
@@ -30,12 +31,6 @@ def spread_streams(args, thread, threads):
 @device
 def scaled(mixes, i, inverse, scale, base):
     return load_f32(mixes, i) * inverse * scale + load_f32(base, i)
-
-
-@device
-def sigmoid(x):
-    """Of one number."""
-    return float32(1) / (float32(1) + float32(exp(-x)))
 
 
 @device
@@ -83,13 +78,12 @@ def gather_streams(args, thread, threads):
         streams, mixes = offset(args.streams, own * STREAMS * args.width * 4), offset(args.mixes, own * args.mixes_stride)
         out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
         shares = offset(args.shares, row * args.shares_stride + thread * args.shares_thread_stride)
-        count = STREAMS * args.width
-        inverse = float32(float32(1) / sqrt(sum_of_squares(streams, count) / float32(count) + args.epsilon))
+        inverse = lane(inverse_rms(streams, STREAMS * args.width, args.epsilon), 0)
         for k in range(STREAMS):
-            store_f32(shares, k, sigmoid(scaled(mixes, k, inverse, load_f32(args.scale, 0), args.base)) + least)
+            store_f32(shares, k, scalar_sigmoid(scaled(mixes, k, inverse, load_f32(args.scale, 0), args.base)) + least)
         if not args.last:
             for k in range(STREAMS):
-                value = sigmoid(scaled(mixes, BACK + k, inverse, load_f32(args.scale, 1), args.base))
+                value = scalar_sigmoid(scaled(mixes, BACK + k, inverse, load_f32(args.scale, 1), args.base))
                 store_f32(shares, BACK + k, float32(2) * value)
             mixing_weights(mixes, inverse, load_f32(args.scale, 2), args.base, args.rounds, least, offset(shares, MIXED * 4))
         squares = splat_f32(0)

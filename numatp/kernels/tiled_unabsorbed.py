@@ -72,7 +72,7 @@ def make_values(args, v_b, panels, tokens, room, transposed):
                     store_pair(offset(out, i * 64), low, high)
 
 
-def tile_attender(cache, load_query, part_rows, turned_at, queries_at):
+def tile_attender(cache, load_query, part_rows, squares_at, queries_at):
     """attend_on_tiles(args, scratch, panels, k_b, v_b, table, head, row, count, position) of kernels/unabsorbed.py."""
 
     @device
@@ -81,7 +81,7 @@ def tile_attender(cache, load_query, part_rows, turned_at, queries_at):
         pitch, before, size = sums_pitch(args), queries_bytes(args), args.head_size
         states, state_bytes = offset(scratch, TILED_STATES), before + TILED_ROWS * pitch
         room = offset(states, part_rows // TILED_ROWS * state_bytes)
-        transposed, queries = offset(room, turned_at), offset(room, queries_at)
+        transposed, queries = offset(room, squares_at), offset(room, queries_at)
         for first in range(0, count, TILED_ROWS):
             here, state = min(count - first, TILED_ROWS), offset(states, first // TILED_ROWS * state_bytes)
             for m in range(here):

@@ -3,8 +3,8 @@ what an absorbed query does, and each token that a row sees then costs (DeepSeek
 
 A thread takes a head and up to PART_ROWS rows of a prompt, which all go through a block of tokens before the next block: its keys
 and values are made once for all of them, in the thread's own memory. These are float32, or where rows go through tile registers
-panels of BF16 (kernels/tiled_unabsorbed.py). A row's result does not depend on the rows beside it, nor on
-how a prompt is cut. The heads' matrices are as kernels/head_rows.py makes them; specialize() sets the cache's type.
+panels of BF16 (kernels/tiled_unabsorbed.py). A row's result does not depend on the rows beside it, nor on how a prompt is cut. The
+heads' matrices are as kernels/head_rows.py makes them; specialize() sets the cache's type.
 """
 
 from types import ModuleType
@@ -44,9 +44,9 @@ STATE_BYTES = GROUP * QUERY_PITCH
 SQUARE_BYTES = 16 * 16 * 4
 
 # In scratch memory behind the states of all rows: up to 32 rows of a head's matrix times a block of latent rows; two squares that
-# are turned; a group's queries. Then for float32 the block's latent rows, its keys and its values.
-TURNED = 32 * SCORES_PITCH
-QUERIES = TURNED + 2 * SQUARE_BYTES
+# are transposed; a group's queries. Then for float32 the block's latent rows, its keys and its values.
+SQUARES = 32 * SCORES_PITCH
+QUERIES = SQUARES + 2 * SQUARE_BYTES
 BLOCK = QUERIES + TILED_ROWS * MAX_HEAD_SIZE * 4
 
 
@@ -155,7 +155,7 @@ def attend_in_floats(args, scratch, k_b, v_b, table, head, row, count, position)
 if MANY:
     from numatp.kernels.tiled_unabsorbed import tile_attender
 
-    attend_on_tiles = tile_attender(cache, load_query, PART_ROWS, TURNED, QUERIES)
+    attend_on_tiles = tile_attender(cache, load_query, PART_ROWS, SQUARES, QUERIES)
 else:
 
     @device

@@ -133,7 +133,7 @@ def _read_router(file: ModelFile) -> Router:
     if gate != ROOT_OF_SOFTPLUS:
         file.fail(f"routes by function {gate} ('{NAME}.expert_gating_func'), which numatp cannot compute; use another model")
     return Router(
-        used=file.count(f"{NAME}.expert_used_count"), sigmoid=False, root_of_softplus=True,
+        used=file.count(f"{NAME}.expert_used_count"), function="root of softplus",
         normalize=file.flag(f"{NAME}.expert_weights_norm", default=False),
         factor=file.number(f"{NAME}.expert_weights_scale", default=1.0) or 1.0,
     )  # fmt: skip
@@ -231,17 +231,16 @@ def forward(
 
     def entries_of(blk: str, h: Value, low: Value, state: LayerState, entries: LayerRows) -> Value | None:
         """The entries that rows see, None: all."""
-        prefix, frequencies = f"{blk}.attn_compressor", spec.far.frequencies
-        both = p.matmul(h, matrix(f"{prefix}_kv.weight"), matrix(f"{prefix}_gate.weight"))
-        places, norm = vector(f"{prefix}_ape.weight"), vector(f"{prefix}_norm.weight")
-        p.append_entries(both, places, norm, epsilon, frequencies, state, entries)
+
+        def append(prefix: str, begin: int = 0, index: bool = False) -> None:
+            both = p.matmul(h, matrix(f"{prefix}_kv.weight"), matrix(f"{prefix}_gate.weight"))
+            places, norm = vector(f"{prefix}_ape.weight"), vector(f"{prefix}_norm.weight")
+            p.append_entries(both, places, norm, epsilon, spec.far.frequencies, state, entries, begin, index)
+
+        append(f"{blk}.attn_compressor")
         if not entries.index or p.longest // entries.every <= spec.top:  # no sequence can have more
             return None
-        prefix = f"{blk}.indexer_compressor"
-        both = p.matmul(h, matrix(f"{prefix}_kv.weight"), matrix(f"{prefix}_gate.weight"))
-        places, norm = vector(f"{prefix}_ape.weight"), vector(f"{prefix}_norm.weight")
-        begin = pooled_bytes(sizes.head_size, True)
-        p.append_entries(both, places, norm, epsilon, frequencies, state, entries, begin, index=True)
+        append(f"{blk}.indexer_compressor", begin=pooled_bytes(sizes.head_size, True), index=True)
         q = p.matmul(low, matrix(f"{blk}.indexer.attn_q_b.weight"))
         q = p.rotate_tails(q, sizes.index_heads, rotations[True])
         return p.choose_entries(q, p.matmul(h, matrix(f"{blk}.indexer.proj.weight")), entries, spec.top)

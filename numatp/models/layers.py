@@ -193,11 +193,9 @@ class SharedRows(InBlocks):
         return self._rows_bytes() + ENTRY_TILE * self.index_size * 2
 
     def refusal(self, cache_type: str) -> str:
-        return (
-            ""
-            if cache_type == "f16"
-            else f"rows that are keys and values at once are kept as float16, not as {cache_type}: use f16"
-        )
+        if cache_type == "f16":
+            return ""
+        return f"rows that are keys and values at once are kept as float16, not as {cache_type}: use f16"
 
     def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerRows:
         index = Buffer(f"index{name}", stride, address + self._rows_bytes()) if self.index_size else None

@@ -155,7 +155,7 @@ def read_spec(file: ModelFile) -> Llama4Spec:
     every = file.count("llama4.attention.temperature_length", default=CHUNK)
     return read_common(
         file, Llama4Spec, sizes=sizes, layers=tuple(own if flag else full for flag in chunked), experts_used=used,
-        router=Router(used=used, sigmoid=True, normalize=False), mixture=mixture, divided=read_factors(file),
+        router=Router(used=used, function="sigmoid", normalize=False), mixture=mixture, divided=read_factors(file),
         temper=Temper(growth, every) if growth else None,
         still=tuple(layer for layer, flag in enumerate(chunked) if not flag and chunk),
         heads_normalized=file.flag("llama4.attention.heads_normalized", default=experts["experts"] != PLAIN_HEADS),

@@ -134,7 +134,8 @@ def read_router(file: ModelFile, style: Style) -> Router:
     if not 1 <= groups_used <= groups or experts % groups or used > experts // groups * groups_used:
         file.fail(f"claims {used} experts of {groups_used} of {groups} groups of {experts} experts; convert the model again")
     return Router(
-        used=used, sigmoid=gate == SIGMOID, normalize=style.normalized or file.flag(f"{name}.expert_weights_norm", default=False),
+        used=used, function="sigmoid" if gate == SIGMOID else "softmax",
+        normalize=style.normalized or file.flag(f"{name}.expert_weights_norm", default=False),
         factor=factor or 1.0, groups=groups, groups_used=groups_used, pairs=gate == SIGMOID,  # as in DeepSeek-V3, and not in V2
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from numatp.kernels.layout import NO_WINDOW
 
@@ -224,13 +225,12 @@ class Router:
     """How a row's experts are chosen, and what share of the sum each has."""
 
     used: int  # experts of a row
-    sigmoid: bool  # shares are sigmoids of the scores; else their softmax
+    function: Literal["softmax", "sigmoid", "root of softplus"]  # what makes shares of the scores; the last: of log(1 + e**score)
     normalize: bool  # divided by their sum
     factor: float = 1.0  # of the shares, in the end
     groups: int = 1  # of neighbouring experts
     groups_used: int = 1  # those with the two most wanted experts; the others' are not chosen
     pairs: bool = True  # else those with the one most wanted
-    root_of_softplus: bool = False  # shares are the root of log(1 + e**score)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -254,6 +254,6 @@ class Routes:
 class HeadRoutes(Routes):
     """Of heads that rows go through (kernels/latent.py), and the rows that do not."""
 
-    spans: Pointer  # of rows that do, as a Step has them
-    num_spans: Pointer
+    own_spans: Pointer  # of rows that do, as a Step has them
+    num_own_spans: Pointer
     num_made: Pointer  # rows that do not

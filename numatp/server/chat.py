@@ -96,8 +96,8 @@ class ChatAnswer:
             said[delta.number].append(delta)
         choices = [self._choice(i, sequence, said[i]) for i, sequence in enumerate(generation.sequences)]
         body = {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_of(generation.sequences)}
-        if finish := generation.sequences[0].finish:
-            body["timings"] = timings_of(finish, generation.sequences[0].token_count)
+        if generation.sequences[0].finish:
+            body["timings"] = timings_of(generation.sequences[0])
         return body
 
     def _choice(self, index: int, sequence: Sequence, deltas: list[Delta]) -> dict[str, Any]:
@@ -143,10 +143,10 @@ class ChatAnswer:
             return [self._chunk(delta.number, {}, more=more)]
         logprobs = self._logprobs(list(delta.tokens))
         if delta.finish:
-            more["timings"] = timings_of(delta.finish, sequence.token_count)
+            more["timings"] = timings_of(sequence)
             return [self._chunk(delta.number, {}, reason_of(sequence), logprobs, more)]
         if self._asked.timings_per_token:
-            more["timings"] = timings_of(sequence.so_far(), sequence.token_count)
+            more["timings"] = timings_of(sequence)
         return [self._chunk(delta.number, self._delta(delta.number, block), None, logprobs, more) for block in blocks_of(delta)]
 
     def _delta(self, index: int, block: Block) -> dict[str, Any]:

@@ -125,8 +125,8 @@ class CompletionAnswer:
                 "index": i, "text": text, "logprobs": self._said_logprobs(i, said[i]), "finish_reason": reason_of(sequence),
             })  # fmt: skip
         body = {**self._head, "choices": choices, "usage": usage_of(generation.sequences, self._prompts)}
-        if finish := generation.sequences[0].finish:
-            body["timings"] = timings_of(finish, generation.sequences[0].token_count)
+        if generation.sequences[0].finish:
+            body["timings"] = timings_of(generation.sequences[0])
         return body
 
     def _said_logprobs(self, index: int, deltas: list[Delta]) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ class CompletionAnswer:
                 if delta.progress:
                     more["prompt_progress"] = progress_of(delta.progress, generation.seconds)
                 if delta.finish or (self._asked.timings_per_token and delta.piece.text):
-                    more["timings"] = timings_of(sequence.so_far(), sequence.token_count)
+                    more["timings"] = timings_of(sequence)
                 reason = reason_of(sequence) if delta.finish else None
                 yield self._chunk(delta.number, delta.piece.text, reason, self._said_logprobs(delta.number, [delta]), more)
             if options.include_usage:

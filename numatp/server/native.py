@@ -84,9 +84,7 @@ class NativeAnswer:
                 elif delta.finish:
                     yield event_of(self.end(sequence, [delta]))
                 else:
-                    timings = (
-                        {"timings": timings_of(sequence.so_far(), sequence.token_count)} if self._asked.timings_per_token else {}
-                    )
+                    timings = {"timings": timings_of(sequence)} if self._asked.timings_per_token else {}
                     yield event_of(self._said([delta], False) | timings)
         except Refused as refused:
             yield event_of(openai_error(refused))
@@ -115,7 +113,7 @@ class NativeAnswer:
             "model": self._model, "tokens_predicted": sequence.token_count, "tokens_evaluated": finish.prompt_tokens,
             "tokens_cached": finish.cached_tokens, "truncated": False, "stop_type": kind, "stopping_word": sequence.text.stop,
             "has_new_line": any("\n" in delta.piece.text for delta in deltas),
-            "timings": timings_of(finish, sequence.token_count),
+            "timings": timings_of(sequence),
         }  # fmt: skip
 
 

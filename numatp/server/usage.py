@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numatp.engine.token import Finish, Progress
+from numatp.engine.token import Progress
 from numatp.server.generation import Sequence
 
 
@@ -21,8 +21,9 @@ def usage_of(sequences: list[Sequence], prompts: int = 1) -> dict[str, Any]:
     }
 
 
-def timings_of(finish: Finish, tokens: int) -> dict[str, Any]:
-    """As llama-server has them: milliseconds, and what of the prompt was computed."""
+def timings_of(sequence: Sequence) -> dict[str, Any]:
+    """As llama-server has them: milliseconds, and what of the prompt was computed; of one that goes on, so far."""
+    finish = sequence.so_far()
     computed = finish.prompt_tokens - finish.cached_tokens
     prompt, decode = finish.prompt_seconds, finish.decode_seconds
     return {
@@ -31,7 +32,7 @@ def timings_of(finish: Finish, tokens: int) -> dict[str, Any]:
         "prompt_ms": 1e3 * prompt,
         "prompt_per_token_ms": 1e3 * prompt / max(computed, 1),
         "prompt_per_second": computed / prompt if prompt else 0.0,
-        "predicted_n": tokens,
+        "predicted_n": sequence.token_count,
         "predicted_ms": 1e3 * decode,
         "predicted_per_token_ms": 1e3 * decode / max(finish.decoded_tokens, 1),
         "predicted_per_second": finish.decoded_tokens / decode if decode else 0.0,

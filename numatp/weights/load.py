@@ -21,7 +21,7 @@ from numatp.files.gguf_header import quote
 from numatp.files.huggingface import Assembled
 from numatp.files.layouts import Layout, Plain, Rows, factor_of
 from numatp.files.model_file import TensorInfo
-from numatp.files.safetensors import DTYPES, WHOLE, floats, read_bytes
+from numatp.files.safetensors import DTYPES, WHOLE, floats, read_bytes, read_whole
 from numatp.quants.table import FORMATS, TILE_ROWS, UNIT, Format
 from numatp.weights.matrix import Matrix, Vector, of_segments
 from numatp.weights.rules import Slice
@@ -241,7 +241,7 @@ def floats_of(info: TensorInfo | Assembled, format: Format) -> np.ndarray:
     rows = prod(info.shape[:-1])
     factors = factors_of(info, [range(rows)])
     if isinstance(info, TensorInfo) and info.type in WHOLE:
-        values = read_bytes(info, 0, info.num_bytes).view(DTYPES[info.type]).reshape(rows, -1).astype(np.float32)
+        values = read_whole(info).reshape(rows, -1).astype(np.float32)
     elif isinstance(info, TensorInfo):
         values = quants.unpack(format.name, read_bytes(info, 0, info.num_bytes).reshape(rows, -1))
     elif info.values:

@@ -71,6 +71,37 @@ def call(kernel, threads=3, **args):
         KERNEL(kernel.address)(record.ctypes.data, thread, threads)
 
 
+def aligned(num_bytes, fill=0xFF):
+    """Memory that begins on a cache line."""
+    memory = np.full(num_bytes + 64, fill, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + num_bytes]
+
+
+def packed_matrix(tmp_path, format_name, raw, first_unit, units):
+    """(the tiles of columns [first_unit, first_unit + units) * 32, loaded from a file, bytes of a tile)."""
+    tiles, tile_bytes, failed = load_matrix(tmp_path, format_name, raw, first_unit, units)
+    assert not failed.any()
+    return tiles, tile_bytes
+
+
+def load_matrix(tmp_path, format_name, raw, first_unit, units):
+    """As packed_matrix, and what failed: [reading, weights that are no finite numbers]."""
+    format = FORMATS[format_name]
+    (tmp_path / "weights").write_bytes(b"head" + raw.tobytes())
+    rows, row_bytes = raw.shape
+    tile_bytes = format.bytes_of_tile(units * 32, first_unit * 32)
+    tiles = aligned(-(-rows // 16) * tile_bytes)
+    staging, failed = aligned(3 * 16 * row_bytes), np.zeros(2, np.int64)
+    with open(tmp_path / "weights", "rb") as file:
+        call(
+            specialize("matmul", "quant", format.module).load,
+            file=file.fileno(), position=4, row_bytes=row_bytes, rows=rows, first_unit=first_unit, units=units,
+            weights=tiles, tile_bytes=tile_bytes, staging=staging, staging_bytes=16 * row_bytes, failed=failed,
+        )  # fmt: skip
+    return tiles, tile_bytes, failed
+
+
 def seed(folder, *without):
     """Puts what has been compiled into another cache's folder of kernels, but for the files whose names begin so."""
     usual = kernel_cache()

@@ -1,9 +1,8 @@
-"""AMX: products of many rows on tile registers, 16 rows of 64 bytes each; one row and a few go on as with AVX-512 VNNI.
+"""AMX: products of many rows on tile registers, 16 rows of 64 bytes each; up to eight rows go on as with AVX-512 VNNI.
 
 tdpbf16ps multiplies a tile of 16 activation rows x 32 columns with a panel's 16 weight rows x 32 columns (kernels/bf16.py) and adds
 the 16 x 16 sums to a third tile; tdpbssd does that with bytes. Nobody but these functions gives tiles their numbers. For BF16 0 to
-3 are sums, 4 and 5 rows, 6 and 7 weights; for bytes 0 are sums, 1 and 3 rows, 2
-and 4 weights.
+3 are sums, 4 and 5 rows, 6 and 7 weights; for bytes 0 are sums, 1 and 3 rows, 2 and 4 weights.
 """
 
 from numatp.errors import MachineError

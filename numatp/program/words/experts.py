@@ -16,6 +16,8 @@ from numatp.weights.matrix import Matrix, Vector
 
 EXPERT_ROWS = 32  # rows of an expert, on average over a full Step, from which on prompts go through tile registers there too
 
+FUNCTIONS = {"softmax": 0, "sigmoid": experts.SIGMOID, "root of softplus": experts.ROOT_OF_SOFTPLUS}  # as kernels have them
+
 
 class Experts(Together):
     def route(self, scores: Value, used: int, normalize: bool) -> Routes:
@@ -29,7 +31,7 @@ class Experts(Together):
         """As route, where the router has more to say; bias (experts,): of the choice alone."""
         assert scores.width % router.groups == 0, "groups of one size"
         return self._route(
-            experts.choose_wanted, scores, router.used, normalize=router.normalize, function=_function(router),
+            experts.choose_wanted, scores, router.used, normalize=router.normalize, function=FUNCTIONS[router.function],
             bias=bias.address if bias else 0, biased=bias is not None, groups=router.groups, groups_used=router.groups_used,
             pairs=router.pairs, factor=router.factor,
         )  # fmt: skip
@@ -37,7 +39,7 @@ class Experts(Together):
     def route_listed(self, scores: Value, router: Router, table: Vector) -> Routes:
         """As route_wanted, where the table (tokens of the vocabulary, used) lists each token's experts."""
         return self._route(
-            experts.choose_listed, scores, router.used, normalize=router.normalize, function=_function(router),
+            experts.choose_listed, scores, router.used, normalize=router.normalize, function=FUNCTIONS[router.function],
             factor=router.factor, tokens=self.site.step.tokens.ctypes.data, table=table.address,
         )  # fmt: skip
 
@@ -166,8 +168,3 @@ class Experts(Together):
             x=rows, x_stride=stride, rows=self._rows, used=routes.used, places=places, shares=routes.shares,
             width=width, out=out.pointer, out_stride=out.buffer.stride, add=add,
         )  # fmt: skip
-
-
-def _function(router: Router) -> int:
-    """As kernels have it."""
-    return experts.ROOT_OF_SOFTPLUS if router.root_of_softplus else experts.SIGMOID * router.sigmoid

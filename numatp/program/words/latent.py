@@ -22,17 +22,15 @@ class Latent(Attention, Experts):
         """
         most, spans = heads * self.room, self.site.step.shape.max_spans
         lengths = {
-            "counts": 2, "active": 4 * heads, "rows_of_places": most, "many": most, "places": self.room, "spans": 4 * spans,
-            "num_spans": 1, "num_made": 1,
+            "counts": 2, "active": 4 * heads, "rows_of_places": most, "many": most, "places": self.room, "own_spans": 4 * spans,
+            "num_own_spans": 1, "num_made": 1,
         }  # fmt: skip
         buffer = self._buffer("rows by heads", 8 * sum(lengths.values()), rows=1, indexes=True)
         starts = np.cumsum([0, *lengths.values()]).tolist()
         at = {name: buffer.at(8 * start) for name, start in zip(lengths, starts, strict=False)}
-        own = {f"own_{name}" if "spans" in name else name: pointer for name, pointer in at.items()}
-        own["num_own_spans"] = own.pop("own_num_spans")
         self._builder.add(
             absorbed.arrange_heads, [], [Access(buffer)], rows=self._rows, spans=self._spans, num_spans=self._num_spans,
-            limit=UNABSORBED if unabsorbed else 0, heads=heads, pitch=self.pitch, **own,
+            limit=UNABSORBED if unabsorbed else 0, heads=heads, pitch=self.pitch, **at,
         )  # fmt: skip
         unused = dict.fromkeys(("experts_of_places", "chosen", "shares"), buffer.at(0))
         return HeadRoutes(buffer=buffer, used=heads, most=most, **at, **unused)

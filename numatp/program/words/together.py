@@ -9,6 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from numatp.kernels import bias, exchange, norm, scale
+from numatp.kernels.layout import slice_columns
 from numatp.program.recorder import LeftForNextHost, Passage, Wires
 from numatp.program.values import Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
@@ -317,11 +318,6 @@ class Together(Dense):
     def _counted(self, rows: int | Pointer) -> list[Access]:
         """The buffer in which the number of rows stands, if it is not the Step's."""
         return [Access(rows.buffer)] if isinstance(rows, Pointer) else []
-
-
-def slice_columns(width: int, wire: int, wires: int) -> int:
-    """Of the wire-th slice of a row, as sum_slice cuts it."""
-    return (width // 16 * (wire + 1) // wires - width // 16 * wire // wires) * 16
 
 
 def in_segments(h: Value, weight: Matrix) -> list[tuple[Value, Matrix]]:

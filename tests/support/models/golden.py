@@ -5,10 +5,19 @@ another function for a word of program/ops.py, which gets the true one first.
 """
 
 from math import log, sqrt
+from pathlib import Path
 
 from support.commands import TESTS
 
 GOLDEN = TESTS / "data/golden"
+
+
+def model_file(source, folder):
+    """source: one of the recorded files, or a module of a tiny model, which is then written into the folder."""
+    if isinstance(source, Path):
+        return source
+    source.write(folder / "tiny.gguf")
+    return folder / "tiny.gguf"
 
 
 def tensors(pattern, value):
@@ -178,7 +187,9 @@ def router(**changes):
 ROUTER = {
     "all experts of a token": spec(router=lambda router: changed(used=router.used - 1)(router)),
     "normalised shares": router(normalize=False),
-    "function of the router": spec(router=lambda router: changed(sigmoid=not router.sigmoid)(router)),
+    "function of the router": spec(
+        router=lambda router: changed(function={"sigmoid": "softmax"}.get(router.function, "sigmoid"))(router)
+    ),
     "bias of the router": tensors("exp_probs_b", 0),
     "bias of the choice alone": word(
         "route_wanted", lambda true, p, scores, router, bias: p.route(p.add_bias(scores, bias), router.used, router.normalize)
@@ -278,7 +289,7 @@ DEEPSEEK4 = {
     "norm of heads": word("rms_norm_heads", lambda true, p, q, *rest: q),
     "all experts of a token": ROUTER["all experts of a token"],
     "normalised shares": ROUTER["normalised shares"],
-    "function of the router": router(root_of_softplus=False, sigmoid=True),
+    "function of the router": router(function="sigmoid"),
     "bias of the router": ROUTER["bias of the router"],
     "experts that a table lists": word("route_listed", lambda true, p, scores, router, table: p.route_wanted(scores, router, None)),
     "shared experts": word("experts_product", lambda true, p, h, routes, down, shared: true(p, h, routes, down)),

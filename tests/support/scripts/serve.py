@@ -25,8 +25,7 @@ from policy import set_policy
 from support.kernels import all_kernels
 
 from numatp import cli, engine, measure, models
-from numatp.engine.load import kernels_identity
-from numatp.kernels import norm
+from numatp.kernels import norm, sources
 from numatp.ranks import alone, local  # noqa: F401
 
 LOADED = [
@@ -105,7 +104,7 @@ def main():
         import_module(module)
     # What every engine would find out for itself: which files there are, and what they hold.
     models.architectures()
-    kernels_identity()
+    sources.whole()
     kernels = [norm.rms_norm] if "--find-kernels-later" in sys.argv[1:] else all_kernels()
     gc.freeze()  # or collections in a fork would write to every object, and copy its page
     for line in os.fdopen(os.dup(0)):  # of which a case's own standard input is no part
