@@ -104,6 +104,31 @@ def test_a_kernel_that_somebody_compiles_is_left_for_later(folder, elsewhere):
     assert first.address and second.address
 
 
+COMPILER = """
+import os
+from numatp.kernels import build
+build.build_all = lambda kernels: print(len(os.sched_getaffinity(0)))
+build.main()
+"""
+
+
+def test_a_pinned_thread_has_kernels_compiled_on_all_cores_of_the_process(folder, monkeypatch):
+    """As the engine's is, which asks for most of them."""
+    cpus, start, started = os.sched_getaffinity(0), subprocess.Popen, []
+
+    def ask():
+        os.sched_setaffinity(0, {min(cpus)})
+        compiler = run(sys.executable, "-c", COMPILER, str(os.getpid()), "[]", env=compiler_environ())
+        monkeypatch.setattr(subprocess, "Popen", lambda command, **pipes: started.append(command) or start(["echo", "[]"], **pipes))
+        compiling.compile_apart([fresh(norm.rms_norm)] * 8)
+        return compiler
+
+    with ThreadPoolExecutor(1) as pool:
+        compiler = pool.submit(ask).result()
+    assert compiler.stdout.split() == [str(len(cpus)), "[]"], compiler.stderr
+    assert len(started) == min(len(cpus), 2)
+
+
 def test_what_nobody_has_used_for_long_is_dropped(folder, elsewhere):
     """When something is compiled: of the same folder, and of one for another machine, which goes with its last file."""
     long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600

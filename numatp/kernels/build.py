@@ -7,6 +7,7 @@ import fcntl
 import gc
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -161,6 +162,7 @@ def main() -> None:
     the file] of each kernel. Prints the names of those that it compiled itself: processes that want the same share the work.
     """
     end_with(int(sys.argv[1]))
+    os.sched_setaffinity(0, os.sched_getaffinity(int(sys.argv[1])))  # not those of the thread that asked, which may be pinned
     gc.set_threshold(GARBAGE)
     kernels: list[Kernel] = []
     for module, name, arguments, file in json.loads(sys.argv[2]):

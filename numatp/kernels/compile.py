@@ -205,7 +205,8 @@ def compile_apart(kernels: Sequence[Kernel]) -> None:
     command = [sys.executable, "-P", "-c", "from numatp.kernels.build import main; main()", str(os.getpid()), json.dumps(wanted)]
     compilers: list[subprocess.Popen[str]] = []
     try:
-        for _ in range(max(1, min(MOST_COMPILERS, len(os.sched_getaffinity(0)), len(kernels) // WORTH_A_COMPILER))):
+        cores = len(os.sched_getaffinity(os.getpid()))  # of the process: the thread that asks may be pinned to one
+        for _ in range(max(1, min(MOST_COMPILERS, cores, len(kernels) // WORTH_A_COMPILER))):
             pipes: dict[str, Any] = {
                 "stdin": subprocess.DEVNULL,
                 "stdout": subprocess.PIPE,
