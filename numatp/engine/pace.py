@@ -2,14 +2,15 @@
 
 Every Step with rows of prompts makes all panels of weights anew, or reads all weights again, however few the rows are, so few long
 Steps bring prompts in sooner than many short ones. A Step may therefore take longer than the time that a token should take beside
-prompts, up to MOST of it; the Step after it then has no rows of prompts, and the mean of the two is that time.
+prompts, up to MOST of it; the Step after it then has no rows of prompts, and the mean of the two is at most that time.
 """
 
 from numatp.engine.job import ROWS_UNIT
 
 LEAST_ROWS = 2 * ROWS_UNIT  # however long they take; so many where no prompt was measured yet
-MOST = 1.4  # longest Step, in parts of the time that a token should take; what was measured tells the next one to some 20 %,
-# so that 99 of 100 gaps stay below twice that time (bench/LOG.md)
+# Longest Step, in parts of the time that a token should take: what was measured tells the next one to some 20 %, and 99 of 100 gaps
+# are to stay below twice that time (bench/LOG.md).
+MOST = 1.4
 NEWEST = 0.5  # share of the newest measurement in a mean
 FASTER = 0.3  # the same of a row that took less than before; one that took more counts at once, for the next may take as long
 
