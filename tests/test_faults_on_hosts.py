@@ -82,10 +82,10 @@ def wait_for(pattern, lines):
 
 
 @contextmanager
-def running(hosts, bin, *words):
+def running(hosts, bin, *words, stdin=subprocess.DEVNULL):
     """One rank on each host; (the launcher's process, the lines on stderr)."""
     words = hosts.words("a", *hosts.mpirun(bin, 1, *words))
-    process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(words, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process.stdout, process.stderr:  # not to their ends: a launcher's agent that waits for a silent host keeps them
         try:
             yield process, lines_of(process.stderr)
@@ -143,6 +143,16 @@ def test_a_link_that_goes_down_while_a_server_has_nothing_to_do(hosts, words_pat
     with running(hosts, BIN, *words) as (_, lines):
         wait_for("numatp: .*: ready for", lines)
         all_end_without_the_link(hosts, lines)
+
+
+def test_a_link_that_goes_down_while_a_conversation_waits_for_a_line(hosts, words_path):
+    words = *TOLD, BIN / "numatp", "chat", "-m", words_path, "-n", 3
+    with running(hosts, BIN, *words, stdin=subprocess.PIPE) as (process, lines):
+        process.stdin.write("Hello\n")
+        process.stdin.flush()
+        assert process.stdout.read(1)  # of the answer
+        all_end_without_the_link(hosts, lines)
+        process.stdin.close()
 
 
 # What the rank on host b reads takes forever.

@@ -121,7 +121,7 @@ def test_escapes_in_what_is_said_to_a_model(monkeypatch):
         )
         monkeypatch.setattr(command, "job_of", lambda arguments, **more: None)
         monkeypatch.setattr(command, "show_answer", lambda llm, prompt, *others: said.append(prompt) or "")
-    monkeypatch.setattr(chat, "read_message", lambda: next(lines))
+    monkeypatch.setattr(chat, "Lines", lambda llm: argparse.Namespace(read=lambda: next(lines)))
     for command, options in (
         (generate, ("-p", r"a\nb")),
         (generate, ("--no-escape", "-p", r"a\nb")),

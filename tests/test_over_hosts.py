@@ -6,6 +6,7 @@ Hosts are namespaces of this machine (support/hosts). A start over hosts takes s
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ from support.commands import BIN, SCRIPTS
 from support.hosts import cluster
 from support.logits import F16_ROUNDING, error
 from support.models.golden import GOLDEN
+from support.server import Server
 from support.warm import numatp, run_script
+
+from numatp import LLM, SamplingParams
 
 pytestmark = [pytest.mark.cores, pytest.mark.skipif(bool(cluster.reason()), reason=str(cluster.reason()))]
 
@@ -80,6 +84,7 @@ def test_two_hosts(hosts, alone, tmp_path, model_path, words_path):
     commands = {
         "generate": [*GENERATE, str(model_path)], "audit": ["audit", "-m", model, "-n", "2", "-o", "json"],
         "plan": ["plan", "-m", model, "-o", "json"], "perplexity": perplexity,
+        "measured": ["plan", "-m", model, "-o", "json", "--link", "measured"],
         "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "--roofline", "16", "-o", "json"],
     }  # fmt: skip
     got, said = ask(
@@ -93,6 +98,9 @@ def test_two_hosts(hosts, alone, tmp_path, model_path, words_path):
     assert {row["ranks"] for row in json.loads(said["bench"][1])} == {2}
     planned = json.loads(said["plan"][1])
     assert (planned["hosts"]["hosts"], [rank["host"] for rank in planned["ranks"]]) == (2, [0, 1])
+    measured = json.loads(said["measured"][1])["hosts"]
+    assert re.match(r"a link that was measured \(8 B [\d.]+ us, .* 2097152 B [\d.]+ us\)", measured["link"])
+    assert measured["crossing_seconds"] > measured["exchanges"] * measured["exchange_seconds"] > 0
     library = said["library"]
     assert (library["rank"], library["ranks"]) == (0, 2)
     assert library["text"] == library["streamed"] and library["text"].startswith(" Paris")
@@ -128,9 +136,8 @@ def test_layers_on_hosts(hosts, tmp_path, model_path, words_path):
         "bench": ["bench", "-m", model, "-p", "16", "-n", "4", "-r", "1", "--roofline", "16", "-o", "json", "--pipeline"],
     }  # fmt: skip
     names = [name for name in KINDS if name != "gemma4-e2b"]  # whose layers read what is made of the embedding
-    got, said = ask(
-        hosts, BIN, 1, tmp_path, names, pipeline=True, kept=[model, str(tmp_path / "kept"), {"pipeline": True}], commands=commands
-    )  # fmt: skip
+    questions = {"kept": [model, str(tmp_path / "kept"), {"pipeline": True}], "library": [model, {"pipeline": True}]}
+    got, said = ask(hosts, BIN, 1, tmp_path, names, pipeline=True, commands=commands, **questions)
     same_bits(got, tmp_path, 1)
     assert said["generate"][1] == numatp(*GENERATE, model_path, "--ranks", 1).stdout
     assert "layers 0 to 14; host b: layers 15 to 29" in said["generate"][2]
@@ -141,6 +148,30 @@ def test_layers_on_hosts(hosts, tmp_path, model_path, words_path):
     assert {row["ranks"] for row in json.loads(said["bench"][1])} == {2}
     before, after = said["kept"]
     assert after[0] == before[0] and (before[1], after[1]) == (0, 192)
+    library = run_script("run_many", json.dumps({"library": [model, {"ranks": 1}]}))
+    assert said["library"] == json.loads(library.stdout)["library"] | {"ranks": 2}
+
+
+def test_serving_with_layers_on_hosts(hosts, tmp_path, words_path):
+    """Streams side by side, long prompts among them, whose rows share Steps: each says what it says alone on one host."""
+    words, counted = "The capital of France is Paris. " * 20, "one, two, three, four, "
+    prompts = [words, "The sun is", counted * 9, "The capital of France is", words + counted, counted]
+    launcher, address = hosts.words("a", *hosts.mpirun(BIN, 1)), tmp_path / "numatp.sock"
+    server = Server(words_path, "--no-auth", "--host", address, "--pipeline", "-t", 1, launcher=launcher)
+
+    def ask_for(prompt):
+        body = {"prompt": prompt, "max_tokens": 12, "temperature": 0}
+        return "".join(choice["text"] for chunk in server.chunks("/v1/completions", body) for choice in chunk["choices"])
+
+    try:
+        server.ready()
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            together = list(pool.map(ask_for, prompts))
+    finally:
+        server.close()
+    with LLM(words_path, ranks=1, threads=1) as llm:
+        alone = [output.text for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=12))]
+    assert together == alone and len(set(alone)) > 3
 
 
 def test_layers_on_hosts_of_several_ranks(hosts, tmp_path, mpich):

@@ -34,7 +34,8 @@ from numatp.engine.draft import (
     seconds_per_token,
 )
 from numatp.engine.job import MARGIN, PROCESS_BYTES, Job
-from numatp.engine.links import read_link
+from numatp.engine.links import Link, read_link
+from numatp.engine.sections import sections_of
 from numatp.errors import UserError
 from numatp.files.measured import keep_bandwidth
 from numatp.machine import barrier, snapshot
@@ -232,6 +233,9 @@ def test_a_link_costs_what_was_seen():
     for name, (low, high) in {"10gbe": (6.6, 9), "25gbe": (3.6, 6), "100gbe": (2, 4), "ib": (0.6, 0.9)}.items():
         assert low <= 160e3 * read_link(name).seconds(32768, 2) <= high
     assert read_link("ib").seconds(8192, 3) == pytest.approx(2e-6 + 2 * 8192 / 12.5e9)  # to two others
+    measured = Link.measured([(8, 10e-6), (1000, 20e-6), (100_000, 120e-6)])
+    assert [measured.seconds(size, 2) for size in (0, 1000, 50_500)] == pytest.approx([10e-6, 20e-6, 70e-6])
+    assert measured.seconds(50_000, 3) == pytest.approx(120e-6) and measured.seconds(1_000_000, 2) == pytest.approx(1200e-6)
 
 
 def test_one_formula_over_hosts(recorded_once):
@@ -239,7 +243,8 @@ def test_one_formula_over_hosts(recorded_once):
     hosts = made.hosts
     assert [(rank.host, rank.node) for rank in made.ranks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
     assert (hosts.exchanges, hosts.message_bytes, hosts.sent_bytes) == (161, 8192 * 4, 161 * 8192 * 4)
-    step, logits = 15e-6, 15e-6 + 152064 / 2 * 4 * (0.8e-9 + 0.3e-9)  # go out, come back
+    told = sections_of(read_header("qwen2.5-72b:q4_k_m").spec, Job("qwen2.5-72b:q4_k_m"), 8192, 1).step.num_bytes
+    step, logits = 15e-6 + told * (0.8e-9 + 0.3e-9), 3 * 15e-6 + 152064 / 2 * 4 * (0.8e-9 + 0.3e-9)  # go out, come back
     assert hosts.crossing_seconds == pytest.approx(161 * hosts.exchange_seconds + step + logits)
     slowest = max(rank.read_bytes for rank in made.ranks)
     waits = max(rank.barrier_seconds + rank.waiting_seconds for rank in made.ranks)
@@ -249,7 +254,8 @@ def test_one_formula_over_hosts(recorded_once):
     assert hosts.alone.tokens_per_second == planned("qwen2.5-72b:q4_k_m", "2x-epyc-9654").predictions[-1].tokens_per_second
     assert hosts.pipeline.layers == ((0, 40), (40, 80))  # the first host has the embedding too, the last the output matrix
     assert hosts.alone.tokens_per_second > hosts.pipeline.tokens_per_second > 0.95 * hosts.alone.tokens_per_second
-    passed = hosts.exchange_seconds + step + 15e-6 + 152064 * 4 * (0.8e-9 + 0.3e-9)
+    passed = hosts.exchange_seconds + step + 3 * 15e-6 + 152064 * 4 * (0.8e-9 + 0.3e-9)
+    assert hosts.pipeline.crossing_seconds == pytest.approx(passed)
     assert 1 / hosts.pipeline.tokens_per_second == pytest.approx(1 / hosts.alone.tokens_per_second + passed)
     assert json.loads(json.dumps(plan.to_json(made)))["hosts"]["cut"]["ranks"] == 4
 
@@ -507,6 +513,7 @@ def test_command(tmp_path):
             ("-m", "command-a", "--hosts", "2", "--link", "20us"),
             "no link '20us' is known; known: 10gbe, 25gbe, 100gbe, ib, or a delay",
         ),
+        (("-m", "command-a", "--hosts", "2", "--link", "measured"), "--link measured: there is none between ranks of one host"),
         (("-m", "command-a", "--hosts", "2", "--link", "1us:1.2.3gbit"), "no link '1us:1.2.3gbit' is known"),
         (("--machine", "toaster"), "no such file, and no known server; known: 2x-epyc-9654"),
         (("--machine", "BROKEN"), "not JSON"),

@@ -10,8 +10,21 @@ from numatp.engine.engine import Engine
 from numatp.engine.job import Job
 from numatp.engine.layout import lay_out, open_model
 from numatp.engine.sections import sections_of
+from numatp.engine.window import Window
 from numatp.errors import UserError
+from numatp.ranks.hosts import Members
+from numatp.ranks.world import World
 from numatp.weights.stages import deal
+
+
+class Nothing:
+    """A C runtime in which nothing happens."""
+
+    def numatp_flag_bytes(self, ranks, lanes):
+        return 0
+
+    def numatp_ranks_lanes(self, *where):
+        pass
 
 
 def free(count):
@@ -85,6 +98,57 @@ def test_scores_have_the_segments_of_who_makes_them(first, last):
     engine.loaded = SimpleNamespace(layout=SimpleNamespace(segments=(None,) * (8 // first)))
     parts = engine._parts()
     assert parts.shape == (8, 2, 4) and parts[:, 0, 0].tolist() == np.repeat(np.arange(first, first + last), 8 // last).tolist()
+
+
+class Mapped:
+    """A World of which one rank maps its parts of the window, and counts their bytes."""
+
+    def __init__(self, seats, index, seat):
+        self.seat, self.seats, self.num_bytes = seat, seats[index], 0
+        self.host, self.size, self.handle = self, sum(seats), None
+        members = Members([str(host) for host in range(len(seats))], seats)
+        self.hosts = SimpleNamespace(
+            members=members, index=index, others=[i for i in range(len(seats)) if i != index], leads=not seat
+        )
+
+    def map_shared(self, sizes):
+        self.num_bytes += sizes[self.seat] + (sum(sizes[self.seats :]) if self.seat == 0 else 0)
+        return [np.empty(size, np.uint8) for size in sizes]
+
+    def map_parts(self, sizes):
+        return World.map_parts(self, sizes)
+
+    def told(self, memory):
+        return []
+
+    def returned(self, *parts):
+        return []
+
+    def returned_columns(self, *parts):
+        return []
+
+    def gather(self, value):
+        return [value] * self.size
+
+
+@pytest.mark.parametrize("seats", [[1, 1], [2, 2], [1, 3], [2, 1, 2]], ids=str)
+@pytest.mark.parametrize("wire", ["f32", "bf16"])
+@pytest.mark.parametrize("layers", [False, True], ids=["slices", "layers"])
+def test_what_goes_between_hosts_is_in_the_room_that_is_asked_for(seats, wire, layers, monkeypatch):
+    """The window that a rank maps is as large as what it was counted for, which is whether there is room on its node."""
+    job = Job(str(GOLDEN / "gemma3.gguf"), wire=wire, check_ranks=True, pipeline=layers)
+    model = open_model(job)
+    sections = sections_of(model.spec, job, 256, 1)
+    monkeypatch.setattr("numatp.engine.wires._seconds", lambda *tried: 1.0)
+    monkeypatch.setattr("numatp.engine.window.native.library", Nothing)
+    for rank in range(sum(seats)):
+        host = next(i for i in range(len(seats)) if rank < sum(seats[: i + 1]))
+        seat = rank - sum(seats[:host])
+        world = Mapped(seats, host, seat)
+        layout = lay_out(model, job, rank, [0] * sum(seats), {}, seats)
+        Window(world, sections, SimpleNamespace(threads=1), layout)
+        counted = sections.bytes_of(seat) + sections.between_hosts(seats, host, seat, layers)
+        assert world.num_bytes == counted
 
 
 def test_a_message_between_hosts_is_no_longer_than_mpi_counts():

@@ -29,6 +29,7 @@ class Pipeline:
     fits: bool
     tokens_per_second: float | None  # of one stream, at an empty context
     tokens_per_second_full: float | None  # at a full one
+    crossing_seconds: float  # between hosts per token: a row from each to the next, the Step, logits
 
 
 @dataclass(frozen=True)
@@ -86,15 +87,17 @@ def _pipeline(spec: Spec, hosts: Hosts, alone: Draft, job: Job, slices: Sequence
     except UserError:
         return None
     part = max(sum(held[layer] for layer in stage) for stage in stages) / max(sum(held), 1)
-    rooms = []
+    rooms, seats = [], [len(alone.ranks)] * hosts.count
     for room in alone.rooms:
         ranks = [rank for rank in alone.ranks if alone.holder(rank.node) == room.node]
         elsewhere = sum((rank.weight_bytes + rank.cache_bytes) * (1 - part) for rank in ranks)
-        rooms.append(replace(room, needed_bytes=room.needed_bytes - int(elsewhere)))
+        passed = [sum(alone.sections.between_hosts(seats, host, rank.rank, True) for rank in ranks) for host in range(hosts.count)]
+        rooms.append(replace(room, needed_bytes=room.needed_bytes - int(elsewhere) + max(passed)))
     one, link = alone.prediction, hosts.link
-    between = (hosts.count - 1) * link.seconds(message_bytes(spec), 2) + link.seconds(0, 2) + link.seconds(4 * spec.sizes.vocab, 2)
+    told = link.seconds(alone.sections.step.num_bytes, hosts.count)
+    between = (hosts.count - 1) * link.seconds(message_bytes(spec), 2) + told + link.seconds(4 * spec.sizes.vocab, 2)
     empty, full = (1 / (1 / rate + between) if rate else None for rate in (one.tokens_per_second, one.tokens_per_second_full))
-    return Pipeline(tuple((stage.start, stage.stop) for stage in stages), fits(rooms, alone.limit), empty, full)
+    return Pipeline(tuple((stage.start, stage.stop) for stage in stages), fits(rooms, alone.limit), empty, full, between)
 
 
 def describe(plan: HostsPlan) -> list[str]:

@@ -5,6 +5,7 @@ import sys
 
 from numatp.cli import signals
 from numatp.cli.generate import show_answer
+from numatp.cli.lines import Lines
 from numatp.cli.options import (
     add_model,
     add_prefix_cache,
@@ -41,8 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
         if sys.stdin.isatty():
             note(HELP)
             signals.interrupt()
-        messages = list(start)
-        while (text := read_message()) is not None:
+        messages, lines = list(start), Lines(llm)
+        while (text := lines.read()) is not None:
             if text == "/clear":
                 messages = list(start)
                 continue
@@ -64,16 +65,3 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
 
     return run_session(job, arguments.ranks, converse)
-
-
-def read_message() -> str | None:
-    """The next line; None at the end of the input. UserError if it is no UTF-8."""
-    try:
-        return input("> " if sys.stdin.isatty() else "")
-    except EOFError:
-        return None
-    except UnicodeDecodeError as error:
-        raise UserError("cannot read standard input: not UTF-8 text") from error
-    except KeyboardInterrupt:
-        print(flush=True)
-        return ""

@@ -8,7 +8,7 @@ from numatp.cli.main import speaks
 from numatp.cli.options import add_tensor_split, count_or_auto, note, positive
 from numatp.engine.draft import Hosts, read_header
 from numatp.engine.job import Job
-from numatp.engine.links import KNOWN, LINKS, read_link
+from numatp.engine.links import KNOWN, LINKS, MEASURED, Link, read_link
 from numatp.files.measured import read_bandwidth
 from numatp.machine import snapshot
 from numatp.machine.launch import read_launch
@@ -28,9 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--machine", metavar="FILE|NAME", help=f"a saved machine, or one of {', '.join(SERVERS)} (default: this one)")
     text = "hosts like that machine; --ranks and -ts are of all (default: mpirun's, else 1)"
     add("--hosts", type=positive, metavar="N", help=text)
-    add("--link", type=read_link, default=LINKS["10gbe"], metavar="LINK", help=f"what joins them: {KNOWN} (default 10gbe)")
+    text = f"what joins them: {KNOWN}; {MEASURED}: under mpirun on these hosts, as it is found to be (default 10gbe)"
+    add("--link", type=link_of, default=LINKS["10gbe"], metavar="LINK", help=text)
     add("--save-machine", metavar="FILE", help="write the machine as JSON, for --machine elsewhere")
     add("-o", "--output", choices=["text", "json"], default="text", help="what stdout gets (default text)")
+
+
+def link_of(text: str) -> Link | None:
+    """None: as it is measured."""
+    return None if text.lower() == MEASURED else read_link(text)
+
+
+def measured_link() -> Link:
+    from numatp.measure.link import measure_link
+
+    return measure_link()
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         for line in model.file.notes if speaks() else ():
             note(line)
         count = arguments.hosts or (-(-started.size // started.local_size) if started else 1)
-        hosts = Hosts(count, arguments.link) if count > 1 else None
+        hosts = Hosts(count, arguments.link or measured_link()) if count > 1 else None
         made = plan.make_plan(model, machine, job, ranks, hosts)
         found, lines, fits = plan.to_json(made), plan.describe(made), made.fits
     if speaks():

@@ -189,9 +189,10 @@ class Draft:
                     activations = max(program.activation_bytes for program in (one_row, *others))
                 found[alike, bandwidth] = (activations, *_of_threads(one_row, place, bandwidth))
             activations, imbalance, barriers, waiting, best = found[alike, bandwidth]
-            read_of = (*own, sections.bytes_of(place.seat), *reads)
+            between = sections.between_hosts([seats] * count, host, place.seat, False) if hosts else 0
+            read_of = (*own, sections.bytes_of(place.seat) + between, *reads)
             self.ranks.append(RankPlan(*read_of, activations, imbalance, barriers, waiting, best))
-        self.holder = machine.holder
+        self.holder, self.sections = machine.holder, sections
         self.rooms = []
         for node in sorted({machine.holder(rank.node) for rank in self.ranks}):
             needed = [0] * count
@@ -202,7 +203,7 @@ class Draft:
             self.rooms.append(NodeRoom(node, max(needed), machine.free.get(node, 0)))
         self.limit = None if machine.limit is None else max(0, machine.limit - seats * PROCESS_BYTES)  # left for the rooms' bytes
         nodes = tuple(sorted({place.node for place in places}))
-        self.crossing = crossing_seconds(spec, hosts) if hosts else 0.0
+        self.crossing = crossing_seconds(spec, hosts, sections.step.num_bytes) if hosts else 0.0
         self.prediction = Prediction(size, nodes, fits(self.rooms, self.limit), None, None)
         if all(node in machine.bandwidth for node in nodes):
             rates = []
@@ -304,11 +305,11 @@ def seconds_per_token(read_bytes: Mapping[int, float], bandwidth: Mapping[int, f
     return max(size / bandwidth[node] for node, size in read_bytes.items()) + exchanges * EXCHANGE_SECONDS
 
 
-def crossing_seconds(spec: Spec, hosts: Hosts) -> float:
+def crossing_seconds(spec: Spec, hosts: Hosts, step_bytes: int) -> float:
     """What a token spends between hosts: its exchanges, the Step that goes out, and the logits that come back to rank 0."""
     link, count = hosts.link, hosts.count
     logits = link.seconds(4 * spec.sizes.vocab / count, count)
-    return spec.exchanges * link.seconds(message_bytes(spec), count) + link.seconds(0, count) + logits
+    return spec.exchanges * link.seconds(message_bytes(spec), count) + link.seconds(step_bytes, count) + logits
 
 
 def message_bytes(spec: Spec) -> int:

@@ -30,7 +30,7 @@ from numatp.engine.programs import (
 )
 from numatp.engine.room import check_room
 from numatp.engine.sampler import Sampler
-from numatp.engine.sections import sections_of
+from numatp.engine.sections import Sections, sections_of
 from numatp.engine.start import StartedRank
 from numatp.engine.team import Team
 from numatp.engine.window import Window
@@ -59,8 +59,9 @@ class Engine:
         self.team = agree(world, lambda: Team(world.host, own.cpus, own.l3))
         layout = self.loaded.layout
         sections = agree(world, lambda: sections_of(self.loaded.spec, job, layout.context, len(layout.pools)))
+        between = agree(world, lambda: self._between_hosts(sections))
         carried = max((size for _, size in layout.cache.parts), default=0) if job.prompt_cache_dir else 0
-        self._check_room(sections.bytes_of(world.host.seat) + carried)  # the window's pages are taken when it is mapped
+        self._check_room(sections.bytes_of(world.host.seat) + between + carried)  # the window's pages are taken when it is mapped
         self.window = Window(world, sections, self.team, layout)
         started.notes += filter(None, [self.window.said])
         self._audit = Audit(world, own.node, self.loaded)
@@ -113,6 +114,11 @@ class Engine:
             started.notes.append(world.describe(lambda rank: f"layers {layers.start} to {layers.stop - 1}"))
         started.notes += model.file.notes + notes(layout.slices)
         return agree(world, lambda: place(model, layout, self.arenas))
+
+    def _between_hosts(self, sections: Sections) -> int:
+        """Bytes of the window for what goes between hosts."""
+        hosts, layers = self.world.hosts, bool(self.loaded.layout.stage)
+        return sections.between_hosts(hosts.members.seats, hosts.index, self.world.host.seat, layers) if hosts else 0
 
     def _check_room(self, more: int) -> bool:
         """For weights, cache and `more` bytes, see check_room."""

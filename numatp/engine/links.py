@@ -2,10 +2,11 @@
 
 An exchange of partial sums between H hosts sends each host's whole vector to the others and takes theirs, at the same time:
 
-    seconds = delay + software + (H - 1) x bytes x (1 / rate + copy)
+    seconds = delay + software + (H - 1) x bytes x (1 / rate + copy), of more than LONG bytes + 2 x (delay + software)
 
 delay: of the wire and the switch, one way. software: of the sending and the receiving program and their kernels, for a message of a
-few bytes. rate: of a host's sending. copy: of each byte between program and card, which TCP's kernels make and RDMA does not.
+few bytes. rate: of a host's sending. copy: of each byte between program and card, which TCP's kernels make and RDMA does not. LONG:
+above it MPI asks the other side first and waits for its answer (Open MPI's btl_tcp_eager_limit; of others this is assumed).
 
 Where the constants are from. software of TCP: half a round trip of a 32 KB message without its time on the wire is said to be 15
 to 30 us on 10 GbE, 12 to 25 on 25 GbE and 10 to 20 on 100 GbE; these are recalled, of no one source, and the least of them is
@@ -16,11 +17,15 @@ this formula says 40 and 67. No card was in that, and none has been tried.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
+import numpy as np
+
 from numatp.errors import UserError
 
+LONG = 64 << 10  # bytes
 COPY = 0.3e-9  # seconds a byte
 SOFTWARE = 10.4e-6  # seconds an exchange, of TCP without a card
 UNITS = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -34,10 +39,22 @@ class Link:
     software: float  # seconds an exchange
     rate: float  # bytes per second that a host sends
     copy: float = COPY  # seconds a byte
+    seen: tuple[tuple[int, float], ...] = ()  # (bytes, seconds) of exchanges between two hosts, ascending: where it was measured
 
     def seconds(self, num_bytes: float, hosts: int) -> float:
         """Of an exchange in which each host sends so many bytes to each other one."""
-        return self.delay + self.software + (hosts - 1) * num_bytes * (1 / self.rate + self.copy)
+        sent = (hosts - 1) * num_bytes
+        if self.seen and sent <= self.seen[-1][0]:
+            return float(np.interp(sent, [size for size, _ in self.seen], [seconds for _, seconds in self.seen]))
+        asked = 2 * (num_bytes > LONG and not self.seen)
+        return (1 + asked) * (self.delay + self.software) + sent * (1 / self.rate + self.copy)
+
+    @classmethod
+    def measured(cls, seen: Sequence[tuple[int, float]]) -> "Link":
+        """One that was seen to take so many seconds for so many bytes, ascending; longer messages as the longest."""
+        most, seconds = seen[-1]
+        some = ", ".join(f"{size} B {1e6 * taken:.1f} us" for size, taken in seen)
+        return cls(f"a link that was measured ({some})", 0.0, 0.0, most / seconds, 0.0, tuple(seen))
 
 
 LINKS = {
@@ -47,6 +64,7 @@ LINKS = {
     "ib": Link("ib", 0, 2e-6, 100e9 / 8, copy=0),  # 100 Gbit/s of InfiniBand or RoCE
 }
 KNOWN = f"{', '.join(LINKS)}, or a delay and a rate like 20us:10gbit"
+MEASURED = "measured"  # of a command line: as it is found to be
 
 
 def read_link(text: str) -> Link:

@@ -1,5 +1,6 @@
 """What the ranks of a host share while they run Steps, in bytes: made by engine/window.py, counted by plans, without Numba."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from numatp.engine.cache import num_blocks
@@ -34,6 +35,28 @@ class Sections:
                 "most: give fewer"
             )
         return size
+
+    def wire_bytes(self, wire: int, seats: int, wires: int, hosts: int) -> int:
+        """Of what the wire-th of so many ranks of a host, which has `seats`, holds of the sums of so many hosts."""
+        return self.slice_bytes(wire, wires) * (hosts - 1 + self.kept_apart(seats))
+
+    def kept_apart(self, seats: int) -> bool:
+        """Whether the sum of a host with so many ranks has a place of its own; else a rank's partial is what goes out."""
+        return seats > 1 or self.half
+
+    def between_hosts(self, seats: Sequence[int], host: int, seat: int, layers: bool) -> int:
+        """Bytes in the part of a rank for what goes to other hosts and comes from them. seats: of each host. layers: whether hosts
+        hold these instead of slices.
+        """
+        count, mine = len(seats), seats[host]
+        total = (sum(seats) - mine) * (self.scores + self.tops + self.digests) if host == seat == 0 else 0  # that come back
+        if layers:
+            wires = [min(mine, seats[other]) for other in (host - 1, host + 1) if 0 <= other < count]
+            return total + self.partial + sum(self.slice_bytes(seat, each) for each in wires if seat < each)
+        wires = [min(seats), *([1] if min(seats) > 1 else [])]  # of many rows, and those that are tried for one
+        for sections, each in zip((self, self.of_one_row), wires, strict=False):
+            total += sections.wire_bytes(seat, mine, each, count) if seat < each else 0
+        return total
 
     @property
     def of_one_row(self) -> "Sections":

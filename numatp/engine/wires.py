@@ -20,8 +20,10 @@ def wires_of(world: World, sections: Sections, partials: tuple[np.ndarray, np.nd
     assert hosts
     count = len(hosts.members.names)
     sizes = [sections.slice_bytes(wire, wires) for wire in range(wires)]
-    own = host.seats > 1 or sections.half  # whether the sum of this host has a place of its own, after those of the others
-    parts = host.map_shared([size * (count - 1 + own) for size in sizes] + [0] * (host.seats - wires))
+    own = sections.kept_apart(host.seats)  # after those of the others
+    parts = host.map_shared(
+        [sections.wire_bytes(wire, host.seats, wires, count) for wire in range(wires)] + [0] * (host.seats - wires)
+    )
     sums = np.zeros((2, wires, count), np.uint64)
     for wire, size in enumerate(sizes):
         for place, other in enumerate(hosts.others):
@@ -50,26 +52,36 @@ def faster_for_one_row(
 
 def _seconds(world: World, team: Team, sections: Sections, wires: Wires) -> float:
     """Of one exchange of a row, on the rank where it takes longest; the same on all."""
-    begin, timed = (_exchanges(world, team, sections, wires, count) for count in (4, EXCHANGES))
+    row_bytes = 0
+    if world.host.seat < wires.count:
+        row_bytes = sections.slice_bytes(world.host.seat, wires.count) // sections.step_rows
+    return min(exchange_seconds(world, team, row_bytes, wires.outgoing, wires.incoming, TRIES, EXCHANGES))
+
+
+def exchange_seconds(
+    world: World, team: Team, num_bytes: int, outgoing: int, incoming: np.ndarray, tries: int, times: int
+) -> list[float]:
+    """Of one exchange with the other hosts, as the mean of `times` of them, on the rank where they take longest: in each try; the
+    same on all ranks. num_bytes: that this rank sends to each of its counterparts; 0: it has none. outgoing: address. incoming:
+    addresses by host, uint64. Collective.
+    """
+    begin, timed = (_exchanges(team, num_bytes, outgoing, incoming, count) for count in (4, times))
     found = []
-    for _ in range(TRIES):
+    for _ in range(tries):
         world.gather("ready")
         began = ended = 0.0
-        if world.host.seat < wires.count:
+        if num_bytes:
             team.run_program(begin)  # after which the hosts are as near to each other as they get
             began = time.perf_counter()
             team.run_program(timed)
             ended = time.perf_counter()
-        found.append(max(world.gather(ended - began)))
-    return min(found) / EXCHANGES
+        found.append(max(world.gather(ended - began)) / times)
+    return found
 
 
-def _exchanges(world: World, team: Team, sections: Sections, wires: Wires, times: int) -> Program:
-    """So many of one row, by this rank if it is one of those who make them."""
+def _exchanges(team: Team, num_bytes: int, outgoing: int, incoming: np.ndarray, times: int) -> Program:
     rows, builder = np.ones(1, np.int64), Builder("exchanges", team.threads)
-    if world.host.seat < wires.count:
-        row_bytes = sections.slice_bytes(world.host.seat, wires.count) // sections.step_rows
-        outgoing, arrived = Access(Buffer("outgoing", address=0)), Access(Buffer("sums of hosts", address=0))
-        for _ in range(times):
-            builder.cross(team.handle, rows.ctypes.data, row_bytes, wires.outgoing, wires.incoming, [outgoing], [arrived])
+    sent, arrived = Access(Buffer("outgoing", address=0)), Access(Buffer("sums of hosts", address=0))
+    for _ in range(times if num_bytes else 0):
+        builder.cross(team.handle, rows.ctypes.data, num_bytes, outgoing, incoming, [sent], [arrived])
     return builder.finish([rows]).place()

@@ -1,9 +1,10 @@
 """Many questions to the ranks of one start, the same on every rank: python run_many.py QUESTIONS.
 
-QUESTIONS is JSON: "sequences", a list of the arguments of run_sequences.py; "library", [a model that generates, chats and scores];
-"kept", [a model, a folder for its prompts, perhaps more of a Job]; "wires", the number of ranks by which sums of one row shall go;
-"commands", {name: words of numatp}; "another", the name of one, from which on all ranks but the first are another numatp. Rank 0
-prints as JSON what the library said, and per command its status, stdout and stderr; each rank prints the statuses to stderr.
+QUESTIONS is JSON: "sequences", a list of the arguments of run_sequences.py; "library", [a model that generates, chats and scores,
+perhaps more for LLM]; "kept", [a model, a folder for its prompts, perhaps more of a Job]; "wires", the number of ranks by which
+sums of one row shall go; "commands", {name: words of numatp}; "another", the name of one, from which on all ranks but the first
+are another numatp. Rank 0 prints as JSON what the library said, and per command its status, stdout and stderr; each rank prints
+the statuses to stderr.
 """
 
 import json
@@ -29,11 +30,11 @@ def captured(work):
         return [status, *(os.pread(file.fileno(), 1 << 20, 0).decode() for file in (out, err))]
 
 
-def library(path):
+def library(path, more=()):
     from numatp import LLM, SamplingParams
 
     greedy = SamplingParams(temperature=0, max_tokens=6)
-    with LLM(path, threads=1, ctx=512) as llm:
+    with LLM(path, threads=1, ctx=512, **dict(more)) as llm:
         return {
             "rank": llm.rank,
             "ranks": llm.place.ranks,
@@ -76,7 +77,8 @@ def main():
             sys.exit(error)
     said = {name: work(*questions[name]) for name, work in (("library", library), ("kept", kept)) if name in questions}
     cli.PATIENCE = 0  # no process ends after a command
-    commands, rank = questions.get("commands", {}), read_launch().rank
+    commands, launched = questions.get("commands", {}), read_launch()
+    rank = launched.rank if launched else 0
     for name, words in commands.items():
         if rank and name == questions.get("another"):
             from numatp.engine import load
