@@ -88,20 +88,28 @@ class Tables:
         self._blocks = blocks
         self.numbers: list[list[int]] = [[] for _ in blocks.pools]
         self.first = [0] * len(blocks.pools)  # blocks before it have been given back
+        self._settled = 0  # tokens up to which no block is needed, and none is to be given back
 
     def has_room(self, position: int, count: int) -> bool:
         """Whether there are blocks for `count` tokens from `position` on; gives back what no window reaches any more."""
+        if position + count <= self._settled:
+            return True
         self._pass(position)
         return all(self._missing(pool, position + count) <= self._blocks.available(pool) for pool in range(len(self.numbers)))
 
     def prepare(self, position: int, count: int) -> list[list[int]]:
         """Takes blocks for `count` tokens from `position` on; gives back what no window reaches any more."""
+        if position + count <= self._settled:
+            return self.numbers
         self._pass(position)
         for pool, numbers in enumerate(self.numbers):
             for _ in range(self._missing(pool, position + count)):
                 block = self._blocks.take(pool)
                 assert block is not None, "asked before"
                 numbers.append(block)
+        ends = [len(numbers) * CACHE_BLOCK for numbers in self.numbers]
+        passes = [(self.first[i] + 1) * CACHE_BLOCK + pool.window - 1 for i, pool in enumerate(self._blocks.pools)]
+        self._settled = min(*ends, *passes) if ends else 0
         return self.numbers
 
     def held(self, pool: int) -> int:
@@ -112,6 +120,7 @@ class Tables:
             self._blocks.release(pool, numbers[self.first[pool] :])
             numbers.clear()
             self.first[pool] = 0
+        self._settled = 0
 
     def _pass(self, position: int) -> None:
         for pool, numbers in enumerate(self.numbers):

@@ -76,15 +76,19 @@ class Scheduler:
             if sequence.cancelled.is_set():
                 self._end(sequence, "cancelled")
         self._admission.admit()
-        scored = [s for s in self._admission.running if s.scoring]
-        continued = [s for s in self._admission.running if isinstance(s, Continuation) and not s.scoring]
+        scored, continued = list[Sequence](), list[Continuation]()
+        for sequence in self._admission.running:
+            if isinstance(sequence, Continuation) and not sequence.scoring:
+                continued.append(sequence)
+            else:
+                scored.append(sequence)
         decoding = sum(s.decodes for s in continued)
         if scored and (self._scores_next or not continued) and self._score(scored, decoding):
             self._scores_next = False
         elif continued:
             prompts_wait = self._pace.pauses and 0 < decoding < len(continued)  # for a Step of those who decode
             self._scores_next |= not prompts_wait  # not before prompts had a Step
-            self._continue(continued)
+            self._continue(continued, decoding)
         self._count_sequences()
 
     def _all(self) -> list[Sequence]:
@@ -92,9 +96,8 @@ class Scheduler:
 
     # ------------------------------------------------------------ Steps
 
-    def _continue(self, continued: list[Continuation]) -> None:
-        """A row for each that decodes, whose next token must not wait for prompts; beside them rows of prompts."""
-        decoding = sum(s.decodes for s in continued)
+    def _continue(self, continued: list[Continuation], decoding: int) -> None:
+        """A row for each of those that decode, whose next token must not wait for prompts; beside them rows of prompts."""
         guesses = max(min(self._drafts, self._max_rows) - decoding, 0) if decoding else 0  # rows for them
         room, began = self._pace.rows(decoding + guesses), time.perf_counter()
         spans: list[Span] = []
@@ -114,12 +117,15 @@ class Scheduler:
             parts.append(sequence)
             if span.want_logits:
                 choosing.append((span, sequence, guess))
-            spans += [span, *sequence.spans_of(guess)]
-            guesses -= len(guess)
+            spans.append(span)
+            if guess:
+                spans += sequence.spans_of(guess)
+                guesses -= len(guess)
         if not spans:
             return
-        spans.sort(key=lambda span: span.prompt, reverse=True)
         places = {sequence.place for sequence in prompts}
+        if prompts:
+            spans.sort(key=lambda span: span.prompt, reverse=True)
         self._engine.run(spans)
         self._admission.passed(parts)
         prompt_rows = sum(len(span.tokens) for span in spans if span.sequence in places)

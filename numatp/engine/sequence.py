@@ -188,7 +188,7 @@ class Continuation(Sequence):
         if piece:
             most = min(most, piece - 1 - len(self.tokens) % piece)
         guess = self.drafts.guess(self.tokens, most, self.chooser.forced, repeats) if most > 0 else []
-        return guess if self.tables.has_room(self.done, 1 + len(guess)) else []
+        return guess if guess and self.tables.has_room(self.done, 1 + len(guess)) else []
 
     def spans_of(self, guess: list[int]) -> list[Span]:
         """After next_span: a row of its own for each, as it has if it is no guess, so that its logits have the same bits."""

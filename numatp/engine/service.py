@@ -172,6 +172,8 @@ class Service:
                 with contextlib.suppress(Empty):
                     while True:  # all that is there; waiting only when there is nothing else to do
                         idle = not scheduler.busy and not closing
+                        if not idle and self._inbox.empty():
+                            break
                         if idle and self._saved:
                             self._saved.save_next()
                         request = self._inbox.get(idle, self._look_after)

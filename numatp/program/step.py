@@ -1,7 +1,8 @@
 """The Step as it lies in the window: what rank 0 tells all ranks to compute, in one contiguous piece of int64 arrays."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,8 +29,7 @@ class StepShape:
         return 8 * (8 + 5 * rows + 4 * self.max_spans + 6 * sequences + self.num_tables * sequences * self.table_length)
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """The next tokens of one sequence."""
 
     sequence: int  # its place, 0 .. max_sequences - 1
@@ -37,7 +37,7 @@ class Span:
     position: int  # of the first token
     tables: Sequence[Sequence[int]]  # per kind of cache: block numbers, from the sequence's first block on
     want_logits: bool = True  # of the last token
-    targets: list[int] = field(default_factory=list)  # instead of logits, score the last tokens as followed by these
+    targets: Sequence[int] = ()  # instead of logits, score the last tokens as followed by these
     num_top: int = 0  # beside each target, as many of the most probable tokens are scored
     prompt: int = 0  # tokens of the prompt that these are a part of; 0: of none, or a token by itself
 
@@ -61,36 +61,46 @@ class StepWindow:
         self.tables = parts[14].reshape(shape.num_tables, sequences, shape.table_length)  # block numbers
 
     def write(self, spans: list[Span]) -> None:
-        """At most max_rows tokens in all, those of the longest prompts first. Several spans of one sequence follow each other, as
-        tokens do.
+        """One token at least and max_rows at most in all, those of the longest prompts first. Several spans of one sequence follow
+        each other, as tokens do.
         """
-        row = wanted = many = many_targets = joined = 0
-        for i, span in enumerate(spans):
-            count = len(span.tokens)
+        tokens, positions, sequences = list[int](), list[int](), list[int]()
+        logit_rows, targets = list[int](), list[int]()
+        described, joined = list[list[int]](), list[list[int]]()
+        many = many_targets = 0
+        before: Span | None = None
+        for span in spans:
+            row, count = len(tokens), len(span.tokens)
             if span.prompt >= LONG_PROMPT:
                 assert count > 1 and many == row, "rows of long prompts come first, and none is a Step or a span of its own"
                 many, many_targets = many + count, many_targets + len(span.targets)
-            rows = slice(row, row + count)
-            self.tokens[rows] = span.tokens
-            self.positions[rows] = np.arange(span.position, span.position + count)
-            self.sequences[rows] = span.sequence
-            self.spans[i] = span.sequence, row, count, span.position
-            if i and spans[i - 1].sequence == span.sequence:
-                self.joined[joined - 1, 2] += count
+            tokens += span.tokens
+            positions += range(span.position, span.position + count)
+            sequences += [span.sequence] * count
+            described.append([span.sequence, row, count, span.position])
+            goes_on = before is not None and before.sequence == span.sequence
+            if goes_on:
+                joined[-1][2] += count
             else:
-                self.joined[joined] = self.spans[i]
-                joined += 1
-            for table, blocks in zip(self.tables, span.tables, strict=True):
-                table[span.sequence, : len(blocks)] = blocks
+                joined.append([*described[-1]])
+            if not goes_on or before is None or span.tables is not before.tables:
+                for table, blocks in zip(self.tables, span.tables, strict=True):
+                    table[span.sequence, : len(blocks)] = blocks
             if span.targets:
-                scored = slice(wanted, wanted + len(span.targets))
-                self.logit_rows[scored] = np.arange(row + count - len(span.targets), row + count)
-                self.targets[scored] = span.targets
-                wanted += len(span.targets)
+                logit_rows += range(row + count - len(span.targets), row + count)
+                targets += span.targets
             elif span.want_logits:
-                self.logit_rows[wanted] = row + count - 1
-                wanted += 1
-            row += count
-        self.num_rows[:], self.num_logits[:], self.num_spans[0] = (row, many), (wanted, many_targets), len(spans)
-        self.num_joined[0] = joined
-        self.num_top[0] = max((span.num_top for span in spans), default=0)
+                logit_rows.append(row + count - 1)
+                targets.append(0)
+            before = span
+        self.tokens[: len(tokens)] = tokens
+        self.positions[: len(tokens)] = positions
+        self.sequences[: len(tokens)] = sequences
+        self.spans[: len(spans)] = described
+        self.joined[: len(joined)] = joined
+        self.logit_rows[: len(logit_rows)] = logit_rows
+        self.targets[: len(targets)] = targets
+        self.num_rows[:] = len(tokens), many
+        self.num_logits[:] = len(logit_rows), many_targets
+        self.num_spans[0], self.num_joined[0] = len(spans), len(joined)
+        self.num_top[0] = max(span.num_top for span in spans)

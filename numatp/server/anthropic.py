@@ -185,12 +185,10 @@ class Answer:
         yield PING
         opened = Opened()
         try:
-            async for delta in generation.deltas():
-                for block in blocks_of(delta):
-                    for event in opened.push(block):
-                        yield event
-            for event in opened.close():
-                yield event
+            while await generation.more():
+                blocks = (block for delta in generation.came() for block in blocks_of(delta))
+                yield b"".join(event for block in blocks for event in opened.push(block))
+            yield b"".join(opened.close())
             yield _event("message_delta", delta=_reason(sequence), usage=_usage(sequence))
             yield _event("message_stop")
         except Refused as refused:

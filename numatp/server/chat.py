@@ -124,9 +124,8 @@ class ChatAnswer:
         try:
             for index in range(len(generation.sequences)):
                 yield self._chunk(index, {"role": "assistant", "content": ""})
-            async for delta in generation.deltas():
-                for event in self._events_of(generation, delta, options):
-                    yield event
+            while await generation.more():
+                yield b"".join(event for delta in generation.came() for event in self._events_of(generation, delta, options))
             if options.include_usage:
                 yield event_of({**self._head, "choices": [], "usage": usage_of(generation.sequences)})
         except Refused as refused:

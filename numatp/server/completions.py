@@ -139,22 +139,25 @@ class CompletionAnswer:
             for index, text in enumerate(self._before):
                 if text:
                     yield self._chunk(index, text)
-            async for delta in generation.deltas():
-                sequence = generation.sequences[delta.number]
-                more: dict[str, Any] = {}
-                if options.continuous_usage_stats:
-                    more["usage"] = usage_of(generation.sequences, self._prompts)
-                if delta.progress:
-                    more["prompt_progress"] = progress_of(delta.progress, generation.seconds)
-                if delta.finish or (self._asked.timings_per_token and delta.piece.text):
-                    more["timings"] = timings_of(sequence)
-                reason = reason_of(sequence) if delta.finish else None
-                yield self._chunk(delta.number, delta.piece.text, reason, self._said_logprobs(delta.number, [delta]), more)
+            while await generation.more():
+                yield b"".join(self._event_of(generation, delta, options) for delta in generation.came())
             if options.include_usage:
                 yield event_of({**self._head, "choices": [], "usage": usage_of(generation.sequences, self._prompts)})
         except Refused as refused:
             yield event_of(openai_error(refused))
         yield DONE
+
+    def _event_of(self, generation: Generation, delta: Delta, options: StreamOptions) -> bytes:
+        sequence = generation.sequences[delta.number]
+        more: dict[str, Any] = {}
+        if options.continuous_usage_stats:
+            more["usage"] = usage_of(generation.sequences, self._prompts)
+        if delta.progress:
+            more["prompt_progress"] = progress_of(delta.progress, generation.seconds)
+        if delta.finish or (self._asked.timings_per_token and delta.piece.text):
+            more["timings"] = timings_of(sequence)
+        reason = reason_of(sequence) if delta.finish else None
+        return self._chunk(delta.number, delta.piece.text, reason, self._said_logprobs(delta.number, [delta]), more)
 
     def _chunk(
         self, index: int, text: str, reason: str | None = None, logprobs: dict[str, Any] | None = None,

@@ -1,11 +1,11 @@
 """The sequences of one request, from their tokens to what can be shown, on the event loop."""
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 from numatp.engine.sampling import SamplingParams
@@ -65,7 +65,8 @@ class Sequence:
 
 
 class Generation:
-    """A request under way: start() it, go through deltas() once, and cancel() it whatever happens."""
+    """A request under way: start() it, go once through deltas(), or through came() while there is more(), and cancel() it whatever
+    happens."""
 
     def __init__(self, state: State, prompts: list[Prompt], progress: bool = False, salt: str = ""):
         """progress, salt: as for LLM.start."""
@@ -74,17 +75,21 @@ class Generation:
         self.sequences = [Sequence(prompt) for prompt in prompts]
         self._queued = {index: len(prompt.tokens) for index, prompt in enumerate(prompts)}  # whose prompts are not computed yet
         self._arrived: deque[tuple[int, Event]] = deque()
+        self._left = len(prompts)  # sequences that have not ended
         self._news = asyncio.Event()
         self._began = 0.0
+        self._deadline: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Refused if too many wait, or by the engine."""
         self._state.enter([len(prompt.tokens) for prompt in self._prompts])
         self._began = time.monotonic()
+        if self._state.settings.timeout:
+            self._deadline = asyncio.get_running_loop().call_later(self._state.settings.timeout, self._be_late)
         started = 0
         try:
             for index, prompt in enumerate(self._prompts):
-                receiver = self._receiver(index)
+                receiver = self._state.mailbox.receiver(partial(self._take, index))
                 asked = self._state.llm.start(prompt.tokens, prompt.params, receiver, self._progress, self._salt, prompt.parts)
                 self.sequences[index].asked = asked
                 started += 1
@@ -95,50 +100,50 @@ class Generation:
                 self._state.leave(0.0)
             raise self._refusal(error) from None
 
-    def _receiver(self, index: int) -> Callable[[Event], None]:
-        loop = asyncio.get_running_loop()
-
-        def put(item: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._take, index, item)
-
-        return put
-
     def _take(self, index: int, item: Event) -> None:
         if index in self._queued and not isinstance(item, (Progress, ScoredPrompt)):
             self._state.computed(self._queued.pop(index))
         if isinstance(item, (Finish, BaseException)):
             self._state.leave(self.seconds)
+        self._hand(index, item)
+
+    def _be_late(self) -> None:
+        self._hand(0, Refused(408, f"not answered within --timeout {self._state.settings.timeout:g} s"))
+
+    def _hand(self, index: int, item: Event) -> None:
         self._arrived.append((index, item))
         self._news.set()
 
     async def deltas(self) -> AsyncIterator[Delta]:
         """Until all sequences have ended. Refused if one fails."""
-        left = len(self.sequences)
-        while left:
-            await self._wait()
-            while self._arrived:
-                index, item = self._arrived.popleft()
-                if isinstance(item, BaseException):
-                    raise self._refusal(item)
-                if isinstance(item, Progress):
-                    yield Delta(index, progress=item)
-                    continue
-                if isinstance(item, ScoredPrompt):
-                    yield Delta(index, tokens=tuple(item.tokens))
-                    continue
-                for delta in self._finished(index, item) if isinstance(item, Finish) else self._continued(index, item):
-                    yield delta
-                left -= isinstance(item, Finish)
+        while await self.more():
+            for delta in self.came():
+                yield delta
 
-    async def _wait(self) -> None:
-        limit = self._state.settings.timeout
-        try:
-            async with asyncio.timeout(limit and max(self._began + limit - time.monotonic(), 0)):
-                await self._news.wait()
-        except TimeoutError:
-            raise Refused(408, f"not answered within --timeout {limit:g} s") from None
-        self._news.clear()
+    async def more(self) -> bool:
+        """Waits until something has come; False if all sequences have ended. Refused if one has failed."""
+        if not self._left:
+            return False
+        if not self._arrived:
+            self._news.clear()
+            await self._news.wait()
+        if isinstance(error := self._arrived[0][1], BaseException):
+            raise self._refusal(error)
+        return True
+
+    def came(self) -> Iterator[Delta]:
+        """What has come, without waiting. What the sequences say of themselves is so after each."""
+        while self._arrived and not isinstance(self._arrived[0][1], BaseException):
+            index, item = self._arrived.popleft()
+            if isinstance(item, Token):
+                yield from self._continued(index, item)
+            elif isinstance(item, Progress):
+                yield Delta(index, progress=item)
+            elif isinstance(item, ScoredPrompt):
+                yield Delta(index, tokens=tuple(item.tokens))
+            elif isinstance(item, Finish):
+                self._left -= 1
+                yield from self._finished(index, item)
 
     def _continued(self, index: int, token: Token) -> list[Delta]:
         sequence = self.sequences[index]
@@ -184,6 +189,8 @@ class Generation:
 
     def cancel(self) -> None:
         """Ends what has not ended. Safe at any time."""
+        if self._deadline:
+            self._deadline.cancel()
         for sequence in self.sequences:
             if sequence.asked:
                 sequence.asked.cancelled.set()

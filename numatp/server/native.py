@@ -76,18 +76,21 @@ class NativeAnswer:
         return self.end(generation.sequences[0], [delta async for delta in generation.deltas()])
 
     async def events(self, generation: Generation) -> AsyncIterator[bytes]:
-        sequence = generation.sequences[0]
         try:
-            async for delta in generation.deltas():
-                if delta.progress:
-                    yield event_of(self._said([], False) | {"prompt_progress": progress_of(delta.progress, generation.seconds)})
-                elif delta.finish:
-                    yield event_of(self.end(sequence, [delta]))
-                else:
-                    timings = {"timings": timings_of(sequence)} if self._asked.timings_per_token else {}
-                    yield event_of(self._said([delta], False) | timings)
+            while await generation.more():
+                yield b"".join(event_of(self._part(generation, delta)) for delta in generation.came())
         except Refused as refused:
             yield event_of(openai_error(refused))
+
+    def _part(self, generation: Generation, delta: Delta) -> dict[str, Any]:
+        """Of a stream."""
+        sequence = generation.sequences[0]
+        if delta.progress:
+            return self._said([], False) | {"prompt_progress": progress_of(delta.progress, generation.seconds)}
+        if delta.finish:
+            return self.end(sequence, [delta])
+        timings = {"timings": timings_of(sequence)} if self._asked.timings_per_token else {}
+        return self._said([delta], False) | timings
 
     def _said(self, deltas: list[Delta], stop: bool) -> dict[str, Any]:
         tokens = [token for delta in deltas for token in delta.tokens]

@@ -27,7 +27,7 @@ class Answer(Protocol):
         """What becomes JSON."""
 
     def events(self, generation: "Generation") -> AsyncIterator[bytes]:
-        """Server-sent events."""
+        """Server-sent events, one or several at a time, or none."""
 
 
 class Body:
@@ -45,7 +45,7 @@ class Body:
 
 
 class Events:
-    """Server-sent events, each sent in one piece as it comes."""
+    """Server-sent events, sent as they come: those that come together in one piece."""
 
     HEADERS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"x-accel-buffering", b"no")]  # noqa: RUF012
 
@@ -62,9 +62,10 @@ class Events:
             await send({"type": "http.response.start", "status": 200, "headers": self.HEADERS})
             await send({"type": "http.response.body", "body": b"", "more_body": True})  # the headers leave now
             pinging = asyncio.create_task(self._send_pings(send)) if self._silence else None
-            async for event in self._events:
-                self._last = loop.time()
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+            async for events in self._events:
+                if events:
+                    self._last = loop.time()
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
         finally:
             if pinging:
                 pinging.cancel()

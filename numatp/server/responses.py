@@ -160,21 +160,20 @@ class Answer:
         sequence = generation.sequences[0]
         now, name = Block("text"), ""  # the item that is being said, if it has a name
         try:
-            async for delta in generation.deltas():
-                for block in blocks_of(delta):
+            while await generation.more():
+                events = []
+                for block in (block for delta in generation.came() for block in blocks_of(delta)):
                     if name and (block.kind != now.kind or block.call):
-                        for event in self._close(now, name):
-                            yield event
+                        events += self._close(now, name)
                         name = ""
                     if not name:
                         now, name = Block(block.kind, "", block.call), _name(block)
-                        for event in self._open(now, name):
-                            yield event
+                        events += self._open(now, name)
                     now = Block(now.kind, now.text + block.text, now.call)
-                    yield self._delta(block, name)
+                    events.append(self._delta(block, name))
+                yield b"".join(events)
             if name:
-                for event in self._close(now, name):
-                    yield event
+                yield b"".join(self._close(now, name))
             end = self._end(sequence)
             yield self._event(f"response.{end['status']}", response=end)
         except Refused as refused:

@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 from numatp import __version__
 from numatp.llm import LLM
 from numatp.server.body import Room
+from numatp.server.mailbox import Mailbox
 from numatp.server.metrics import Metrics
 from numatp.server.refusals import Refused
 from numatp.server.settings import Settings
@@ -36,6 +37,7 @@ class State:
         self.queued_tokens = 0  # of their prompts, until each has its first token
         self.responses = 0  # requests that are being answered
         self.bodies = Room()
+        self.mailbox = Mailbox()
         self.quiet = asyncio.Event()  # there are none
         self.quiet.set()
         self._lasted: deque[float] = deque(maxlen=REMEMBERED)  # seconds from asking the engine to its end

@@ -81,6 +81,7 @@ class Tokenizer:
         self.kinds = kinds
         self._bpe = bpe
         self._spell = spell
+        self._spelled: dict[int, bytes] = {}  # by id, of those that were asked for
         self.bos = bos
         self.eos = eos
         self.bos_name, self.eos_name = bos_name, eos_name
@@ -257,12 +258,16 @@ class Tokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """None for special tokens, and for ids above the vocabulary: a model's matrices may have more rows than it has tokens."""
-        if id < 0:
-            raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
-        if id >= self.vocab_size:
-            return b""
-        kind = self.kinds[id]
-        return self._spell(self.tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
+        spelled = self._spelled.get(id)
+        if spelled is None:
+            if id < 0:
+                raise UserError(f"token id {id} is outside the vocabulary; use 0 to {self.vocab_size - 1}")
+            if id >= self.vocab_size:
+                return b""
+            kind = self.kinds[id]
+            spelled = self._spell(self.tokens[id], kind) if kind in (NORMAL, USER_DEFINED, BYTE) else b""
+            self._spelled[id] = spelled
+        return spelled
 
 
 def open_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:

@@ -41,6 +41,7 @@ class ScriptedLLM:
         self.stats = SimpleNamespace(reads=[(0, 1)], pages="")
         self.says, self.tokens, self.prompt, self.params = "", [], "", None
         self.error = None  # with which it ends instead
+        self.pause = 0.001  # seconds before each token
 
     def check_grammar(self, grammar):
         pass
@@ -57,7 +58,7 @@ class ScriptedLLM:
         ids = self.tokenizer.encode(self.says, special=False, ends=False)
         room = params.max_tokens if params.max_tokens is not None else len(ids) + 1
         for id in ids[:room]:
-            if asked.cancelled.wait(0.001):
+            if asked.cancelled.wait(self.pause):
                 put(Finish("cancelled", prompt_tokens, 0.1, 1, 0.1, 3))
                 return
             put(Token(id))
