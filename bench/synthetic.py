@@ -38,6 +38,11 @@ MODELS = {
     "qwen3-0.6b": QWEN_3 | {"layers": 28, "width": 1024, "heads": 16, "ffn": 3072, "tied": True},
     "qwen3-8b": QWEN_3 | {"layers": 36, "width": 4096, "heads": 32, "ffn": 12288},
     "qwen3-32b": QWEN_3 | {"layers": 64, "width": 5120, "heads": 64, "ffn": 25600},
+    "qwen3.5-4b": {
+        "arch": "qwen35", "layers": 32, "width": 2560, "heads": 16, "kv_heads": 4, "head_size": 256, "rotated": 64, "ffn": 9216,
+        "full_every": 4, "linear_keys": 16, "linear_values": 32, "linear_head_size": 128, "conv_width": 4, "vocab": 248320,
+        "context": 262144, "epsilon": 1e-6, "rope_base": 1e7, "words": "qwen2", "tied": True,
+    },
     "qwen3-30b-a3b": QWEN_3_MOE | {"layers": 48, "width": 2048, "heads": 32, "ffn": 6144, "expert_ffn": 768},
     "deepseek-v2-lite": {
         "arch": "deepseek2", "layers": 27, "width": 2048, "heads": 16, "kv_heads": 1, "head_size": 576, "value_size": 512,
@@ -49,6 +54,7 @@ MODELS = {
 }  # fmt: skip
 
 WRITTEN = ("F32", "F16", "BF16", "MXFP4", "TQ2_0")  # by the gguf package; the codes of random bytes have another mean in TQ2_0
+VECTORS = {"ssm_a": -0.5}  # of which values all others are 1: a state loses half of its logarithm's softplus with each token
 # Types of which random bytes make weights.
 SCALES = {name: row.scales for name, row in FORMATS.items() if name == "NVFP4" or (row.scales and name not in WRITTEN)}
 NVFP4_SCALES = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8))  # of each byte
@@ -64,8 +70,10 @@ def shapes(s):
     if not s.get("tied"):
         found["output"] = (s["vocab"], s["width"])
     for i in range(s["layers"]):
-        layer = {"attn_norm": (s["width"],), **(latent if "latent" in s else attention)(s), "ffn_norm": (s["width"],)}
-        if s["arch"].startswith("qwen3"):
+        recurrent = (i + 1) % s.get("full_every", 1) > 0
+        mixes = linear if recurrent else latent if "latent" in s else attention
+        layer = {"attn_norm": (s["width"],), **mixes(s), "post_attention_norm" if "full_every" in s else "ffn_norm": (s["width"],)}
+        if s["arch"].startswith("qwen3") and not recurrent:
             layer |= {"attn_q_norm": (s["head_size"],), "attn_k_norm": (s["head_size"],)}
         if "experts" in s and i >= s.get("dense", 0):
             wide, narrow = (s["experts"], s["expert_ffn"], s["width"]), (s["experts"], s["width"], s["expert_ffn"])
@@ -83,8 +91,20 @@ def shapes(s):
 def attention(s):
     """Of a layer."""
     inner, kv = s["heads"] * s["head_size"], s["kv_heads"] * s["head_size"]
+    queries = 2 * inner if "full_every" in s else inner  # with a head's gates behind its queries
     return {
-        "attn_q": (inner, s["width"]), "attn_k": (kv, s["width"]), "attn_v": (kv, s["width"]), "attn_output": (s["width"], inner),
+        "attn_q": (queries, s["width"]), "attn_k": (kv, s["width"]), "attn_v": (kv, s["width"]), "attn_output": (s["width"], inner),
+    }  # fmt: skip
+
+
+def linear(s):
+    """Of a layer with a gated delta rule."""
+    keys, values = (s[name] * s["linear_head_size"] for name in ("linear_keys", "linear_values"))
+    heads = s["linear_values"]
+    return {
+        "attn_qkv": (2 * keys + values, s["width"]), "attn_gate": (values, s["width"]), "ssm_beta": (heads, s["width"]),
+        "ssm_alpha": (heads, s["width"]), "ssm_conv1d": (2 * keys + values, s["conv_width"]), "ssm_a": (heads,),
+        "ssm_dt.bias": (heads,), "ssm_norm": (s["linear_head_size"],), "ssm_out": (s["width"], values),
     }  # fmt: skip
 
 
@@ -100,7 +120,7 @@ def latent(s):
 
 def format_of(name, shape, s, kind, head):
     """The format in which llama.cpp would quantise the matrix."""
-    if len(shape) == 1 or name.endswith("ffn_gate_inp"):
+    if len(shape) == 1 or name.endswith(("ffn_gate_inp", "ssm_conv1d")):
         return "F32"
     if name == ("token_embd" if s.get("tied") else "output"):
         chosen = head
@@ -144,6 +164,13 @@ def add_metadata(writer, name, s):
     writer.add_key_length(s["head_size"])
     writer.add_value_length(s.get("value_size", s["head_size"]))
     writer.add_rope_dimension_count(s.get("rotated", s["head_size"]))
+    if "full_every" in s:
+        writer.add_full_attention_interval(s["full_every"])
+        writer.add_ssm_conv_kernel(s["conv_width"])
+        writer.add_ssm_state_size(s["linear_head_size"])
+        writer.add_ssm_group_count(s["linear_keys"])
+        writer.add_ssm_time_step_rank(s["linear_values"])
+        writer.add_ssm_inner_size(s["linear_values"] * s["linear_head_size"])
     if "latent" in s:
         writer.add_kv_lora_rank(s["latent"])
         writer.add_key_length_mla(s["nope"] + s["rotated"])
@@ -204,16 +231,17 @@ def write(path, name, kind, layers=None, pure=False, seed=0):
         maker = makers[chosen]
         row_bytes = shape[-1] // maker.block * maker.block_bytes
         num_bytes = math.prod(shape[:-1]) * row_bytes
-        writer.add_tensor_info(f"{tensor}.weight", (*shape[:-1], row_bytes), np.dtype(np.uint8), num_bytes, maker.kind)
+        stored = tensor if tensor.endswith(("ssm_a", ".bias")) else f"{tensor}.weight"
+        writer.add_tensor_info(stored, (*shape[:-1], row_bytes), np.dtype(np.uint8), num_bytes, maker.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
-    for _, shape, chosen in plan:
+    for tensor, shape, chosen in plan:
         left, maker = math.prod(shape), makers[chosen]
         if len(shape) == 1:
-            file.write(np.ones(left, np.float32))
+            file.write(np.full(left, VECTORS.get(tensor.rpartition(".")[2], 1), np.float32))
         while len(shape) > 1 and left:
             count = min(left, CHUNK // maker.block_bytes * maker.block)
             file.write(maker.make(count, 1 / math.sqrt(shape[-1])))

@@ -23,6 +23,7 @@ def small_models(monkeypatch):
     """The named models, but small."""
     for name, sizes in synthetic.MODELS.items():
         more = {"experts": 4, "used": 2, "expert_ffn": 256} if "experts" in sizes else {}
+        more |= {"full_every": 2, "linear_keys": 2, "linear_values": 4} if "full_every" in sizes else {}
         monkeypatch.setitem(synthetic.MODELS, name, sizes | SMALL | more)
 
 
@@ -38,7 +39,8 @@ def test_values_have_the_size_that_weights_have(kind):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("llama-3.2-1b", "Q4_0"), ("llama-3.1-8b", "Q4_K_M"), ("qwen3-8b", "Q8_0"), ("qwen3-30b-a3b", "Q4_K")]
+    ("name", "kind"),
+    [("llama-3.2-1b", "Q4_0"), ("llama-3.1-8b", "Q4_K_M"), ("qwen3-8b", "Q8_0"), ("qwen3-30b-a3b", "Q4_K"), ("qwen3.5-4b", "Q4_0")],
 )
 def test_a_file_loads_and_runs(tmp_path, name, kind):
     synthetic.write(tmp_path / "model.gguf", name, kind)
