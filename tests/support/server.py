@@ -70,9 +70,9 @@ class Server:
         }
 
     def wait(self, timeout=60):
-        """The exit status, once it has ended."""
+        """The exit status, once it has ended and all that it said was read."""
         end = time.monotonic() + timeout
-        while self.read(min(1, end - time.monotonic())) and time.monotonic() < end:
+        while (left := end - time.monotonic()) > 0 and self.read(left):
             pass
         return self.process.wait(max(end - time.monotonic(), 0.1))
 
