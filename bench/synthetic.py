@@ -1,11 +1,12 @@
-"""A GGUF file of random weights at the shape of a real model: `python bench/synthetic.py llama-3.2-1b Q4_0 FILE [--layers N]`
+"""A GGUF file of random weights at the shape of a known model: `python bench/synthetic.py llama-3.2-1b Q4_0 FILE [--layers N]`
 
-For speed and memory, which do not depend on what the weights are. TYPE is a format (all matrices, and Q6_K for the matrix that
-makes the logits, as llama.cpp quantises), or one of llama.cpp's mixes (MIXED); --pure leaves the logits' matrix in TYPE too.
-The vocabulary has the model's size and rule for words, and tokens that llama.cpp and numatp both accept.
+For speed and memory, which do not depend on what the weights are. MODEL is one that `numatp plan` knows. TYPE is a format (all
+matrices, and Q6_K for the matrix that makes the logits, as llama.cpp quantises), or one of llama.cpp's mixes; --pure leaves the
+logits' matrix in the format of most others too. The vocabulary has the model's size, and tokens that llama.cpp and numatp accept.
 """
 
 import argparse
+import dataclasses
 import math
 import sys
 import time
@@ -14,127 +15,32 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from numatp.quants.mixes import MIXES, Mix, fitting, gets_better, output_type
+from numatp.models import shapes
+from numatp.models.known import Shape
+from numatp.quants.mixes import MIXES, base_of, fitting
 from numatp.quants.table import FORMATS
-
-LLAMA_3 = {
-    "arch": "llama", "head_size": 128, "kv_heads": 8, "vocab": 128256, "context": 131072, "epsilon": 1e-5, "rope_base": 500000.0,
-    "words": "llama-bpe",
-}  # fmt: skip
-QWEN_3 = {
-    "arch": "qwen3", "head_size": 128, "kv_heads": 8, "vocab": 151936, "context": 40960, "epsilon": 1e-6, "rope_base": 1e6,
-    "words": "qwen2",
-}  # fmt: skip
-QWEN_3_MOE = QWEN_3 | {"arch": "qwen3moe", "kv_heads": 4, "experts": 128, "used": 8}
-MODELS = {
-    "smollm2-135m": LLAMA_3 | {
-        "layers": 30, "width": 576, "heads": 9, "kv_heads": 3, "head_size": 64, "ffn": 1536, "vocab": 49152, "context": 8192,
-        "rope_base": 100000.0, "words": "smollm", "tied": True,
-    },
-    "llama-3.2-1b": LLAMA_3 | {"layers": 16, "width": 2048, "heads": 32, "head_size": 64, "ffn": 8192, "tied": True},
-    "llama-3.2-3b": LLAMA_3 | {"layers": 28, "width": 3072, "heads": 24, "ffn": 8192, "tied": True},
-    "llama-3.1-8b": LLAMA_3 | {"layers": 32, "width": 4096, "heads": 32, "ffn": 14336},
-    "llama-3.1-70b": LLAMA_3 | {"layers": 80, "width": 8192, "heads": 64, "ffn": 28672},
-    "qwen3-0.6b": QWEN_3 | {"layers": 28, "width": 1024, "heads": 16, "ffn": 3072, "tied": True},
-    "qwen3-8b": QWEN_3 | {"layers": 36, "width": 4096, "heads": 32, "ffn": 12288},
-    "qwen3-32b": QWEN_3 | {"layers": 64, "width": 5120, "heads": 64, "ffn": 25600},
-    "qwen3.5-4b": {
-        "arch": "qwen35", "layers": 32, "width": 2560, "heads": 16, "kv_heads": 4, "head_size": 256, "rotated": 64, "ffn": 9216,
-        "full_every": 4, "linear_keys": 16, "linear_values": 32, "linear_head_size": 128, "conv_width": 4, "vocab": 248320,
-        "context": 262144, "epsilon": 1e-6, "rope_base": 1e7, "words": "qwen2", "tied": True,
-    },
-    "qwen3-30b-a3b": QWEN_3_MOE | {"layers": 48, "width": 2048, "heads": 32, "ffn": 6144, "expert_ffn": 768},
-    "deepseek-v2-lite": {
-        "arch": "deepseek2", "layers": 27, "width": 2048, "heads": 16, "kv_heads": 1, "head_size": 576, "value_size": 512,
-        "nope": 128, "rotated": 64, "value": 128, "latent": 512, "ffn": 10944, "dense": 1, "experts": 64, "used": 6,
-        "expert_ffn": 1408, "shared": 2, "vocab": 102400, "context": 163840, "epsilon": 1e-6, "rope_base": 10000.0,
-        "words": "qwen2",
-    },
-    "qwen3-235b-a22b": QWEN_3_MOE | {"layers": 94, "width": 4096, "heads": 64, "ffn": 12288, "expert_ffn": 1536},
-}  # fmt: skip
 
 WRITTEN = ("F32", "F16", "BF16", "MXFP4", "TQ2_0")  # by the gguf package; the codes of random bytes have another mean in TQ2_0
 VECTORS = {"ssm_a": -0.5}  # of which values all others are 1: a state loses half of its logarithm's softplus with each token
 # Types of which random bytes make weights.
 SCALES = {name: row.scales for name, row in FORMATS.items() if name == "NVFP4" or (row.scales and name not in WRITTEN)}
 NVFP4_SCALES = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8))  # of each byte
-# llama.cpp's mixes, and the layers that get the better type for ffn_down and attn_v.
-MIXED = {name: (mix, gets_better) for name, mix in MIXES.items()}
-MIXED["Q4_K_S"] = Mix("Q4_K", "Q5_K", 14), lambda layer, layers: layer < layers // 8
 CHUNK = 32 << 20  # bytes of a matrix that are made and written at a time
 
 
-def shapes(s):
-    """Name -> shape, rows first."""
-    found = {"token_embd": (s["vocab"], s["width"]), "output_norm": (s["width"],)}
-    if not s.get("tied"):
-        found["output"] = (s["vocab"], s["width"])
-    for i in range(s["layers"]):
-        recurrent = (i + 1) % s.get("full_every", 1) > 0
-        mixes = linear if recurrent else latent if "latent" in s else attention
-        layer = {"attn_norm": (s["width"],), **mixes(s), "post_attention_norm" if "full_every" in s else "ffn_norm": (s["width"],)}
-        if s["arch"].startswith("qwen3") and not recurrent:
-            layer |= {"attn_q_norm": (s["head_size"],), "attn_k_norm": (s["head_size"],)}
-        if "experts" in s and i >= s.get("dense", 0):
-            wide, narrow = (s["experts"], s["expert_ffn"], s["width"]), (s["experts"], s["width"], s["expert_ffn"])
-            layer |= {"ffn_gate_inp": (s["experts"], s["width"])}
-            layer |= {"ffn_gate_exps": wide, "ffn_up_exps": wide, "ffn_down_exps": narrow}
-            if shared := s.get("shared", 0) * s["expert_ffn"]:
-                layer |= {"ffn_gate_shexp": (shared, s["width"]), "ffn_up_shexp": (shared, s["width"])}
-                layer |= {"ffn_down_shexp": (s["width"], shared)}
-        else:
-            layer |= {"ffn_gate": (s["ffn"], s["width"]), "ffn_up": (s["ffn"], s["width"]), "ffn_down": (s["width"], s["ffn"])}
-        found |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return found
+def shape_of(name: str, layers: int | None = None) -> Shape:
+    """Of a known model, or of its first layers, of which as many are dense as in all."""
+    shape = shapes.SHAPES[shapes.find(name)]
+    if layers is None:
+        return shape
+    metadata = {key: value[:layers] if isinstance(value, list) else value for key, value in shape.metadata.items()}
+    dense = "leading_dense_block_count"
+    if dense in metadata:
+        metadata[dense] = round(metadata[dense] * layers / metadata["block_count"])
+    return dataclasses.replace(shape, metadata=metadata | {"block_count": layers})
 
 
-def attention(s):
-    """Of a layer."""
-    inner, kv = s["heads"] * s["head_size"], s["kv_heads"] * s["head_size"]
-    queries = 2 * inner if "full_every" in s else inner  # with a head's gates behind its queries
-    return {
-        "attn_q": (queries, s["width"]), "attn_k": (kv, s["width"]), "attn_v": (kv, s["width"]), "attn_output": (s["width"], inner),
-    }  # fmt: skip
-
-
-def linear(s):
-    """Of a layer with a gated delta rule."""
-    keys, values = (s[name] * s["linear_head_size"] for name in ("linear_keys", "linear_values"))
-    heads = s["linear_values"]
-    return {
-        "attn_qkv": (2 * keys + values, s["width"]), "attn_gate": (values, s["width"]), "ssm_beta": (heads, s["width"]),
-        "ssm_alpha": (heads, s["width"]), "ssm_conv1d": (2 * keys + values, s["conv_width"]), "ssm_a": (heads,),
-        "ssm_dt.bias": (heads,), "ssm_norm": (s["linear_head_size"],), "ssm_out": (s["width"], values),
-    }  # fmt: skip
-
-
-def latent(s):
-    """The same over latent rows."""
-    heads = s["heads"]
-    return {
-        "attn_q": (heads * (s["nope"] + s["rotated"]), s["width"]), "attn_kv_a_mqa": (s["latent"] + s["rotated"], s["width"]),
-        "attn_kv_a_norm": (s["latent"],), "attn_k_b": (heads, s["latent"], s["nope"]), "attn_v_b": (heads, s["value"], s["latent"]),
-        "attn_output": (s["width"], heads * s["value"]),
-    }  # fmt: skip
-
-
-def format_of(name, shape, s, kind, head):
-    """The format in which llama.cpp would quantise the matrix."""
-    if len(shape) == 1 or name.endswith(("ffn_gate_inp", "ssm_conv1d")):
-        return "F32"
-    if name == ("token_embd" if s.get("tied") else "output"):
-        chosen = head
-    elif kind in MIXED:
-        mix, where = MIXED[kind]
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else None
-        special = layer is not None and name.split(".")[2].startswith(("ffn_down", "attn_v"))
-        chosen = mix.better if special and where(layer, s["layers"]) else mix.base
-    else:
-        chosen = kind
-    return fitting(chosen, shape[-1]) or "F16"
-
-
-def add_vocabulary(writer, size, words):
+def add_vocabulary(writer, size):
     """The 256 bytes, then words of two and three letters with the merge that makes each, then two special tokens."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = (chr(0x100 + i) for i in range(256))
@@ -145,7 +51,7 @@ def add_vocabulary(writer, size, words):
         tokens.append(left + right)
         merges.append(f"{left} {right}")
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(words)
+    writer.add_tokenizer_pre("llama-bpe")
     writer.add_token_list([*tokens, "<|begin_of_text|>", "<|end_of_text|>"])
     writer.add_token_types([1] * len(tokens) + [3, 3])
     writer.add_token_merges(merges)
@@ -153,40 +59,22 @@ def add_vocabulary(writer, size, words):
     writer.add_eos_token_id(size - 1)
 
 
-def add_metadata(writer, name, s):
-    writer.add_name(f"{name}, random weights")
-    writer.add_block_count(s["layers"])
-    writer.add_context_length(s["context"])
-    writer.add_embedding_length(s["width"])
-    writer.add_feed_forward_length(s["ffn"])
-    writer.add_head_count(s["heads"])
-    writer.add_head_count_kv(s["kv_heads"])
-    writer.add_key_length(s["head_size"])
-    writer.add_value_length(s.get("value_size", s["head_size"]))
-    writer.add_rope_dimension_count(s.get("rotated", s["head_size"]))
-    if "full_every" in s:
-        writer.add_full_attention_interval(s["full_every"])
-        writer.add_ssm_conv_kernel(s["conv_width"])
-        writer.add_ssm_state_size(s["linear_head_size"])
-        writer.add_ssm_group_count(s["linear_keys"])
-        writer.add_ssm_time_step_rank(s["linear_values"])
-        writer.add_ssm_inner_size(s["linear_values"] * s["linear_head_size"])
-    if "latent" in s:
-        writer.add_kv_lora_rank(s["latent"])
-        writer.add_key_length_mla(s["nope"] + s["rotated"])
-        writer.add_value_length_mla(s["value"])
-        writer.add_leading_dense_block_count(s["dense"])
-        writer.add_expert_shared_count(s["shared"])
-        writer.add_expert_weights_scale(1.0)
-        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SOFTMAX)
-    writer.add_layer_norm_rms_eps(s["epsilon"])
-    writer.add_rope_freq_base(s["rope_base"])
-    writer.add_vocab_size(s["vocab"])
-    if "experts" in s:
-        writer.add_expert_count(s["experts"])
-        writer.add_expert_used_count(s["used"])
-        writer.add_expert_feed_forward_length(s["expert_ffn"])
-    add_vocabulary(writer, s["vocab"], s["words"])
+def add_metadata(writer, shape):
+    metadata = dict(shape.metadata)
+    # What llama.cpp would take from the width, or demand, where numatp finds it in other keys.
+    if latent := metadata.get("attention.kv_lora_rank"):
+        metadata |= {"attention.key_length": latent + metadata["rope.dimension_count"], "attention.value_length": latent}
+        metadata.setdefault("attention.head_count_kv", 1)
+    elif "attention.key_length" in metadata:
+        metadata.setdefault("attention.value_length", metadata["attention.key_length"])
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_array(f"{shape.architecture}.{key}", value)
+        elif isinstance(value, float):
+            writer.add_float32(f"{shape.architecture}.{key}", value)
+        else:
+            writer.add_uint32(f"{shape.architecture}.{key}", value)
+    add_vocabulary(writer, shape.vocab)
 
 
 class Blocks:
@@ -217,34 +105,33 @@ class Blocks:
         return raw
 
 
-def write(path, name, kind, layers=None, pure=False, seed=0):
-    """Writes the file at `path`; `name` of MODELS, `kind` of SCALES, WRITTEN or MIXED."""
-    s = MODELS[name] | ({"layers": layers} if layers else {})
-    base = MIXED[kind][0].base if kind in MIXED else kind
-    head = base if pure else output_type(base)
+def write(path, shape, kind, pure=False, seed=0):
+    """Writes the file at `path`; `kind` of SCALES, WRITTEN or MIXES."""
     rng = np.random.Generator(np.random.SFC64(seed))
-    writer = gguf.GGUFWriter(str(path), s["arch"])
-    add_metadata(writer, name, s)
-    plan = [(tensor, shape, format_of(tensor, shape, s, kind, head)) for tensor, shape in shapes(s).items()]
-    makers = {chosen: Blocks(chosen, rng) for chosen in {chosen for _, _, chosen in plan}}
-    for tensor, shape, chosen in plan:
-        maker = makers[chosen]
-        row_bytes = shape[-1] // maker.block * maker.block_bytes
-        num_bytes = math.prod(shape[:-1]) * row_bytes
-        stored = tensor if tensor.endswith(("ssm_a", ".bias")) else f"{tensor}.weight"
-        writer.add_tensor_info(stored, (*shape[:-1], row_bytes), np.dtype(np.uint8), num_bytes, maker.kind)
+    writer = gguf.GGUFWriter(str(path), shape.architecture)
+    add_metadata(writer, shape)
+    tensors = shapes.describe(shape, kind, path).tensors
+    if pure:
+        head = tensors["token_embd.weight" if shape.tied else "output.weight"]
+        tensors[head.name] = dataclasses.replace(head, type=fitting(base_of(kind), head.shape[-1]))
+    makers = {info.type: Blocks(info.type, rng) for info in tensors.values()}
+    for info in tensors.values():
+        maker = makers[info.type]
+        row_bytes = info.shape[-1] // maker.block * maker.block_bytes
+        num_bytes = math.prod(info.shape[:-1]) * row_bytes
+        writer.add_tensor_info(info.name, (*info.shape[:-1], row_bytes), np.dtype(np.uint8), num_bytes, maker.kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     file = writer.fout[0]
     writer.write_padding(file, file.tell())
-    for tensor, shape, chosen in plan:
-        left, maker = math.prod(shape), makers[chosen]
-        if len(shape) == 1:
-            file.write(np.full(left, VECTORS.get(tensor.rpartition(".")[2], 1), np.float32))
-        while len(shape) > 1 and left:
+    for info in tensors.values():
+        left, maker = math.prod(info.shape), makers[info.type]
+        if len(info.shape) == 1:
+            file.write(np.full(left, VECTORS.get(info.name.rpartition(".")[2], 1), np.float32))
+        while len(info.shape) > 1 and left:
             count = min(left, CHUNK // maker.block_bytes * maker.block)
-            file.write(maker.make(count, 1 / math.sqrt(shape[-1])))
+            file.write(maker.make(count, 1 / math.sqrt(info.shape[-1])))
             left -= count
         writer.write_padding(file, file.tell())
     writer.close()
@@ -252,15 +139,15 @@ def write(path, name, kind, layers=None, pure=False, seed=0):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=MODELS, metavar="MODEL", help=", ".join(MODELS))
-    kinds = [*MIXED, *SCALES, *WRITTEN]
+    parser.add_argument("model", choices=(*shapes.SHAPES, *shapes.SAME), metavar="MODEL", help=", ".join(shapes.SHAPES))
+    kinds = [*MIXES, *SCALES, *WRITTEN]
     parser.add_argument("type", choices=kinds, metavar="TYPE", help=", ".join(kinds))
     parser.add_argument("file", type=Path)
     parser.add_argument("--layers", type=int, metavar="N", help="instead of all")
     parser.add_argument("--pure", action="store_true", help="the matrix that makes the logits in TYPE too")
     options = parser.parse_args()
     began = time.perf_counter()
-    write(options.file, options.model, options.type, options.layers, options.pure)
+    write(options.file, shape_of(options.model, options.layers), options.type, options.pure)
     size, took = options.file.stat().st_size / 1e9, time.perf_counter() - began
     print(f"{options.file}: {size:.2f} GB in {took:.1f} s", file=sys.stderr)
 

@@ -1,5 +1,6 @@
 """bench/synthetic.py: random files at the shape of a real model, which numatp loads and runs."""
 
+import dataclasses
 import json
 import sys
 
@@ -15,16 +16,21 @@ import synthetic
 from numatp.files.gguf import read_gguf
 from numatp.text.tokenizer import Tokenizer
 
-SMALL = {"layers": 2, "width": 256, "heads": 4, "kv_heads": 2, "head_size": 64, "ffn": 512, "vocab": 800}
+SMALL = {
+    "embedding_length": 256, "attention.head_count": 4, "attention.head_count_kv": 2, "attention.key_length": 64,
+    "attention.value_length": 64, "feed_forward_length": 512,
+}  # fmt: skip
+SMALL_EXPERTS = {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": 256}
+SMALL_DELTA = {"full_attention_interval": 2, "ssm.group_count": 2, "ssm.time_step_rank": 4, "ssm.inner_size": 4 * 128}
 
 
-@pytest.fixture(autouse=True)
-def small_models(monkeypatch):
-    """The named models, but small."""
-    for name, sizes in synthetic.MODELS.items():
-        more = {"experts": 4, "used": 2, "expert_ffn": 256} if "experts" in sizes else {}
-        more |= {"full_every": 2, "linear_keys": 2, "linear_values": 4} if "full_every" in sizes else {}
-        monkeypatch.setitem(synthetic.MODELS, name, sizes | SMALL | more)
+def small(name, layers=2):
+    """The shape of a known model, but small."""
+    shape = synthetic.shape_of(name, layers)
+    metadata = shape.metadata | SMALL
+    metadata |= SMALL_EXPERTS if "expert_count" in metadata else {}
+    metadata |= SMALL_DELTA if "full_attention_interval" in metadata else {}
+    return dataclasses.replace(shape, vocab=800, metadata=metadata)
 
 
 @pytest.mark.parametrize("kind", [*synthetic.SCALES, *synthetic.WRITTEN])
@@ -40,21 +46,28 @@ def test_values_have_the_size_that_weights_have(kind):
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("llama-3.2-1b", "Q4_0"), ("llama-3.1-8b", "Q4_K_M"), ("qwen3-8b", "Q8_0"), ("qwen3-30b-a3b", "Q4_K"), ("qwen3.5-4b", "Q4_0")],
+    [
+        ("llama-3.2-1b", "Q4_0"),
+        ("llama-3.1-8b", "Q4_K_M"),
+        ("qwen3-8b", "Q8_0"),
+        ("qwen3-30b-a3b", "Q4_K"),
+        ("qwen3.5-4b", "Q4_0"),
+        ("glm-4.6", "Q4_K_M"),
+    ],
 )
 def test_a_file_loads_and_runs(tmp_path, name, kind):
-    synthetic.write(tmp_path / "model.gguf", name, kind)
+    synthetic.write(tmp_path / "model.gguf", small(name), kind)
     result = numatp("bench", "-m", tmp_path / "model.gguf", "-p", "20", "-n", "4", "-r", "1", "--roofline", "0", "-o", "json")
     assert result.returncode == 0, result.stderr
     assert [row["n_prompt"] for row in json.loads(result.stdout)] == [20, 0]
 
 
 def test_llama_cpps_mixes(tmp_path):
-    synthetic.write(tmp_path / "model.gguf", "llama-3.2-1b", "Q4_0")
+    synthetic.write(tmp_path / "model.gguf", small("llama-3.2-1b"), "Q4_0")
     assert {t.type for t in read_gguf(tmp_path / "model.gguf").tensors.values() if len(t.shape) > 1} == {"Q4_0", "Q6_K"}
-    synthetic.write(tmp_path / "pure.gguf", "llama-3.2-1b", "Q4_0", pure=True)
+    synthetic.write(tmp_path / "pure.gguf", small("llama-3.2-1b"), "Q4_0", pure=True)
     assert {t.type for t in read_gguf(tmp_path / "pure.gguf").tensors.values() if len(t.shape) > 1} == {"Q4_0"}
-    synthetic.write(tmp_path / "mixed.gguf", "llama-3.1-8b", "Q4_K_M", layers=16)
+    synthetic.write(tmp_path / "mixed.gguf", small("llama-3.1-8b", layers=16), "Q4_K_M")
     tensors = read_gguf(tmp_path / "mixed.gguf").tensors
     assert tensors["output.weight"].type == "Q6_K" and tensors["token_embd.weight"].type == "Q4_K"
     better = [i for i in range(16) if tensors[f"blk.{i}.ffn_down.weight"].type == "Q6_K"]
@@ -62,11 +75,11 @@ def test_llama_cpps_mixes(tmp_path):
 
 
 def test_its_vocabulary_spells_any_text(tmp_path):
-    synthetic.write(tmp_path / "model.gguf", "llama-3.2-1b", "Q4_0")
+    synthetic.write(tmp_path / "model.gguf", small("llama-3.2-1b"), "Q4_0")
     tokenizer = Tokenizer.from_gguf(read_gguf(tmp_path / "model.gguf"))
     text = "Any text: äöü 東京\n"
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.vocab_size == SMALL["vocab"]
+    assert tokenizer.vocab_size == 800
 
 
 def test_unknown_names_in_one_line(tmp_path):

@@ -33,6 +33,13 @@ LLAMA4: dict[str, int | float | list[int]] = {
     "attention.key_length": 128, "feed_forward_length": 16384, "expert_used_count": 1, "expert_feed_forward_length": 8192,
     "attention.layer_norm_rms_epsilon": 1e-5,
 }  # fmt: skip
+LLAMA3: dict[str, int | float | list[int]] = {
+    "attention.head_count_kv": 8, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 500000.0,
+}  # fmt: skip
+QWEN3: dict[str, int | float | list[int]] = {
+    "attention.head_count_kv": 8, "attention.key_length": 128, "attention.value_length": 128, "context_length": 40960,
+    "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1000000.0,
+}  # fmt: skip
 SHAPES = {
     "qwen2.5-72b": Shape("qwen2", 152064, {
         "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
@@ -55,30 +62,42 @@ SHAPES = {
         "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
+    "qwen3.5-4b": Shape("qwen35", 248320, {
+        "embedding_length": 2560, "block_count": 32, "attention.head_count": 16, "attention.head_count_kv": 4,
+        "attention.key_length": 256, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4, "ssm.state_size": 128,
+        "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096, "ssm.conv_kernel": 4,
+        "feed_forward_length": 9216,
+        "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
+    }, tied=True),
     "qwen3.5-27b": Shape("qwen35", 248320, {
         "embedding_length": 5120, "block_count": 64, "attention.head_count": 24, "attention.head_count_kv": 4,
-        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "attention.key_length": 256, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4, "ssm.state_size": 128,
         "ssm.group_count": 16, "ssm.time_step_rank": 48, "ssm.inner_size": 6144, "ssm.conv_kernel": 4,
         "feed_forward_length": 17408,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
     "qwen3.5-35b-a3b": Shape("qwen35moe", 248320, {
         "embedding_length": 2048, "block_count": 40, "attention.head_count": 16, "attention.head_count_kv": 2,
-        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "attention.key_length": 256, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4, "ssm.state_size": 128,
         "ssm.group_count": 16, "ssm.time_step_rank": 32, "ssm.inner_size": 4096, "ssm.conv_kernel": 4,
         "expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 512, "expert_shared_feed_forward_length": 512,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
     "qwen3.5-122b-a10b": Shape("qwen35moe", 248320, {
         "embedding_length": 3072, "block_count": 48, "attention.head_count": 32, "attention.head_count_kv": 2,
-        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "attention.key_length": 256, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4, "ssm.state_size": 128,
         "ssm.group_count": 16, "ssm.time_step_rank": 64, "ssm.inner_size": 8192, "ssm.conv_kernel": 4,
         "expert_count": 256, "expert_used_count": 8, "expert_feed_forward_length": 1024, "expert_shared_feed_forward_length": 1024,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
     }),
     "qwen3.5-397b-a17b": Shape("qwen35moe", 248320, {
         "embedding_length": 4096, "block_count": 60, "attention.head_count": 32, "attention.head_count_kv": 2,
-        "attention.key_length": 256, "rope.dimension_count": 64, "full_attention_interval": 4, "ssm.state_size": 128,
+        "attention.key_length": 256, "rope.dimension_count": 64, "rope.dimension_sections": [11, 11, 10, 0],
+        "full_attention_interval": 4, "ssm.state_size": 128,
         "ssm.group_count": 16, "ssm.time_step_rank": 64, "ssm.inner_size": 8192, "ssm.conv_kernel": 4,
         "expert_count": 512, "expert_used_count": 10, "expert_feed_forward_length": 1024, "expert_shared_feed_forward_length": 1024,
         "context_length": 262144, "attention.layer_norm_rms_epsilon": 1e-6,
@@ -263,13 +282,30 @@ SHAPES = {
         "feed_forward_length": 36864, "attention.sliding_window": 4096, "logit_scale": 0.25, "context_length": 131072,
         "attention.layer_norm_epsilon": 1e-5,
     }, tied=True),
+    "smollm2-135m": Shape("llama", 49152, {
+        "embedding_length": 576, "block_count": 30, "attention.head_count": 9, "attention.head_count_kv": 3,
+        "feed_forward_length": 1536, "context_length": 8192, "attention.layer_norm_rms_epsilon": 1e-5, "rope.freq_base": 100000.0,
+    }, tied=True),
+    "llama-3.2-1b": Shape("llama", 128256, {
+        **LLAMA3, "embedding_length": 2048, "block_count": 16, "attention.head_count": 32, "feed_forward_length": 8192,
+    }, tied=True),
+    "llama-3.2-3b": Shape("llama", 128256, {
+        **LLAMA3, "embedding_length": 3072, "block_count": 28, "attention.head_count": 24, "feed_forward_length": 8192,
+    }, tied=True),
     "llama-3.1-8b": Shape("llama", 128256, {
-        "embedding_length": 4096, "block_count": 32, "attention.head_count": 32, "attention.head_count_kv": 8,
-        "feed_forward_length": 14336, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
+        **LLAMA3, "embedding_length": 4096, "block_count": 32, "attention.head_count": 32, "feed_forward_length": 14336,
     }),
     "llama-3.1-70b": Shape("llama", 128256, {
-        "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "attention.head_count_kv": 8,
-        "feed_forward_length": 28672, "context_length": 131072, "attention.layer_norm_rms_epsilon": 1e-5,
+        **LLAMA3, "embedding_length": 8192, "block_count": 80, "attention.head_count": 64, "feed_forward_length": 28672,
+    }),
+    "qwen3-0.6b": Shape("qwen3", 151936, {
+        **QWEN3, "embedding_length": 1024, "block_count": 28, "attention.head_count": 16, "feed_forward_length": 3072,
+    }, tied=True),
+    "qwen3-8b": Shape("qwen3", 151936, {
+        **QWEN3, "embedding_length": 4096, "block_count": 36, "attention.head_count": 32, "feed_forward_length": 12288,
+    }),
+    "qwen3-32b": Shape("qwen3", 151936, {
+        **QWEN3, "embedding_length": 5120, "block_count": 64, "attention.head_count": 64, "feed_forward_length": 25600,
     }),
 }  # fmt: skip
 

@@ -54,7 +54,11 @@ def header(name: str) -> GGUFFile | None:
         return None
     if (kind or DEFAULT_TYPE) not in TYPES:
         raise UserError(f"{name}: no type {kind!r} is known; known types: {', '.join(TYPES)}")
-    shape, path = SHAPES[base], Path(f"{base}:{kind or DEFAULT_TYPE}")
+    return describe(SHAPES[base], (kind or DEFAULT_TYPE).upper(), Path(f"{base}:{kind or DEFAULT_TYPE}"))
+
+
+def describe(shape: Shape, kind: str, path: Path) -> GGUFFile:
+    """The header of a file of that shape, most of whose matrices have the format `kind`, or a format of the mix `kind`."""
     file = GGUFFile(path, 0, _metadata(shape))
     # Readers look for the vocabulary in the embedding, for the output matrix, and for a tensor per layer at least.
     width, layers = file.count(f"{shape.architecture}.embedding_length"), file.count(f"{shape.architecture}.block_count")
@@ -65,7 +69,7 @@ def header(name: str) -> GGUFFile | None:
         file.tensors[matrix] = TensorInfo(matrix, "F32", (shape.vocab, width), 0, 0, path)
     model = models.find(file)
     spec = model.read_spec(file)
-    file.tensors = _tensors(model.rules(spec), spec, path, (kind or DEFAULT_TYPE).upper())
+    file.tensors = _tensors(model.rules(spec), spec, path, kind)
     file.size = sum(info.num_bytes for info in file.tensors.values())
     return file
 
