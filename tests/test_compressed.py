@@ -245,8 +245,15 @@ def test_the_last_streams_are_only_added_up():
         scale=scale, base=base, last=1, rounds=3, least=0.01, epsilon=1e-3, weight=weight, out=out, out_thread_stride=0,
         shares=shares, shares_stride=MIXES * 4, shares_thread_stride=0, private=0,
     )  # fmt: skip
-    for row, chosen in zip(out, (4, 1), strict=True):
+    mean = np.full((2, width), np.nan, np.float32)
+    call(
+        streams.sum_streams, streams=x, shares=np.full(STREAMS, 0.25, np.float32), rows=np.array([2]), select=np.array([4, 1]),
+        width=width, epsilon=1e-3, weight=weight, out=mean, out_thread_stride=0, private=0,
+    )  # fmt: skip
+    for row, of_mean, chosen in zip(out, mean, (4, 1), strict=True):
         own = x[chosen].astype(np.float64)
+        wanted = normalized(own.mean(0), weight, 1e-3)
+        assert np.abs(of_mean - wanted).max() <= 32 * EPSILON * np.abs(wanted).max()
         before = 1 / (1 + np.exp(-(mixes[chosen] / np.sqrt((own**2).mean() + 1e-3) * scale[0] + base))) + 0.01
         wanted = normalized(before @ own, weight, 1e-3)
         assert np.abs(row - wanted).max() <= 32 * EPSILON * np.abs(wanted).max()

@@ -26,6 +26,7 @@ KINDS = {
     "full": (tiny_qwen3, {}), "windows": (tiny_cohere2, {}), "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}),
     "experts": (tiny_qwen3moe, {}), "recurrent": (tiny_qwen3next, {}),
     "recurrent by channel": (GOLDEN / "kimi-linear.gguf", {"context": 512}),
+    "runs of tokens": (GOLDEN / "glm5-next.gguf", {"context": 512}),
 }  # fmt: skip
 RNG = np.random.default_rng(2)
 PHRASE = RNG.integers(0, 200, 25).tolist()

@@ -134,11 +134,20 @@ def test_what_nobody_reads_of_layers_that_borrow_is_left_out():
         ("mimo2", "attention.value_length", 24, "head size 24"),
         ("bailingmoe3", "kda.gate_lower_bound", 1.0, "without a least value, or one of 1"),
         ("bailingmoe3", "kda.head_dim", 24, "heads of 24"),
+        ("glm5-next", "attention.indexer.kpool", 3, "chooses 24 tokens in runs of 3"),
+        ("glm5-next", "attention.indexer.kpool", 2, "chooses 24 tokens in runs of 2"),
+        ("glm5-next", "attention.indexer.kpool_select_tail", False, "does not see the last tokens"),
+        ("glm5-next", "attention.indexer.head_count", 6, "6 heads"),
+        ("glm5-next", "attention.q_lora_rank", 0, "lacks 'glm5-next.attention.q_lora_rank'"),
+        ("glm5-next", "rope.dimension_count", 16, "rotates keys"),
+        ("glm5-next", "kda.gate_lower_bound", 1.0, "decays that grow"),
+        ("glm5-next", "hyper_connection.count", 2, "a residual of 2 streams"),
+        ("glm5-next", "swiglu_clamp_exp", 0.0, "no limit above 0"),
     ],
 )
 def test_what_newer_architectures_cannot_compute(name, key, value, message):
     file, module = models.open_model(GOLDEN / f"{name}.gguf")
-    file.metadata.replace(f"{name.partition('-')[0]}.{key}", value)
+    file.metadata.replace(f"{file.text('general.architecture')}.{key}", value)
     with pytest.raises(UserError, match=message):
         module.read_spec(file)
 

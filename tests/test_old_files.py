@@ -1,4 +1,6 @@
-"""GGUF files of latent attention from before 2025-04, with the matrices of keys and values in one (numatp/weights/kv_b.py)."""
+"""GGUF files as older converters wrote them: those of latent attention from before 2025-04, with the matrices of keys and values in
+one (numatp/weights/kv_b.py), and those of GLM-5.3-Flash with other names.
+"""
 
 import gguf
 import numpy as np
@@ -61,3 +63,23 @@ def test_keys_and_values_in_one_matrix_are_split(tmp_path, kind, keys):
 def test_a_matrix_of_both_that_lacks_rows_is_refused(tmp_path):
     write_old(tmp_path / "old.gguf", "F16", cut=32)
     refused(tmp_path / "old.gguf", "'blk.0.attn_kv_b.weight' has shape (288, 64)", "5 heads' keys and values")
+
+
+@pytest.mark.parametrize(("gate", "places"), [
+    ("indexer_compressor_gate", "indexer_compressor_ape"), ("indexer.kpool_gate.weight", "indexer.kpool_ape.weight"),
+])  # fmt: skip
+def test_the_first_names_of_glm5_next(tmp_path, gate, places):
+    """Of the architecture, and of two tensors; nor did those files say how many tokens have a key together."""
+    reader, writer = gguf.GGUFReader(GOLDEN / "glm5-next.gguf"), gguf.GGUFWriter(tmp_path / "old.gguf", "glm5next")
+    for field in reader.fields.values():
+        if field.name.startswith("glm5-next.") and not field.name.endswith((".kpool", ".kpool_select_tail")):
+            writer.add_key_value(field.name.replace("5-next", "5next"), field.contents(), *field.types)
+    for tensor in reader.tensors:
+        name = tensor.name.replace("indexer_compressor_gate.weight", gate).replace("indexer_compressor_ape.weight", places)
+        writer.add_tensor(name, np.array(tensor.data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (file, spec), (now, wanted) = opened(tmp_path / "old.gguf"), opened(GOLDEN / "glm5-next.gguf")
+    assert (repr(spec), file.tensors.keys()) == (repr(wanted), now.tensors.keys())

@@ -22,18 +22,21 @@ from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW
 class Recorded:
     """A golden model, said to be trained for texts as long as those of this file."""
 
-    @staticmethod
-    def write(path):
-        shutil.copy(GOLDEN / "deepseek4.gguf", path)
-        field = gguf.GGUFReader(path, "r+").fields["deepseek4.context_length"]
+    def __init__(self, name):
+        self.name = name
+
+    def write(self, path):
+        shutil.copy(GOLDEN / f"{self.name}.gguf", path)
+        field = gguf.GGUFReader(path, "r+").fields[f"{self.name}.context_length"]
         field.parts[field.data[0]][0] = 1024
 
 
 KINDS = {
     "full": (tiny_qwen3, {}), "windows": (tiny_cohere2, {}), "recurrent": (tiny_qwen3next, {}),
-    "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}), "several": (Recorded, {}),
+    "q8_0": (tiny_qwen3, {"cache_type": "q8_0"}), "several": (Recorded("deepseek4"), {}),
+    "runs": (Recorded("glm5-next"), {}),
 }  # fmt: skip
-STATES = ("recurrent", "several")  # that keep a state, which is taken up where a checkpoint of it is
+STATES = ("recurrent", "several", "runs")  # that keep a state, which is taken up where a checkpoint of it is
 EVERY = 128  # tokens between two checkpoints
 RNG = np.random.default_rng(8)
 LONG, OTHER = (RNG.integers(0, 100, 300).tolist() for _ in range(2))

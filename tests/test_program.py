@@ -42,7 +42,7 @@ def test_each_barrier_is_needed_and_all_are_enough(tmp_path, rows, matrix_type, 
 @pytest.mark.parametrize("model", [
     "command-r-plus", "gemma2", "gemma3", "gemma4", "gpt-oss", "granitemoe", "mistral3", "qwen2", "qwen2moe", "qwen35",
     "minimax-m2", "dots1", "deepseek2-lite", "glm-dsa", "cohere2moe", "mimo2", "llama4", "gemma4-e2b",
-    "deepseek4",
+    "deepseek4", "glm5-next",
 ])  # fmt: skip
 @pytest.mark.parametrize(("program", "rows"), [("one row", 1), ("many rows", 5)])
 def test_barriers_are_enough_for_other_words(rows, program, model):

@@ -83,7 +83,10 @@ def test_what_a_tensor_is_by_its_rule_and_by_its_name(name):
     kinds = quantize._open_file(GOLDEN / f"{name}.gguf")[2]
     unnamed = {tensor for tensor in file.tensors if tensor.endswith("weight")} - kinds.keys()
     assert all(tensor.split(".")[2] in FUSED for tensor in unnamed)
-    assert convert.choose_types(file, "Q4_K_M", kinds) == convert.choose_types(file, "Q4_K_M")
+    by_rules, by_names = convert.choose_types(file, "Q4_K_M", kinds), convert.choose_types(file, "Q4_K_M")
+    if name == "glm5-next":  # another architecture has a matrix of this name that may be quantised
+        by_rules, by_names = ([one for one in both if "compressor_gate" not in one.name] for both in (by_rules, by_names))
+    assert by_rules == by_names
     matrix, norm = "token_embd.weight", "output_norm.weight"
     types = {c.name: c.type for c in convert.choose_types(file, "Q8_0", kinds | {matrix: "router"})}
     assert (types[matrix], types[norm]) == ("F32", "F32")

@@ -12,9 +12,10 @@ from numatp.weights.splits import SEGMENTS, Cut, Shared, Sizes, segments, split
 # Heads, units of columns and keys that 2, 4 and 8 ranks share unevenly; quantised so that a rounding may fall the other way.
 TINY = {"dense": tiny, "windows": tiny_cohere2, "experts": tiny_qwen3moe, "recurrent": tiny_qwen3next}
 # Latent attention; norms over the heads of all ranks; biases of experts; a factor of what is added; experts that all share.
-# Then an indexer's tokens, experts beside a parallel block, rows of each layer's own, chunks, values smaller than keys, entries.
+# Then an indexer's tokens, experts beside a parallel block, rows of each layer's own, chunks, values smaller than keys, entries,
+# runs of tokens.
 RECORDED = ("deepseek2", "minimax-m2", "gpt-oss", "granitemoe", "qwen2moe")
-RECORDED_TOO = ("deepseek32", "cohere2moe", "gemma4-e2b", "llama4", "mimo2", "deepseek4")
+RECORDED_TOO = ("deepseek32", "cohere2moe", "gemma4-e2b", "llama4", "mimo2", "deepseek4", "glm5-next")
 NEXT = 4  # tokens that follow a prompt one by one
 
 

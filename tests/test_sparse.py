@@ -2,6 +2,7 @@
 prompts and rows that decode, on any number of threads."""
 
 import numpy as np
+import pytest
 from support.kernels import call
 
 from numatp.kernels import sparse
@@ -75,8 +76,7 @@ class Case:
 
     def run(self, threads):
         """(what was chosen (rows, TOP), the results (rows, HEADS, VALUE))."""
-        count, parts = len(self.rows), sparse.attention
-        rows, keys = np.array([count]), self.blocks.view(np.uint8)
+        count, rows, keys = len(self.rows), np.array([len(self.rows)]), self.blocks.view(np.uint8)
         positions, sequences = np.array([p for _, p in self.rows]), np.array([s for s, _ in self.rows])
         scratch = np.full((threads, SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
         scores = np.full((count, self.length * CACHE_BLOCK), np.nan, np.float32)
@@ -92,6 +92,12 @@ class Case:
             sparse.choose_tokens, threads, scores=scores, pitch=scores.shape[1], rows=rows, positions=positions, every=1, top=TOP,
             bins=bins, bins_stride=bins.strides[0], chosen=chosen,
         )  # fmt: skip
+        return chosen, self.attend(chosen, 1, threads)
+
+    def attend(self, chosen, every, threads):
+        """(rows, HEADS, VALUE). chosen (rows, runs of `every` tokens)."""
+        count, parts, keys = len(self.rows), sparse.attention, self.blocks.view(np.uint8)
+        scratch = np.full((threads, SCRATCH_BYTES // 4 + 16), np.nan, np.float32)
         starts = np.cumsum([0, *(n for _, n, _ in SPANS)])
         spans = np.array([(s, start, n, p) for (s, n, p), start in zip(SPANS, starts, strict=False)])
         room = np.full((threads, CACHE_BLOCK * (SIZE + VALUE)), np.nan, np.float16)
@@ -100,11 +106,11 @@ class Case:
         call(
             sparse.sparse_attention, threads, q=self.q, q_stride=HEADS * SIZE * 4, heads=HEADS, head_size=SIZE, value_size=VALUE,
             scale=0.2, spans=spans, num_spans=np.array([len(spans)]), keys=keys, values=keys[:, CACHE_BLOCK * SIZE * 2 :],
-            chosen=chosen, top=TOP, scratch=scratch, scratch_stride=scratch.strides[0], room=room, room_stride=room.strides[0],
-            parts=joined, finished=finished, out=out, **self.common(),
+            chosen=chosen, top=chosen.shape[1], every=every, scratch=scratch, scratch_stride=scratch.strides[0], room=room,
+            room_stride=room.strides[0], parts=joined, finished=finished, out=out, **self.common(),
         )  # fmt: skip
         assert (finished == 0).all()
-        return chosen, out
+        return out
 
 
 def test_rows_see_the_tokens_of_the_highest_scores():
@@ -123,6 +129,27 @@ def test_rows_see_the_tokens_of_the_highest_scores():
         assert np.abs(out[row] - wanted).max() <= 64 * EPSILON * np.abs(wanted).max()
     again, other = case.run(1)
     assert (again == chosen).all() and (other.view(np.int32) == out.view(np.int32)).all()
+
+
+@pytest.mark.parametrize("every", [4, 16])
+def test_rows_see_the_runs_that_are_chosen_and_the_last_tokens(every):
+    case, rng, top = Case(), np.random.default_rng(2), 96 // every
+    chosen = np.full((len(case.rows), top), -1)
+    for row, (_, position) in enumerate(case.rows):
+        runs = (position + 1) // every
+        chosen[row, : min(runs, top)] = np.sort(rng.permutation(runs)[:top])
+    out = case.attend(chosen, every, 3)
+    behind = set()
+    for row, (_, position) in enumerate(case.rows):
+        whole = (position + 1) // every * every
+        seen = np.concatenate(
+            [(chosen[row, chosen[row] >= 0, None] * every + np.arange(every)).ravel(), np.arange(whole, position + 1)]
+        )
+        behind.add(position + 1 - whole)
+        wanted = case.wanted(row, seen)
+        assert np.abs(out[row] - wanted).max() <= 64 * EPSILON * np.abs(wanted).max(), row
+    assert behind == set(range(every))
+    assert (case.attend(chosen, every, 1).view(np.int32) == out.view(np.int32)).all()
 
 
 def test_of_equal_scores_the_first_are_chosen():

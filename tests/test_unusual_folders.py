@@ -233,6 +233,35 @@ def test_texts_of_qwen_vl(tmp_path, golden, kind, name):
     assert spec.rope.scale == 1 and spec.rope.frequencies[1] == pytest.approx(1000 ** (-2 / 16))
 
 
+@pytest.mark.parametrize("kind", ["deepseek_sparse_attention", "full_attention"])
+def test_the_text_part_of_glm_5_3_flash(tmp_path, kind):
+    """As released: a table for linear attention, latent attention by an older name, layers that predict further tokens."""
+    alone = golden_folders.write(tmp_path / "alone", "glm5-next")
+    wanted, spec = opened(alone)
+    config, stored = json.loads((alone / "config.json").read_text()), load_file(alone / "model.safetensors")
+    config["layer_types"] = [one.replace("indexed_attention", kind) for one in config["layer_types"]]
+    config["linear_attn_config"] = {
+        "num_heads": config.pop("linear_num_heads"), "head_dim": config.pop("linear_head_dim"),
+        "short_conv_kernel_size": config.pop("linear_conv_kernel_dim"), "gate_lower_bound": config.pop("linear_lower_bound"),
+        "kda_layers": [0], "full_attn_layers": [1, 2],
+    }  # fmt: skip
+    config |= {
+        "mhc": True, "mla_use_nope": True, "index_kpool_compress": True, "scoring_func": "sigmoid", "topk_method": "noaux_tc",
+        "first_k_dense_replace": 1, "num_nextn_predict_layers": 1,
+    }  # fmt: skip
+    tensors = {name.replace("model.", "model.language_model.", 1): values for name, values in stored.items()}
+    tensors |= {"model.visual.x.weight": np.ones((2, 2), np.float32)}
+    tensors["model.language_model.layers.3.eh_proj.weight"] = np.ones((2, 2), np.float32)
+    whole = {
+        "architectures": ["Glm5NextForConditionalGeneration"], "model_type": "glm5_next", "text_config": config,
+        "vision_config": {"depth": 1},
+    }  # fmt: skip
+    file, found = opened(folders.write(tmp_path / "folder", whole, tensors))
+    assert repr(found) == repr(spec) and file.tensors.keys() == wanted.tensors.keys()
+    assert "visual left out" in file.notes[0] and "1 tensors of layers that predict further tokens" in file.notes[1]
+    refused(folders.write(tmp_path / "folder", whole | {"text_config": config | {"mhc": False}}, tensors), "'mhc' is False")
+
+
 def test_kimi_k2_with_experts_of_4_bits_beside_images(tmp_path):
     """As K2-Thinking to K2.6 have them: experts in whole numbers with a BF16 scale for 32, all else as floats."""
     folder = golden_folders.write(tmp_path / "plain", "deepseek2")

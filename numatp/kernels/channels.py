@@ -50,10 +50,11 @@ def decay(args, row, head, out):
     """A head's decays in a row."""
     size = args.head_size
     alpha, bias = offset(args.alpha, row * args.alpha_stride + head * size * 4), offset(args.bias, head * size * 4)
-    rate, bound = splat_f32(load_f32(args.decay, head)), splat_f32(args.bound)
+    rate, bound = load_f32(args.decay, head), splat_f32(args.bound)  # exp(A_log), or as most files have it -exp(A_log)
+    positive, rate = splat_f32(abs(rate)), splat_f32(rate)
     for i in range(0, size, 16):
         x = load_f32x16(alpha, i) + load_f32x16(bias, i)
-        logarithm = bound * sigmoid(rate * x) if args.bound < 0 else rate * softplus(x)
+        logarithm = bound * sigmoid(positive * x) if args.bound < 0 else rate * softplus(x)
         store_f32x16(out, i, exp(logarithm))
 
 

@@ -45,9 +45,7 @@ from numatp.kernels.simd import (
     widen,
 )
 from numatp.kernels.softmax import LOWEST
-from numatp.kernels.states import ENTRY_TILE
-
-HEADS = 4  # of the indexer, that are scored together
+from numatp.kernels.states import ENTRY_TILE, INDEX_HEADS
 
 
 @device
@@ -180,7 +178,7 @@ def append_entry(args, thread, threads):
 )  # fmt: skip
 def score_entries(args, thread, threads):
     """scores (rows, pitch): of each entry, as sparse.score_tokens has it of tokens, for rows with more than `top` entries; heads
-    are a multiple of HEADS, a block has ENTRY_TILE entries at most.
+    are a multiple of INDEX_HEADS, a block has ENTRY_TILE entries at most.
     """
     unit = int64(0)
     for row in range(load_i64(args.rows, 0)):
@@ -195,7 +193,7 @@ def score_entries(args, thread, threads):
             if unit % threads != thread:
                 continue
             keys, total = offset(args.keys, load_i64(table, block) * args.block_stride), splat_f32(0)
-            for head in range(0, args.heads, HEADS):
+            for head in range(0, args.heads, INDEX_HEADS):
                 q0 = offset(q, head * args.size * 4)
                 q1, q2, q3 = offset(q0, args.size * 4), offset(q0, 2 * args.size * 4), offset(q0, 3 * args.size * 4)
                 s0, s1, s2, s3 = splat_f32(0), splat_f32(0), splat_f32(0), splat_f32(0)

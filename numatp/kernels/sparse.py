@@ -1,5 +1,6 @@
 """Attention to the tokens that an indexer chooses (DeepSeek-V3.2, https://arxiv.org/abs/2512.02556): of each token a small key is
-kept; a few heads of a row give each earlier token a score, and the row's attention sees those of the highest scores alone.
+kept; a few heads of a row give each earlier token a score, and the row's attention sees those of the highest scores alone. Where
+a key stands for several tokens (pools.py), these are chosen together, and the last ones, which have no key yet, are always seen.
 
 Latent rows and the indexer's keys are float16. A row that has no more tokens behind it than are chosen sees all.
 """
@@ -34,6 +35,15 @@ RUN = 8  # blocks whose scores are one thread's piece of work
 BITS, BINS = 12, 4096  # of a rank that are counted at once, and numbers that these make
 
 
+@device
+def normalize_key(x, size, weight, bias, epsilon):
+    """x (size,) in place: the mean taken off, normalised."""
+    mean, inverse = mean_and_inverse_deviation(x, size, epsilon)
+    for i in range(0, size, 16):
+        scaled = (load_f32x16(x, i) - mean) * inverse
+        store_f32x16(x, i, scaled * load_f32x16(weight, i) + load_f32x16(bias, i))
+
+
 @kernel(
     x="pointer", x_stride="int", rows="pointer", size="int", weight="pointer", bias="pointer", epsilon="float", angles="pointer",
     pairs="int", step="int", apart="int", positions="pointer", sequences="pointer", tables="pointer", table_length="int",
@@ -44,10 +54,7 @@ def append_index(args, thread, threads):
     first, last = share(load_i64(args.rows, 0), thread, threads)
     for row in range(first, last):
         x = offset(args.x, row * args.x_stride)
-        mean, inverse = mean_and_inverse_deviation(x, args.size, args.epsilon)
-        for i in range(0, args.size, 16):
-            scaled = (load_f32x16(x, i) - mean) * inverse
-            store_f32x16(x, i, scaled * load_f32x16(args.weight, i) + load_f32x16(args.bias, i))
+        normalize_key(x, args.size, args.weight, args.bias, args.epsilon)
         rotate_pairs(x, offset(args.angles, row * args.pairs * 8), args.pairs, args.step, args.apart)
         block, place = cache_place(args.tables, args.table_length, load_i64(args.sequences, row), load_i64(args.positions, row))
         f16.store_key(offset(args.keys, block * args.block_stride), place, args.size, x)
@@ -190,10 +197,31 @@ def choose_tokens(args, thread, threads):
 
 
 @device
-def gather(args, table, chosen, count, keys, values):
-    """Of `count` chosen tokens the keys (head_size, CACHE_BLOCK) and values (CACHE_BLOCK, value_size), as a block has them."""
+def sees_all(args, position):
+    """Whether a row has no more whole runs of tokens than are chosen."""
+    return (position + 1) // args.every <= args.top
+
+
+@device
+def tokens_seen(args, position):
+    """How many tokens a row sees: those of `top` runs, and those after the last whole run."""
+    return position + 1 if sees_all(args, position) else args.top * args.every + (position + 1) % args.every
+
+
+@device
+def token_at(args, chosen, item, tokens, position):
+    """The position of one of the tokens that a row sees which does not see all."""
+    run = item // args.every
+    return load_i64(chosen, run) * args.every + item % args.every if run < args.top else position + 1 - (tokens - item)
+
+
+@device
+def gather(args, table, chosen, first, count, tokens, row_position, keys, values):
+    """Of `count` tokens that a row sees, from the first on, the keys (head_size, CACHE_BLOCK) and values (CACHE_BLOCK, value_size),
+    as a block has them.
+    """
     for i in range(count):
-        position = load_i64(chosen, i)
+        position = token_at(args, chosen, first + i, tokens, row_position)
         start, place = load_i64(table, position // CACHE_BLOCK) * args.block_stride, position % CACHE_BLOCK
         own_keys, own_values = offset(args.keys, start), offset(args.values, start + place * args.value_size * 2)
         for d in range(0, args.value_size, 16):
@@ -208,8 +236,7 @@ def gather(args, table, chosen, count, keys, values):
 def attend_row(args, scratch, room, table, row, position, parts, first, last, split, num_splits):
     """Blocks [first, last) of what one row sees, for all heads."""
     size, value_size = args.head_size, args.value_size
-    all_seen = position < args.top
-    tokens = position + 1 if all_seen else args.top
+    all_seen, tokens = sees_all(args, position), tokens_seen(args, position)
     chosen, values = offset(args.chosen, row * args.top * 8), offset(room, size * CACHE_BLOCK * 2)
     together = heads_together(args.heads)
     for begin in range(0, args.heads, together):
@@ -219,7 +246,7 @@ def attend_row(args, scratch, room, table, row, position, parts, first, last, sp
             seen = min(tokens - block * CACHE_BLOCK, CACHE_BLOCK)
             start = load_i64(table, block) * args.block_stride if all_seen else 0
             if not all_seen:
-                gather(args, table, offset(chosen, block * CACHE_BLOCK * 8), seen, room, values)
+                gather(args, table, chosen, block * CACHE_BLOCK, seen, tokens, position, room, values)
             own_keys = offset(args.keys, start) if all_seen else room
             own_values = offset(args.values, start) if all_seen else values
             attend_heads(args, scratch, begin, end, own_keys, own_values, size, value_size, seen)
@@ -229,14 +256,14 @@ def attend_row(args, scratch, room, table, row, position, parts, first, last, sp
 @kernel(
     q="pointer", q_stride="int", heads="int", head_size="int", value_size="int", scale="float", spans="pointer",
     num_spans="pointer", tables="pointer", table_length="int", keys="pointer", values="pointer", block_stride="int",
-    chosen="pointer", top="int", scratch="pointer", scratch_stride="int", room="pointer", room_stride="int", parts="pointer",
-    finished="pointer", out="pointer",
+    chosen="pointer", top="int", every="int", scratch="pointer", scratch_stride="int", room="pointer", room_stride="int",
+    parts="pointer", finished="pointer", out="pointer",
 )  # fmt: skip
 def sparse_attention(args, thread, threads):
     """out (rows, heads, value_size) = softmax(scale * q k) v over the tokens that a row has chosen, where all heads read the same
     keys and values, and a key begins with the value. Parts of a row that decodes and their order are as in attention.attention.
 
-    chosen: see choose_tokens. room: for a block of keys and values of each thread.
+    chosen: see choose_tokens, of runs of `every` tokens. room: for a block of keys and values of each thread.
     """
     scratch, room = offset(args.scratch, thread * args.scratch_stride), offset(args.room, thread * args.room_stride)
     part_size, unit = (attention.PART_HEAD + args.value_size) * 4, int64(0)
@@ -246,7 +273,7 @@ def sparse_attention(args, thread, threads):
         table = offset(args.tables, sequence * args.table_length * 8)
         parts = offset(args.parts, number * args.heads * attention.SPLITS * part_size)
         for row in range(rows):
-            blocks = (min(position + row + 1, args.top) + CACHE_BLOCK - 1) // CACHE_BLOCK
+            blocks = (tokens_seen(args, position + row) + CACHE_BLOCK - 1) // CACHE_BLOCK
             num_splits = min(blocks, attention.SPLITS) if rows == 1 else 1
             for split in range(num_splits):
                 unit += 1

@@ -6,6 +6,7 @@ PIECE = 8  # tokens of a sequence that the delta rule takes together; divides CA
 MOST_LINEAR_HEAD = 128  # values of a head of linear attention
 STREAMS = 4  # rows that a token's residual has where layers are hyper-connected (kernels/streams.py)
 MIXES = STREAMS * (2 + STREAMS)  # weights with which a block reads them and adds to them
+INDEX_HEADS = 4  # of an indexer, that are scored together where a key stands for several tokens
 ENTRY_TILE = 16  # keys of entries that are scored together: those of a block of the cache (kernels/compressed.py)
 
 
@@ -19,6 +20,13 @@ def conv_rows(width: int) -> int:
 def conv_bytes(channels: int, width: int) -> int:
     """Bytes of the convolution's part of a gated delta layer's state."""
     return conv_rows(width) * channels * 4
+
+
+def pool_bytes(size: int, every: int) -> int:
+    """Bytes of what an indexer that has one key for `every` tokens keeps of the last ones (kernels/pools.py): their keys and gates,
+    as a convolution over as many keeps its inputs, so that they are taken back like those.
+    """
+    return conv_bytes(2 * size, every)
 
 
 def delta_bytes(key_heads: int, value_heads: int, head_size: int, by_channel: bool = False) -> tuple[int, int, int, int]:

@@ -59,6 +59,21 @@ def mixing_weights(mixes, inverse, scale, base, rounds, least, weights):
                 store_f32(weights, place, load_f32(weights, place) / total)
 
 
+@device
+def normalized_sum(streams, shares, width, epsilon, weight, out):
+    """out (width,) = the rms_norm of the sum of share k of stream k."""
+    squares = splat_f32(0)
+    for i in range(0, width, 16):
+        total = splat_f32(0)
+        for k in range(STREAMS):
+            total = fma(splat_f32(load_f32(shares, k)), load_f32x16(streams, k * width + i), total)
+        store_f32x16(out, i, total)
+        squares = fma(total, total, squares)
+    factor = splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(width) + epsilon))
+    for i in range(0, width, 16):
+        store_f32x16(out, i, load_f32x16(out, i) * factor * load_f32x16(weight, i))
+
+
 @kernel(
     streams="pointer", mixes="pointer", mixes_stride="int", rows="pointer", select="pointer", width="int", scale="pointer",
     base="pointer", last="int", rounds="int", least="float", epsilon="float", weight="pointer", out="pointer",
@@ -86,16 +101,20 @@ def gather_streams(args, thread, threads):
                 value = scalar_sigmoid(scaled(mixes, BACK + k, inverse, load_f32(args.scale, 1), args.base))
                 store_f32(shares, BACK + k, float32(2) * value)
             mixing_weights(mixes, inverse, load_f32(args.scale, 2), args.base, args.rounds, least, offset(shares, MIXED * 4))
-        squares = splat_f32(0)
-        for i in range(0, args.width, 16):
-            total = splat_f32(0)
-            for k in range(STREAMS):
-                total = fma(splat_f32(load_f32(shares, k)), load_f32x16(streams, k * args.width + i), total)
-            store_f32x16(out, i, total)
-            squares = fma(total, total, squares)
-        factor = splat_f32(float32(1) / sqrt(sum_f32x16(squares) / float32(args.width) + args.epsilon))
-        for i in range(0, args.width, 16):
-            store_f32x16(out, i, load_f32x16(out, i) * factor * load_f32x16(args.weight, i))
+        normalized_sum(streams, shares, args.width, args.epsilon, args.weight, out)
+
+
+@kernel(
+    streams="pointer", shares="pointer", rows="pointer", select="pointer", width="int", epsilon="float", weight="pointer",
+    out="pointer", out_thread_stride="int", private="int",
+)  # fmt: skip
+def sum_streams(args, thread, threads):
+    """out (rows, width): as gather_streams, where the shares (STREAMS,) are the same for all rows."""
+    begin, end = rows_of(args, thread, threads)
+    for row in range(begin, end):
+        streams = offset(args.streams, load_i64(args.select, row) * STREAMS * args.width * 4)
+        out = offset(args.out, row * args.width * 4 + thread * args.out_thread_stride)
+        normalized_sum(streams, args.shares, args.width, args.epsilon, args.weight, out)
 
 
 @kernel(

@@ -18,10 +18,11 @@ from numatp.weights.kv_b import split_kv_b
 
 NOT_ARCHITECTURES = {
     "deepseek4_names", "gemma4_names", "hybrid", "indexed", "kimi_delta", "known", "latent", "layers", "names", "prenorm", "rope",
-    "routed", "shapes", "spec",
+    "routed", "shapes", "spec", "streams",
 }  # fmt: skip
 # A module's name has _ for -; these architectures have some of their own.
 UNDERSCORED = {"ernie4_5_moe": "ernie4_5-moe", "hy_v3": "hy_v3"}
+SAME = {"glm5next": "glm5-next"}  # other names that files have
 NEAREST = 4  # names of supported architectures that a refusal shows
 
 
@@ -49,6 +50,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
 def find(file: ModelFile) -> ModuleType:
     """The module of the architecture that the file names."""
     name = file.text("general.architecture")
+    name = SAME.get(name, name)
     if name not in architectures():
         file.fail(f"architecture {quote(name)} is not supported; supported: {', '.join(architectures())}")
     return importlib.import_module(f"{__name__}.{architectures()[name]}")

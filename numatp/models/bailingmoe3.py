@@ -122,7 +122,7 @@ def read_spec(file: ModelFile) -> DeltaSpec:
     for key in ("swiglu_clamp_exp", "swiglu_clamp_shexp"):
         if any(file.numbers(f"bailingmoe3.{key}", default=())):
             file.fail(f"limits what opens and closes experts ('{key}'), which numatp cannot compute; use another model")
-    spec = read_delta(file, STYLE, low_rank=False, bound=bound, gated=True)
+    spec = read_delta(file, DeltaSpec, STYLE, low_rank=False, bound=bound, gated=True)
     for layer, kind in enumerate(spec.layers):  # folders call both gates g_proj
         gates = [f"blk.{layer}.{name}.weight" for name in ("ssm_g_a", "attn_gate")]
         if all(gate in file.tensors for gate in gates):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from numatp.files.model_file import ModelFile
 from numatp.kernels.layout import CACHE_BLOCK, MAX_HEAD_SIZE
-from numatp.kernels.states import MIXES, STREAMS, pooled_bytes
+from numatp.kernels.states import INDEX_HEADS, STREAMS, pooled_bytes
 from numatp.models.deepseek4_names import HUGGING_FACE as HUGGING_FACE
 from numatp.models.deepseek4_names import OVERLAPPING, ROOT_OF_SOFTPLUS
 from numatp.models.layers import InSlots, Layer, Recurrent, Several, SharedRows
@@ -25,10 +25,17 @@ from numatp.models.spec import (
     EXPERT_GATE_UP_RULES,
     ROUTER_RULE,
     SHARED_EXPERT_RULES,
-    Spec,
     decoder_rules,
     read_common,
     read_vocab,
+)
+from numatp.models.streams import (
+    StreamsSpec,
+    gather_streams,
+    limited_experts,
+    read_streams,
+    streams_rules,
+    through_layers,
 )
 from numatp.program.values import Heads, Kept, LayerRows, LayerState, Router, Value
 from numatp.weights.load import Weights
@@ -39,20 +46,15 @@ if TYPE_CHECKING:
     from numatp.program.ops import Ops
 
 NAME = "deepseek4"
-INDEX_HEADS = 4  # of which the indexer's are a multiple (kernels/compressed.py)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepSeek4Spec(Spec):
+class DeepSeek4Spec(StreamsSpec):
     router: Router
     listed: int  # layers, the first ones, in which a table lists each token's experts
     ratios: tuple[int, ...]  # by layer: tokens of an entry; 0: it has none
     far: Rope  # of layers with entries
-    limits: tuple[float, ...]  # by layer: of what an expert's gate multiplies
-    shared_limits: tuple[float, ...]  # the same of the expert that all rows go through
     top: int  # entries that an indexer chooses
-    rounds: int  # of Sinkhorn and Knopp
-    least: float  # see kernels/streams.py
 
 
 def read_spec(file: ModelFile) -> DeepSeek4Spec:
@@ -73,8 +75,6 @@ def read_spec(file: ModelFile) -> DeepSeek4Spec:
         file.fail(f"has {heads} heads of {head_size} in {groups} groups, {rotated} values of them rotated; convert the model again")
     if index_heads % INDEX_HEADS:
         file.fail(f"has an indexer of {index_heads} heads, and numatp computes multiples of {INDEX_HEADS}; use another model")
-    if count("hyper_connection.count") != STREAMS:
-        file.fail(f"has a residual of {count('hyper_connection.count')} streams, and numatp computes {STREAMS}; use another model")
     whole_groups = cut_heads(groups, out_rank)
     sizes = Sizes(
         width=width, heads=Cut(heads, whole_groups.unit * (heads // groups)), groups=whole_groups, head_size=head_size,
@@ -87,9 +87,8 @@ def read_spec(file: ModelFile) -> DeepSeek4Spec:
     return read_common(
         file, DeepSeek4Spec, sizes=sizes, layers=tuple(_layer(ratio, head_size, index_size, window, top) for ratio in ratios),
         rope=Rope(plain(read_base(file, f"{NAME}.rope.freq_base"), rotated)), far=_read_far(file, head_size), ratios=ratios,
-        top=top, router=_read_router(file), listed=_read_listed(file, layers), limits=_read_limits(file, "exp", layers),
-        shared_limits=_read_limits(file, "shexp", layers), rounds=count("hyper_connection.sinkhorn_iterations"),
-        least=file.positive(f"{NAME}.hyper_connection.epsilon"), experts_used=count("expert_used_count"),
+        top=top, router=_read_router(file), listed=_read_listed(file, layers), experts_used=count("expert_used_count"),
+        **read_streams(file),
     )  # fmt: skip
 
 
@@ -146,26 +145,7 @@ def _read_listed(file: ModelFile, layers: int) -> int:
     return listed
 
 
-def _read_limits(file: ModelFile, kind: str, layers: int) -> tuple[float, ...]:
-    """One for each layer, or one number for all; those of the shared expert are the others' where a file is silent."""
-    key = f"{NAME}.swiglu_clamp_{kind}"
-    if kind == "shexp" and not file.is_list(key) and file.number(key, default=0.0) == 0:
-        return _read_limits(file, "exp", layers)
-    limits = tuple(file.numbers(key)[:layers]) if file.is_list(key) else (file.number(key),) * layers
-    if len(limits) < layers or not all(1e-3 <= limit <= 1e6 for limit in limits):
-        file.fail(f"has no limit above 0 for each of its {layers} layers ('{key}'); convert the model again")
-    return limits
-
-
 # ---------------------------------------------------------------- tensors
-
-
-def _hyper_rules(name: str, mixes: int, scales: int) -> tuple[Rule, ...]:
-    return (
-        Rule.router(f"{name}_fn.weight", str(mixes), "streams_width"),
-        Rule.vector(f"{name}_base.weight", str(mixes)),
-        Rule.vector(f"{name}_scale.weight", str(scales)),
-    )
 
 
 def _compressor_rules(prefix: str, ratio: int, size: str) -> tuple[Rule, ...]:
@@ -191,7 +171,7 @@ def rules(spec: DeepSeek4Spec) -> list[Rule]:
         if number < spec.listed:
             choice = Rule.choices("ffn_gate_tid2eid.weight", "all_tokens", "used", below="experts")
         return (
-            *_hyper_rules("hc_attn", MIXES, 3),
+            *streams_rules("hc_attn"),
             Rule.vector("attn_norm.weight", "width"),
             Rule.matrix("attn_q_a.weight", "query_rank", "width"),
             Rule.vector("attn_q_a_norm.weight", "query_rank"),
@@ -203,7 +183,7 @@ def rules(spec: DeepSeek4Spec) -> list[Rule]:
             Rule.vector("attn_sinks.weight", "heads"),
             Rule.stacked("attn_output_a.weight", "groups", "out_rank", "group_width"),
             Rule.matrix("attn_output_b.weight", "width", "groups*out_rank"),
-            *_hyper_rules("hc_ffn", MIXES, 3),
+            *streams_rules("hc_ffn"),
             Rule.vector("ffn_norm.weight", "width"),
             ROUTER_RULE,
             choice,
@@ -212,7 +192,7 @@ def rules(spec: DeepSeek4Spec) -> list[Rule]:
             EXPERT_DOWN_RULE,
         )
 
-    return [*decoder_rules(spec, layer), *_hyper_rules("output_hc", STREAMS, 1)]
+    return [*decoder_rules(spec, layer), *streams_rules("output_hc", STREAMS, 1)]
 
 
 # ---------------------------------------------------------------- forward pass
@@ -273,24 +253,8 @@ def forward(
             experts = p.route_listed(scores, spec.router, vector(f"{blk}.ffn_gate_tid2eid.weight"))
         else:
             experts = p.route_wanted(scores, spec.router, vector(f"{blk}.exp_probs_b.bias"))
-        shared = p.matmul(h, *(matrix(f"{blk}.ffn_{name}_shexp.weight") for name in ("gate", "up")))
-        shared = p.clamped_gate(shared, 1.0, spec.shared_limits[layer], shift=0.0)
-        inner = p.expert_matmul(h, experts, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up")))
-        inner = p.clamped_gate(inner, 1.0, spec.limits[layer], shift=0.0)
-        down, shared_down = matrix(f"{blk}.ffn_down_exps.weight"), matrix(f"{blk}.ffn_down_shexp.weight")
-        return p.experts_product(inner, experts, down, (shared, shared_down))
+        return limited_experts(p, spec, weights, layer, h, experts)
 
-    def gather(x: Value, name: str, norm: str, last: bool = False) -> tuple[Value, Value]:
-        mixes = p.matmul(x, matrix(f"{name}_fn.weight"))
-        scale, base = vector(f"{name}_scale.weight"), vector(f"{name}_base.weight")
-        return p.gather_streams(x, mixes, scale, base, spec.rounds, spec.least, vector(norm), epsilon, last)
-
-    x = p.spread_streams(p.embed(matrix("token_embd.weight"), split.vocab.start))
-    for layer, cache in p.layers(caches):
-        blk = f"blk.{layer}"
-        h, shares = gather(x, f"{blk}.hc_attn", f"{blk}.attn_norm.weight")
-        x = p.merge_streams(x, attention(blk, h, cache), shares)
-        h, shares = gather(x, f"{blk}.hc_ffn", f"{blk}.ffn_norm.weight")
-        x = p.merge_streams(x, mixture(layer, blk, h), shares)
-    h, _ = gather(x, "output_hc", "output_norm.weight", last=True)
+    x = through_layers(p, spec, split, weights, caches, attention, mixture)
+    h, _ = gather_streams(p, spec, weights, x, "output_hc", "output_norm.weight", last=True)
     p.logits(h, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

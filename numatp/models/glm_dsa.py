@@ -1,4 +1,4 @@
-"""GLM-5 to 5.2: latent attention to the tokens that an indexer chooses (indexed.py), or that of an earlier layer."""
+"""GLM-5 to 5.3: latent attention to the tokens that an indexer chooses (indexed.py), or that of an earlier layer."""
 
 from functools import partial
 

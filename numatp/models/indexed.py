@@ -40,14 +40,16 @@ class IndexedSpec(LatentSpec):
     neighbours: bool  # whether the values of the indexer that turn together lie side by side, else half of those that turn apart
 
 
-def _read_indexes(file: ModelFile) -> tuple[bool, ...]:
-    """Where a file is silent, by the tensors that are there, or all."""
+def read_indexes(file: ModelFile, first: int = 0) -> tuple[bool, ...]:
+    """Whether each layer has an indexer: where a file is silent, by the tensors that are there, or all. first: the number of the
+    first layer that must have one.
+    """
     name = file.text("general.architecture")
     layers = file.count(f"{name}.block_count", most=max(len(file.tensors), 1))
-    there = [layer == 0 or f"blk.{layer}.indexer.attn_k.weight" in file.tensors for layer in range(layers)]
-    flags = tuple(file.flags(f"{name}.attention.indexer.types", default=there if any(there[1:]) else [True] * layers))
-    if len(flags) < layers or not flags[0]:
-        file.fail(f"has {len(flags)} entries for {layers} layers in '{name}.attention.indexer.types', or none for the first layer")
+    there = [layer == first or f"blk.{layer}.indexer.attn_k.weight" in file.tensors for layer in range(layers)]
+    flags = tuple(file.flags(f"{name}.attention.indexer.types", default=there if sum(there) > 1 else [True] * layers))
+    if len(flags) < layers or not flags[first]:
+        file.fail(f"has {len(flags)} entries for {layers} layers in '{name}.attention.indexer.types', or none for layer {first}")
     return flags[:layers]
 
 
@@ -57,7 +59,7 @@ def read_indexed(file: ModelFile, neighbours: bool) -> IndexedSpec:
     rotated = file.count(f"{name}.rope.dimension_count")
     if size % 32 or rotated > size:
         file.fail(f"has an indexer with keys of {size} values, {rotated} of them rotated, which numatp cannot compute")
-    indexes = _read_indexes(file)
+    indexes = read_indexes(file)
 
     def layer(number: int, rows: Attention) -> Attention:
         chooser = max(i for i in range(number + 1) if indexes[i])
@@ -73,14 +75,20 @@ def read_indexed(file: ModelFile, neighbours: bool) -> IndexedSpec:
     return spec
 
 
-def indexed_rules(spec: IndexedSpec) -> list[Rule]:
-    indexer = (
+def indexer_rules(*beside: Rule) -> tuple[Rule, ...]:
+    """Of one layer's; beside: what is multiplied with the same rows as the keys' matrix."""
+    return (
         Rule.matrix("indexer.attn_k.weight", "index_size", "width"),
+        *beside,
         Rule.vector("indexer.k_norm.weight", "index_size"),
         Rule.vector("indexer.k_norm.bias", "index_size"),
         Rule.matrix("indexer.attn_q_b.weight", "index_heads*index_size", "query_rank"),
         Rule.router("indexer.proj.weight", "index_heads", "width"),
     )
+
+
+def indexed_rules(spec: IndexedSpec) -> list[Rule]:
+    indexer = indexer_rules()
 
     def more(layer: int) -> Sequence[Rule]:
         return indexer if spec.indexes[layer] else ()

@@ -1,12 +1,13 @@
-"""What Kimi Linear and Ling 3 have in common: of every few layers one has latent attention (latent.py), the others Kimi Delta
-Attention (kernels/channels.py), which keeps a state of fixed size; behind both experts, routed by sigmoids.
+"""What Kimi Linear, Ling 3 and GLM-5.3-Flash have in common: of every few layers one has latent attention (latent.py), the others
+Kimi Delta Attention (kernels/channels.py), which keeps a state of fixed size; behind both experts, routed by sigmoids.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from numatp.files.huggingface import CannotComputeError
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.kernels.states import MOST_LINEAR_HEAD, state_bytes
@@ -30,8 +31,14 @@ class DeltaSpec(LatentSpec):
     gated: bool = False  # whether each head of latent attention has a gate
 
 
-def read_delta(file: ModelFile, style: Style, **more: Any) -> DeltaSpec:
-    """`more`: see read_common."""
+DeltaKind = TypeVar("DeltaKind", bound=DeltaSpec)
+
+
+def read_delta(
+    file: ModelFile, kind: type[DeltaKind], style: Style, kept: Callable[[int, Layer], Layer] | None = None,
+    more_sizes: Mapping[str, int | Cut] | None = None, **more: Any,
+) -> DeltaKind:  # fmt: skip
+    """kept(number, what it keeps): another kind of layer. `more`: see read_common."""
     name = file.text("general.architecture")
     size, conv_width = file.count(f"{name}.kda.head_dim"), file.count(f"{name}.ssm.conv_kernel")
     heads, counts = file.count_of_layers(f"{name}.attention.head_count"), file.integers(f"{name}.attention.head_count_kv")
@@ -45,11 +52,12 @@ def read_delta(file: ModelFile, style: Style, **more: Any) -> DeltaSpec:
     recurrent = Recurrent(partial(_state_bytes, size, conv_width))
 
     def layer(number: int, rows: Attention) -> Layer:
-        return rows if counts[number] else recurrent
+        found: Layer = rows if counts[number] else recurrent
+        return kept(number, found) if kept else found
 
     sizes: dict[str, int | Cut] = {"delta_heads": cut_heads(heads, size), "all_heads": heads}
     sizes |= {"delta_size": size, "conv_width": conv_width}
-    return read_latent(file, DeltaSpec, layer, sizes, style, **more)
+    return read_latent(file, kind, layer, {**sizes, **(more_sizes or {})}, style, **more)
 
 
 def _state_bytes(size: int, conv_width: int, split: Split) -> int:
@@ -60,15 +68,13 @@ def _state_bytes(size: int, conv_width: int, split: Split) -> int:
 HEADS = "delta_heads*delta_size"
 
 
-def delta_rules(spec: DeltaSpec) -> list[Rule]:
-    latent = attention_rules(spec)
-    if spec.gated:
-        latent = (*latent[:-1], Rule.matrix("attn_gate.weight", "all_heads", "width"), latent[-1])
+def linear_rules(spec: DeltaSpec) -> tuple[Rule, ...]:
+    """Those of one layer of linear attention between its norms."""
     gates = (Rule.matrix("ssm_f_a.weight", HEADS, "width"), Rule.matrix("ssm_g_a.weight", HEADS, "width"))
     if spec.low_rank:  # the first ones are small: every rank has all of them, and beta of all heads
         gates = (Rule.matrix("ssm_f_a.weight", "delta_size", "width"), Rule.matrix("ssm_g_a.weight", "delta_size", "width"))
     second = (Rule.matrix("ssm_f_b.weight", HEADS, "delta_size"), Rule.matrix("ssm_g_b.weight", HEADS, "delta_size"))
-    delta = (
+    return (
         *(Rule.matrix(f"attn_{name}.weight", HEADS, "width") for name in "qkv"),
         *gates,
         Rule.matrix("ssm_beta.weight", "all_heads", "width"),
@@ -79,15 +85,21 @@ def delta_rules(spec: DeltaSpec) -> list[Rule]:
         Rule.vector("ssm_norm.weight", "delta_size"),
         Rule.matrix("attn_output.weight", "width", HEADS),
     )
-    return mixture_rules(spec, lambda layer: latent if isinstance(spec.layers[layer], Attention) else delta)
 
 
-def delta_forward(
-    p: "Ops", spec: DeltaSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]
-) -> None:  # fmt: skip
+def delta_rules(spec: DeltaSpec) -> list[Rule]:
+    latent, linear = attention_rules(spec), linear_rules(spec)
+    if spec.gated:
+        latent = (*latent[:-1], Rule.matrix("attn_gate.weight", "all_heads", "width"), latent[-1])
+    return mixture_rules(spec, lambda layer: latent if isinstance(spec.layers[layer], Attention) else linear)
+
+
+def linear_attention(
+    p: "Ops", spec: DeltaSpec, split: Split, weights: Weights
+) -> Callable[[str, Value, LayerState], Value]:  # fmt: skip
+    """Of a block's normalised rows, before its output matrix."""
     sizes = spec.sizes
     matrix, vector = weights.matrix, weights.vector
-    latent = latent_attention(p, spec, split, weights)
     heads = LinearHeads(split.delta_heads, sizes.all_heads, 1, sizes.delta_size, tiled=False, by_channel=True, bound=spec.bound)
 
     def delta(blk: str, h: Value, state: LayerState) -> Value:
@@ -103,11 +115,19 @@ def delta_forward(
         h = p.gated_delta(qkv, beta, alpha, decay, bias, heads, sizes.conv_width, L2_EPSILON, state)
         return p.gated_rms_norm(h, gate, vector(f"{blk}.ssm_norm.weight"), spec.epsilon, by_sigmoid=True)
 
+    return delta
+
+
+def delta_forward(
+    p: "Ops", spec: DeltaSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]
+) -> None:  # fmt: skip
+    latent, linear = latent_attention(p, spec, split, weights), linear_attention(p, spec, split, weights)
+
     def attention(blk: str, h: Value, cache: LayerCache | LayerState) -> Value:
         if isinstance(cache, LayerState):
-            return delta(blk, h, cache)
+            return linear(blk, h, cache)
         made = latent(blk, h, cache)
-        return p.head_gate(made, p.matmul(h, matrix(f"{blk}.attn_gate.weight")), split.heads) if spec.gated else made
+        return p.head_gate(made, p.matmul(h, weights.matrix(f"{blk}.attn_gate.weight")), split.heads) if spec.gated else made
 
     mixture_forward(p, spec, split, weights, caches, attention)
 
@@ -118,6 +138,23 @@ def delta_forward(
 def either(*keys: str) -> Callable[[Config], Any]:
     """What released folders and transformers call a key."""
     return lambda config: next((config[key] for key in keys if config.get(key) is not None), None)
+
+
+def linear_key(theirs: str, key: str) -> Callable[[Config], Any]:
+    """Of linear attention: released folders have it in a table of its own."""
+
+    def read(config: Config) -> Any:
+        return (config.get("linear_attn_config") or {}).get(theirs, config[key])
+
+    return read
+
+
+def alike_heads(config: Config) -> int:
+    """GGUF has one number for both kinds of attention."""
+    heads, linear = config["num_attention_heads"], linear_key("num_heads", "linear_num_heads")(config)
+    if heads != linear:
+        raise CannotComputeError(f"has {heads} heads, and {linear} in linear attention")
+    return int(heads)
 
 
 def delta_tensors(place: str = LAYER) -> dict[str, str]:

@@ -1,6 +1,5 @@
 """Kimi Linear: Kimi Delta Attention (kimi_delta.py), and in every few layers latent attention, whose keys do not turn."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,16 @@ from numatp.files.huggingface import CannotComputeError, HuggingFace, Stored
 from numatp.files.layouts import Config
 from numatp.files.model_file import ModelFile
 from numatp.models.hybrid import negative_exp
-from numatp.models.kimi_delta import DeltaSpec, delta_forward, delta_rules, delta_tensors, either, read_delta
+from numatp.models.kimi_delta import (
+    DeltaSpec,
+    alike_heads,
+    delta_forward,
+    delta_rules,
+    delta_tensors,
+    either,
+    linear_key,
+    read_delta,
+)
 from numatp.models.latent import LATENT_CONFIG, LATENT_TENSORS, LAYER
 from numatp.models.names import ONLY, Keys, layer_types
 from numatp.models.rope import Rope
@@ -19,15 +27,6 @@ STYLE = Style(bias_may_lack=True, normalized=True)
 
 
 # ---------------------------------------------------------------- folders
-
-
-def _linear(theirs: str, key: str) -> Callable[[Config], Any]:
-    """Of linear attention: released folders have it in a table of its own."""
-
-    def read(config: Config) -> Any:
-        return (config.get("linear_attn_config") or {}).get(theirs, config[key])
-
-    return read
 
 
 def _full(config: Config) -> list[bool]:
@@ -45,14 +44,6 @@ def _full(config: Config) -> list[bool]:
     return [layer + 1 in listed["full_attn_layers"] for layer in range(layers)]
 
 
-def _heads(config: Config) -> int:
-    """GGUF has one number for both kinds of attention."""
-    heads, linear = config["num_attention_heads"], _linear("num_heads", "linear_num_heads")(config)
-    if heads != linear:
-        raise CannotComputeError(f"has {heads} heads, and {linear} in linear attention")
-    return int(heads)
-
-
 def _groups(config: Config) -> Any:
     """llama.cpp's converter writes no single group."""
     count = either("num_expert_group", "n_group")(config)
@@ -61,11 +52,11 @@ def _groups(config: Config) -> Any:
 
 CONFIG: Keys = LATENT_CONFIG | {
     "context_length": either("model_max_length", "max_position_embeddings"),
-    "attention.head_count": _heads,
+    "attention.head_count": alike_heads,
     "attention.head_count_kv": lambda config: [int(flag) for flag in _full(config)],
     "attention.value_length": "head_dim",  # which means nothing
-    "kda.head_dim": _linear("head_dim", "linear_head_dim"),
-    "ssm.conv_kernel": _linear("short_conv_kernel_size", "linear_conv_kernel_dim"),
+    "kda.head_dim": linear_key("head_dim", "linear_head_dim"),
+    "ssm.conv_kernel": linear_key("short_conv_kernel_size", "linear_conv_kernel_dim"),
     "expert_count": either("num_experts", "num_local_experts"),
     "expert_used_count": either("num_experts_per_token", "num_experts_per_tok"),
     "expert_shared_count": either("num_shared_experts", "n_shared_experts"),
@@ -112,7 +103,7 @@ HUGGING_FACE = HuggingFace(
 
 def read_spec(file: ModelFile) -> DeltaSpec:
     rotated = file.count("kimi-linear.rope.dimension_count")
-    return read_delta(file, STYLE, low_rank=True, rope=Rope(np.zeros(rotated // 2)))  # which turns nothing
+    return read_delta(file, DeltaSpec, STYLE, low_rank=True, rope=Rope(np.zeros(rotated // 2)))  # which turns nothing
 
 
 rules, forward = delta_rules, delta_forward

@@ -175,6 +175,17 @@ SHAPES = {
         "attention.indexer.head_count": 32, "attention.indexer.key_length": 128, "attention.indexer.top_k": 2048,
         "context_length": 202752, "attention.layer_norm_rms_epsilon": 1e-5,
     }, optional=("blk.0.exp_probs_b.bias",)),
+    "glm-5.3-flash": Shape("glm5-next", 154880, {
+        "embedding_length": 4096, "block_count": 45, "attention.head_count": 64,
+        "attention.head_count_kv": [int(layer % 4 == 3) for layer in range(45)], "attention.q_lora_rank": 1536,
+        "attention.kv_lora_rank": 512, "attention.key_length_mla": 256, "attention.value_length_mla": 256,
+        "rope.dimension_count": 0, "attention.indexer.head_count": 32, "attention.indexer.key_length": 128,
+        "attention.indexer.top_k": 2048, "attention.indexer.kpool": 4, "kda.head_dim": 128, "kda.gate_lower_bound": -5.0,
+        "ssm.conv_kernel": 4, "hyper_connection.count": 4, "hyper_connection.sinkhorn_iterations": 20,
+        "hyper_connection.epsilon": 1e-6, "feed_forward_length": 12288, "leading_dense_block_count": 3, "expert_count": 288,
+        "expert_used_count": 8, "expert_feed_forward_length": 2048, "expert_shared_count": 1, "swiglu_clamp_exp": 10.0,
+        "context_length": 1048576, "attention.layer_norm_rms_epsilon": 1e-5,
+    }),
     "kimi-linear-48b-a3b": Shape("kimi-linear", 163840, {
         "embedding_length": 2304, "block_count": 27, "attention.head_count": 32,
         "attention.head_count_kv": [int(layer % 4 == 3 or layer == 26) for layer in range(27)], "attention.kv_lora_rank": 512,
@@ -314,7 +325,7 @@ SHAPES = {
 SAME = {
     "qwen3-coder-next": "qwen3-next-80b-a3b", "qwen3.6-27b": "qwen3.5-27b", "qwen3.6-35b-a3b": "qwen3.5-35b-a3b",
     "deepseek-r1": "deepseek-v3", "deepseek-v3.1": "deepseek-v3", "kimi-k2-thinking": "kimi-k2", "kimi-k2.5": "kimi-k2",
-    "kimi-k2.6": "kimi-k2", "glm-5.1": "glm-5", "glm-5.2": "glm-5", "glm-4.7": "glm-4.6", "minimax-m2.1": "minimax-m2",
-    "minimax-m2.5": "minimax-m2", "mimo-v2.5": "mimo-v2-flash", "ring-mini-2.0": "ling-mini-2.0",
+    "kimi-k2.6": "kimi-k2", "glm-5.1": "glm-5", "glm-5.2": "glm-5", "glm-5.3": "glm-5", "glm-4.7": "glm-4.6",
+    "minimax-m2.1": "minimax-m2", "minimax-m2.5": "minimax-m2", "mimo-v2.5": "mimo-v2-flash", "ring-mini-2.0": "ling-mini-2.0",
     "ring-flash-2.0": "ling-flash-2.0", "ring-1t": "ling-1t",
 }  # fmt: skip

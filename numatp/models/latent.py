@@ -88,7 +88,8 @@ def read_latent(
     width, latent = count("embedding_length"), count("attention.kv_lora_rank")
     heads = file.count_of_layers(f"{name}.attention.head_count")
     head_size, value_size = count("attention.key_length_mla"), count("attention.value_length_mla")
-    rotated = count("rope.dimension_count")
+    # Those that bring a rotation of their own may turn nothing.
+    rotated = file.integer(f"{name}.rope.dimension_count") if "rope" in more else count("rope.dimension_count")
     nope = head_size - rotated
     rank = file.integer(f"{name}.attention.q_lora_rank", default=0)
     largest = max(latent + rotated, head_size, value_size)
@@ -97,7 +98,7 @@ def read_latent(
             f"has heads of {nope} + {rotated} and {value_size} values, rows of {latent} and {rank} for them: numatp computes "
             f"multiples of {COLUMN_UNIT} up to {MAX_HEAD_SIZE}; use another model"
         )
-    if rotated % 16:
+    if rotated < 0 or rotated % 16:
         file.fail(f"rotates {rotated} values of a head, no multiple of 16, which numatp cannot compute; use another model")
     vocab = file.tensors["token_embd.weight"].shape[0] if "token_embd.weight" in file.tensors else 0
     sizes = Sizes(
@@ -187,7 +188,7 @@ def _turned_keys(file: ModelFile) -> tuple[int, int, int]:
     """Of kv_b_proj, which has a head's rows for keys, then those for values: heads, rows of a head, those for keys."""
     name = file.text("general.architecture")
     heads, key, value = (file.count(f"{name}.attention.{one}") for one in ("head_count", "key_length_mla", "value_length_mla"))
-    nope = key - file.count(f"{name}.rope.dimension_count")
+    nope = key - file.integer(f"{name}.rope.dimension_count")
     return heads, nope + value, nope
 
 

@@ -121,13 +121,17 @@ class Attention(InBlocks):
 
 @dataclass(frozen=True)
 class IndexedAttention(Attention):
-    """Of whose tokens a row sees the `top` that an indexer chooses, which keeps a key of each; or another layer's, without keys."""
+    """Of whose tokens a row sees the `top` that an indexer chooses, which keeps a key of each, or of each run of several; or which
+    another layer's has chosen, without keys.
+    """
 
     top: int = NO_WINDOW
     index_size: int = 0  # of the indexer's keys
+    every: int = 1  # tokens of a run
 
     def _index_bytes(self) -> int:
-        return cache_bytes("f16", self.index_size)
+        """Of a block."""
+        return cache_bytes("f16", self.index_size) if self.every == 1 else ENTRY_TILE * self.index_size * 2
 
     def block_bytes(self, split: Split, cache_type: str) -> int:
         return super().block_bytes(split, cache_type) + self._index_bytes()
@@ -138,6 +142,7 @@ class IndexedAttention(Attention):
     def placed(self, name: str, address: int, stride: int, table: int, split: Split, cache_type: str) -> LayerCache:
         cache = super().placed(name, address, stride, table, split, cache_type)
         start = address + super().block_bytes(split, cache_type)
+        cache = replace(cache, every=self.every)
         return replace(cache, index=Buffer(f"index{name}", stride, start)) if self.index_size else cache
 
     def read_bytes(self, split: Split, cache_type: str, tokens: int) -> int:
@@ -164,6 +169,7 @@ class Recurrent(InSlots):
 
     state_bytes: Callable[[Split], int]
     piece: int = PIECE
+    needs: int | None = None  # see InBlocks
 
     def slot_bytes(self, split: Split) -> int:
         return self.state_bytes(split)

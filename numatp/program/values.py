@@ -196,6 +196,7 @@ class LayerCache(Kept):
     window: int = NO_WINDOW  # tokens that a row sees, itself included
     chunked: bool = False  # it sees those of its own chunk of so many tokens
     index: Buffer | None = None  # keys of an indexer (kernels/sparse.py)
+    every: int = 1  # tokens that each of them stands for
 
     @property
     def sees_all(self) -> bool:

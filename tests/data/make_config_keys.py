@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from make_golden import COMMON, GOLDEN, MODELS, model_of, round_cache
+from make_golden import COMMON, GOLDEN, MODELS, model_of, round_cache, with_sight
 
 HERE = Path(__file__).parent
 VARIANTS = ("llama-linear", "gemma4-dense", "phi3-short", "deepseek2-v2")  # of golden models whose keys are those of another
@@ -170,7 +170,10 @@ def changed(config, changes):
 def logits_of(folder, config, tokens):
     """Of the last token, or None."""
     # Of the tiny vocabulary: a class may pad with a token that it does not have.
-    (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": None}))
+    config = config | {"pad_token_id": None}
+    if not hasattr(transformers, config["architectures"][0]):  # there is one of the multimodal model alone
+        config = with_sight(config)
+    (folder / "config.json").write_text(json.dumps(config))
     try:
         model, info = getattr(transformers, config["architectures"][0]).from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager", output_loading_info=True

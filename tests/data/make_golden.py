@@ -217,6 +217,14 @@ MODELS = {
         "swiglu_limit": 1.0, "hc_sinkhorn_iters": 2, "hc_eps": 0.05, "rope_theta": 1000.0, "compress_rope_theta": 300.0,
         "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     }),
+    "glm5-next": ("Glm5Next", {
+        **LATENT, "hidden_size": 64, "q_lora_rank": 32, "qk_rope_head_dim": 0, "v_head_dim": 64, "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "indexed_attention", "indexed_attention"], "linear_head_dim": 32, "linear_num_heads": 5,
+        "linear_lower_bound": -3.0, "indexer_types": ["full", "full", "shared"], "index_n_heads": 16, "index_head_dim": 32,
+        "index_topk": 24, "index_kpool": 4, "mlp_layer_types": ["dense", "sparse", "sparse"], "n_routed_experts": 5,
+        "num_experts_per_tok": 2, "intermediate_size": 64, "moe_intermediate_size": 32, "n_shared_experts": 2,
+        "routed_scaling_factor": 1.7, "swiglu_limit": 1.0, "hc_sinkhorn_iters": 2, "hc_eps": 0.05, "tie_word_embeddings": False,
+    }),
     "smollm3": ("SmolLM3", {
         "num_hidden_layers": 4, "intermediate_size": 32, "num_attention_heads": 4, "rope_parameters": PLAIN,
         "tie_word_embeddings": True,
@@ -251,7 +259,12 @@ MODELS = {
     }),
 }  # fmt: skip
 IN_EIGHT_BITS = "deepseek2-lite"  # of which is recorded, too, what it gives with latent rows of 8 bits
-WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe", "Llama4")
+WITH_TEXT_CONFIG = ("Gemma3", "Gemma4", "Qwen3_5", "Qwen3_5Moe", "Llama4", "Glm5Next")
+# Of which there is no class for texts alone: what sees their images is as small as it can be.
+SEEING = {"Glm5Next": {
+    "depth": 1, "hidden_size": 16, "num_heads": 1, "intermediate_size": 16, "out_hidden_size": 64,
+    "projection_intermediate_size": 16,
+}}  # fmt: skip
 PLUS_ONE = ("Gemma2", "Gemma3", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe")  # whose norms multiply by 1 + weight
 
 
@@ -281,7 +294,10 @@ def model_of(name):
     kind, more = MODELS[name]
     kind_of_config = f"{kind}TextConfig" if kind in WITH_TEXT_CONFIG else f"{kind}Config"
     config = getattr(transformers, kind_of_config)(**{**COMMON, **more})
-    model, rng = getattr(transformers, f"{kind}ForCausalLM")(config).eval(), np.random.default_rng(0)
+    if kind in SEEING:
+        config = getattr(transformers, f"{kind}Config")(text_config=config.to_dict(), vision_config=SEEING[kind])
+    of_texts = "ForConditionalGeneration" if kind in SEEING else "ForCausalLM"
+    model, rng = getattr(transformers, f"{kind}{of_texts}")(config).eval(), np.random.default_rng(0)
     with torch.no_grad():
         stored = model.state_dict().keys()  # biases of routers are buffers, and so are others that no folder has
         buffers = [(key, buffer) for key, buffer in model.named_buffers() if key in stored]
@@ -310,7 +326,8 @@ def round_cache(model, rounded_rows=half):
     if kept_keys.__name__ != "round_indexer":  # those of the indexer, which the cache keeps
 
         def round_indexer(cache, keys, layer):
-            return kept_keys(cache, half(keys), layer)
+            packed = keys.shape[-1] % 2  # with gates, and whether they count: what GLM-5.3-Flash makes its keys of later
+            return kept_keys(cache, keys if packed else half(keys), layer)
 
         transformers.DynamicCache.update_indexer = round_indexer
     if hasattr(module, "DeepseekV4HCACache"):  # whose indexer keeps keys of entries
@@ -321,11 +338,21 @@ def round_cache(model, rounded_rows=half):
                 return kept_entries(cache, name, half(entries))
 
             module.DeepseekV4HCACache.update_compressor_states = round_entries
-    for layer in model.model.layers:
+    if hasattr(module, "Glm5NextTextIndexer"):  # which keeps keys of several tokens together
+        pool = module.Glm5NextTextIndexer.get_pooled_states
+        if pool.__name__ != "round_pools":
+
+            def round_pools(indexer, packed_states):
+                keys, *others = pool(indexer, packed_states)
+                return half(keys), *others
+
+            module.Glm5NextTextIndexer.get_pooled_states = round_pools
+    layers = getattr(model.model, "language_model", model.model).layers
+    for layer in layers:
         if hasattr(layer.self_attn, "expand_kv"):  # what is kept is a latent row and a rotated key
             expand = layer.self_attn.expand_kv
             layer.self_attn.expand_kv = lambda *kept, expand=expand: expand(*map(rounded_rows, kept))
-    if any(hasattr(layer.self_attn, "expand_kv") for layer in model.model.layers):
+    if any(hasattr(layer.self_attn, "expand_kv") for layer in layers):
         return
     true = module.eager_attention_forward
     if true.__name__ != "rounded":
@@ -419,6 +446,14 @@ def as_released(name, folder):
             "gated_attention_proj_granularity_type": "head_wise",
             "moe_shared_expert_intermediate_size": config["num_shared_experts"] * config["moe_intermediate_size"],
         }  # fmt: skip
+    if name == "glm5-next":
+        config |= {
+            "architectures": ["Glm5NextForConditionalGeneration"], "mla_use_nope": True, "scoring_func": "sigmoid",
+            "first_k_dense_replace": config["mlp_layer_types"].count("dense"), "linear_attn_config": {
+                "head_dim": config["linear_head_dim"], "num_heads": config["linear_num_heads"],
+                "short_conv_kernel_size": config["linear_conv_kernel_dim"], "gate_lower_bound": config["linear_lower_bound"],
+            },
+        }  # fmt: skip
     if name == "deepseek4":
         rates = {"sliding_attention": 0, **config["compress_rates"]}
         yarn = config["rope_parameters"]["compress"]
@@ -482,6 +517,27 @@ def name_as_deepseek(folder):
     safetensors.torch.save_file(found, folder / "model.safetensors", {"format": "pt"})
 
 
+def keep_text(folder):
+    """The text model of a multimodal folder, as one of its own."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    names = [name.replace("ConditionalGeneration", "CausalLM") for name in config["architectures"]]
+    path.write_text(json.dumps(config["text_config"] | {"architectures": names}))
+    found = safetensors.torch.load_file(folder / "model.safetensors")
+    found = {name.replace("language_model.", ""): values for name, values in found.items() if "visual" not in name}
+    safetensors.torch.save_file(found, folder / "model.safetensors", {"format": "pt"})
+
+
+def with_sight(config):
+    """The other way: config.json of the multimodal folder."""
+    (kind,) = (kind for kind in SEEING if config["architectures"] == [f"{kind}ForCausalLM"])
+    names = [name.replace("CausalLM", "ConditionalGeneration") for name in config["architectures"]]
+    return {
+        "architectures": names, "model_type": config["model_type"].removesuffix("_text"), "text_config": config,
+        "vision_config": SEEING[kind], "tie_word_embeddings": config.get("tie_word_embeddings", False),
+    }  # fmt: skip
+
+
 def convert(model, converter, path):
     """Writes the model as llama.cpp's converter does, but for the vocabulary, which it has none of."""
     if str(converter) not in sys.path:
@@ -498,8 +554,10 @@ def convert(model, converter, path):
             name_dense_layers(folder)
         if path.stem == "deepseek4":
             name_as_deepseek(folder)
+        if path.stem == "glm5-next":
+            keep_text(folder)
         describe(folder, GOLDEN / f"{path.stem}.json")
-        if path.stem in ("mimo2", "kimi-linear", "bailingmoe3", "deepseek4"):
+        if path.stem in ("mimo2", "kimi-linear", "bailingmoe3", "deepseek4", "glm5-next"):
             as_released(path.stem, folder)
         vocab = {"model": {"vocab": {str(token): token for token in range(VOCAB)}}, "added_tokens": []}
         (folder / "tokenizer.json").write_text(json.dumps(vocab))  # Gemma's part of the converter counts it

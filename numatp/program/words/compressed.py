@@ -5,7 +5,7 @@ import numpy as np
 from numatp.kernels import compressed, sparse
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.scratch import SCRATCH_BYTES
-from numatp.program.values import PRIVATE, Access, LayerRows, LayerState, Pointer, Value
+from numatp.program.values import PRIVATE, Access, LayerCache, LayerRows, LayerState, Pointer, Value
 from numatp.program.words.sparse import Sparse
 from numatp.weights.matrix import Vector
 
@@ -60,16 +60,16 @@ class Compressed(Sparse):
             sequences=self._sequences, kept=kept.at(0), by_columns=index, **self._blocks(cache),
         )  # fmt: skip
 
-    def choose_entries(self, q: Value, weights: Value, cache: LayerRows, top: int) -> Value:
-        """As choose_tokens, of entries; q (rows, heads * size) is rotated."""
+    def choose_entries(self, q: Value, weights: Value, cache: LayerCache | LayerRows, top: int) -> Value:
+        """As choose_tokens, of entries, or of runs of tokens with a key together. q (rows, heads * size): as scores want it."""
         assert cache.index, "this layer has an indexer"
         heads, most = weights.width, self.longest // cache.every
         scores = self._buffer("scores of entries", most * 4)
         self._builder.add(
             compressed.score_entries, [*q.accesses(), *weights.accesses(), Access(cache.index)], [Access(scores)],
             q=q.pointer, q_stride=q.stride, rows=self._rows, heads=heads, size=q.width // heads, weights=weights.pointer,
-            weights_stride=weights.stride, positions=self._positions, sequences=self._sequences, keys=cache.index.at(0),
-            every=cache.every, top=top, pitch=most, scores=scores.at(0), **self._blocks(cache),
+            weights_stride=weights.stride, positions=self._positions, sequences=self._sequences, every=cache.every, top=top,
+            pitch=most, scores=scores.at(0), **self._index(cache),
         )  # fmt: skip
         return self._choose(scores, most, cache.every, top)
 

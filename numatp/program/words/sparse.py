@@ -1,9 +1,10 @@
 """Attention to the tokens that an indexer chooses."""
 
-from numatp.kernels import sparse
+from numatp.kernels import pools, sparse
 from numatp.kernels.layout import CACHE_BLOCK
 from numatp.kernels.scratch import SCRATCH_BYTES
-from numatp.program.values import PRIVATE, Access, Buffer, Heads, LayerCache, Pointer, Value
+from numatp.kernels.states import conv_rows, pool_bytes
+from numatp.program.values import PRIVATE, Access, Buffer, Heads, LayerCache, LayerRows, LayerState, Pointer, Value
 from numatp.program.words.latent import Latent
 from numatp.weights.matrix import Vector
 
@@ -26,6 +27,27 @@ class Sparse(Latent):
             positions=self._positions, sequences=self._sequences, **self._pairs(angles, neighbours), **self._index(cache),
         )  # fmt: skip
         return self._changed(x, f"{x.name}, normalised and rotated")
+
+    def pool_index(
+        self, both: Value, norm: Vector, bias: Vector, epsilon: float, places: Vector, state: LayerState, cache: LayerCache
+    ) -> None:  # fmt: skip
+        """both (rows, keys beside gates), which is used up: keys are normalised as by layer_norm, and of each whole run of tokens
+        one is kept (kernels/pools.py). places (tokens of a run, size): is added to the gates.
+        """
+        mine, size = both.accesses(), both.width // 2
+        self._builder.add(
+            pools.normalize_keys, mine, mine, x=both.pointer, x_stride=both.stride, rows=self._rows, size=size, weight=norm.address,
+            bias=bias.address, epsilon=epsilon,
+        )  # fmt: skip
+        both = self._changed(both, f"{both.name}, normalised")
+        left = Access(state.state, ("pools", size, self.site.threads), range(pool_bytes(size, cache.every)))
+        assert cache.index, "this layer has an indexer"
+        self._builder.add(
+            pools.pool_keys, [*both.accesses(), left], [left, Access(cache.index)],
+            x=both.pointer, x_stride=both.stride, size=size, every=cache.every, places=places.address, kept=conv_rows(cache.every),
+            state=state.state.at(0), state_stride=state.state.stride, spans=self._joined, num_spans=self._num_joined,
+            **self._index(cache),
+        )  # fmt: skip
 
     def choose_tokens(
         self, q: Value, weights: Value, angles: Value, neighbours: bool, cache: LayerCache, top: int
@@ -62,7 +84,7 @@ class Sparse(Latent):
         return self._made(chosen, 2 * top, self._rows)
 
     def sparse_attention(self, q: Value, heads: Heads, scale: float, cache: LayerCache, chosen: Value, value_size: int) -> Value:
-        """(rows, queries * value_size): attention to the tokens that choose_tokens gave, over latent rows."""
+        """(rows, queries * value_size): attention to the tokens that choose_tokens or choose_entries gave, over latent rows."""
         spans, count, top = self.site.step.shape.max_spans, len(heads.queries), chosen.width // 2
         scratch = self._buffer("attention scratch", SCRATCH_BYTES, per_thread=True, rows=1)
         room = self._buffer("chosen rows", CACHE_BLOCK * (heads.size + value_size) * 2, per_thread=True, rows=1)
@@ -74,7 +96,7 @@ class Sparse(Latent):
             sparse.sparse_attention, [*q.accesses(), *chosen.accesses(), Access(cache.keys), Access(cache.values)],
             [Access(out), Access(parts), Access(scratch, PRIVATE), Access(room, PRIVATE)],
             q=q.pointer, q_stride=q.stride, heads=count, head_size=heads.size, value_size=value_size, scale=scale,
-            spans=self._spans, num_spans=self._num_spans, chosen=chosen.pointer, top=top,
+            spans=self._spans, num_spans=self._num_spans, chosen=chosen.pointer, top=top, every=cache.every,
             scratch=scratch.at(0), scratch_stride=scratch.thread_stride, room=room.at(0), room_stride=room.thread_stride,
             parts=parts.at(0), finished=self._counters(spans), out=out.at(0), **places,
         )  # fmt: skip
@@ -85,7 +107,7 @@ class Sparse(Latent):
         step, apart = (2, 1) if neighbours else (1, pairs)
         return {"angles": angles.pointer, "pairs": pairs, "step": step, "apart": apart}
 
-    def _index(self, cache: LayerCache) -> dict[str, int | Pointer]:
+    def _index(self, cache: LayerCache | LayerRows) -> dict[str, int | Pointer]:
         assert cache.index, "this layer has an indexer"
         step = self.site.step
         return {

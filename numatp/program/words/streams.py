@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable
 
+import numpy as np
+
 from numatp.kernels import streams
 from numatp.kernels.states import MIXES, STREAMS
 from numatp.program.recorder import Recorder
@@ -41,6 +43,18 @@ class Streams(Recorder):
         )  # fmt: skip
         made = self._made(out, width, rows, division=division)
         return made, self._made(shares, MIXES, rows, division=division)
+
+    def mean_streams(self, x: Value, weight: Vector, epsilon: float) -> Value:
+        """(rows whose logits are wanted, width): the normalised mean of the streams."""
+        width, rows = x.width // STREAMS, self._num_logits
+        out, division = self._buffer("mean of streams", width * 4, self.private), self._share_of_rows(rows)
+        self._builder.add(
+            streams.sum_streams, x.accesses(), [Access(out, division)],
+            streams=x.pointer, shares=self._constant(np.full(STREAMS, 1 / STREAMS, np.float32)), rows=rows,
+            select=self.site.step.logit_rows.ctypes.data, width=width, epsilon=epsilon, weight=weight.address, out=out.at(0),
+            out_thread_stride=out.thread_stride, private=self.private,
+        )  # fmt: skip
+        return self._made(out, width, rows, division=division)
 
     def merge_streams(self, x: Value, made: Value, shares: Value) -> Value:
         """x (rows, STREAMS * width) with what a block made (rows, width), in its place."""

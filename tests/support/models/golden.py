@@ -305,6 +305,26 @@ DEEPSEEK4 = {
     "bases of the last streams": tensors("output_hc_base", 0),
     "scale of the last streams": tensors("output_hc_scale", 1),
 }  # fmt: skip
+
+
+def first_stream(true, p, x, weight, epsilon):
+    """Instead of the mean of all."""
+    import numpy as np
+
+    constant = p._constant
+    p._constant = lambda shares: constant(np.array([1, 0, 0, 0], np.float32))
+    made = true(p, x, weight, epsilon)
+    p._constant = constant
+    return made
+
+
+def keys_as_gates(true, p, h, *weights, **more):
+    """Of the runs of an indexer."""
+    if "compressor_gate" in weights[-1].name:
+        weights = (weights[0], weights[0])
+    return true(p, h, *weights, **more)
+
+
 MULTIPLIERS = {
     "factor of the embedding": spec(embedding_scale=lambda scale: 1.0),
     "scale of the scores": spec(score_scale=lambda scale: 0.25),
@@ -482,6 +502,27 @@ FEATURES = {
         "weight of the queries' norm": tensors("attn_q_a_norm", 1),
     },
     "deepseek4": NORMS | FACTOR | LATENT | SINKS | DEEPSEEK4,
+    "glm5-next": NORMS | FACTOR | LATENT | {key: DELTA[key] for key in (
+        "gated norm", "gate of the norm", "bias of the decay", "decay", "decay of a token", "convolution",
+    )} | {key: DEEPSEEK4[key] for key in (
+        "weight of the queries' norm", "all experts of a token", "normalised shares", "bias of the router", "shared experts",
+        "limit of the gates", "limit of the shared gates", "up without 1", "rounds of the mixing", "least weight of streams",
+        "bases of attention's streams", "scales of attention's streams", "bases of the experts' streams",
+        "scales of the experts' streams",
+    )} | {
+        "function of the router": ROUTER["function of the router"],
+        "bias of the choice alone": ROUTER["bias of the choice alone"],
+        "scale of the scores": LATENT_SCORES,
+        "bound of the decays": spec(bound=lambda bound: bound / 2),
+        "tokens that are chosen": spec(top=lambda top: 1 << 20),
+        "number of them": spec(top=lambda top: top + 1),
+        "choice of an earlier layer": word("sparse_attention", own_layers_alone),
+        "gates of a run": word("matmul", keys_as_gates),
+        "places in a run": tensors("indexer_compressor_ape", 0),
+        "weight of the indexer's norm": tensors("indexer.k_norm.weight", 1),
+        "bias of the indexer's norm": tensors("indexer.k_norm.bias", 0),
+        "mean of the streams": word("mean_streams", first_stream),
+    },
     "smollm3": COMMON | NORMS | {"gate": GATE, "layers without positions": word("rotate_and_append", all_rotated)},
     "olmo2": OLMO,
     "olmo3": OLMO | WINDOW | YARN | {

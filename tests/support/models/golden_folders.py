@@ -188,19 +188,21 @@ def deepseek(tensors):
     return found
 
 
+DELTA = {
+    "ssm_conv1d_q.weight": "q_conv1d.weight", "ssm_conv1d_k.weight": "k_conv1d.weight", "ssm_conv1d_v.weight": "v_conv1d.weight",
+    "ssm_f_a.weight": "f_a_proj.weight", "ssm_f_b.weight": "f_b_proj.weight", "ssm_g_a.weight": "g_a_proj.weight",
+    "ssm_g_b.weight": "g_b_proj.weight", "ssm_beta.weight": "b_proj.weight", "linear_attn.norm.weight": "o_norm.weight",
+    "linear_attn.A_log": "A_log", "linear_attn.dt_bias": "dt_bias",
+}  # fmt: skip
+
+
 def kimi_linear(tensors):
-    attention = {
-        "ssm_conv1d_q.weight": "q_conv1d.weight", "ssm_conv1d_k.weight": "k_conv1d.weight",
-        "ssm_conv1d_v.weight": "v_conv1d.weight", "ssm_f_a.weight": "f_a_proj.weight", "ssm_f_b.weight": "f_b_proj.weight",
-        "ssm_g_a.weight": "g_a_proj.weight", "ssm_g_b.weight": "g_b_proj.weight", "ssm_beta.weight": "b_proj.weight",
-        "linear_attn.norm.weight": "o_norm.weight", "linear_attn.A_log": "A_log", "linear_attn.dt_bias": "dt_bias",
-    }  # fmt: skip
     moe = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
     found = {}
     for theirs, values in deepseek(tensors).items():
         layer, own = theirs.removeprefix("model.layers.").partition(".")[::2]
-        if own in attention:
-            theirs = f"model.layers.{layer}.self_attn.{attention[own]}"
+        if own in DELTA:
+            theirs = f"model.layers.{layer}.self_attn.{DELTA[own]}"
         elif own.startswith(("mlp.gate.", "mlp.experts.", "mlp.shared_experts.")):
             theirs = theirs.replace("mlp", "block_sparse_moe")
             if own.startswith("mlp.experts."):
@@ -211,6 +213,24 @@ def kimi_linear(tensors):
         if own.endswith("A_log"):
             values = np.log(-values).reshape(1, 1, -1, 1)
         found[theirs] = values
+    return found
+
+
+def glm5_next(tensors):
+    pools = {
+        "indexer_compressor_gate.weight": "indexer.index_kpool_compress_gate",
+        "indexer_compressor_ape.weight": "indexer.index_kpool_compress_ape",
+    }  # fmt: skip
+    found = {}
+    for theirs, values in deepseek(tensors).items():
+        layer, own = theirs.removeprefix("model.layers.").partition(".")[::2]
+        if own in DELTA or own in pools:
+            theirs = f"model.layers.{layer}.self_attn.{(DELTA | pools)[own]}"
+        elif own.startswith("hc_"):
+            theirs = theirs.removesuffix(".weight")
+        if "conv1d" in own:
+            values = values.reshape(-1, 1, values.shape[-1])
+        found[theirs] = np.log(-values) if own.endswith("A_log") else values
     return found
 
 
@@ -353,7 +373,7 @@ def write(folder, name, floats=False):
             "gemma2": gemma, "gemma3": gemma, "gemma4": gemma4, "gemma4-dense": gemma4,
             "gemma4-e2b": gemma4,
             "gpt-oss": partial(gpt_oss, floats=floats), "bailingmoe2": bailing, "llama4": llama4,
-            "kimi-linear": kimi_linear, "bailingmoe3": bailing3,
+            "kimi-linear": kimi_linear, "bailingmoe3": bailing3, "glm5-next": glm5_next,
         }  # fmt: skip
         found = kinds.get(name, folders.renamed)(tensors)
     for key, values in found.items():
