@@ -242,11 +242,11 @@ BROKEN = {
         whole((), (tensor("w", [32], 2**32 - 1),), 32),
         f"tensor 'w' has type id {2**32 - 1}, which numatp does not know; use a file in another quantisation"),
     "ik_llama.cpp's type": (
-        whole((), (tensor("w", [256], 146),), 32),
-        "tensor 'w' is IQ4_KSS (type id 146), which ik_llama.cpp alone knows; use a file for llama.cpp"),
+        whole((), (tensor("w", [256], 155),), 32),
+        "tensor 'w' is IQ4_KT (type id 155), which ik_llama.cpp alone knows; use a file for llama.cpp"),
     "ik_llama.cpp's rows": (
-        whole((), (tensor("w", [256], 339),), 32),
-        "tensor 'w' is of several rows at once (type id 339), which ik_llama.cpp alone knows; use a file for llama.cpp"),
+        whole((), (tensor("w", [256], 399),), 32),
+        "tensor 'w' is of several rows at once (type id 399), which ik_llama.cpp alone knows; use a file for llama.cpp"),
     "misaligned": (
         whole((), (tensor("w", [4], 0, 4),), 32), "damaged: tensor 'w' starts at byte 68, not at a multiple of 32" + AGAIN),
     "overlap": (

@@ -7,12 +7,11 @@ import sys
 from functools import partial
 from itertools import pairwise, product
 
-import gguf
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from support.commands import SCRIPTS, run
-from support.kernels import BELOW, OWN, aligned, all_kernels, call, load_matrix, packed_matrix
+from support.commands import SCRIPTS, TESTS, run
+from support.kernels import BELOW, OWN, TESTED, aligned, all_kernels, call, load_matrix, packed_matrix
 from support.models import tiny
 
 from numatp import quants
@@ -130,10 +129,23 @@ def test_quantize_rounds_to_nearest_and_sums(pitch):
         assert np.abs(parts["sums"] - halves.sum(-1, keepdims=True) * scales).max() <= EPSILON * 127 * 32 * scales.max()
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if name not in tiny.OF_IK])
 def test_unpack_is_the_gguf_package_bit_by_bit(format_name):
     raw, values = weights(format_name, 33, 512)
     assert (quants.kernels_of(format_name).unpack(raw).view(np.uint32) == values.view(np.uint32)).all()
+
+
+@pytest.mark.parametrize("format_name", tiny.OF_IK)
+def test_unpack_is_ik_llama_cpp_bit_by_bit(format_name):
+    """Also of rows that are interleaved by four (numatp/weights/interleaved.py)."""
+    recorded = np.load(TESTS / "data/ik_llama.npz")
+    raw, values = recorded[f"{format_name} bytes"], recorded[f"{format_name} values"]
+    found = tiny.unpacked(format_name, raw)
+    if format_name == "IQ6_K":  # of which ik_llama.cpp multiplies whole numbers, but unpacks the polynomial that they are near
+        steps = tiny.scales_of(raw, format_name).astype(np.float32) * raw[:, 4:20].view(np.int8)
+        assert (np.abs(found - values).reshape(-1, 16, 16) <= np.abs(steps)[..., None] / 2).all()
+    else:
+        assert (found.view(np.uint32) == values.view(np.uint32)).all()
 
 
 def not_finite(format_name):
@@ -147,26 +159,28 @@ def not_finite(format_name):
         return [(48, tiny.iq1_m_scale([value]).tobytes()) for value in (np.nan, np.inf, -np.inf)]
     if format_name == "BF16":
         return [(0, np.float32(value).tobytes()[2:]) for value in (np.nan, np.inf, -np.inf)]
+    if FORMATS[format_name].row_bytes == 4:  # what is too large for a float32 once it is multiplied too
+        return [(0, np.float32(value).tobytes()) for value in (np.nan, np.inf, -np.inf, 3e38)]
     kind, places = np.dtype(numbers.get(format_name, "<f2")), FORMATS[format_name].scales or [0]
     return [(place, kind.type(value).tobytes()) for place in places for value in (np.nan, np.inf, -np.inf)]
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", TESTED)
 def test_weights_that_are_no_finite_numbers_are_seen(tmp_path, format_name):
-    """In the first and last block of the last of 37 rows, and not in the columns of another rank."""
+    """In the first and last block of the last of 37 rows, and not in the columns of another rank; a row's one scale is for all."""
     sound, _ = weights(format_name, 37, 768)
-    row_bytes, block_bytes = sound.shape[1], FORMATS[format_name].block_bytes
-    for start in (0, row_bytes - block_bytes):
+    row_bytes, block_bytes, of_rows = sound.shape[1], FORMATS[format_name].block_bytes, FORMATS[format_name].row_bytes > 0
+    for start in (0,) if of_rows else (0, row_bytes - block_bytes):
         for place, number in not_finite(format_name):
             raw = sound.copy()
             raw[36, start + place : start + place + len(number)] = np.frombuffer(number, np.uint8)
             assert not np.isfinite(quants.unpack(format_name, raw)).all()
             for first_unit, units in ((0, 8), (8, 8), (16, 8)):
                 failed = load_matrix(tmp_path, format_name, raw, first_unit, units)[2]
-                assert failed.tolist() == [0, first_unit == (16 if start else 0)], (start, place, first_unit)
+                assert failed.tolist() == [0, of_rows or first_unit == (16 if start else 0)], (start, place, first_unit)
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", TESTED)
 @pytest.mark.parametrize(("rows", "first_unit", "units"), [(48, 0, 24), (45, 5, 14), (16, 6, 3), (16, 23, 1), (7, 0, 0), (7, 5, 0)])
 def test_matmul(tmp_path, format_name, rows, first_unit, units):
     raw, values = weights(format_name, rows, 768)
@@ -205,7 +219,7 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
 
 
 @pytest.mark.skipif(not MANY, reason="this level has no tile registers")
-@pytest.mark.parametrize("format_name", [name for name in FORMATS if name not in ("F32", "F16", "BF16")])
+@pytest.mark.parametrize("format_name", [name for name in TESTED if name not in ("F32", "F16", "BF16")])
 @pytest.mark.parametrize("add", [False, True])
 def test_a_row_has_the_same_bits_in_any_company(tmp_path, format_name, add):
     """Rows for tile registers and others in one product, as alone, however many of each kind there are."""
@@ -272,7 +286,7 @@ def test_thin_matrices(tmp_path, format_name):
 @pytest.mark.skipif(not MANY, reason="this level has no tile registers")
 @pytest.mark.parametrize(
     ("format_name", "rows", "first_unit", "units"),
-    [(name, *part) for name in FORMATS if name not in ("F32", "F16", "BF16") for part in [(33, 5, 14), (7, 23, 1)]]
+    [(name, *part) for name in TESTED if name not in ("F32", "F16", "BF16") for part in [(33, 5, 14), (7, 23, 1)]]
     + [(name, 1040, 0, 66) for name in BELOW if name != "F16"],  # more panels than fit at once, whatever they are made from
 )
 def test_expanded_weights_are_the_nearest_bf16(tmp_path, format_name, rows, first_unit, units):
@@ -320,7 +334,7 @@ def test_rows_for_tile_registers_become_bf16(kernel):
     assert (out[group : group + size] == alone[group : group + size]).all()
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", TESTED)
 def test_embed(tmp_path, format_name):
     raw, values = weights(format_name, 40, 512)
     tiles, tile_bytes = packed_matrix(tmp_path, format_name, raw, 3, 11)
@@ -343,16 +357,15 @@ MOST_MEMORY = {"Q4_K": 1.05, "IQ1_M": 1.05}
 WIDTHS = [512, 768, 1536, 2048, 2560, 2880, 4096, 5120, 8192, 11008, 12288, 14336, 29568]
 
 
-@pytest.mark.parametrize("format_name", FORMATS)
+@pytest.mark.parametrize("format_name", TESTED)
 def test_memory_is_little_more_than_the_file(format_name):
     format = FORMATS[format_name]
-    block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[format_name]]
     for width in WIDTHS:
-        if width % block == 0:
+        if width % format.block == 0:
             cuts = [part(width, UNIT, rank, ranks) for ranks in (1, 2) for rank in range(ranks)]
             for own in cuts:
                 in_memory = format.bytes_of_tile(len(own), own.start)
-                ratio = in_memory / (16 * len(own) / block * block_bytes)
+                ratio = in_memory / (16 * (format.row_bytes + len(own) / format.block * format.block_bytes))
                 assert ratio <= MOST_MEMORY.get(format_name, 1.04), (width, own, ratio)
 
 

@@ -54,6 +54,16 @@ def test_super_blocks_are_cut_between_ranks(tmp_path, ranks, matrix_type):
     assert error(got, expected(tensors, sizes=tiny.SUPER_SIZES)) < TOLERANCE["Q8_0"]
 
 
+# A rank's columns begin inside of blocks, and its rows inside of four that are interleaved.
+@pytest.mark.parametrize(
+    ("matrix_type", "ranks"), [("IQ4_KS", 1), ("IQ4_KS", 3), ("IQ2_KL", 2), ("IQ3_K", 3), ("IQ4_KS_R4", 3), ("IQ1_S_R4", 2)]
+)
+def test_types_of_ik_llama_cpp_agree_with_naive(tmp_path, matrix_type, ranks):
+    tensors = tiny.write(tmp_path / "tiny.gguf", matrix_type, sizes=tiny.SUPER_SIZES)
+    got = engine_logits(tmp_path / "tiny.gguf", tmp_path, ranks)
+    assert error(got, expected(tensors, sizes=tiny.SUPER_SIZES)) < TOLERANCE["Q8_0"]
+
+
 def expected_scores(tensors):
     """Log-probability of each token after the first."""
     logits = naive.logits(tiny.SIZES, tensors, TOKENS)[:-1]

@@ -297,11 +297,10 @@ def _entry(header: Header, what: str) -> int | float | str | LazyArray:
     damaged(header.path, f"{what} is of unknown kind {kind}")
 
 
-# Types of ik_llama.cpp's own, to say what a file is made for; others lie in several rows at once (_R4, _R8).
+# Types of ik_llama.cpp's own that numatp does not read, to say what a file is made for.
 OF_IK = {
-    133: "Q6_0", 134: "IQ1_BN", 135: "IQ2_BN", 137: "IQ2_K", 138: "IQ3_K", 139: "IQ4_K", 140: "IQ5_K", 141: "IQ6_K", 144: "IQ4_KS",
-    145: "IQ2_KS", 146: "IQ4_KSS", 152: "IQ5_KS", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT", 156: "IQ3_KS", 157: "IQ2_KL",
-    158: "IQ1_KT", **dict.fromkeys(range(202, 400), "of several rows at once"),
+    134: "IQ1_BN", 135: "IQ2_BN", 153: "IQ2_KT", 154: "IQ3_KT", 155: "IQ4_KT", 158: "IQ1_KT",
+    **dict.fromkeys(set(range(202, 400)) - TENSOR_TYPES.keys(), "of several rows at once"),
 }  # fmt: skip
 
 
@@ -322,7 +321,7 @@ def _tensor_info(header: Header, index: int) -> TensorInfo:
     type = TENSOR_TYPES[type_id]
     if 0 in dims or dims[0] % type.block:
         damaged(header.path, f"{what} has dimensions {dims}, not whole {type.name} blocks of {type.block}")
-    return TensorInfo(name, type.name, tuple(reversed(dims)), offset, type.bytes_of(math.prod(dims)), header.path)
+    return TensorInfo(name, type.name, tuple(reversed(dims)), offset, type.bytes_of(dims[0], math.prod(dims[1:])), header.path)
 
 
 def _place(infos: list[TensorInfo], start: int, alignment: int, file: GGUFFile) -> dict[str, TensorInfo]:

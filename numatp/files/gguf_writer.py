@@ -48,7 +48,7 @@ def _string(text: str) -> bytes:
 
 
 def num_bytes(type: str, shape: tuple[int, ...]) -> int:
-    return TYPES[type].bytes_of(math.prod(shape))
+    return TYPES[type].bytes_of(shape[-1], math.prod(shape[:-1]))
 
 
 class GGUFWriter:

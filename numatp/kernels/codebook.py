@@ -92,15 +92,19 @@ def sign_giver(zero):
     return with_signs
 
 
-def step_adder(bits):
-    """Intrinsic with_steps(weights, words): plus 1, or minus 1 where a bit of the row's word is set; bits: of each 8 columns."""
+def step_adder(bits, unset=1, set_to=-1):
+    """Intrinsic with_steps(weights, words): plus `set_to` where a bit of the row's word is set, else `unset`.
+
+    bits: of each 8 columns.
+    """
+    least, most = (int.from_bytes(bytes([step & 255] * 4), "little", signed=True) for step in (unset, set_to))
 
     def emit(context, builder, signature, args):
         weights, words = args
         steps = {}
         for bit in dict.fromkeys(bits):
-            down = builder.icmp_signed("!=", builder.and_(words, constant(i32x16, 1 << bit)), constant(i32x16, 0))
-            step = builder.select(down, constant(i32x16, -1), constant(i32x16, 0x01010101))
+            is_set = builder.icmp_signed("!=", builder.and_(words, constant(i32x16, 1 << bit)), constant(i32x16, 0))
+            step = builder.select(is_set, constant(i32x16, most), constant(i32x16, least))
             steps[bit] = builder.bitcast(step, llvm_type(i8x64))
         return map_rows(builder, weights, lambda j, vector: builder.add(vector, steps[bits[j // 2]]))
 

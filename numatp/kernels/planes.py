@@ -185,7 +185,7 @@ def merged(typing_context, a, b):
 
 
 def taken(*numbers):
-    """Intrinsic: four of the 8 weight vectors, which are 16 columns."""
+    """Intrinsic: some of the weight vectors, each of which are 4 columns."""
 
     def emit(context, builder, signature, args):
         half = ir.Constant(context.get_value_type(signature.return_type), ir.Undefined)
@@ -195,7 +195,7 @@ def taken(*numbers):
 
     @intrinsic
     def take(typing_context, weights):
-        return Vectors(i8x64, 4)(weights), emit
+        return Vectors(i8x64, len(numbers))(weights), emit
 
     return take
 

@@ -11,7 +11,7 @@ from numatp.kernels.codebook import weight_at
 from numatp.kernels.compile import device
 from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import first_half, second_half, store_halves
-from numatp.kernels.rows import add_dot_from
+from numatp.kernels.rows import add_dot_biased, add_dot_from
 from numatp.kernels.simd import lane, load_i64, offset, splat_f32, store_i64
 from numatp.quants.table import HEADER_BYTES
 from numatp.quants.table import SUPER_UNITS as UNITS
@@ -89,23 +89,23 @@ def sharing_packer(store_unit, store_shared, block_bytes, super_bytes, unit_byte
     return pack
 
 
-def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
-    """(dot_tile, expand, element) of a format with activations "q8".
+def unit_products(zero, halves):
+    """(add, store, scale_at, starts, starts_bytes): what is done with a unit, where activations' starts for units begin, and how
+    many bytes each unit has of them.
 
-    load_unit: device function (weights, both, place): of the place-th unit of a super-block, at `weights`, whose rows share what is
-    at `both`, (the weights + zero of 16 rows x 32 columns, in 0..128; the rows' scales), or with halves scales of the first and of
-    the second 16 columns.
+    A unit is (the weights + zero of 16 rows x 32 columns, in 0..128 or, if zero is 128, in 0..255; the rows' scales), or with
+    halves scales of the first and of the second 16 columns.
     """
-    first_starts, starts_bytes = (half_starts, 8) if halves else (starts, 4)
+    add_product = add_dot_biased if zero == 128 else add_dot_from
 
     @device
     def add_unit(total, unit, x, x_scales, x_starts, pitch):
-        return add_dot_from(total, unit[0], unit[1], x, x_scales, x_starts)
+        return add_product(total, unit[0], unit[1], x, x_scales, x_starts)
 
     @device
     def add_halves(total, unit, x, x_scales, x_starts, pitch):
-        total = add_dot_from(total, first_half(unit[0]), unit[1], x, x_scales, x_starts)
-        return add_dot_from(total, second_half(unit[0]), unit[2], offset(x, 16), x_scales, offset(x_starts, pitch * 4))
+        total = add_product(total, first_half(unit[0]), unit[1], x, x_scales, x_starts)
+        return add_product(total, second_half(unit[0]), unit[2], offset(x, 16), x_scales, offset(x_starts, pitch * 4))
 
     @device
     def store_unit_panel(out, unit):
@@ -124,7 +124,18 @@ def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
     def half_scale(unit, row, column):
         return lane(unit[2] if column >= 16 else unit[1], row)
 
-    add, store, scale_at = (add_halves, store_half_panels, half_scale) if halves else (add_unit, store_unit_panel, row_scale)
+    if halves:
+        return add_halves, store_half_panels, half_scale, half_starts, 8
+    return add_unit, store_unit_panel, row_scale, starts, 4
+
+
+def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
+    """(dot_tile, expand, element) of a format with activations "q8".
+
+    load_unit: device function (weights, both, place): of the place-th unit of a super-block, at `weights`, whose rows share what is
+    at `both`, what `unit_products` takes.
+    """
+    add, store, scale_at, first_starts, starts_bytes = unit_products(zero, halves)
 
     @device
     def dot_tile(tile, x, first, pitch, units, total):

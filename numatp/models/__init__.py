@@ -14,6 +14,7 @@ from numatp.files.gguf import leave_out_further_layers, read_gguf
 from numatp.files.gguf_header import fail, quote
 from numatp.files.huggingface import HuggingFaceFile
 from numatp.files.model_file import ModelFile
+from numatp.weights.interleaved import take_rows_apart
 from numatp.weights.kv_b import split_kv_b
 
 NOT_ARCHITECTURES = {
@@ -44,6 +45,7 @@ def open_model(path: str | os.PathLike[str]) -> tuple[ModelFile, ModuleType]:
     model = find(file)
     leave_out_further_layers(file)
     split_kv_b(file)
+    take_rows_apart(file)
     return file, model
 
 

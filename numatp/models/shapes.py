@@ -107,5 +107,5 @@ def _tensors(rules: Iterable[Rule], spec: Spec, path: Path, wanted: str) -> dict
                 kind = "Q5_K"
         seen[part] += 1
         kind = fitting(kind, shape[-1]) or kind
-        tensors[name] = TensorInfo(name, kind, shape, 0, FORMATS[kind].bytes_of(prod(shape)), path)
+        tensors[name] = TensorInfo(name, kind, shape, 0, FORMATS[kind].bytes_of(shape[-1], prod(shape[:-1])), path)
     return tensors

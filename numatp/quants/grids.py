@@ -100,3 +100,8 @@ def seven_signs(bits: np.ndarray) -> np.ndarray:
 def nibbles(packed: np.ndarray) -> np.ndarray:
     """uint8 (..., 2 * bytes): low ones first."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
+
+
+def bits(packed: np.ndarray) -> np.ndarray:
+    """int8 (..., 8 * bytes): the lowest first."""
+    return np.unpackbits(packed, axis=-1, bitorder="little").view(np.int8)

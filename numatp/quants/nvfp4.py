@@ -9,24 +9,10 @@ has them, then 16 d of the first and 16 of the second block.
 
 import numpy as np
 
-from numatp.kernels.activation import half_starts, scales
-from numatp.kernels.ahead import prefetch_unit
-from numatp.kernels.bf16 import store_pairs
 from numatp.kernels.compile import device
-from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import plane_loader, store_words, taken
-from numatp.kernels.rows import add_dot_from
-from numatp.kernels.simd import (
-    lane,
-    load_f32x16,
-    load_i8x16,
-    load_u8,
-    offset,
-    splat_f32,
-    store_f32x16,
-    store_u8,
-    widen_e4m3,
-)
+from numatp.kernels.row_scales import products
+from numatp.kernels.simd import load_i8x16, load_u8, offset, splat_f32, store_f32x16, store_u8, widen_e4m3
 from numatp.quants.mxfp4 import VALUES, ZERO
 from numatp.quants.table import FORMATS
 
@@ -37,8 +23,7 @@ HALVES = True
 NO_NUMBER = 0x7F  # as a d
 
 load_values = plane_loader(4, 0, table=[int(value) + ZERO for value in VALUES])
-# Of the loaded vectors, words 0-3 with low nibbles and then with high ones, those of the first and of the second block in order.
-first_block, second_block = taken(0, 1, 4, 5), taken(2, 3, 6, 7)
+in_order = taken(0, 1, 4, 5, 2, 3, 6, 7)  # of the loaded vectors, words 0-3 with low nibbles and then with high ones
 
 
 def unpack(raw: np.ndarray) -> np.ndarray:
@@ -55,15 +40,10 @@ def unpack(raw: np.ndarray) -> np.ndarray:
 
 
 @device
-def unit_at(tile, unit):
-    return offset(tile, HEAD_BYTES + unit * TILE_BYTES)
-
-
-@device
 def pack(source, row_bytes, first_unit, units, tile):
     store_f32x16(tile, 0, splat_f32(0.5))
     for unit in range(units):
-        weights, place = unit_at(tile, unit), (first_unit + unit) % 2 * 2
+        weights, place = offset(tile, HEAD_BYTES + unit * TILE_BYTES), (first_unit + unit) % 2 * 2
         block = offset(source, (first_unit + unit) // 2 * BLOCK_BYTES)
         store_words(weights, offset(block, 4 + place * 8), row_bytes, 0)
         for row in range(16):
@@ -79,42 +59,9 @@ def finite(tile, units):
 
 
 @device
-def scale_pair(weights, factors):
-    return widen_e4m3(load_i8x16(weights, 256)) * factors, widen_e4m3(load_i8x16(weights, 272)) * factors
+def load_unit(weights, factors):
+    d, second_d = widen_e4m3(load_i8x16(weights, 256)) * factors, widen_e4m3(load_i8x16(weights, 272)) * factors
+    return in_order(load_values(weights)), d, second_d
 
 
-@device
-def dot_tile(tile, x, first, pitch, units, total):
-    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(half_starts(x, units * pitch), first * 4)
-    x, factors = offset(x, first * 32), load_f32x16(tile, 0)
-    tile = unit_at(tile, 0)
-    for _ in range(units):
-        weights = load_values(tile)
-        prefetch_unit(tile, TILE_BYTES)
-        d, second_d = scale_pair(tile, factors)
-        total = add_dot_from(total, first_block(weights), d, x, x_scales, x_starts)
-        total = add_dot_from(total, second_block(weights), second_d, offset(x, 16), x_scales, offset(x_starts, pitch * 4))
-        tile, x = offset(tile, TILE_BYTES), offset(x, pitch * 32)
-        x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * 8)
-    return total
-
-
-@device
-def expand(tile, first, last, out):
-    for unit in range(first, last):
-        here = unit_at(tile, unit)
-        weights, zero = load_values(here), splat_f32(-ZERO)
-        d, second_d = scale_pair(here, load_f32x16(tile, 0))
-        store_pairs(out, first_block(weights), d, d * zero)
-        store_pairs(offset(out, PANEL_UNIT_BYTES // 2), second_block(weights), second_d, second_d * zero)
-        out = offset(out, PANEL_UNIT_BYTES)
-
-
-@device
-def element(tile, units, row, column):
-    weights, k = unit_at(tile, column // 32), column % 16
-    second = column % 32 // 16
-    word = 2 * second + k % 8 // 4
-    q = load_u8(weights, word * 64 + row * 4 + k % 4) >> k // 8 * 4 & 15
-    d, second_d = scale_pair(weights, load_f32x16(tile, 0))
-    return lane(second_d if second else d, row) * VALUES[q]
+dot_tile, expand, element = products(load_unit, ZERO, HEAD_BYTES, TILE_BYTES, halves=True)

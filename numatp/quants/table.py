@@ -22,6 +22,7 @@ class Format:
     block_bytes: int  # of them in the file
     tile_bytes: int = 0  # in memory, of 16 rows x 32 columns without what super-blocks share; 0: numatp has no kernels for the type
     head_bytes: int = 0  # in memory, of a tile before its first unit, if there are no super-blocks
+    row_bytes: int = 0  # in the file, of a row before its first block
     super_bytes: int = 0  # in memory, of what 16 rows of a super-block share; 0: there are no super-blocks
     file_type: int | None = None  # what general.file_type says of a file that is written in it; None: the format is only read
     narrow: str | None = None  # what llama.cpp takes instead for rows that are no whole blocks
@@ -44,9 +45,9 @@ class Format:
         """Of a weight in the file."""
         return 8 * self.block_bytes / self.block
 
-    def bytes_of(self, weights: int) -> int:
-        """In a file, of so many weights that are whole blocks."""
-        return weights // self.block * self.block_bytes
+    def bytes_of(self, columns: int, rows: int = 1) -> int:
+        """In a file, of rows of so many columns, which are whole blocks."""
+        return rows * (self.row_bytes + columns // self.block * self.block_bytes)
 
     def bytes_of_tile(self, columns: int, first: int = 0) -> int:
         """In memory, of 16 rows x `columns` of a matrix from its first-th column on."""
@@ -93,6 +94,26 @@ ROWS = (
     Format(40, "NVFP4", 64, 36, tile_bytes=16 * 18, head_bytes=64),
     Format(41, "Q1_0", 128, 18),
     Format(42, "Q2_0", 64, 18),
+    # From here on ik_llama.cpp's own.
+    Format(133, "Q6_0", 32, 26, tile_bytes=16 * 26, scales={0: 1}),
+    Format(137, "IQ2_K", 256, 76, tile_bytes=16 * 9, super_bytes=64, scales={0: 1}),
+    Format(138, "IQ3_K", 256, 110, tile_bytes=16 * 13, super_bytes=96, scales={0: 1}),
+    Format(139, "IQ4_K", 256, 144, tile_bytes=16 * 17 + 8, super_bytes=64, scales={0: 1}),
+    Format(140, "IQ5_K", 256, 176, tile_bytes=16 * 21 + 8, super_bytes=64, scales={0: 1}),
+    Format(141, "IQ6_K", 256, 212, tile_bytes=16 * 26, super_bytes=64, scales={0: 1}),
+    Format(144, "IQ4_KS", 256, 136, tile_bytes=16 * 17, head_bytes=16 * 4, row_bytes=4),
+    Format(145, "IQ2_KS", 256, 70, tile_bytes=16 * 9, head_bytes=16 * 2, row_bytes=2),
+    Format(146, "IQ4_KSS", 256, 128, tile_bytes=16 * 16, head_bytes=16 * 4, row_bytes=4),
+    Format(152, "IQ5_KS", 256, 168, tile_bytes=16 * 21, head_bytes=16 * 4, row_bytes=4),
+    Format(156, "IQ3_KS", 256, 102, tile_bytes=16 * 13, head_bytes=16 * 2, row_bytes=2),
+    Format(157, "IQ2_KL", 256, 86, tile_bytes=16 * 11, head_bytes=16 * 2, row_bytes=2),
+    Format(219, "IQ1_S_R4", 32, 6, row_bytes=2),  # of these, four rows lie in a block (numatp/weights/interleaved.py)
+    Format(337, "IQ2_K_R4", 256, 76),
+    Format(338, "IQ3_K_R4", 256, 110),
+    Format(339, "IQ4_K_R4", 256, 144),
+    Format(340, "IQ5_K_R4", 256, 176),
+    Format(344, "IQ4_KS_R4", 256, 136, row_bytes=4),
+    Format(352, "IQ5_KS_R4", 256, 168, row_bytes=4),
 )  # ids 4, 5, 31-33 and 36-38 were withdrawn by ggml
 
 TYPES = {row.name: row for row in ROWS}

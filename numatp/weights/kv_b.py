@@ -32,8 +32,9 @@ class Blocks:
         width, first, last = (format.bytes_of(count) for count in (self.shape[1], columns.start, columns.stop))
 
         def read(some: slice) -> np.ndarray:
-            raw = [read_bytes(self.info, int(row) * width, width)[first:last] for row in rows[some]]
-            return np.concatenate(raw).reshape(len(raw), -1) if raw else np.empty((0, last - first), np.uint8)
+            raw = [read_bytes(self.info, int(row) * width, width) for row in rows[some]]
+            whole = np.concatenate(raw).reshape(-1, width) if raw else np.empty((0, width), np.uint8)
+            return np.concatenate([whole[:, : format.row_bytes], whole[:, first:last]], axis=1)
 
         return read
 

@@ -4,6 +4,7 @@ import ctypes
 import shutil
 
 import numpy as np
+from support.models import tiny
 
 from numatp import quants
 from numatp.kernels import (
@@ -36,9 +37,12 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 # One function makes the products of these formats (kernels/superblock.py): IQ3_S stands for them in what is made of products, which
 # would take minutes to compile for each.
-ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ2_0")
+ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ2_0", *tiny.OF_IK)
 # On the levels below a machine's own there is every product of a matrix, and what is made of products for these formats only.
 OWN, BELOW = isa.level() == isa.choose({}), ("F16", "Q4_1", "Q6_K", "IQ3_S")
+# Of ik_llama.cpp's types each has the instructions of one of these, which stand for them there.
+WITH_THEIR_OWN = ("IQ3_KS", "IQ4_KSS", "IQ6_K", "IQ2_KL")
+TESTED = [name for name in FORMATS if OWN or name not in tiny.OF_IK or name in WITH_THEIR_OWN]
 
 
 CACHED = ("attention", "append", "latent", "unabsorbed")  # files that exist once for each type of the cache
@@ -54,7 +58,7 @@ def all_kernels():
     """But for those that are made as others are."""
     modules = [absorbed, activation, bias, compressed, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling]
     modules += [score, softcap, sparse, streams]
-    modules += [specialize("matmul", "quant", format.module) for format in FORMATS.values()]
+    modules += [specialize("matmul", "quant", FORMATS[name].module) for name in TESTED]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in CACHED for name in CACHE_TYPES]

@@ -6,7 +6,11 @@ import gguf
 import numpy as np
 from support.models import vocabularies
 
-from numatp.quants.table import FORMATS
+from numatp import quants
+from numatp.quants.table import FORMATS, TYPES
+from numatp.weights import interleaved
+
+OF_IK = [name for name, row in TYPES.items() if row.id >= 133]  # ik_llama.cpp's own types, which the gguf package does not know
 
 SIZES = {
     "width": 96, "heads": 9, "kv_heads": 3, "head_size": 32, "ffn": 160, "vocab": 200, "layers": 2,
@@ -25,8 +29,12 @@ def iq1_m_scale(values):
 
 def quantized(data, matrix_type, rng):
     """(bytes (rows, row_bytes), float32 values) of a matrix; random bits that mean values of the size of data in a type that the
-    gguf package reads and does not write.
+    gguf package does not write.
     """
+    if matrix_type in OF_IK:
+        raw = random_blocks(matrix_type, *data.shape, rng)
+        scales_of(raw, matrix_type)[:] *= np.abs(data).mean() / np.abs(unpacked(matrix_type, raw)).mean()
+        return raw, unpacked(matrix_type, raw)
     kind = gguf.GGMLQuantizationType[matrix_type]
     with suppress(NotImplementedError):
         packed = gguf.quants.quantize(data, kind).view(np.uint8)
@@ -48,6 +56,31 @@ def quantized(data, matrix_type, rng):
         result = gguf.quants.dequantize(raw, kind)
         size = np.abs(data).mean() / np.abs(result).mean()
     return raw, result
+
+
+def scales_of(raw, matrix_type):
+    """Those with which rows begin or their blocks, of one or of four rows, float16 or float32 (parts, scales), within raw."""
+    format, rows = TYPES[matrix_type], interleaved.TOGETHER if matrix_type in interleaved.APART else 1
+    kind = np.dtype(np.float32 if format.row_bytes == 4 else np.float16)
+    parts = raw.reshape(len(raw) // rows, -1) if format.row_bytes else raw.reshape(-1, rows * format.block_bytes)
+    return np.lib.stride_tricks.as_strided(
+        raw.ravel()[: kind.itemsize].view(kind), (len(parts), rows), (parts.shape[1], kind.itemsize)
+    )
+
+
+def random_blocks(matrix_type, rows, columns, rng):
+    """Bytes (rows, row_bytes) of one of ik_llama.cpp's types: any, but for the scales."""
+    raw = rng.integers(0, 256, (rows, TYPES[matrix_type].bytes_of(columns)), np.uint8)
+    scales = scales_of(raw, matrix_type)
+    scales[:] = rng.uniform(0.5, 1.5, scales.shape)
+    return raw
+
+
+def unpacked(matrix_type, raw):
+    """Their values, (rows, columns)."""
+    if matrix_type in interleaved.APART:
+        raw = interleaved.apart(matrix_type, raw.reshape(-1, interleaved.TOGETHER * raw.shape[1]))
+    return quants.unpack(matrix_type.removesuffix(interleaved.END), raw)
 
 
 def shapes_of(s, tied):
@@ -104,17 +137,17 @@ def write(
             continue
         if len(shape) == 1:
             packed = values = rng.uniform(0.5, 1.5, shape).astype(np.float32)
-            kind = gguf.GGMLQuantizationType.F32
+            kind = TYPES["F32"].id
         else:
             data = (rng.standard_normal(shape) / np.sqrt(shape[1])).astype(np.float32)
-            kind = gguf.GGMLQuantizationType[matrix_type]
+            kind = TYPES[matrix_type].id
             factor = np.float32(rng.uniform(0.01, 0.02) if factors else 1)
             packed, values = quantized(data / factor, matrix_type, rng)
             values = values * factor
             if factors:
                 writer.add_tensor(f"{name}.scale", factor.reshape(1))
                 writer.add_tensor(f"{name}.input_scale", np.ones(1, np.float32))
-        writer.add_tensor(f"{name}.weight", packed, raw_dtype=kind)
+        writer.add_tensor(f"{name}.weight", packed.view(np.int8), shape, kind)  # of bytes it would take the shape for the blocks'
         tensors[f"{name}.weight"] = values
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
