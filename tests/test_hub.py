@@ -149,6 +149,12 @@ def test_a_folder(pull, tmp_path, monkeypatch):
         hub.find("hf:org/folder")
 
 
+def test_mistrals_tokenizer_where_there_is_no_other():
+    there = ["tekken.json", "consolidated.safetensors", "config.json", "model.safetensors"]
+    assert hub.choose("hf:org/a", there) == ["model.safetensors", "tekken.json", "config.json"]
+    assert hub.choose("hf:org/a", [*there, "tokenizer.json"]) == ["model.safetensors", "tokenizer.json", "config.json"]
+
+
 def test_a_cut_download_goes_on(pull, tmp_path):
     Hub.cuts += [15_000_000]
     result = pull("hf:org/large")

@@ -18,6 +18,7 @@ PART_OF_FOLDER = re.compile(
     r"model[\w.-]*\.safetensors|model\.safetensors\.index\.json|chat_template\.jinja"
     r"|(tokenizer|tokenizer_config|generation_config|chat_template)\.json"
 )
+TEKKEN = "tekken.json"  # which stands in for a tokenizer.json
 LISTED = 12  # files that an error names
 
 
@@ -43,7 +44,8 @@ def choose(name: str, files: Iterable[str]) -> list[str]:
     repo, wanted = parse(name)
     models = sorted(f for f in files if f.endswith(".gguf") and not LATER_PART.search(f) and "mmproj" not in f)
     if not models and not wanted and CONFIG in files and any(f.endswith(".safetensors") for f in files):
-        return [*sorted(filter(PART_OF_FOLDER.fullmatch, files)), CONFIG]
+        own = [TEKKEN] if TEKKEN in files and "tokenizer.json" not in files else []
+        return [*sorted([*filter(PART_OF_FOLDER.fullmatch, files), *own]), CONFIG]
     if not models:
         raise UserError(f"{repo} has no GGUF file")
     words = [model for model in models if wanted.lower() in re.split(r"[-./]", model.lower())]

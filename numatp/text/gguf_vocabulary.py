@@ -33,7 +33,7 @@ def vocabulary(folder: Path, size: int, note: Callable[[str], None] = lambda lin
     changes many, for a tokenizer that is missing, or that GGUF or numatp has no name for.
     """
     tokenizer = FolderTokenizer(folder)
-    path, model = folder / "tokenizer.json", tokenizer.described.get("model")
+    path, model = tokenizer.path, tokenizer.described.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         fail(path, f"its model is of type {quote(model and model.get('type'))}, and numatp writes BPE only; use another model")
     if tokenizer.vocab_size > size:

@@ -1,4 +1,6 @@
-"""The tokenizer of a Hugging Face folder: tokenizer.json, names and chat template beside it, and which tokens end a text."""
+"""The tokenizer of a Hugging Face folder: tokenizer.json or tekken.json, names and chat template beside it, and which tokens end a
+text.
+"""
 
 import json
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from numatp.files.folder import read_bytes_of, read_json
 from numatp.files.gguf_header import fail, quote
 from numatp.files.safetensors import parse_json
+from numatp.text import tekken
 from numatp.text.tokenizer import (
     BYTE,
     BYTE_NAME,
@@ -32,13 +35,17 @@ class FolderTokenizer(Tokenizer):
     def __init__(self, folder: Path) -> None:
         import tokenizers
 
-        path = folder / "tokenizer.json"
-        if not path.exists():
+        path, names_of_its_own = folder / "tokenizer.json", {}
+        if path.exists():
+            source = _text(path)
+        elif (folder / tekken.NAME).exists():
+            path, names_of_its_own = folder / tekken.NAME, tekken.NAMES
+            source = tekken.tokenizer_json(path)
+        else:
             fail(folder, "has no tokenizer.json; download it, or make it of the folder's own tokenizer with transformers")
-        raw = read_bytes_of(path)
-        described = parse_json(path, raw)
+        described = parse_json(path, source.encode())
         try:
-            bpe = _without_training(tokenizers.Tokenizer.from_str(raw.decode()))
+            bpe = _without_training(tokenizers.Tokenizer.from_str(source))
             vocab = bpe.get_vocab(with_added_tokens=True)
             around = bpe.encode("", add_special_tokens=True).ids
         except Exception as error:  # the library raises bare Exception
@@ -56,7 +63,7 @@ class FolderTokenizer(Tokenizer):
             if type(id) is not int or not 0 <= id < size:
                 fail(path, f"an added token has id {quote(id)}; download it again")
             kinds[id] = CONTROL if special else USER_DEFINED
-        config = _optional(folder / "tokenizer_config.json")
+        config = {**names_of_its_own, **_optional(folder / "tokenizer_config.json")}
         names = {key: _name(config.get(f"{key}_token")) for key in ("bos", "eos", "unk", "pad")}
         said = {id for id, token in enumerate(tokens) if kinds[id] != NORMAL and token and token == names["eos"]}
         ends = end_ids(tokens, kinds, said.union(_end_ids(folder, size)))
@@ -68,8 +75,8 @@ class FolderTokenizer(Tokenizer):
             tokens, kinds, bpe, spell_byte_level if byte_level else spell_sentencepiece, bos=bos, eos=eos, eos_ids=ends,
             chat_template=templates.pop("default", None), other_templates=templates, bos_name=names["bos"], eos_name=names["eos"],
         )  # fmt: skip
-        self.byte_level, self.described = byte_level, described
-        self._source = raw.decode()
+        self.path, self.byte_level, self.described = path, byte_level, described
+        self._source = source
 
     def _make_plain(self) -> "tokenizers.Tokenizer":
         import tokenizers
