@@ -1,11 +1,12 @@
-"""Decoding over several hosts beside the same ranks on one, and what `numatp plan` says that the link costs.
+"""Decoding over several hosts, and what `numatp plan` says that the link costs.
 
-    python bench/hosts.py MODEL --local "mpirun -np 2" --over 20us:10gbit "mpirun -np 2 --host a,b" [--over ...] [--pipeline]
+    python bench/hosts.py MODEL --over 0us:100gbit "mpirun -np 2 --host a,b" --over 20us:10gbit "mpirun -np 2 --host c,d" ...
+        [--local "mpirun -np 2"] [--pipeline]
 
-Each way is the beginning of a command line that numatp bench is put behind; they take turns, -r rounds. predicted: the median of
-the local seconds of a token and, for each link, what the plan says of all messages of a token: for a link of that name, and for one
-as `--link measured` finds it there. Local ranks exchange too, in shared memory: some microseconds each, which stay in. With
---pipeline the hosts hold layers, and local is to be as many ranks as one of them has. Prints JSON.
+Each way is the beginning of a command line that numatp bench is put behind; they take turns, -r rounds. What a token takes beside
+its messages is found on the first link, which is best one without delay: its seconds less those of the messages, as `--link
+measured` finds them there. Predicted: those, and what the plan says of the messages over each link, by its name and as it is
+measured. --local: the same ranks on one host, to compare with. With --pipeline the hosts hold layers. Medians; prints JSON.
 """
 
 import argparse
@@ -44,14 +45,14 @@ def added_by(way, link, options):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="path of a GGUF file")
-    parser.add_argument("--local", required=True, metavar="COMMAND")
     parser.add_argument("--over", required=True, nargs=2, action="append", metavar=("LINK", "COMMAND"), default=[])
+    parser.add_argument("--local", metavar="COMMAND")
     parser.add_argument("--hosts", type=int, default=2)
     parser.add_argument("-n", "--tokens", type=int, default=32)
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("--pipeline", action="store_true")
     options = parser.parse_args()
-    ways = {"local": options.local} | dict(options.over)
+    ways = dict(options.over) | ({"local": options.local} if options.local else {})
     found, added = {name: [] for name in ways}, {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, way in ways.items():
@@ -60,24 +61,17 @@ def main():
             if over:
                 added[name].append(added_by(way, "measured", options))
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
+    measured = {name: statistics.median(added[name]) for name, _ in options.over}
+    first = options.over[0][0]
+    beside = medians[first] - measured[first]
     rows = []
-    for link, _ in options.over:
-        by_name = medians["local"] + added_by("", link, options)
-        by_measure = medians["local"] + statistics.median(added[link])
-        rows.append(
-            {
-                "link": link,
-                "ms": round(1e3 * medians[link], 3),
-                "spread": [round(1e3 * bound, 3) for bound in (min(found[link]), max(found[link]))],
-                "predicted_ms": round(1e3 * by_name, 3),
-                "predicted_by_measure_ms": round(1e3 * by_measure, 3),
-                "measured_to_predicted": round(medians[link] / by_name, 3),
-                "measured_to_predicted_by_measure": round(medians[link] / by_measure, 3),
-                "of_local_rate": round(medians["local"] / medians[link], 3),
-            }
-        )
-    spread = [round(1e3 * bound, 3) for bound in (min(found["local"]), max(found["local"]))]
-    print(json.dumps({"local_ms": round(1e3 * medians["local"], 3), "spread": spread, "over": rows}, indent=1))
+    for name in ways:
+        row = {"way": name, "ms": medians[name], "least": min(found[name]), "most": max(found[name])}
+        if name != "local":
+            row |= {"by_name": beside + added_by("", name, options), "by_measure": beside + measured[name]}
+        row = {key: value if key == "way" else round(1e3 * value, 3) for key, value in row.items()}
+        rows.append(row | {f"of_{key}": round(row["ms"] / row[key], 3) for key in ("by_name", "by_measure") if key in row})
+    print(json.dumps({"beside_ms": round(1e3 * beside, 3), "ways": rows}, indent=1))
 
 
 if __name__ == "__main__":

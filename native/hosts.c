@@ -97,6 +97,8 @@ struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, i
     hosts->seat = seat;
     pthread_mutex_init(&hosts->turn, NULL);
     pthread_mutex_init(&hosts->jobs, NULL);
+    pthread_mutex_init(&hosts->carrying, NULL);
+    pthread_cond_init(&hosts->begun, NULL);
     for (int other = 0; other < num_hosts; other++) {
         hosts->leader[other] = leaders[other];
         snprintf(hosts->name[other], sizeof hosts->name[other], "%s", names[other]);
@@ -107,12 +109,17 @@ struct numatp_hosts *numatp_hosts_open(const struct numatp_mpi *mpi, int host, i
             numatp_receive(hosts, &hosts->heard[other], &hosts->hearing[other], sizeof(struct beat), leaders[other], TAG_BEAT);
         }
     int error = pthread_create(&hosts->heart, NULL, beat, hosts);
+    if (!error) {
+        hosts->beating = true;
+        error = pthread_create(&hosts->carrier, NULL, numatp_carry, hosts);
+        hosts->carried = !error;
+    }
     if (error) {
+        numatp_hosts_quiet(hosts);
         free(hosts);
         errno = error;
         return NULL;
     }
-    hosts->beating = true;
     return hosts;
 }
 
@@ -121,8 +128,13 @@ void numatp_hosts_quiet(struct numatp_hosts *hosts)
     if (!hosts->beating)
         return;
     hosts->beating = false;
+    pthread_mutex_lock(&hosts->carrying);
     atomic_store(&hosts->stop, true);
+    pthread_cond_signal(&hosts->begun);
+    pthread_mutex_unlock(&hosts->carrying);
     pthread_join(hosts->heart, NULL);
+    if (hosts->carried)
+        pthread_join(hosts->carrier, NULL);
     for (int other = 0; other < hosts->hosts; other++) /* one more sign of life is always waited for */
         numatp_cancel(hosts, &hosts->heard[other]);
 }
@@ -149,6 +161,9 @@ void numatp_hosts_leave(struct numatp_ranks *ranks)
         hosts->job = NULL;
     }
     pthread_mutex_unlock(&hosts->jobs);
+    pthread_mutex_lock(&hosts->carrying); /* of a job that was aborted they never come */
+    hosts->halves[0].count = hosts->halves[1].count = 0;
+    pthread_mutex_unlock(&hosts->carrying);
 }
 
 /* MPI may still write into the caller's memory. */

@@ -1,7 +1,7 @@
 /* What the C files for several hosts share: messages through the MPI library that the process has loaded.
  *
  * MPI is called by address and its handles are passed on as they are, so no header of any MPI is needed. Every call is made under
- * one lock: the engine's thread, the thread that sets up, and the one that listens whether the others live take turns. */
+ * one lock: the engine's thread, the carrier, the thread that sets up, and the one that listens whether the others live take turns. */
 #ifndef NUMATP_HOSTS_H
 #define NUMATP_HOSTS_H
 
@@ -38,6 +38,10 @@ struct numatp_hosts {
     int32_t leader[NUMATP_MAX_RANKS]; /* by host: the rank at seat 0, which speaks for it */
     char name[NUMATP_MAX_RANKS][64];
     struct flight sums, step, swap;
+    struct flight halves[2];  /* sums under way while the team computes */
+    pthread_mutex_t carrying; /* held while these are begun or looked after */
+    pthread_cond_t begun;
+    pthread_t carrier; /* MPI over TCP goes on only while somebody calls it: this thread does, as long as they are under way */
     struct numatp_step_header header;
     int64_t answered[NUMATP_MAX_RANKS];
     bool swapping;
@@ -50,7 +54,7 @@ struct numatp_hosts {
     _Atomic int32_t silent;              /* 1 + a host from which nothing comes */
     _Atomic int32_t lost;                /* 1 + a rank with which MPI could not exchange a message */
     _Atomic bool stop;
-    bool beating;
+    bool beating, carried; /* whether heart and carrier run */
     pthread_t heart;
     struct flight said[NUMATP_MAX_RANKS], heard[NUMATP_MAX_RANKS];
     int64_t said_at[NUMATP_MAX_RANKS], heard_at[NUMATP_MAX_RANKS];
@@ -66,6 +70,9 @@ int numatp_look_out(struct numatp_hosts *, struct flight *);
 
 /* Gives up what was to be received. No other thread calls MPI any more. */
 void numatp_cancel(struct numatp_hosts *, struct flight *);
+
+/* The thread that looks after hosts->halves. */
+void *numatp_carry(void *hosts);
 
 /* Waits until all have arrived. False: give up, the job has ended. */
 bool numatp_land(struct numatp_hosts *, struct numatp_ranks *, struct flight *);

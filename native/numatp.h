@@ -175,8 +175,14 @@ struct numatp_cross_args {
     int64_t row_bytes;
     const void *outgoing;
     void *const *incoming; /* by host */
+    int64_t half;          /* of numatp_cross_begin and _end: 0 or 1, which sum it is of the two that may be under way */
 };
 void numatp_cross(void *args, int64_t thread, int64_t threads);
+
+/* The same as two ops: what comes between them is computed while the sum travels, and leaves what is sent and what comes in alone.
+ * Both have a barrier before them, the second one also behind it. */
+void numatp_cross_begin(void *args, int64_t thread, int64_t threads);
+void numatp_cross_end(void *args, int64_t thread, int64_t threads);
 
 /* An op's kernel, where hosts hold layers one after another. Thread 0 sends *rows rows of row_bytes to the rank at our seat of another
  * host, or takes them from it. The program has barriers before and after it. */

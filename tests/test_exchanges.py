@@ -161,6 +161,10 @@ SEVERAL = {
         ("crossing.c", "    numatp_land(hosts, ranks, &hosts->sums); /* the", "    numatp_look_out(hosts, &hosts->sums); /* the"),
         ("8", "1,1", 2, 2_000),
     ),
+    "sums that travel beside are taken before they have come": (
+        ("crossing.c", "        left = numatp_look_out(", "        left = 0 * numatp_look_out("),
+        ("8", "1,1", 2, 2_000),
+    ),
     "rows of the host before are read before they have come": (
         (
             "crossing.c",

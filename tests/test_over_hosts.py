@@ -31,10 +31,10 @@ KINDS = (
 GENERATE = ["generate", "-p", "1, 2, 3, 4, 5,", "-n", "16", "--temp", "0", "--check-ranks", "-m"]
 
 
-def sequences(name, out, ranks, **job):
+def sequences(name, out, ranks, steps=STEPS, **job):
     """The arguments of run_sequences.py."""
     recorded = np.load(GOLDEN / f"{name}.npz")
-    plan = {"sequences": [recorded[f"tokens{i}"].tolist() for i in range(2)], "steps": STEPS, "cache": "f16", **job}
+    plan = {"sequences": [recorded[f"tokens{i}"].tolist() for i in range(2)], "steps": steps, "cache": "f16", **job}
     return [str(GOLDEN / f"{name}.gguf"), str(out), str(ranks), "1", json.dumps(plan)]
 
 
@@ -172,6 +172,32 @@ def test_serving_with_layers_on_hosts(hosts, tmp_path, words_path):
     with LLM(words_path, ranks=1, threads=1) as llm:
         alone = [output.text for output in llm.generate(prompts, SamplingParams(temperature=0, max_tokens=12))]
     assert together == alone and len(set(alone)) > 3
+
+
+@pytest.mark.parametrize(
+    ("library", "each", "pipeline", "kinds"),
+    [
+        ("openmpi", 1, False, (*KINDS, "minimax-m2", "deepseek4", "kimi-linear", "glm5-next")),  # also more than one sum a product
+        ("mpich", 2, False, ("llama", "qwen3moe", "qwen3next")),
+        ("openmpi", 1, True, [name for name in KINDS if name != "gemma4-e2b"]),
+    ],
+    ids=["1 each", "2 each", "layers"],
+)
+def test_steps_in_halves(hosts, tmp_path, mpich, library, each, pipeline, kinds):
+    """A long Step is computed in two halves, of which one's sums travel meanwhile: with the same bits as in one piece."""
+    bin, steps = BIN if library == "openmpi" else mpich, [[[0, 48]], [[0, 1], [1, 37]], [[0, 40], [1, 1]], [[0, 1], [1, 1]]]
+    plans = [
+        sequences(name, tmp_path / f"{name}{halves}.npz", 0, steps, pipeline=pipeline, halves=bool(halves))
+        for name in kinds
+        for halves in (0, 1)
+    ]
+    words = hosts.mpirun(bin, each, bin / "python", SCRIPTS / "run_many.py", json.dumps({"sequences": plans}))
+    result = hosts.run("a", *words)
+    assert result.returncode == 0, result.stderr
+    for name in kinds:
+        whole, halved = (dict(np.load(tmp_path / f"{name}{halves}.npz")) for halves in (0, 1))
+        assert whole.keys() == halved.keys() and len(whole) > 6
+        assert all(np.array_equal(whole[key], halved[key]) for key in whole), name
 
 
 def test_layers_on_hosts_of_several_ranks(hosts, tmp_path, mpich):

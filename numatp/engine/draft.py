@@ -187,6 +187,8 @@ class Draft:
                 if rehearse:
                     others = [record(kind, *where) for kind in (MANY_ROWS, SCORES)]
                     activations = max(program.activation_bytes for program in (one_row, *others))
+                    if hosts:  # a Step in two halves, each with memory of its own
+                        activations = max(activations, 2 * others[0].activation_bytes)
                 found[alike, bandwidth] = (activations, *_of_threads(one_row, place, bandwidth))
             activations, imbalance, barriers, waiting, best = found[alike, bandwidth]
             between = sections.between_hosts([seats] * count, host, place.seat, False) if hosts else 0

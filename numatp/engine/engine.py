@@ -33,12 +33,15 @@ from numatp.engine.sampler import Sampler
 from numatp.engine.sections import Sections, sections_of
 from numatp.engine.start import StartedRank
 from numatp.engine.team import Team
+from numatp.engine.ways import TwoWays
 from numatp.engine.window import Window
 from numatp.errors import MachineError, NumatpError
 from numatp.files.measured import read_bandwidth
 from numatp.files.prompt_cache import open_key
 from numatp.kernels.compile import Kernel
 from numatp.machine import limits
+from numatp.program.builder import Program
+from numatp.program.halves import halve
 from numatp.program.step import Span
 from numatp.weights.rules import notes
 from numatp.weights.splits import SEGMENTS
@@ -69,7 +72,7 @@ class Engine:
         self.cuts: list[str] = []  # by rank: which part it has
         if job.prompt_cache_dir:
             self.cuts = world.gather(_digest(str((layout.split, layout.stage))))
-        self._recorded = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
+        self._recorded, halves = agree(world, lambda: record(world, self.loaded, self.window, self.team, job.check_ranks))
         # By program and by rank, what it must hold alike with another rank, and by rank which other.
         self._compared = [[one.digests] * world.size for one in self._recorded]
         self._pattern = [0] * world.size
@@ -77,10 +80,13 @@ class Engine:
             self._compared = [world.of_all_hosts([one.digests] * world.host.seats) for one in self._recorded]
             members = world.hosts.members
             self._pattern = [members.first_rank(members.host_of(rank)) for rank in range(world.size)]
-        self._load(progress)
+        self._load([one.program for one in self._recorded] + ([halves] if halves else []), progress)
         copies = [record_copies(self.loaded, self.window, self.team)] if self.loaded.layout.cache.recurrent else []
         carries = [self.carry.program] if self.carry else []
         self.programs = [*(one.program for one in self._recorded), self._audit.program, *copies, *carries]  # by index
+        self._carry_program, self._halves_program = len(self.programs) - 1, len(self.programs)
+        self.programs += [halves] if halves else []
+        self._ways = TwoWays() if halves and not job.check_ranks else None
         self.team.set_programs(self.programs)
         read = world.gather([world.name_node(own.node), self.programs[ONE_ROW].weight_bytes])
         self.reads: list[tuple[int | str, int]] = [(node, size) for node, size in read]  # node, weights read for one token; by rank
@@ -126,13 +132,13 @@ class Engine:
         needed = layout.weight_bytes + layout.cache.num_bytes + more + MARGIN
         return agree(self.world, lambda: check_room(self.world, self.placement, self.job.allow_remote, needed))
 
-    def _load(self, progress: Callable[[int, int], None]) -> None:
+    def _load(self, programs: list[Program], progress: Callable[[int, int], None]) -> None:
         """Takes the memory, if there is room for it, and reads the weights."""
         world, team = self.world, self.team
         loaded = self.loaded
-        short = self._check_room(activation_bytes(self._recorded))
+        short = self._check_room(activation_bytes(programs))
         files = {info.path for info in loaded.model.file.tensors.values()} if short else ()
-        agree(world, lambda: give_memory(self._recorded))
+        agree(world, lambda: give_memory(programs))
         agree(world, lambda: loaded.weights.load(team.threads, self.placement.mask, team.run_each, progress, files))
 
     def compiled_kernels(self) -> list[str]:
@@ -143,8 +149,17 @@ class Engine:
 
     def run(self, spans: list[Span]) -> None:
         """One Step; the logits of the rows that want them are then in `logits`, in the order of the spans."""
-        self.window.step.write(spans)
-        self._run_step(ONE_ROW if self.window.step.num_rows[0] == 1 else MANY_ROWS)
+        halves = halve(spans) if self._ways else None
+        if not halves or not self._ways or not self.window.ahead:
+            self.window.step.write(spans)
+            self._run_step(ONE_ROW if self.window.step.num_rows[0] == 1 else MANY_ROWS)
+            return
+        with self._ways.one_step(sum(len(span.tokens) for span in spans)) as in_halves:
+            if in_halves:
+                first, spans = halves
+                self.window.ahead.step.write(first)
+            self.window.step.write(spans)
+            self._run_step(self._halves_program if in_halves else MANY_ROWS)
 
     def score(self, spans: list[Span]) -> np.ndarray:
         """One Step of spans with targets: the log-probability of each target, float64, in the order of the spans.
@@ -197,8 +212,8 @@ class Engine:
             self.team.step(COPIES)
 
     def run_carry(self) -> None:
-        """A Step of the program of `carry`, which is the last one."""
-        self.team.step(len(self.programs) - 1)
+        """A Step of the program of `carry`."""
+        self.team.step(self._carry_program)
 
     def _run_step(self, program: int) -> None:
         self.team.step(program)

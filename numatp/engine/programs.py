@@ -11,8 +11,9 @@ from numatp.engine.team import Team
 from numatp.engine.window import Window
 from numatp.kernels.copy import copy_slots
 from numatp.program.builder import Builder, Program, unset_memory
+from numatp.program.halves import in_turns
 from numatp.program.ops import Ops
-from numatp.program.recorder import LeftForNextHost, Site
+from numatp.program.recorder import NoLogits, Site
 from numatp.program.values import Access, Buffer
 from numatp.ranks.world import World
 
@@ -26,8 +27,8 @@ class Recorded:
     digests: list[str]  # of what the ranks compare their bits, in the order of Window.digests
 
 
-def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> list[Recorded]:
-    """The programs ONE_ROW, MANY_ROWS and SCORES."""
+def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks: bool) -> tuple[list[Recorded], Program | None]:
+    """The programs ONE_ROW, MANY_ROWS and SCORES; and of several hosts one for a Step of many rows in two halves."""
     seat = world.host.seat
     site = Site(
         rank=seat if window.passages else world.rank, seat=seat, seats=world.host.seats, threads=team.threads, lanes=window.lanes,
@@ -42,14 +43,26 @@ def record(world: World, loaded: Loaded, window: Window, team: Team, check_ranks
         one.program.told = window.told
         one.program.returned = window.returned_logits
     recorded[SCORES].program.returned = window.returned_scores
-    return recorded
+    return recorded, _record_halves(sites[MANY_ROWS], loaded, window)
+
+
+def _record_halves(site: Site, loaded: Loaded, window: Window) -> Program | None:
+    """What MANY_ROWS computes, of a Step in two halves; None where no sum travels."""
+    if not window.ahead:
+        return None
+    partials, wires = window.ahead.sums or (site.partials, site.wires)
+    second = replace(site, half=1, digests=0)
+    first = replace(second, half=0, step=window.ahead.step, partials=partials, wires=wires)
+    program = in_turns("two halves", *(record_one(half, loaded, MANY_ROWS).program for half in (first, second)))
+    program.told, program.returned = window.ahead.told + window.told, window.returned_rows
+    return program
 
 
 def record_one(site: Site, loaded: Loaded, kind: int) -> Recorded:
     """ONE_ROW, MANY_ROWS or SCORES, also of a rank that is not there (engine/rehearsal.py)."""
     model, layout = loaded.model, loaded.layout
     ops = Ops(MODEL_PROGRAMS[kind], site, 1 if kind == ONE_ROW else layout.max_rows, scored=kind == SCORES)
-    with suppress(LeftForNextHost):
+    with suppress(NoLogits):
         model.architecture.forward(ops, model.spec, layout.split, loaded.weights, layout.cache.at(loaded.cache_at))
     return Recorded(ops.finish(), ops.digests)
 
@@ -69,12 +82,12 @@ def record_copies(loaded: Loaded, window: Window, team: Team) -> Program:
     return program
 
 
-def activation_bytes(recorded: list[Recorded]) -> int:
+def activation_bytes(programs: list[Program]) -> int:
     """Of the one piece of memory that all programs use, because only one runs at a time."""
-    return max(one.program.activation_bytes for one in recorded)
+    return max(program.activation_bytes for program in programs)
 
 
-def give_memory(recorded: list[Recorded]) -> None:
-    memory = unset_memory(activation_bytes(recorded))
-    for one in recorded:
-        one.program.place(memory)
+def give_memory(programs: list[Program]) -> None:
+    memory = unset_memory(activation_bytes(programs))
+    for program in programs:
+        program.place(memory)

@@ -50,13 +50,16 @@ class Sections:
         """
         count, mine = len(seats), seats[host]
         total = (sum(seats) - mine) * (self.scores + self.tops + self.digests) if host == seat == 0 else 0  # that come back
+        total += self.step.num_bytes * (seat == 0)  # of a Step in two halves the first
         if layers:
             wires = [min(mine, seats[other]) for other in (host - 1, host + 1) if 0 <= other < count]
             return total + self.partial + sum(self.slice_bytes(seat, each) for each in wires if seat < each)
         wires = [min(seats), *([1] if min(seats) > 1 else [])]  # of many rows, and those that are tried for one
         for sections, each in zip((self, self.of_one_row), wires, strict=False):
             total += sections.wire_bytes(seat, mine, each, count) if seat < each else 0
-        return total
+        if seat < min(seats):
+            total += self.wire_bytes(seat, mine, min(seats), count)  # of the first half
+        return total + 2 * self.partial
 
     @property
     def of_one_row(self) -> "Sections":

@@ -9,7 +9,7 @@ from numatp.engine.team import Team
 from numatp.engine.wires import faster_for_one_row, wires_of
 from numatp.kernels.layout import MOST_TOP
 from numatp.machine import native
-from numatp.program.recorder import Passage, Passages
+from numatp.program.recorder import Passage, Passages, Wires
 from numatp.program.step import StepWindow
 from numatp.ranks.world import World
 from numatp.weights.stages import Stage
@@ -29,10 +29,8 @@ class Window:
 
         buffers = host.map_shared([2 * partial] * host.seats)
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
-        self.partials = (
-            addresses,
-            addresses + np.uint64(partial),
-        )  # per parity, of each seat's (max_rows + ROWS_UNIT, width) float32
+        # Per parity, of each seat's (max_rows + ROWS_UNIT, width) float32.
+        self.partials = addresses, addresses + np.uint64(partial)
         self.passages = passages_of(world, sections, layout, layout.stage) if layout.stage else None
         self.wires = self.one_row_wires = None
         self.said = ""  # of the wires, worth showing
@@ -55,6 +53,7 @@ class Window:
         self.logits = logits.view(np.float32).reshape(rows, padded)  # (max_spans, vocab), both padded, in the part of seat 0
         memory = host.map_shared([sections.step.num_bytes, *others])[0].view(np.int64)
         self.step = StepWindow(sections.step, memory)
+        self.ahead = Ahead(world, sections, bool(layout.stage)) if world.hosts else None
 
         columns = [range(*bounds) for bounds in world.gather([layout.vocab.start, layout.vocab.stop])]
         makers = world.hosts.members.seats[-1] if world.hosts and layout.stage else world.size
@@ -62,8 +61,26 @@ class Window:
         count = self.step.num_logits.ctypes.data
         compared = world.returned(digests)
         self.told = world.told(memory)
-        self.returned_logits = world.returned_columns(self.logits, columns, count) + compared
+        self.returned_rows = world.returned_columns(self.logits, columns, count)
+        self.returned_logits = self.returned_rows + compared
         self.returned_scores = world.returned(scores, row_bytes, count) + world.returned(tops, TOP.itemsize, count) + compared
+
+
+class Ahead:
+    """What the first half of a Step in two has for itself (program/halves.py)."""
+
+    def __init__(self, world: World, sections: Sections, layers: bool):
+        """layers: whether hosts hold these; then one half is done before the other begins, and no sums cross. Collective."""
+        host = world.host
+        memory = host.map_shared([sections.step.num_bytes] + [0] * (host.seats - 1))[0].view(np.int64)
+        self.step, self.told = StepWindow(sections.step, memory), world.told(memory)
+        self.sums: tuple[tuple[np.ndarray, np.ndarray], Wires] | None = None  # partials and wires as those of the window
+        if not layers:
+            assert world.hosts
+            buffers = host.map_shared([2 * sections.partial] * host.seats)
+            addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
+            partials = addresses, addresses + np.uint64(sections.partial)
+            self.sums = partials, wires_of(world, sections, partials, world.hosts.members.wires)
 
 
 def passages_of(world: World, sections: Sections, layout: Layout, mine: Stage) -> Passages:

@@ -22,6 +22,7 @@ from numatp.program.layout import LINE, Layout, lay_out
 from numatp.program.values import Access, Buffer, Pointer, ThreadStride
 
 if TYPE_CHECKING:
+    from numatp.program.halves import Layouts
     from numatp.weights.matrix import Matrix
 
 
@@ -89,8 +90,9 @@ class Program:
     keep: list[object] = field(default_factory=list)
     times: np.ndarray | None = None  # int64 (threads, ops + 1, 2): a run adds the ns that a thread waited before, was in an op
     own_time: bool = False  # these are each thread's own cpu time
-    layout: Layout | None = None  # of the memory for its values, if it has some
+    layout: "Layout | Layouts | None" = None  # of the memory for its values, if it has some
     crossings: int = 0  # ops in which this rank exchanges sums with other hosts
+    turns: list[int] = field(default_factory=list)  # ops before which it may rest while sums travel, the same on all ranks
     told: list[native.Piece] = field(default_factory=list)  # by rank 0 to other hosts before a Step
     returned: list[native.Piece] = field(default_factory=list)  # by them to rank 0 after it
 
@@ -180,6 +182,7 @@ class Builder:
         self.name, self.threads = name, threads
         self.ops: list[Op] = []
         self.num_syncs = self.crossings = 0
+        self._turns: list[int] = []
         self._read: dict[Buffer, list[Access]] = {}  # since the last barrier
         self._written: dict[Buffer, list[Access]] = {}
 
@@ -225,13 +228,27 @@ class Builder:
 
     def cross(
         self, team: int, rows: int | Pointer, row_bytes: int, outgoing: int, incoming: np.ndarray, reads: list[Access],
-        writes: list[Access],
+        writes: list[Access], half: int | None = None,
     ) -> None:  # fmt: skip
-        """Rows go to this rank's counterparts on other hosts, and theirs come in. incoming: by host, uint64."""
+        """Rows go to this rank's counterparts on other hosts, and theirs come in. incoming: by host, uint64. half: of a Step, after
+        whose sending the program may rest; None: it waits.
+        """
         self.crossings += 1
-        values = {"team": team, "rows": rows, "row_bytes": row_bytes, "outgoing": outgoing, "incoming": incoming.ctypes.data}
+        values = {
+            "team": team, "rows": rows, "row_bytes": row_bytes, "outgoing": outgoing, "incoming": incoming.ctypes.data,
+            "half": half or 0,
+        }  # fmt: skip
         arguments = Arguments(np.dtype([(name, np.uint64) for name in values]), values)
-        self._append(Op("cross", native.address_of("numatp_cross"), arguments, reads, writes))
+        if half is None:
+            self._append(Op("cross", native.address_of("numatp_cross"), arguments, reads, writes))
+            return
+        self._append(Op("begin cross", native.address_of("numatp_cross_begin"), arguments, reads, []))
+        self.rest()
+        self._append(Op("end cross", native.address_of("numatp_cross_end"), arguments, [], writes))
+
+    def rest(self) -> None:
+        """Here another half of the Step may be computed."""
+        self._turns.append(len(self.ops))
 
     def pass_rows(
         self, team: int, rows: int, row_bytes: int, at: int, host: int, take: bool, reads: list[Access], writes: list[Access]
@@ -244,4 +261,4 @@ class Builder:
     def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
         """until_end: buffers that may be read when the program is done."""
         layout = lay_out(self.ops, self.threads, list(until_end))
-        return Program(self.name, self.ops, self.num_syncs, keep, layout=layout, crossings=self.crossings)
+        return Program(self.name, self.ops, self.num_syncs, keep, layout=layout, crossings=self.crossings, turns=self._turns)

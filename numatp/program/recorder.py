@@ -54,8 +54,8 @@ class Passages:
     tiled: bool  # whether a product of an earlier layer, on another host, may take rows through tile registers
 
 
-class LeftForNextHost(Exception):
-    """The forward pass goes on there."""
+class NoLogits(Exception):
+    """The forward pass ends behind its layers: it goes on on the next host, or no row wants logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,7 @@ class Site:
     segments: tuple[Split, ...] = ()  # of this rank's part, each summed for itself; (): it is one
     wires: Wires | None = None  # None: all ranks that cut a layer are on one host
     passages: Passages | None = None  # None: this host has all layers
+    half: int | None = None  # of a Step in two halves: 0 goes ahead and makes no logits, 1 follows (program/halves.py)
     digests: int = 0  # address of this rank's int64 digests of what all ranks must hold alike; 0: none are made
 
 

@@ -134,8 +134,8 @@ struct host {
     char *control, *flags;
     int64_t told;
     float partial[MOST][2][LENGTH];
-    float sums[MOST][MOST][LENGTH]; /* [wire][host] */
-    float passed[MOST][LENGTH];     /* by seat: what came from the host before, and goes to the next one */
+    float sums[2][MOST][MOST][LENGTH]; /* [parity][wire][host] */
+    float passed[MOST][LENGTH];        /* by seat: what came from the host before, and goes to the next one */
     int64_t returned[MOST];         /* by seat; on the first host by rank */
 };
 
@@ -179,7 +179,7 @@ static void sum_slice(void *args, int64_t thread, int64_t count)
         float total = 0;
         for (int seat = 0; seat < seats_of[me->host]; seat++)
             total += me->here->partial[seat][e->k % 2][i];
-        me->here->sums[me->seat][me->host][i - first] = total;
+        me->here->sums[e->k % 2][me->seat][me->host][i - first] = total;
     }
 }
 
@@ -192,7 +192,7 @@ static void check(void *args, int64_t thread, int64_t count)
         for (int wire = 0; wire < wires; wire++)
             if (i >= edge(wire, wires) && i < edge(wire + 1, wires))
                 for (int host = 0; host < num_hosts; host++)
-                    total += here->sums[wire][host][i - edge(wire, wires)];
+                    total += here->sums[e->k % 2][wire][host][i - edge(wire, wires)];
         for (int rank = 0; rank < size; rank++)
             wanted += value(rank, here->told, e->k, i);
         if (total != wanted)
@@ -289,21 +289,30 @@ static void *run_rank(void *argument)
     while (numatp_meet(me->ranks) == NUMATP_PENDING)
         ;
     ops[num_ops++] = (struct numatp_op){begin, me, 0};
-    for (int k = 0; k < EXCHANGES; k++) {
-        exchanges[k] = (struct exchange){.me = me, .k = k, .rows = 1};
-        ops[num_ops++] = (struct numatp_op){fill, &exchanges[k], 0};
-        syncs[num_syncs] = (struct numatp_sync_args){me->team, num_syncs + 1};
-        if (seats > 1)
-            ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[num_syncs++], 1};
-        if (wired) {
+    /* The first half of the exchanges one after another, of the others two travel at a time. */
+    static const int begins[] = {0, -1, 1, -1, 2, 3, -1, -1}, ends[] = {-1, 0, -1, 1, -1, -1, 2, 3};
+    for (int i = 0; i < 2 * EXCHANGES; i++) {
+        const int k = begins[i] < 0 ? ends[i] : begins[i];
+        const bool beside = k >= EXCHANGES / 2;
+        if (k == begins[i]) {
+            exchanges[k] = (struct exchange){.me = me, .k = k, .rows = 1};
+            ops[num_ops++] = (struct numatp_op){fill, &exchanges[k], 0};
+            syncs[num_syncs] = (struct numatp_sync_args){me->team, num_syncs + 1};
+            if (seats > 1)
+                ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[num_syncs++], 1};
+            if (!wired)
+                continue;
             for (int host = 0; host < num_hosts; host++)
-                exchanges[k].incoming[host] = me->here->sums[me->seat][host];
+                exchanges[k].incoming[host] = me->here->sums[k % 2][me->seat][host];
             crossings[k] = (struct numatp_cross_args){
                 me->team, &exchanges[k].rows, (edge(me->seat + 1, wires) - edge(me->seat, wires)) * (int64_t)sizeof(float),
-                me->here->sums[me->seat][me->host], exchanges[k].incoming};
+                me->here->sums[k % 2][me->seat][me->host], exchanges[k].incoming, k % 2};
             ops[num_ops++] = (struct numatp_op){sum_slice, &exchanges[k], 1};
-            ops[num_ops++] = (struct numatp_op){numatp_cross, &crossings[k], 1};
+            ops[num_ops++] = (struct numatp_op){beside ? numatp_cross_begin : numatp_cross, &crossings[k], 1};
+            continue;
         }
+        if (wired && beside)
+            ops[num_ops++] = (struct numatp_op){numatp_cross_end, &crossings[k], 1};
         syncs[num_syncs] = (struct numatp_sync_args){me->team, num_syncs + 1};
         if (seats > 1)
             ops[num_ops++] = (struct numatp_op){numatp_sync, &syncs[num_syncs++], 1};

@@ -10,7 +10,7 @@ import numpy as np
 
 from numatp.kernels import bias, exchange, norm, scale
 from numatp.kernels.layout import slice_columns
-from numatp.program.recorder import LeftForNextHost, Passage, Wires
+from numatp.program.recorder import NoLogits, Passage, Wires
 from numatp.program.values import Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.quants.table import UNIT
@@ -38,14 +38,15 @@ class Together(Dense):
     def layers(self, caches: Sequence[CacheKind]) -> Iterator[tuple[int, CacheKind]]:
         """The layers, one after another, each with its part of the cache: those that this host holds.
 
-        Behind them the rows go on to the next host, and the forward pass ends here, unless this host is the last.
+        Behind them the forward pass ends if the rows go on to the next host, or are the half of a Step that wants no logits.
         """
         passages = self.site.passages
         for layer in passages.layers if passages else range(len(caches)):
             yield layer, caches[layer]
         if passages and passages.after:
             self._leave(passages.after, passages.residual)
-            raise LeftForNextHost
+        if (passages and passages.after) or self.site.half == 0:
+            raise NoLogits
 
     def embed_columns(self, weight: Matrix, first_token: int, columns: range, scale: float) -> Value:
         """As embed, of a table whose rows are longer than an exchange: scale * some of their columns, in whole units of 32."""
@@ -268,7 +269,9 @@ class Together(Dense):
                 )  # fmt: skip
             row_bytes = columns * (2 if wires.half else 4)
             reads, writes = [Access(outgoing), *counted], [Access(arrived)]
-            self._builder.cross(site.team, rows, row_bytes, outgoing.at(0).resolved(), wires.incoming, reads, writes)
+            self._builder.cross(site.team, rows, row_bytes, outgoing.at(0).resolved(), wires.incoming, reads, writes, site.half)
+        elif site.half is not None:
+            self._builder.rest()
         if site.seats > 1:
             self._builder.sync(site.team, Access(arrived, lane))
         self._builder.add(

@@ -40,8 +40,8 @@ def main():
 
     def record(spec=whole):
         loaded = replace(engine.loaded, model=replace(engine.loaded.model, spec=spec))
-        recorded = programs.record(engine.world, loaded, engine.window, engine.team, check_ranks=False)
-        programs.give_memory(recorded)
+        recorded, _ = programs.record(engine.world, loaded, engine.window, engine.team, check_ranks=False)
+        programs.give_memory([one.program for one in recorded])
         engine.programs = [one.program for one in recorded]
         engine.team.set_programs(engine.programs)
 

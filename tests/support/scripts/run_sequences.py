@@ -1,10 +1,11 @@
 """Several sequences in each Step: logits of the last token of each span, then the scores of all tokens, as one .npz file.
 
 python run_sequences.py MODEL OUT RANKS THREADS PLAN — PLAN is JSON: "sequences", lists of tokens, and "steps", lists of
-[sequence, number of tokens]; "cache", its type; and perhaps more fields of a Job. Prints JSON: per kind of cache [its window,
-blocks taken, different blocks among them].
+[sequence, number of tokens]; "cache", its type; "halves", whether long Steps go in two halves; and perhaps more fields of a Job.
+Prints JSON: per kind of cache [its window, blocks taken, different blocks among them].
 """
 
+import contextlib
 import ctypes
 import json
 import sys
@@ -13,13 +14,29 @@ NOWHERE = 1 << 40  # no block has this number: reading it ends the process
 MAX_ROWS = 48
 
 
+def go_in_halves(always):
+    """Steps of several hosts that can. A list that will hold their rows."""
+    from numatp.engine import ways
+    from numatp.program import halves
+
+    halved = []
+
+    @contextlib.contextmanager
+    def one_step(self, rows):
+        halved.extend([rows] * always)
+        yield always
+
+    halves.LEAST, ways.TwoWays.one_step = 16, one_step
+    return halved
+
+
 def main():
     from numatp.engine.job import Job
     from numatp.engine.start import start_ranks
 
     model, out, ranks, threads, text = sys.argv[1:]
     plan = json.loads(text)
-    sequences, steps = plan.pop("sequences"), plan.pop("steps")
+    sequences, steps, in_halves = plan.pop("sequences"), plan.pop("steps"), plan.pop("halves", False)
     job = Job(
         model=model, threads=int(threads) or None, max_rows=MAX_ROWS, max_sequences=len(sequences), quantize="none",
         cache_type=plan.pop("cache"), **plan,
@@ -34,6 +51,7 @@ def main():
 
     if started.world.rank:
         return serve(job, started)
+    halved = go_in_halves(in_halves)
     engine = Engine(job, started)
     for free in engine.blocks._free:
         np.random.default_rng(0).shuffle(free)
@@ -87,6 +105,7 @@ def main():
     np.savez(out, **rows, **{f"scores{sequence}": values for sequence, values in scores.items()})
     print(json.dumps(counts))
     engine.close()
+    assert bool(halved) == in_halves, "no Step went in halves"
     if started.workers:
         started.workers.close()
     return 0
