@@ -85,7 +85,7 @@ class LLM:
     prefix_cache: whether what was computed of a text is kept for others that begin with it. step_ms: that a token should take on
     average while prompts come in beside it.
     spec: whether tokens are guessed from what the text has said before and checked, several in one Step, with the same text as
-    without: "auto" is so where rows are cheap, and elsewhere for what a grammar leaves no choice of.
+    without: where the last three tokens came before; "auto" wants eight in mixtures of experts, whose rows are dearer.
     others: what the other ranks do that a launcher started: "call" as below, or "serve". wait: False returns as soon as the ranks
     are started; the model is there when open() returns. progress(done, total): bytes, while loading. A Job in place of `model`
     says all but ranks, others, wait and progress.

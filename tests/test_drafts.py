@@ -10,8 +10,8 @@ from support.scheduling import finish_of, opened, tokens_of
 
 from numatp.engine.blocks import Blocks, Tables
 from numatp.engine.cache import Pool
-from numatp.engine.drafts import LONGEST_PAUSE, MOST_DRAFT, Drafts
-from numatp.engine.job import MOST_DRAFTS, SPECS, Job, drafts_of, guesses_repeats
+from numatp.engine.drafts import ALIKE, ALIKE_FOR_EXPERTS, LONGEST_PAUSE, MOST_DRAFT, Drafts
+from numatp.engine.job import MOST_DRAFTS, SPECS, Job, alike_of, drafts_of
 from numatp.engine.layout import open_model
 from numatp.engine.prefixes import Known
 from numatp.engine.sampling import SamplingParams
@@ -131,20 +131,34 @@ def test_guesses_leave_others_their_room(tmp_path):
 
 
 def test_where_tokens_are_guessed(tmp_path):
-    for module, by_itself in ((tiny_qwen3, True), (tiny_qwen3moe, False), (tiny_qwen3next, True)):
+    for module, by_itself in ((tiny_qwen3, ALIKE), (tiny_qwen3moe, ALIKE_FOR_EXPERTS), (tiny_qwen3next, ALIKE)):
         path = tmp_path / f"{module.__name__}.gguf"
         module.write(path)
         spec = open_model(Job(str(path))).spec
-        assert [guesses_repeats(Job(str(path), spec=way), spec) for way in SPECS] == [False, True, by_itself]
+        assert [alike_of(Job(str(path), spec=way), spec) for way in SPECS] == [0, ALIKE, by_itself]
     assert [drafts_of(Job("model", spec=way)) for way in SPECS] == [0, MOST_DRAFTS, MOST_DRAFTS]
     with pytest.raises(UserError, match="spec is 'always'; choose from off, ngram, auto"):
         drafts_of(Job("model", spec="always"))
 
 
-def test_experts_guess_nothing_by_themselves(tmp_path):
-    """But for what is sure to come (test_grammars.py)."""
+def test_by_themselves_experts_guess_less_and_are_right_more_often(tmp_path):
     path = model_file(KINDS["experts"][0], tmp_path)
-    assert all(counts.guessed_tokens == 0 for _, counts in run(path, PROMPTS[:1], "experts", spec="auto"))
+    off, ngram, auto = (run(path, PROMPTS[:1], "experts", spec=spec) for spec in SPECS)
+    assert [tokens for tokens, _ in auto] == [tokens for tokens, _ in ngram] == [tokens for tokens, _ in off]
+
+    def totals(ways):
+        return [sum(getattr(counts, name) for _, counts in ways) for name in ("guessed_tokens", "right_guesses")]
+
+    (guessed, right), (sure, right_of_these) = totals(ngram), totals(auto)
+    assert 0 < sure < guessed and right_of_these * guessed > right * sure
+
+
+def test_how_many_tokens_must_be_the_same():
+    tokens = [*range(20), *range(8)]
+    assert Drafts().guess(tokens, 8, alike=8) == [8, 9, 10, 11]
+    assert Drafts().guess(tokens[:-1], 8, alike=8) == Drafts().guess(tokens[:7], 8, alike=8) == []
+    drafts = Drafts()
+    assert drafts.guess(tokens[:4], 8, alike=8) == [] and drafts.guess(tokens, 8, alike=8) == [8, 9, 10, 11]
 
 
 def test_the_last_token_of_a_piece_is_no_guess(tmp_path):
@@ -185,8 +199,8 @@ def test_a_guess_is_longer_than_what_repeats_itself():
 
 def test_only_what_a_grammar_is_sure_of():
     drafts, tokens = Drafts(), [1, 2, 3, 4, 1, 2, 3]
-    assert drafts.guess(tokens, 8) == [4, 1, 2, 3] and drafts.guess(tokens, 8, repeats=False) == []
-    assert drafts.guess(tokens, 8, [5, 6], repeats=False) == [5, 6]
+    assert drafts.guess(tokens, 8) == [4, 1, 2, 3] and drafts.guess(tokens, 8, alike=0) == []
+    assert drafts.guess(tokens, 8, [5, 6], alike=0) == [5, 6]
 
 
 def test_guesses_grow_while_they_are_right_and_pause_where_they_are_wrong():

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from numatp.engine.drafts import ALIKE, ALIKE_FOR_EXPERTS
 from numatp.errors import UserError
 from numatp.kernels.layout import CACHE_TYPES
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 MAX_CONTEXT = 8192  # tokens, unless more are asked for
 MARGIN = 256 << 20  # bytes that a node keeps free beside a rank's slice
-SPECS = ("off", "ngram", "auto")  # no guesses; also from what the text has said before; that only where it pays
+SPECS = ("off", "ngram", "auto")  # no guesses; also from what the text has said before; that only where it is likely to pay
 WIRES = ("f32", "bf16")
 MOST_DRAFTS = 8  # guessed tokens in one Step, of all sequences
 PROCESS_BYTES = 64 << 20  # of a rank before it loads anything: interpreter, libraries and headers; a memory limit counts them
@@ -89,11 +90,12 @@ def drafts_of(job: Job) -> int:
     return 0 if job.spec == "off" else MOST_DRAFTS
 
 
-def guesses_repeats(job: Job, spec: "Spec") -> bool:
-    """Whether tokens are guessed from what the text has said before, which may be wrong. Each row of a mixture of experts reads
-    experts of its own: there only those pay that are sure to come, because a grammar leaves no choice.
-    """
-    return job.spec == "ngram" or (job.spec == "auto" and not spec.experts_used)
+def alike_of(job: Job, spec: "Spec") -> int:
+    """Tokens that the text must have said before for what came after them to be guessed; 0: nothing is guessed but what a grammar
+    makes sure of."""
+    if job.spec == "off":
+        return 0
+    return ALIKE_FOR_EXPERTS if job.spec == "auto" and spec.experts_used else ALIKE
 
 
 def default_quantize(file: "ModelFile") -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numatp.engine.admission import Admission
 from numatp.engine.counts import Counts
 from numatp.engine.engine import Engine
-from numatp.engine.job import guesses_repeats
+from numatp.engine.job import alike_of
 from numatp.engine.pace import Pace
 from numatp.engine.sequence import Continuation, Scoring, Sequence
 from numatp.engine.token import Reason, Token
@@ -46,7 +46,7 @@ class Scheduler:
         self._admission = Admission(engine.blocks, engine.prefixes, places, context, engine.copy_states)
         self._drafts = engine.window.step.shape.drafts  # rows for guesses in one Step
         self._piece = engine.loaded.spec.piece
-        self._repeats = guesses_repeats(job, engine.loaded.spec)
+        self._alike = alike_of(job, engine.loaded.spec)
         self._pace = Pace(job.step_ms / 1000, layout.max_rows)
         self._scores_next = False  # whose turn it is where both kinds run
 
@@ -109,7 +109,7 @@ class Scheduler:
             count = self._take_part(sequence, 1 if decodes else room)
             if not count:
                 continue
-            guess = sequence.guess(guesses, self._piece, self._repeats) if decodes else []
+            guess = sequence.guess(guesses, self._piece, self._alike) if decodes else []
             if not decodes:
                 room -= count
                 prompts.append(sequence)

@@ -178,16 +178,16 @@ class Continuation(Sequence):
             return Span(self.place, tokens, first, tables, want_logits=False, targets=targets, num_top=most, prompt=prompt)
         return Span(self.place, tokens, first, tables, want_logits=self.done == len(self.tokens), prompt=prompt)
 
-    def guess(self, most: int, piece: int, repeats: bool) -> list[int]:
+    def guess(self, most: int, piece: int, alike: int) -> list[int]:
         """Tokens that may come after the one that is fed next, as far as there is room for them.
 
-        piece: of recurrent layers (models/layers.py), whose last token is never a guess; 0: there are none. repeats: as in Drafts.
+        piece: of recurrent layers (models/layers.py), whose last token is never a guess; 0: there are none. alike: as in Drafts.
         """
         assert self.tables
         most = min(most, self.limit - len(self.tokens) - 1)
         if piece:
             most = min(most, piece - 1 - len(self.tokens) % piece)
-        guess = self.drafts.guess(self.tokens, most, self.chooser.forced, repeats) if most > 0 else []
+        guess = self.drafts.guess(self.tokens, most, self.chooser.forced, alike) if most > 0 else []
         return guess if guess and self.tables.has_room(self.done, 1 + len(guess)) else []
 
     def spans_of(self, guess: list[int]) -> list[Span]:
