@@ -1220,7 +1220,14 @@ def innermost_loops(kernel):
     machine = llvm.Target.from_default_triple().create_target_machine(
         level.numba_cpu, level.numba_features, opt=3, reloc="static", codemodel="jitdefault", jit=True
     )
-    code = machine.emit_assembly(llvm.parse_bitcode(bitcode_of(kernel)))
+    module, entry = llvm.parse_bitcode(bitcode_of(kernel)), read(kernel.path).entry
+    for function in module.functions:  # other kernels of its file
+        if function.name != entry and not function.is_declaration:
+            function.linkage = "internal"
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(0)))
+    code = machine.emit_assembly(module)
     lines = [line.partition("#")[0].split() for line in code.splitlines()]
     labels = {line[0].rstrip(":"): i for i, line in enumerate(lines) if line and line[0].endswith(":")}
     jumps = [(labels.get(line[-1], i + 1), i) for i, line in enumerate(lines) if line and line[0].startswith("j")]

@@ -12,7 +12,7 @@ kernels/tiled_attention.py's.
 
 from types import ModuleType
 
-from numatp.kernels.compile import device, kernel, share
+from numatp.kernels.compile import called, device, kernel, share
 from numatp.kernels.exp import LOG2_E, exp2
 from numatp.kernels.heads import first_seen, heads_of, keys_of, values_of
 from numatp.kernels.jit import float32, int64
@@ -89,7 +89,7 @@ def softmax(scratch, state, m, unseen, seen):
     store_f32(corrections_of(scratch), m, correction)
 
 
-@device
+@called
 def attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, step):
     """Online softmax of the `count` queries of a state over one block; query m is at position + m * step. next_block,
     next_kv_head: of what is wanted from memory next.
@@ -157,7 +157,7 @@ def attend_prompt(args, scratch, table, head, row, count, position):
         add_sinks(state, offset(args.sinks, head * 4), count, 0)
     last = (position + count - 1) // CACHE_BLOCK
     for block in range(first_seen(args, position) // CACHE_BLOCK, last + 1):
-        attend(args, scratch, state, table, block, kv_head, min(block + 1, last), kv_head, count, position, 1)
+        attend(args, scratch, state, table, block, kv_head, min(block + 1, last), kv_head, count, position, int64(1))
     for m in range(count):
         out = offset(args.out, ((row + m) * args.heads + head) * args.value_size * 4)
         store_result(state, m, args.value_size, out)
@@ -194,7 +194,7 @@ def attend_row(args, scratch, table, span, row, position, first_kv_head, last_kv
                     next_block, next_kv_head = first, stop // pieces
                 if count > 0:
                     state = state_of(scratch, piece - begin, room)
-                    attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, 0)
+                    attend(args, scratch, state, table, block, kv_head, next_block, next_kv_head, count, position, int64(0))
         for piece in range(begin, stop):
             head, count = heads_of(args, piece, pieces, GROUP)
             state = state_of(scratch, piece - begin, room)

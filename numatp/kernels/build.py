@@ -24,7 +24,7 @@ from numba.extending import infer_getattr, lower_getattr_generic
 from numatp.errors import NumatpError
 from numatp.files.cache import drop_unused
 from numatp.kernels.compile import OPTIONS, Kernel, MachineCode, kernel_cache, read, specialize, write
-from numatp.kernels.jit import ir, models, register_model, types
+from numatp.kernels.jit import Passes, ir, models, register_model, types
 from numatp.kernels.simd import BYTE, DOUBLE, FLOAT, INT64, pointer
 from numatp.machine.limits import describe
 from numatp.machine.parent import end_with
@@ -75,8 +75,21 @@ class Library(JITCodeLibrary):
     """A function's LLVM module, linked with those of all functions that it calls.
 
     Numba's own optimises each of them fully and makes machine code of it. Here nobody calls them: they are inlined, and what
-    becomes of that is optimised and made machine code in the kernel alone.
+    becomes of that is optimised and made machine code in the kernel alone. What is called() and not inlined is linked there too,
+    once: each of its callers would have passes go through it anew.
     """
+
+    def __init__(self, codegen: Any, name: str):
+        super().__init__(codegen, name)
+        self.is_called = False
+        self._called: dict[Library, None] = {}  # what this function and its parts call, in order
+
+    def add_linking_library(self, library: Any) -> None:
+        self._called |= library._called
+        if library.is_called:
+            self._called[library] = None
+        else:
+            super().add_linking_library(library)
 
     def _optimize_functions(self, ll_module: Any) -> None:
         """As Numba's, but the passes are made once instead of once per function."""
@@ -85,6 +98,7 @@ class Library(JITCodeLibrary):
         for function in ll_module.functions:
             if not function.is_declaration and b"alwaysinline" not in b" ".join(function.attributes):
                 function.add_function_attribute("noinline")  # LLVM would copy what is called() after all
+                self.is_called = True
             passes.run(function, builder)
 
     def _optimize_final_module(self) -> None:
@@ -95,18 +109,29 @@ class Library(JITCodeLibrary):
     def _finalize_final_module(self) -> None:
         self._finalized = True
 
-    def machine_code(self, entry: str) -> bytes:
-        """An object file with the function of that name."""
-        self._ensure_finalized()
-        for function in self._final_module.functions:
-            if function.name != entry and not function.is_declaration:
+    @classmethod
+    def machine_code(cls, kernels: Sequence[tuple["Library", str]]) -> tuple[bytes, bytes]:
+        """An object file with the functions of those names in kernels' libraries, and its bitcode."""
+        for library, _ in kernels:
+            library._ensure_finalized()
+        (first, _), *others = kernels
+        module = first._final_module
+        for library, _ in others:
+            module.link_in(library._final_module)
+        # Callers before what they call: only what is asked for is linked.
+        for called in reversed(dict.fromkeys(called for library, _ in kernels for called in library._called)):
+            module.link_in(called._get_module_for_linking(), preserve=True)
+        entries = {entry for _, entry in kernels}
+        for function in module.functions:
+            if function.name not in entries and not function.is_declaration:
                 function.linkage = "internal"  # LLVM sees all calls then, and that none of them raises
-        passes, builder = self._codegen._module_pass_manager()  # the other half
-        passes.run(self._final_module, builder)
-        self._verify_declare_only_symbols()
-        self._finalize_dynamic_globals()  # counts them
-        code: bytes = self._codegen._tm.emit_object(self._final_module)
-        return code
+        passes, builder = first._codegen._module_pass_manager()  # the other half
+        passes.run(module, builder)
+        first._verify_declare_only_symbols()
+        first._finalize_dynamic_globals()  # counts them
+        code: bytes = first._codegen._tm.emit_object(module)
+        assert not first.has_dynamic_globals, f"{entries} would hold addresses of this process"
+        return code, module.as_bitcode()
 
 
 class Codegen(JITCPUCodegen):
@@ -120,14 +145,17 @@ cpu_target.target_context._internal_codegen = Codegen("numatp")
 
 
 @global_compiler_lock
-def compiled(kernel: Kernel) -> MachineCode:
-    """Numba's work."""
-    callback: Any = CFunc(kernel.function, normalize_signature(signature(kernel.fields)), locals={}, options=OPTIONS)
-    made = callback._compile_uncached()
-    entry = made.fndesc.llvm_cfunc_wrapper_name
-    code = made.library.machine_code(entry)
-    assert not made.library.has_dynamic_globals, f"{made.fndesc.llvm_func_name} would hold addresses of this process"
-    return MachineCode(entry, code, made.library._final_module.as_bitcode())
+def compiled(kernels: Sequence[Kernel]) -> list[MachineCode]:
+    """Numba's work. Kernels of one module become one object file, in which what they call is there once."""
+    made = []
+    for kernel in kernels:
+        callback: Any = CFunc(
+            kernel.function, normalize_signature(signature(kernel.fields)), locals={}, options=OPTIONS, pipeline_class=Passes
+        )  # fmt: skip
+        result = callback._compile_uncached()
+        made.append((result.library, result.fndesc.llvm_cfunc_wrapper_name))
+    code, bitcode = Library.machine_code(made)
+    return [MachineCode(entry, code, bitcode) for _, entry in made]
 
 
 def build(kernels: Sequence[Kernel], wait: bool) -> bool:
@@ -137,9 +165,10 @@ def build(kernels: Sequence[Kernel], wait: bool) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        for kernel in kernels:
-            if not read(kernel.path):  # otherwise somebody compiled it while we waited
-                write(kernel.path, compiled(kernel))
+        missing = [kernel for kernel in kernels if not read(kernel.path)]  # the others were compiled while we waited
+        if missing:
+            for kernel, made in zip(missing, compiled(missing), strict=True):
+                write(kernel.path, made)
                 Kernel.compiled.append(kernel.name)
     return True
 

@@ -33,7 +33,8 @@ from numatp.machine import isa
 FIELD_DTYPES = {"pointer": np.uint64, "int": np.int64, "float": np.float64}  # each field fills 8 bytes
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 OPTIONS: dict[str, Any] = {"error_model": "numpy", "boundscheck": False}  # kernels must not raise: nobody would catch it
-PART = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of a kernel: neither Python nor C calls it
+# Of a kernel: neither Python nor C calls it.
+PART = OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": jit.Passes}
 INLINED = PART | {"forceinline": True}
 CALLED = PART | {"forceinline": False}  # said, because a part takes its caller's options
 DIGEST_BYTES = hashlib.sha256().digest_size

@@ -16,8 +16,10 @@ if COMPILES:
     from numba.core import cgutils
     from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
+    from numatp.kernels.passes import Passes
+
     __all__ = [
-        "cgutils", "float32", "int16", "int32", "int64", "intrinsic", "ir", "lower_builtin", "models", "njit", "numba",
+        "Passes", "cgutils", "float32", "int16", "int32", "int64", "intrinsic", "ir", "lower_builtin", "models", "njit", "numba",
         "register_model", "type_callable", "types",
     ]  # fmt: skip
 

@@ -4,6 +4,7 @@ The format: System V ABI, chapter 4 (object files), and its AMD64 supplement (re
 """
 
 import ctypes
+import hashlib
 import mmap
 import struct
 from typing import NamedTuple
@@ -13,12 +14,14 @@ SYMBOLS, RELOCATIONS, NO_BYTES, UNWIND = 2, 4, 8, 0x70000001  # types of section
 LOADED = 2  # flag of a section
 UNDEFINED, ABSOLUTE, COMMON = 0, 0xFFF1, 0xFFF2  # instead of a symbol's section
 WORD, RELATIVE, RELATIVE_CALL, RELATIVE_WORD = 1, 2, 4, 24  # R_X86_64_64, PC32, PLT32, PC64
+FUNCTION = 2  # type of a symbol
 PROT_READ_EXEC = 5
 # What a kernel would call to raise an exception. Kernels raise none (a test looks), and Numba need not be there.
 RAISING = ("Py", "numba_")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _kept: list[mmap.mmap] = []  # code is there as long as the process
+_functions: dict[bytes, dict[str, int]] = {}  # by an object file's SHA-256: kernels of one module are in one
 
 
 class Section(NamedTuple):
@@ -48,7 +51,17 @@ class Symbol(NamedTuple):
 
 
 def load(code: bytes, entry: str) -> int:
-    """The address of the function `entry` of an object file's bytes. OSError where the kernel refuses executable memory."""
+    """The address of the function `entry` of an object file's bytes, which are loaded once. OSError where the kernel refuses
+    executable memory.
+    """
+    digest = hashlib.sha256(code).digest()
+    if digest not in _functions:
+        _functions[digest] = _load(code)
+    return _functions[digest][entry]
+
+
+def _load(code: bytes) -> dict[str, int]:
+    """The address of each of its functions."""
     (table,) = struct.unpack_from("<Q", code, 40)
     (count,) = struct.unpack_from("<H", code, 60)
     sections = [Section(*SECTION.unpack_from(code, table + i * SECTION.size)) for i in range(count)]
@@ -98,7 +111,7 @@ def load(code: bytes, entry: str) -> int:
     if _libc.mprotect(ctypes.c_void_p(base), ctypes.c_size_t(len(memory)), PROT_READ_EXEC):
         raise OSError(ctypes.get_errno(), "no executable memory for compiled kernels")
     _kept.append(memory)
-    return address_of(names.index(entry))
+    return {name: address_of(i) for i, name in enumerate(names) if symbols[i].info & 0xF == FUNCTION}
 
 
 def _bytes_of(code: bytes, section: Section) -> bytes:

@@ -4,7 +4,7 @@
 time. The sums of 32 rows x 32 weight rows leave the tile registers once per 1024 columns.
 """
 
-from numatp.kernels.compile import device
+from numatp.kernels.compile import called, device
 from numatp.kernels.isa.amx import block_of, configure
 from numatp.kernels.layout import PANEL_UNIT_BYTES, PANEL_UNITS
 from numatp.kernels.simd import offset
@@ -55,7 +55,7 @@ def panel_multiplier(quant):
     PANELS_BYTES of this thread. Tiles stay configured.
     """
 
-    @device
+    @called
     def multiply_panels(weights, tile_bytes, first, last, units, rows, x, x_group, out, out_stride, add, scratch):
         for part in range(max((units + PANEL_UNITS - 1) // PANEL_UNITS, 1)):
             unit = part * PANEL_UNITS
