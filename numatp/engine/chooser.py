@@ -60,10 +60,9 @@ class Chooser:
             may_end = may_end or self._matcher.complete
         counts = self._counts.pairs if self._counts else NO_PAIRS
         biases = self._biases[self._num_ends if may_end else 0 :]
-        decides = (
-            uniform(self._seed, self._taken) if self._params.temperature else 0.0
-        )  # the most probable token is no matter of it
-        return Choice(self._params, decides, tokens, self._vocab, biases, counts, mask)
+        # The most probable token needs none.
+        chance = uniform(self._seed, self._taken) if self._params.temperature else 0.0
+        return Choice(self._params, chance, tokens, self._vocab, biases, counts, mask)
 
     def take(self, token: int) -> None:
         self._taken += 1
