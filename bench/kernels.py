@@ -37,7 +37,7 @@ def child(options):
     cpus = sorted(os.sched_getaffinity(0))
     machine = topology.read_machine()
     cores = [core for core in machine.cores if core.cpus[0] in cpus]
-    host = alone(False)
+    host = alone(False).host
     team = Team(host, [core.cpus[0] for core in cores], [core.l3 for core in cores])
     area = Area.reserve(options.mib << 20, team.threads, team.run)
     control, sums = np.zeros(CONTROL_WORDS, np.int64), np.zeros((team.threads, 32), np.int32)
