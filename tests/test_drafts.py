@@ -1,6 +1,7 @@
 """Tokens that are guessed and checked, several in one Step: the same text as without."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -57,13 +58,20 @@ def test_what_the_fed_row_still_sees_is_kept_while_others_follow_it():
     assert sequence.tables.first == [1]
 
 
-def run(path, prompts, kind, ranks=1, **job):
-    """For every way: (what was told of each prompt, counts)."""
+EACH = [*product(WAYS, (1, 3))]  # a way, and how many sequences
+# Each exchange of ranks that share a core is a switch: on two ranks one sequence goes the first way and the last.
+ON_TWO_RANKS = [each for each in EACH if each[1] == 3 or each[0] in (WAYS[0], WAYS[-1])]
+
+
+def run(path, kind, each, ranks=1, **job):
+    """What was told of each prompt, and counts, for each way and number of sequences."""
     told = []
     with opened(path, ranks, max_sequences=4, max_rows=48, **{"context": 640, **KINDS[kind][1], **job}) as play:
-        for params in WAYS:
+        vocab = play.engine.loaded.spec.sizes.vocab
+        texts = [[token % vocab for token in prompt] for prompt in PROMPTS]
+        for params, count in each:
 
-            def work(p, params=params):
+            def work(p, params=params, prompts=texts[:count]):
                 for prompt in prompts:
                     p.ask(prompt, 60, **params)
                 p.finish()
@@ -82,15 +90,13 @@ def run(path, prompts, kind, ranks=1, **job):
 def test_the_text_is_the_same(tmp_path, kind, ranks):
     """To the last bit of the log-probabilities, for one sequence and for three."""
     path = model_file(KINDS[kind][0], tmp_path)
-    vocab = open_model(Job(str(path))).spec.sizes.vocab
-    texts = [[token % vocab for token in prompt] for prompt in PROMPTS]
-    for prompts in (texts[:1], texts):
-        without = run(path, prompts, kind, ranks, threads=1)
-        guessed = run(path, prompts, kind, ranks, threads=1, spec="ngram")
-        assert [tokens for tokens, _ in guessed] == [tokens for tokens, _ in without]
-        assert all(counts.guessed_tokens == 0 for _, counts in without)
-        assert sum(counts.right_guesses for _, counts in guessed) > 0
-        assert all(counts.right_guesses <= counts.guessed_tokens for _, counts in guessed)
+    each = EACH if ranks == 1 else ON_TWO_RANKS
+    without, guessed = (run(path, kind, each, ranks, threads=1, **spec) for spec in ({}, {"spec": "ngram"}))
+    assert [tokens for tokens, _ in guessed] == [tokens for tokens, _ in without]
+    assert all(counts.guessed_tokens == 0 for _, counts in without)
+    for count in (1, 3):
+        assert sum(counts.right_guesses for (_, counts), (_, asked) in zip(guessed, each, strict=True) if asked == count) > 0
+    assert all(counts.right_guesses <= counts.guessed_tokens for _, counts in guessed)
 
 
 @pytest.mark.parametrize("kind", ["full", "recurrent"])
@@ -143,7 +149,7 @@ def test_where_tokens_are_guessed(tmp_path):
 
 def test_by_themselves_experts_guess_less_and_are_right_more_often(tmp_path):
     path = model_file(KINDS["experts"][0], tmp_path)
-    off, ngram, auto = (run(path, PROMPTS[:1], "experts", spec=spec) for spec in SPECS)
+    off, ngram, auto = (run(path, "experts", EACH[::2], spec=spec) for spec in SPECS)
     assert [tokens for tokens, _ in auto] == [tokens for tokens, _ in ngram] == [tokens for tokens, _ in off]
 
     def totals(ways):

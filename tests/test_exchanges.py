@@ -11,7 +11,7 @@ from support.commands import TESTS, run
 
 NATIVE = TESTS.parent / "native"
 FLAGS = ["-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-pthread"]
-HANG = 1  # seconds in which a broken build makes no Step until that counts as a hang
+HANG = "-DSET_ALARM()=ualarm(500000, 0)"  # half a second in which a broken build makes no Step counts as a hang
 PATIENCE = 120  # seconds of a broken build's runs, one after another: some faults are races, which are not lost in every run
 
 pytestmark = [pytest.mark.alone, pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")]
@@ -198,7 +198,7 @@ SEVERAL = {
 
 def test_a_relaxed_publish_is_seen_by_the_thread_sanitizer(build):
     change = ("lanes.c", "number, memory_order_release", "number, memory_order_relaxed")
-    program = build("-O1", "-g", "-fsanitize=thread", f"-DSECONDS={HANG}", change=change)
+    program = build("-O1", "-g", "-fsanitize=thread", HANG, change=change)
     result = run("setarch", "-R", program, "threads", "1,1", 600, 1)
     assert "data race" in result.stderr or result.returncode != 0
 
@@ -260,7 +260,7 @@ def test_thread_sanitizer_over_several_hosts(build, handles):
 
 # ---------------------------------------------------------------- what must be seen
 
-HANGS = ("-O2", f"-DSECONDS={HANG}")
+HANGS = ("-O2", HANG)
 AWAKE = (*HANGS, "-DNUMATP_AWAKE_NS=200000")
 FAULTS = {name: (HANGS, None, "exchanges", arguments) for name, arguments in USES.items()}
 FAULTS |= {name: (AWAKE, change, "exchanges", arguments) for name, (change, arguments) in BROKEN.items()}

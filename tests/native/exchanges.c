@@ -19,8 +19,8 @@
 #include "numatp.h"
 
 #define MAX_LENGTH 4096 /* floats of one partial buffer */
-#ifndef SECONDS
-#define SECONDS 100 /* without a Step until that counts as a hang */
+#ifndef SET_ALARM
+#define SET_ALARM() alarm(100) /* seconds without a Step until that counts as a hang */
 #endif
 #define EXCHANGES 6
 #define ENOUGH "rank 1 has had enough"
@@ -212,7 +212,7 @@ static void begin(void *args, int64_t thread, int64_t threads)
     struct rank *me = args;
     (void)threads;
     if (thread == 0)
-        alarm(SECONDS);
+        SET_ALARM();
     if (kill_one && me->rank == 1 && thread == 0 && step_now() == steps / 2)
         kill(getpid(), SIGKILL);
     if (abort_one && me->rank == 1 && thread == 0 && step_now() == steps / 2) {
@@ -308,7 +308,7 @@ int main(int argc, char **argv)
     results_at = partials_at + (int64_t)size * 2 * MAX_LENGTH * (int64_t)sizeof(float);
     window_bytes = page_up(results_at + (size + 2) * 128);
     window = mmap(NULL, (size_t)window_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    alarm(SECONDS);
+    SET_ALARM();
     int failed = 0;
     if (by_threads) {
         pthread_t others[NUMATP_MAX_RANKS];
@@ -325,7 +325,7 @@ int main(int argc, char **argv)
     pid_t pids[NUMATP_MAX_RANKS];
     for (int r = 1; r < size; r++)
         if (!(pids[r] = fork()))
-            exit((alarm(SECONDS), run_rank(r)));
+            exit((SET_ALARM(), run_rank(r)));
     failed = run_rank(0);
     for (int r = 1; r < size; r++) {
         int status;

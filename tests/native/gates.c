@@ -7,8 +7,8 @@
 
 #include "internal.h"
 
-#ifndef SECONDS
-#define SECONDS 100 /* without 1024 rounds until that counts as a hang */
+#ifndef SET_ALARM
+#define SET_ALARM() alarm(100) /* seconds without 1024 rounds until that counts as a hang */
 #endif
 
 static struct numatp_gate gate;
@@ -49,7 +49,7 @@ int main(int argc, char **argv)
     for (int64_t i = 0; i < numatp_control_bytes(1); i++)
         ((char *)control)[i] = 0;
     ranks = numatp_ranks_open(control, 0, 1, NULL, 0);
-    alarm(SECONDS);
+    SET_ALARM();
     pthread_t waiter;
     pthread_create(&waiter, NULL, wait_at_gate, NULL);
     unsigned seed = 1;
@@ -57,7 +57,7 @@ int main(int argc, char **argv)
         while (atomic_load_explicit(&passed, memory_order_acquire) < round - 1)
             ;
         if (round % 1024 == 0)
-            alarm(SECONDS);
+            SET_ALARM();
         dawdle(&seed);
         numatp_gate_open(&gate, round, false);
     }

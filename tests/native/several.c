@@ -14,8 +14,8 @@
 
 #include "numatp.h"
 
-#ifndef SECONDS
-#define SECONDS 60 /* without a Step: a hang */
+#ifndef SET_ALARM
+#define SET_ALARM() alarm(60) /* seconds without a Step: a hang */
 #endif
 
 enum { MOST = 8, EXCHANGES = 4, LENGTH = 96, UNIT = 16, POSTS = 512 };
@@ -220,7 +220,7 @@ static void begin(void *args, int64_t thread, int64_t count)
     (void)count;
     if (thread || me->number != size - 1)
         return;
-    alarm(SECONDS);
+    SET_ALARM();
     if (abort_one && me->here->told == steps / 2)
         numatp_abort(me->ranks, "the last rank has had enough");
     if (silent_one && me->here->told == steps / 2) {
@@ -372,7 +372,7 @@ int main(int argc, char **argv)
     steps = atoll(argv[4]);
     abort_one = argc > 5 && !strcmp(argv[5], "abort");
     silent_one = argc > 5 && !strcmp(argv[5], "silent");
-    alarm(SECONDS);
+    SET_ALARM();
     struct rank ranks[MOST];
     for (int host = 0; host < num_hosts; host++) {
         struct host *made = calloc(1, sizeof *made);

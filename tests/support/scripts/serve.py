@@ -22,15 +22,15 @@ from types import SimpleNamespace
 sys.path.append(str(Path(__file__).parents[2]))
 
 from policy import set_policy
-from support.kernels import all_kernels
 
 from numatp import cli, engine, measure, models
 from numatp.kernels import norm, sources
 from numatp.ranks import alone, local  # noqa: F401
 
-LOADED = [
-    f"{package.__name__}.{module.name}" for package in (cli, engine, measure, models) for module in iter_modules(package.__path__)
-]
+LATER = "--find-kernels-later" in sys.argv[1:]
+# In emulation, where each import takes long, few models are opened.
+PACKAGES = (cli, engine, measure) if LATER else (cli, engine, measure, models)
+LOADED = [f"{package.__name__}.{module.name}" for package in PACKAGES for module in iter_modules(package.__path__)]
 
 
 def fork(life):
@@ -105,7 +105,12 @@ def main():
     # What every engine would find out for itself: which files there are, and what they hold.
     models.architectures()
     sources.whole()
-    kernels = [norm.rms_norm] if "--find-kernels-later" in sys.argv[1:] else all_kernels()
+    if LATER:
+        kernels = [norm.rms_norm]
+    else:
+        from support.kernels import all_kernels
+
+        kernels = all_kernels()
     gc.freeze()  # or collections in a fork would write to every object, and copy its page
     for line in os.fdopen(os.dup(0)):  # of which a case's own standard input is no part
         kernels = [kernel for kernel in kernels if not kernel.find()]  # what somebody has compiled
