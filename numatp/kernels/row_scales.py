@@ -5,10 +5,8 @@ A tile of such a format begins with the scales of its 16 rows, float32 or float1
 
 from numatp.kernels.activation import scales
 from numatp.kernels.ahead import prefetch_unit
-from numatp.kernels.codebook import weight_at
 from numatp.kernels.compile import device
 from numatp.kernels.finite import add_zeros, are_zeros
-from numatp.kernels.layout import PANEL_UNIT_BYTES
 from numatp.kernels.planes import store_halves
 from numatp.kernels.simd import load_f16x16, load_f32x16, load_u32, offset, splat_f32, store_u32, widen
 from numatp.kernels.superblock import unit_products
@@ -67,7 +65,12 @@ def products(load_unit, zero, head_bytes, unit_bytes, halves=False):
     load_unit: device function (weights, d): of a unit at `weights`, d being the rows' scales, what `unit_products` takes.
     """
     load_scales = _load_halves if head_bytes == 2 * TILE_ROWS else _load_floats
-    add, store, scale_at, first_starts, starts_bytes = unit_products(zero, halves)
+
+    @device
+    def unit_of(tile, number):
+        return load_unit(offset(tile, head_bytes + number * unit_bytes), load_scales(tile))
+
+    add, expand, element, first_starts, starts_bytes = unit_products(unit_of, zero, halves)
 
     @device
     def dot_tile(tile, x, first, pitch, units, total):
@@ -81,20 +84,5 @@ def products(load_unit, zero, head_bytes, unit_bytes, halves=False):
             tile, x = offset(tile, unit_bytes), offset(x, pitch * 32)
             x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * starts_bytes)
         return total
-
-    @device
-    def unit_of(tile, number):
-        return load_unit(offset(tile, head_bytes + number * unit_bytes), load_scales(tile))
-
-    @device
-    def expand(tile, first, last, out):
-        for number in range(first, last):
-            store(out, unit_of(tile, number))
-            out = offset(out, PANEL_UNIT_BYTES)
-
-    @device
-    def element(tile, units, row, column):
-        unit = unit_of(tile, column // 32)
-        return scale_at(unit, row, column % 32) * (weight_at(unit[0], row, column % 32) - zero)
 
     return dot_tile, expand, element

@@ -89,12 +89,12 @@ def sharing_packer(store_unit, store_shared, block_bytes, super_bytes, unit_byte
     return pack
 
 
-def unit_products(zero, halves):
-    """(add, store, scale_at, starts, starts_bytes): what is done with a unit, where activations' starts for units begin, and how
-    many bytes each unit has of them.
+def unit_products(unit_of, zero, halves):
+    """(add, expand, element, starts, starts_bytes): what dot_tile adds of a unit, two functions of a format with activations "q8",
+    where activations' starts for units begin and how many bytes each unit has of them.
 
-    A unit is (the weights + zero of 16 rows x 32 columns, in 0..128 or, if zero is 128, in 0..255; the rows' scales), or with
-    halves scales of the first and of the second 16 columns.
+    unit_of: device function (tile, number): (the weights + zero of 16 rows x 32 columns, in 0..128 or, if zero is 128, in 0..255;
+    the rows' scales), or with halves scales of the first and of the second 16 columns.
     """
     add_product = add_dot_biased if zero == 128 else add_dot_from
 
@@ -124,9 +124,20 @@ def unit_products(zero, halves):
     def half_scale(unit, row, column):
         return lane(unit[2] if column >= 16 else unit[1], row)
 
-    if halves:
-        return add_halves, store_half_panels, half_scale, half_starts, 8
-    return add_unit, store_unit_panel, row_scale, starts, 4
+    store, scale_at = (store_half_panels, half_scale) if halves else (store_unit_panel, row_scale)
+
+    @device
+    def expand(tile, first, last, out):
+        for number in range(first, last):
+            store(out, unit_of(tile, number))
+            out = offset(out, PANEL_UNIT_BYTES)
+
+    @device
+    def element(tile, units, row, column):
+        unit = unit_of(tile, column // 32)
+        return scale_at(unit, row, column % 32) * (weight_at(unit[0], row, column % 32) - zero)
+
+    return (add_halves, expand, element, half_starts, 8) if halves else (add_unit, expand, element, starts, 4)
 
 
 def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
@@ -135,7 +146,13 @@ def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
     load_unit: device function (weights, both, place): of the place-th unit of a super-block, at `weights`, whose rows share what is
     at `both`, what `unit_products` takes.
     """
-    add, store, scale_at, first_starts, starts_bytes = unit_products(zero, halves)
+
+    @device
+    def unit_of(tile, number):
+        both = shared(tile, super_of(tile, number), super_bytes, unit_bytes)
+        return load_unit(unit_at(tile, number, super_bytes, unit_bytes), both, place_of(tile, number))
+
+    add, expand, element, first_starts, starts_bytes = unit_products(unit_of, zero, halves)
 
     @device
     def dot_tile(tile, x, first, pitch, units, total):
@@ -154,21 +171,5 @@ def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
                 here, x = offset(here, unit_bytes), offset(x, pitch * 32)
                 x_scales, x_starts = offset(x_scales, pitch * 4), offset(x_starts, pitch * starts_bytes)
         return total
-
-    @device
-    def unit_of(tile, number):
-        both = shared(tile, super_of(tile, number), super_bytes, unit_bytes)
-        return load_unit(unit_at(tile, number, super_bytes, unit_bytes), both, place_of(tile, number))
-
-    @device
-    def expand(tile, first, last, out):
-        for number in range(first, last):
-            store(out, unit_of(tile, number))
-            out = offset(out, PANEL_UNIT_BYTES)
-
-    @device
-    def element(tile, units, row, column):
-        unit = unit_of(tile, column // 32)
-        return scale_at(unit, row, column % 32) * (weight_at(unit[0], row, column % 32) - zero)
 
     return dot_tile, expand, element
