@@ -78,7 +78,8 @@ def texts(folder):
 def killed(command, seen):
     """Kills rank 1 when more bytes than `seen` were written. Said then: which it was, and which processes and files are left."""
     return (
-        f"export LC_ALL=C; exec 7<> <(:); {command} >/tmp/out 2>/tmp/err & job=$!; {AFTER_RANK_1}; victim=$({RANK_1}); "
+        f"export LC_ALL=C; mkfifo /tmp/never; exec 7<>/tmp/never; {command} >/tmp/out 2>/tmp/err & job=$!; "
+        f"{AFTER_RANK_1}; victim=$({RANK_1}); "
         f"until read -rd '' -N {seen + 1} text </tmp/out; do {REST}; done; "
         "kill -9 $victim; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; echo; echo victim $victim; "
         "echo left $(pgrep -x numatp) $(ls /dev/shm); exit $status"
