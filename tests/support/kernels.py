@@ -41,7 +41,7 @@ ALIKE = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "TQ1_0", "TQ
 # On the levels below a machine's own there is every product of a matrix, and what is made of products for these formats only.
 OWN, BELOW = isa.level() == isa.choose({}), ("F16", "Q4_1", "Q6_K", "IQ3_S")
 # Of ik_llama.cpp's types each has the instructions of one of these, which stand for them there.
-WITH_THEIR_OWN = ("IQ3_KS", "IQ4_KSS", "IQ6_K", "IQ2_KL")
+WITH_THEIR_OWN = ("IQ4_KSS", "IQ6_K", "IQ2_KL")
 TESTED = [name for name in FORMATS if OWN or name not in tiny.OF_IK or name in WITH_THEIR_OWN]
 
 
