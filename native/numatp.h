@@ -139,6 +139,18 @@ struct numatp_sync_args {
 };
 void numatp_sync(void *args, int64_t thread, int64_t threads);
 
+/* ------------------------------------------------------------------ handing on: a thread goes on with what the one before began */
+
+/* Ops' kernels. What a thread wrote before numatp_hand_on can be read by the next thread of its team after its numatp_take_over. The
+ * team's threads all run the same ops, in which they take turns: a thread waits for as many of the one as it has itself come to.
+ * A thread waits for none behind it, so there is no circle. What was handed on is not written again before a barrier. */
+struct numatp_hand_args {
+    struct numatp_team *team;
+    const int64_t *waits; /* [threads], of numatp_take_over: not 0 for threads that go on with something */
+};
+void numatp_hand_on(void *args, int64_t thread, int64_t threads);
+void numatp_take_over(void *args, int64_t thread, int64_t threads);
+
 /* ------------------------------------------------------------------ other hosts, through MPI */
 
 /* MPI's functions by address and its handles as they are: an MPI_Request, a communicator... is an int or a pointer.

@@ -22,7 +22,8 @@ struct barrier {
 
 struct member {
     _Alignas(NUMATP_LINE) _Atomic int64_t finished; /* runs that this thread has left, also by an abort */
-    struct barrier *barrier;
+    _Alignas(NUMATP_LINE) _Atomic int64_t handed; /* ops numatp_hand_on that it has come to */
+    _Alignas(NUMATP_LINE) struct barrier *barrier;
     struct numatp_team *team;
     int thread;
     pthread_t worker;
@@ -444,4 +445,23 @@ void numatp_sync(void *args, int64_t thread, int64_t threads)
     const struct numatp_sync_args *sync = args;
     (void)threads;
     numatp_sync_lane(sync->team->ranks, sync->ordinal, thread);
+}
+
+/* ------------------------------------------------------------------ handing on */
+
+void numatp_hand_on(void *args, int64_t thread, int64_t threads)
+{
+    struct member *me = &((const struct numatp_hand_args *)args)->team->members[thread];
+    (void)threads;
+    atomic_store_explicit(&me->handed, atomic_load_explicit(&me->handed, memory_order_relaxed) + 1, memory_order_release);
+}
+
+void numatp_take_over(void *args, int64_t thread, int64_t threads)
+{
+    const struct numatp_hand_args *hand = args;
+    struct member *me = &hand->team->members[thread];
+    (void)threads;
+    /* A wait that gave up returns like one that did not: the executor looks at the abort word before the next op. */
+    if (hand->waits[thread])
+        numatp_wait(hand->team->ranks, &me[-1].handed, atomic_load_explicit(&me->handed, memory_order_relaxed), NUMATP_WATCH_ABORT);
 }

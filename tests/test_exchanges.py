@@ -43,7 +43,7 @@ def build(tmp_path_factory):
         with lock:
             if options not in made:
                 folder = tmp_path_factory.mktemp("objects")
-                made[options] = compile_objects(folder, [*NATIVE.glob("*.c"), *(TESTS / "native").glob("[egs]*.c")], options)
+                made[options] = compile_objects(folder, [*NATIVE.glob("*.c"), *(TESTS / "native").glob("[eghs]*.c")], options)
             return made[options]
 
     def build(*options, change=None, name="exchanges"):
@@ -120,6 +120,20 @@ def test_an_abort_ends_all_ranks(plain):
 def test_lanes_alone(plain):
     result = run(plain, "processes", "2,3", 60_000, 1, "lanes")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("threads", [2, 9])
+def test_sums_are_handed_on(build, threads):
+    assert run(build("-O2", name="handing"), threads, 10_000).returncode == 0
+
+
+def test_handing_on_under_the_thread_sanitizer(build):
+    options = ("-O1", "-g", "-fsanitize=thread", "-DNUMATP_AWAKE_NS=200000")
+    result = run("setarch", "-R", build(*options, name="handing"), 3, 1_000)
+    assert result.returncode == 0 and "WARNING: ThreadSanitizer" not in result.stderr, result.stderr[-3000:]
+    change = ("runtime.c", "memory_order_relaxed) + 1, memory_order_release", "memory_order_relaxed) + 1, memory_order_relaxed")
+    broken = build(*options, change=change, name="handing")
+    assert "data race" in run("setarch", "-R", broken, 3, 1_000).stderr
 
 
 # A use of the runtime, or a change in it: what the stress program is called with.

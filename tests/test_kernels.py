@@ -11,7 +11,7 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 from support.commands import SCRIPTS, TESTS, run
-from support.kernels import BELOW, OWN, TESTED, aligned, all_kernels, call, load_matrix, packed_matrix
+from support.kernels import BELOW, OWN, TESTED, aligned, all_kernels, call, left_out, load_matrix, packed_matrix
 from support.models import tiny
 
 from numatp import quants
@@ -33,12 +33,14 @@ from numatp.kernels import (
     softcap,
 )
 from numatp.kernels.compile import compiler_environ, make_all_ready, read, specialize
-from numatp.kernels.layout import CACHE_BLOCK, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes
+from numatp.kernels.layout import CACHE_BLOCK, HANDED_BYTES, NO_WINDOW, PANELS_BYTES, PART_UNITS, cache_bytes
 from numatp.kernels.rows import FEW, GROUP, HALF, MANY
 from numatp.kernels.scratch import scratch_bytes
 from numatp.kernels.states import PIECE, conv_bytes, conv_rows, delta_bytes
 from numatp.machine import isa
+from numatp.program import division
 from numatp.quants.table import FORMATS, UNIT
+from numatp.weights.matrix import Matrix
 from numatp.weights.splits import part
 
 pytestmark = pytest.mark.cores  # runs of other levels go on beside these
@@ -216,6 +218,52 @@ def test_matmul(tmp_path, format_name, rows, first_unit, units):
             # Weights are rounded to BF16: independent errors of at most half its epsilon each, so their sum is below 8 deviations.
             bound += 8 * BF16_EPSILON / 2 / np.sqrt(3) * np.sqrt(exact**2 @ (part**2).T)
         assert (np.abs(out[:num_rows, :rows] - (before + exact @ part.T)) <= bound).all(), (num_rows, add, on_tiles)
+
+
+@pytest.mark.parametrize("format_name", [name for name in FORMATS if f"dealt_{name.lower()}.multiply" not in left_out()])
+@pytest.mark.parametrize(("used", "first_unit", "units", "add"), [(None, 5, 14, True), (2, 0, 20, False), (2, 6, 3, False)])
+def test_dealt_tiles_have_the_bits_of_whole_ones(tmp_path, monkeypatch, format_name, used, first_unit, units, add):
+    """Of one matrix and of some that are stacked; each thread's parts in the order of the threads, so that sums are handed on."""
+    monkeypatch.setattr(division, "WORTH_DEALING", 1)
+    format, stacked, tiles = FORMATS[format_name], 3, 3
+    raw, _ = weights(format_name, stacked * tiles * 16, 768)
+    memory, tile_bytes = packed_matrix(tmp_path, format_name, raw, first_unit, units)
+    whole = Matrix("", format, 0, stacked * tiles * 16, units * 32, stacked if used else 1, first_unit * 32)
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((used or 1, units * 32)).astype(np.float32)
+    kernels = quants.kernels_of(format_name)
+    source, group = grouped(x, kernels.ACTIVATION, 1, kernels.ZERO, tiled=kernels.expand is not None)
+    active = np.array([[2, 0, 0, 1], [0, 1, 0, 1]] if used else [[0, 0, 0, 1]])
+    count = whole.tiles // whole.stacked
+    common = {"tiles": count, "tile_bytes": tile_bytes, "units": units, "x_group": group, "x_thread_stride": 0, "add": add}
+    before = (
+        rng.standard_normal((len(x), count * 16)).astype(np.float32) if add else np.full((len(x), count * 16), np.nan, np.float32)
+    )
+    wanted = before.copy()
+    for expert, row, *_ in active:
+        call(
+            specialize("matmul", "quant", format.module).matmul, weights=memory.ctypes.data + expert * count * tile_bytes,
+            rows=np.array([1, 0]), x=source.ctypes.data + row * group, pitch=1, out=wanted[row], out_stride=count * 64, panels=0,
+            panels_thread_stride=0, **common,
+        )  # fmt: skip
+    dealt = specialize("dealt", "quant", format.module).multiply
+    cut, shared = 0, division.tiles_of(whole, used)
+    for threads in (2, 4, 5, 7):
+        dealt_to = division.deal.__wrapped__((shared,), threads)
+        if dealt_to is None:
+            continue
+        works = division.in_turn(shared, dealt_to[0])
+        cut += (works[2][:, 2] > 0).sum()
+        # A row that has its first expert twice has one expert, with two places.
+        for chosen, places in ((active, range(len(x))), *(((np.array([[2, 0, 0, 2]]), [0, 0]),) if used else ())):
+            out, handed = before.copy(), aligned(threads * HANDED_BYTES)
+            for work in works:
+                call(
+                    dealt, threads, weights=memory, counted=np.array([len(chosen)]), active=chosen, work=work, x=source, out=out,
+                    out_stride=count * 64, handed=handed, **common,
+                )  # fmt: skip
+            assert (out == wanted[places]).all(), threads
+    assert cut or units < 8
 
 
 @pytest.mark.skipif(not MANY, reason="this level has no tile registers")

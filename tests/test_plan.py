@@ -43,6 +43,7 @@ from numatp.machine import barrier, snapshot
 from numatp.machine.servers import SERVERS
 from numatp.models import shapes
 from numatp.program.builder import Op, Program
+from numatp.program.division import Tiles
 from numatp.quants.table import FORMATS
 
 MODELS = {
@@ -380,7 +381,8 @@ def test_threads_divide_a_token_evenly():
 
 
 def products_of_one_row(count, tiles, num_bytes):
-    return Program("", [Op("", 0, np.zeros(1), [], [], num_bytes=num_bytes, pieces=tiles, barrier=True) for _ in range(count)], 0)
+    op = Op("", 0, np.zeros(1), [], [], tiles=Tiles(tiles, int(num_bytes)), num_bytes=int(num_bytes), barrier=True)
+    return Program("", [op] * count, 0)
 
 
 def test_those_who_still_read_share_the_bandwidth():

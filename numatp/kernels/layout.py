@@ -11,6 +11,7 @@ CACHE_TYPES = ("f16", "q8_0")  # kernels/caches
 PANEL_UNIT_BYTES = 16 * 32 * 2  # of a panel of weights (kernels/bf16.py)
 PANEL_UNITS, PANELS = 32, 32  # what is multiplied from one thread's memory (kernels/panels.py)
 PANELS_BYTES = PANELS * PANEL_UNITS * PANEL_UNIT_BYTES
+HANDED_BYTES = 128  # of a thread, for the sums that it hands on (kernels/dealt.py); threads must not share lines
 PART_UNITS = 2  # of 32 columns: the part of a thin matrix that is summed for itself (kernels/thin.py)
 NO_WINDOW = 1 << 30  # tokens; must fit int32
 

@@ -1,7 +1,7 @@
 """Weight matrices times activation rows, and the other work on a weight matrix; specialised for each quant format.
 
 A matrix lies in tiles of 16 rows (numatp.quants). Threads take contiguous ranges of tiles, the same for loading and computing,
-so each thread first touches the memory that it will read.
+so each thread first touches the memory that it will read; of one row's products that are dealt (dealt.py), most of it.
 """
 
 from math import exp as scalar_exp
@@ -12,7 +12,7 @@ from numatp.kernels.exp import exp
 from numatp.kernels.jit import float32, int64
 from numatp.kernels.layout import PANELS, TOP_BYTES
 from numatp.kernels.pread import pread
-from numatp.kernels.rows import MANY, load_rows, num_many, pass_of, store_rows, with_half, with_pass
+from numatp.kernels.rows import MANY, add_rows, load_rows, num_many, pass_of, store_rows, with_half, with_pass
 from numatp.kernels.score import LOWEST, clear_parts, clear_top, insert_top
 from numatp.kernels.simd import (
     keep_lanes,
@@ -38,9 +38,8 @@ with_rows_of_pass = with_half if ON_TILES else with_pass  # where there are Stri
 @device
 def multiply_rows(zero, weights, units, x, first, pitch, out, out_stride, add):
     """As many rows as `zero` has, from the first-th of the group at x on."""
-    out = offset(out, first * out_stride)
-    before = load_rows(out, out_stride, 0, zero) if add else zero
-    store_rows(out, out_stride, 0, quant.dot_tile(weights, x, first, pitch, units, before))
+    out, total = offset(out, first * out_stride), quant.dot_tile(weights, x, first, pitch, units, int64(0), units, zero)
+    store_rows(out, out_stride, 0, add_rows(load_rows(out, out_stride, 0, zero), total) if add else total)
 
 
 @device

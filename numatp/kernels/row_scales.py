@@ -73,11 +73,12 @@ def products(load_unit, zero, head_bytes, unit_bytes, halves=False):
     add, expand, element, first_starts, starts_bytes = unit_products(unit_of, zero, halves)
 
     @device
-    def dot_tile(tile, x, first, pitch, units, total):
-        x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(first_starts(x, units * pitch), first * 4)
-        x, d = offset(x, first * 32), load_scales(tile)
-        tile = offset(tile, head_bytes)
-        for _ in range(units):
+    def dot_tile(tile, x, first, pitch, units, begin, end, total):
+        place, d = begin * pitch + first, load_scales(tile)
+        x_scales = offset(scales(x, units * pitch), place * 4)
+        x_starts = offset(first_starts(x, units * pitch), begin * pitch * starts_bytes + first * 4)
+        tile, x = offset(tile, head_bytes + begin * unit_bytes), offset(x, place * 32)
+        for _ in range(begin, end):
             unit = load_unit(tile, d)
             prefetch_unit(tile, unit_bytes)
             total = add(total, unit, x, x_scales, x_starts, pitch)

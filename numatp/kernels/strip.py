@@ -10,8 +10,8 @@ from typing import Any
 
 from numatp.kernels.compile import device
 from numatp.kernels.dot import isa
-from numatp.kernels.jit import intrinsic, ir, models, register_model, types
-from numatp.kernels.rows import FEW, GROUP, HALF, fused, load_rows, load_splat, store_rows, zero_group
+from numatp.kernels.jit import int64, intrinsic, ir, models, register_model, types
+from numatp.kernels.rows import FEW, GROUP, HALF, add_rows, fused, load_rows, load_splat, store_rows, zero_group
 from numatp.kernels.simd import BYTE, FLOAT, INT64, constant, f32x16, i8x64, i32x16, llvm_type, offset, pointer
 
 GROUPS = 2  # of rows, at most
@@ -220,12 +220,10 @@ def strip_multiplier(quant: ModuleType) -> Any:
         strip = begin(groups, x_group)
         made = sums(strip)
         for group in range(groups):
-            here = offset(out, group * pitch * out_stride)
-            before = load_rows(here, out_stride, 0, zero_group()) if add else zero_group()
-            store_rows(offset(made, group * ROWS_BYTES), 64, 0, before)
-        finish(quant.dot_tile(weights, x, 0, pitch, units, strip))
+            store_rows(offset(made, group * ROWS_BYTES), 64, 0, zero_group())
+        finish(quant.dot_tile(weights, x, 0, pitch, units, int64(0), units, strip))
         for group in range(groups):
-            here = offset(made, group * ROWS_BYTES)
-            store_rows(offset(out, group * pitch * out_stride), out_stride, 0, load_rows(here, 64, 0, zero_group()))
+            here, total = offset(out, group * pitch * out_stride), load_rows(offset(made, group * ROWS_BYTES), 64, 0, zero_group())
+            store_rows(here, out_stride, 0, add_rows(load_rows(here, out_stride, 0, zero_group()), total) if add else total)
 
     return multiply_strip

@@ -155,16 +155,18 @@ def products(load_unit, zero, super_bytes, unit_bytes, halves=False):
     add, expand, element, first_starts, starts_bytes = unit_products(unit_of, zero, halves)
 
     @device
-    def dot_tile(tile, x, first, pitch, units, total):
-        here = shared(tile, 0, super_bytes, unit_bytes)
-        x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(first_starts(x, units * pitch), first * 4)
-        x = offset(x, first * 32)
-        for index in range(touched(tile, units)):
+    def dot_tile(tile, x, first, pitch, units, begin, end, total):
+        place, first_super = begin * pitch + first, super_of(tile, begin)
+        here = shared(tile, first_super, super_bytes, unit_bytes)
+        x_scales = offset(scales(x, units * pitch), place * 4)
+        x_starts = offset(first_starts(x, units * pitch), begin * pitch * starts_bytes + first * 4)
+        x = offset(x, place * 32)
+        for index in range(first_super, touched(tile, end)):
             both = here
             prefetch_unit(here, super_bytes)
             here = offset(here, super_bytes)
-            begin, stop = units_of(tile, index, units)
-            for number in range(begin, stop):
+            start, stop = units_of(tile, index, end)
+            for number in range(start, stop):
                 unit = load_unit(here, both, place_of(tile, number))
                 prefetch_unit(here, unit_bytes)
                 total = add(total, unit, x, x_scales, x_starts, pitch)

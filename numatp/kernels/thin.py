@@ -17,11 +17,10 @@ quant: ModuleType = globals()["quant"]  # the format: specialize() has set it
 
 
 @device
-def part_sum(zero, tile, unit_bytes, x, pitch, units, part):
+def part_sum(zero, tile, x, pitch, units, part):
     """What one part of a tile's columns gives, for as many rows of the group at x as `zero` has."""
     start = part * PART_UNITS
-    x = offset(x, start * 32 * pitch * 4)
-    return quant.dot_tile(offset(tile, start * unit_bytes), x, 0, pitch, min(units - start, PART_UNITS), zero)
+    return quant.dot_tile(tile, x, 0, pitch, units, start, min(start + PART_UNITS, units), zero)
 
 
 @kernel(
@@ -34,7 +33,7 @@ def multiply_parts(args, thread, threads):
     first, last = share(args.tiles * parts, thread, threads)
     for item in range(first, last):
         tile = offset(args.weights, item // parts * args.units * args.unit_bytes)
-        store_rows(offset(args.sums, item * 64), 64, 0, part_sum(zero_row(), tile, args.unit_bytes, x, 1, args.units, item % parts))
+        store_rows(offset(args.sums, item * 64), 64, 0, part_sum(zero_row(), tile, x, 1, args.units, item % parts))
 
 
 @kernel(sums="pointer", tiles="int", units="int", out="pointer")
@@ -50,10 +49,10 @@ def join_parts(args, thread, threads):
 
 
 @device
-def multiply_rows(zero, tile, unit_bytes, x, pitch, units, out, out_stride):
+def multiply_rows(zero, tile, x, pitch, units, out, out_stride):
     total = zero
     for part in range((units + PART_UNITS - 1) // PART_UNITS):
-        total = add_rows(total, part_sum(zero, tile, unit_bytes, x, pitch, units, part))
+        total = add_rows(total, part_sum(zero, tile, x, pitch, units, part))
     store_rows(out, out_stride, 0, total)
 
 
@@ -72,6 +71,6 @@ def multiply_groups(args, thread, threads):
         group, tile = item // args.tiles, item % args.tiles
         with_rows(
             min(rows - group * args.pitch, args.pitch), multiply_rows,
-            offset(args.weights, tile * args.units * args.unit_bytes), args.unit_bytes, offset(args.x, group * args.x_group),
+            offset(args.weights, tile * args.units * args.unit_bytes), offset(args.x, group * args.x_group),
             args.pitch, args.units, offset(args.out, group * args.pitch * args.out_stride + tile * 64), args.out_stride,
         )  # fmt: skip

@@ -17,7 +17,7 @@ from numatp.measure.profile import kind_of
 from numatp.measure.workload import Workload
 
 STEPS = 12
-WAITING = ("sync", "cross", "neighbours")  # ops that are no work
+WAITING = ("sync", "cross", "take_over")  # ops that are no work
 
 
 def rehearse(engine: MeasuringEngine) -> dict[str, Any]:

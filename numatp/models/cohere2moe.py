@@ -35,6 +35,7 @@ from numatp.models.spec import (
 )
 from numatp.program.values import Heads, LayerCache, Value
 from numatp.weights.load import Weights
+from numatp.weights.matrix import Matrix
 from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
@@ -141,8 +142,8 @@ def forward(p: "Ops", spec: Cohere2MoeSpec, split: Split, weights: Weights, cach
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     norm = p.layer_norm if spec.subtracts_mean else p.rms_norm
 
-    def feed_forward(blk: str, h: Value, kind: str = "") -> Value:
-        return p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate{kind}.weight"), matrix(f"{blk}.ffn_up{kind}.weight")))
+    def gate_up(blk: str, kind: str = "") -> list[Matrix]:
+        return [matrix(f"{blk}.ffn_{name}{kind}.weight") for name in ("gate", "up")]
 
     def attention(blk: str, h: Value, cache: LayerCache, rotated: bool) -> Value:
         qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
@@ -153,10 +154,12 @@ def forward(p: "Ops", spec: Cohere2MoeSpec, split: Split, weights: Weights, cach
         routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, None)
         shared = []
         if "shared_ffn" in sizes:
-            shared = [(feed_forward(blk, h, "_shexp"), matrix(f"{blk}.ffn_down_shexp.weight"))]
-        made = p.silu_gate(p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))))
+            made, beside = p.expert_and_shared_matmul(h, routes, gate_up(blk, "_exps"), gate_up(blk, "_shexp"))
+            shared = [(p.silu_gate(beside), matrix(f"{blk}.ffn_down_shexp.weight"))]
+        else:
+            made = p.expert_matmul(h, routes, *gate_up(blk, "_exps"))
         return p.add_experts(
-            x, made, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared, factor=0.5 if shared else 1.0,
+            x, p.silu_gate(made), routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared, factor=0.5 if shared else 1.0,
             beside=(attended, matrix(f"{blk}.attn_output.weight")),
         )  # fmt: skip
 
@@ -167,7 +170,8 @@ def forward(p: "Ops", spec: Cohere2MoeSpec, split: Split, weights: Weights, cach
         attended = attention(blk, h, cache, rotated=dense or not cache.sees_all)
         if dense:
             output = attended, matrix(f"{blk}.attn_output.weight")
-            x = p.add_products(x, (feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight")), output)
+            made = p.silu_gate(p.matmul(h, *gate_up(blk)))
+            x = p.add_products(x, (made, matrix(f"{blk}.ffn_down.weight")), output)
         else:
             x = add_mixture(blk, x, h, attended)
     # Scaling the normalised rows scales the logits.

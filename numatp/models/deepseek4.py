@@ -209,40 +209,42 @@ def forward(
     rotations_back = {far: p.rotation(-rope.frequencies) for far, rope in ((False, spec.rope), (True, spec.far))}
     routes = p.route_heads(len(split.groups))
 
-    def entries_of(blk: str, h: Value, low: Value, state: LayerState, entries: LayerRows) -> Value | None:
-        """The entries that rows see, None: all."""
+    def entries_of(blk: str, made: Sequence[Value], low: Value, state: LayerState, entries: LayerRows) -> Value | None:
+        """The entries that rows see, None: all. made: what becomes entries and, where rows choose, what becomes their keys, and
+        the weights of heads that choose.
+        """
 
-        def append(prefix: str, begin: int = 0, index: bool = False) -> None:
-            both = p.matmul(h, matrix(f"{prefix}_kv.weight"), matrix(f"{prefix}_gate.weight"))
+        def append(prefix: str, both: Value, begin: int = 0, index: bool = False) -> None:
             places, norm = vector(f"{prefix}_ape.weight"), vector(f"{prefix}_norm.weight")
             p.append_entries(both, places, norm, epsilon, spec.far.frequencies, state, entries, begin, index)
 
-        append(f"{blk}.attn_compressor")
-        if not entries.index or p.longest // entries.every <= spec.top:  # no sequence can have more
+        append(f"{blk}.attn_compressor", made[0])
+        if len(made) == 1:
             return None
-        append(f"{blk}.indexer_compressor", begin=pooled_bytes(sizes.head_size, True), index=True)
+        append(f"{blk}.indexer_compressor", made[1], begin=pooled_bytes(sizes.head_size, True), index=True)
         q = p.matmul(low, matrix(f"{blk}.indexer.attn_q_b.weight"))
-        q = p.rotate_tails(q, sizes.index_heads, rotations[True])
-        return p.choose_entries(q, p.matmul(h, matrix(f"{blk}.indexer.proj.weight")), entries, spec.top)
+        return p.choose_entries(p.rotate_tails(q, sizes.index_heads, rotations[True]), made[2], entries, spec.top)
 
     def attention(blk: str, h: Value, cache: Kept | tuple[Kept, ...]) -> Value:
         tokens, *more = cache if isinstance(cache, tuple) else (cache,)
         assert isinstance(tokens, LayerRows)
-        far = bool(more)
-        p.append_row(
-            p.matmul(h, matrix(f"{blk}.attn_kv.weight")), vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, rotations[far], tokens
-        )
-        low = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
+        far, names = bool(more), [["attn_kv"], ["attn_q_a"]]
+        kept: tuple[LayerState, LayerRows] | None = None
+        if far:
+            entries, state = more
+            assert isinstance(entries, LayerRows) and isinstance(state, LayerState)
+            kept = state, entries
+            names.append(["attn_compressor_kv", "attn_compressor_gate"])
+            if entries.index and p.longest // entries.every > spec.top:  # else no sequence has more than rows may see
+                names += [["indexer_compressor_kv", "indexer_compressor_gate"], ["indexer.proj"]]
+        row, low, *of_entries = p.matmuls(h, *([matrix(f"{blk}.{name}.weight") for name in group] for group in names))
+        p.append_row(row, vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, rotations[far], tokens)
+        low = p.rms_norm(low, vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
         q = p.rms_norm_heads(p.matmul(low, matrix(f"{blk}.attn_q_b.weight")), heads, None, None, epsilon)
         q = p.rotate_tails(q, count, rotations[far])
-        entries: LayerRows | None = None
-        chosen: Value | None = None
-        if far:
-            kept, state = more
-            assert isinstance(kept, LayerRows) and isinstance(state, LayerState)
-            entries, chosen = kept, entries_of(blk, h, low, state, kept)
+        chosen = entries_of(blk, of_entries, low, *kept) if kept else None
         sinks = vector(f"{blk}.attn_sinks.weight")
-        made = p.compressed_attention(q, count, 1 / sqrt(sizes.head_size), sinks, tokens, entries, chosen)
+        made = p.compressed_attention(q, count, 1 / sqrt(sizes.head_size), sinks, tokens, kept and kept[1], chosen)
         made = p.rotate_tails(made, count, rotations_back[far])
         made = p.heads_by_rows(p.head_matmul(made, sizes.group_width, routes, matrix(f"{blk}.attn_output_a.weight")), routes)
         return p.product(made, matrix(f"{blk}.attn_output_b.weight"))

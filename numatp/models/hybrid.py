@@ -179,10 +179,10 @@ def hybrid_rules(spec: HybridSpec, linear: Sequence[Rule]) -> list[Rule]:
 
 def hybrid_forward(
     p: "Ops", spec: HybridSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState],
-    gates_of: Callable[[str, Value], tuple[Value, Value]], outputs: Sequence[str],
+    gates: Sequence[str], gates_of: Callable[..., tuple[Value, Value]], outputs: Sequence[str],
 ) -> None:  # fmt: skip
-    """gates_of(block, h): beta and alpha as gated_delta takes them. outputs: what linear attention's output matrices are called;
-    each takes an equal part of the value heads.
+    """gates: what the matrices are called that make linear attention's gates. gates_of(what each makes): beta and alpha as
+    gated_delta takes them. outputs: what its output matrices are called; each takes an equal part of the value heads.
     """
     sizes, epsilon = spec.sizes, spec.epsilon
     matrix, vector = weights.matrix, weights.vector
@@ -193,17 +193,17 @@ def hybrid_forward(
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
 
     def attention(blk: str, h: Value, cache: LayerCache) -> Value:
-        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")))
-        gate = p.matmul(h, matrix(f"{blk}.attn_q.weight[1]"))
+        of_heads = [matrix(f"{blk}.attn_{name}") for name in ("q.weight[0]", "k.weight", "v.weight")]
+        qkv, gate = p.matmuls(h, of_heads, [matrix(f"{blk}.attn_q.weight[1]")])
         q_norm, k_norm = vector(f"{blk}.attn_q_norm.weight"), vector(f"{blk}.attn_k_norm.weight")
         qkv = p.rms_norm_heads(qkv, heads, q_norm, k_norm, epsilon)
         qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=False)
         return p.sigmoid_gate(p.attention(qkv, heads, 1 / sqrt(heads.size), cache), gate)
 
     def linear_attention(blk: str, h: Value, state: LayerState) -> Value:
-        qkv = p.matmul(h, matrix(f"{blk}.attn_qkv.weight"))
-        gate = p.matmul(h, matrix(f"{blk}.attn_gate.weight"))
-        beta, alpha = gates_of(blk, h)
+        names = ("attn_qkv.weight", "attn_gate.weight", *gates)
+        qkv, gate, *made = p.matmuls(h, *([matrix(f"{blk}.{name}")] for name in names))
+        beta, alpha = gates_of(*made)
         qkv = p.causal_conv(qkv, sizes.conv_width, state, vector(f"{blk}.ssm_conv1d.weight"))
         decay, bias = vector(f"{blk}.ssm_a"), vector(f"{blk}.ssm_dt.bias")
         h = p.gated_delta(qkv, beta, alpha, decay, bias, linear_heads, sizes.conv_width, L2_EPSILON, state)
@@ -215,12 +215,13 @@ def hybrid_forward(
 
     def mixture(blk: str, x: Value, h: Value) -> Value:
         routes = p.route(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, spec.normalize)
-        shared = p.matmul(h, matrix(f"{blk}.ffn_gate_shexp.weight"), matrix(f"{blk}.ffn_up_shexp.weight"))
+        experts, shared_expert = (
+            [matrix(f"{blk}.ffn_{name}_{kind}.weight") for name in ("gate", "up")] for kind in ("exps", "shexp")
+        )
+        made, shared = p.expert_and_shared_matmul(h, routes, experts, shared_expert)
         shared = p.dot_gate(p.silu_gate(shared), h, vector(f"{blk}.ffn_gate_inp_shexp.weight"))
-        gate, up = (matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))
-        h = p.silu_gate(p.expert_matmul(h, routes, gate, up))
-        down = matrix(f"{blk}.ffn_down_exps.weight")
-        return p.add_experts(x, h, routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
+        down, shared_down = matrix(f"{blk}.ffn_down_exps.weight"), matrix(f"{blk}.ffn_down_shexp.weight")
+        return p.add_experts(x, p.silu_gate(made), routes, down, (shared, shared_down))
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in p.layers(caches):

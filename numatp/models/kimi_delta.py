@@ -103,8 +103,8 @@ def linear_attention(
     heads = LinearHeads(split.delta_heads, sizes.all_heads, 1, sizes.delta_size, tiled=False, by_channel=True, bound=spec.bound)
 
     def delta(blk: str, h: Value, state: LayerState) -> Value:
-        qkv = p.matmul(h, *(matrix(f"{blk}.attn_{name}.weight") for name in "qkv"))
-        gates = p.matmul(h, *(matrix(f"{blk}.ssm_{name}.weight") for name in ("f_a", "g_a", "beta")))
+        of_heads = [matrix(f"{blk}.attn_{name}.weight") for name in "qkv"]
+        qkv, gates = p.matmuls(h, of_heads, [matrix(f"{blk}.ssm_{name}.weight") for name in ("f_a", "g_a", "beta")])
         width = heads.size if spec.low_rank else heads.width
         alpha, gate = gates.columns(0, width), gates.columns(width, width)
         if spec.low_rank:

@@ -158,14 +158,15 @@ def latent_attention(
     angles = p.rotation(spec.rope.frequencies, spec.rope.scale)
     routes = p.route_heads(len(split.heads), unabsorbed=choose is None)
     scale = spec.rope.score_scale / sqrt(sizes.head_size)
+    first_query = "q_a" if spec.low_rank_queries else "q"
 
     def attention(blk: str, h: Value, cache: LayerCache) -> Value:
-        row = p.matmul(h, matrix(f"{blk}.attn_kv_a_mqa.weight"))
+        row, q = p.matmuls(h, *([matrix(f"{blk}.attn_{name}.weight")] for name in ("kv_a_mqa", first_query)))
         p.append_latent(row, vector(f"{blk}.attn_kv_a_norm.weight"), epsilon, sizes.rotated, angles, cache)
         low = h
         if spec.low_rank_queries:
-            low = p.rms_norm(p.matmul(h, matrix(f"{blk}.attn_q_a.weight")), vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
-        q = p.matmul(low, matrix(f"{blk}.attn_{'q_b' if spec.low_rank_queries else 'q'}.weight"))
+            low = p.rms_norm(q, vector(f"{blk}.attn_q_a_norm.weight"), epsilon)
+            q = p.matmul(low, matrix(f"{blk}.attn_q_b.weight"))
         k_b, v_b = matrix(f"{blk}.attn_k_b.weight"), matrix(f"{blk}.attn_v_b.weight")
         queries = p.latent_queries(p.head_matmul(q, sizes.nope, routes, k_b), q, sizes.rotated, angles, routes, spec.heat)
         chosen = choose(blk, h, low, angles, cache) if choose else None

@@ -34,6 +34,7 @@ from numatp.models.spec import (
 )
 from numatp.program.values import Heads, LayerCache, Router, Value
 from numatp.weights.load import Weights
+from numatp.weights.matrix import Matrix
 from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
@@ -199,17 +200,15 @@ def forward(p: "Ops", spec: Llama4Spec, split: Split, weights: Weights, caches: 
             qkv = p.rotate_and_append(qkv, heads, angles, cache, neighbours=True)
         return p.attention(qkv, heads, 1 / sqrt(heads.size), cache)
 
-    def feed_forward(blk: str, h: Value, kind: str = "") -> Value:
-        """What of each rank's product by ffn_down is added up."""
-        return p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate{kind}.weight"), matrix(f"{blk}.ffn_up{kind}.weight")))
+    def gate_up(blk: str, kind: str = "") -> list[Matrix]:
+        return [matrix(f"{blk}.ffn_{name}{kind}.weight") for name in ("gate", "up")]
 
     def add_mixture(blk: str, x: Value, h: Value) -> Value:
         routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, None)
-        shared = feed_forward(blk, h, "_shexp")
-        made = p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up")))
+        made, shared = p.expert_and_shared_matmul(h, routes, gate_up(blk, "_exps"), gate_up(blk, "_shexp"))
         made, routes = p.weigh_places(made, routes)  # as if their input had been: both products are linear in it
-        down = matrix(f"{blk}.ffn_down_exps.weight")
-        return p.add_experts(x, p.silu_gate(made), routes, down, (shared, matrix(f"{blk}.ffn_down_shexp.weight")))
+        down, shared_down = matrix(f"{blk}.ffn_down_exps.weight"), matrix(f"{blk}.ffn_down_shexp.weight")
+        return p.add_experts(x, p.silu_gate(made), routes, down, (p.silu_gate(shared), shared_down))
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in p.layers(caches):
@@ -220,6 +219,6 @@ def forward(p: "Ops", spec: Llama4Spec, split: Split, weights: Weights, caches: 
         if spec.mixture[layer]:
             x = add_mixture(blk, x, h)
         else:
-            x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"))
+            x = p.add_product(x, p.silu_gate(p.matmul(h, *gate_up(blk))), matrix(f"{blk}.ffn_down.weight"))
     x = p.rms_norm(x, vector("output_norm.weight"), epsilon, logits_only=True)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

@@ -28,6 +28,7 @@ from numatp.models.spec import (
 )
 from numatp.program.values import Heads, LayerCache, Value
 from numatp.weights.load import Weights
+from numatp.weights.matrix import Matrix
 from numatp.weights.rules import Rule
 from numatp.weights.splits import Split
 
@@ -91,18 +92,20 @@ def prenorm_forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights,
         frequencies = frequencies / weights.floats(spec.factors[-1 if p.longest > spec.trained else 0])
     angles = p.rotation(frequencies, spec.rope.scale)
 
-    def feed_forward(blk: str, h: Value, kind: str = "") -> Value:
-        """What of each rank's product by ffn_down is added up."""
-        names = ("up",) if spec.gate_above_up else ("gate", "up")
-        return p.silu_gate(p.matmul(h, *(matrix(f"{blk}.ffn_{name}{kind}.weight") for name in names)))
+    def gate_up(blk: str, kind: str = "") -> list[Matrix]:
+        names = ("up",) if spec.gate_above_up and kind != "_exps" else ("gate", "up")
+        return [matrix(f"{blk}.ffn_{name}{kind}.weight") for name in names]
 
     def add_mixture(blk: str, x: Value, h: Value) -> Value:
         routes = p.route(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.experts_used, normalize=True)
         shared = []
         if "shared_ffn" in sizes:
-            shared = [(feed_forward(blk, h, "_shexp"), matrix(f"{blk}.ffn_down_shexp.weight"))]
-        h = p.silu_gate(p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))))
-        return p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared, factor=spec.residual_scale)
+            made, beside = p.expert_and_shared_matmul(h, routes, gate_up(blk, "_exps"), gate_up(blk, "_shexp"))
+            shared = [(p.silu_gate(beside), matrix(f"{blk}.ffn_down_shexp.weight"))]
+        else:
+            made = p.expert_matmul(h, routes, *gate_up(blk, "_exps"))
+        down = matrix(f"{blk}.ffn_down_exps.weight")
+        return p.add_experts(x, p.silu_gate(made), routes, down, *shared, factor=spec.residual_scale)
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start, scale=spec.embedding_scale)
     for layer, cache in p.layers(caches):
@@ -119,7 +122,8 @@ def prenorm_forward(p: "Ops", spec: PrenormSpec, split: Split, weights: Weights,
         if spec.mixture:
             x = add_mixture(blk, x, h)
         else:
-            x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"), factor=spec.residual_scale)
+            h = p.silu_gate(p.matmul(h, *gate_up(blk)))
+            x = p.add_product(x, h, matrix(f"{blk}.ffn_down.weight"), factor=spec.residual_scale)
     # Scaling the normalised rows scales the logits.
     x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True, scale=spec.logit_scale)
     p.logits(x, matrix("token_embd.weight" if spec.tied else "output.weight"), split.vocab.start)

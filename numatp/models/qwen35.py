@@ -108,9 +108,8 @@ def rules(spec: HybridSpec) -> list[Rule]:
 
 
 def forward(p: "Ops", spec: HybridSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
-    def gates_of(blk: str, h: Value) -> tuple[Value, Value]:
-        beta, alpha = (p.matmul(h, weights.matrix(f"{blk}.ssm_{name}.weight")) for name in ("beta", "alpha"))
+    def gates_of(beta: Value, alpha: Value) -> tuple[Value, Value]:
         return beta, alpha
 
     outputs = [f"ssm_out.weight[{i}]" for i in range(spec.sizes.linear_group)]
-    hybrid_forward(p, spec, split, weights, caches, gates_of, outputs)
+    hybrid_forward(p, spec, split, weights, caches, ("ssm_beta.weight", "ssm_alpha.weight"), gates_of, outputs)

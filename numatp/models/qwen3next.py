@@ -89,8 +89,7 @@ def rules(spec: HybridSpec) -> list[Rule]:
 def forward(p: "Ops", spec: HybridSpec, split: Split, weights: Weights, caches: Sequence[LayerCache | LayerState]) -> None:
     group = spec.sizes.linear_group
 
-    def gates_of(blk: str, h: Value) -> tuple[Value, Value]:
-        both = p.matmul(h, weights.matrix(f"{blk}.ssm_ba.weight"))  # of each key head its betas, then its alphas
+    def gates_of(both: Value) -> tuple[Value, Value]:  # of each key head its betas, then its alphas
         return both, both.columns(group, both.width - group) if both.width else both
 
-    hybrid_forward(p, spec, split, weights, caches, gates_of, ("ssm_out.weight",))
+    hybrid_forward(p, spec, split, weights, caches, ("ssm_ba.weight",), gates_of, ("ssm_out.weight",))

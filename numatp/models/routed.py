@@ -31,6 +31,7 @@ from numatp.models.spec import (
 )
 from numatp.program.values import Heads, Kept, LayerCache, Router, Value
 from numatp.weights.load import Weights
+from numatp.weights.matrix import Matrix
 from numatp.weights.rules import Rule
 from numatp.weights.splits import COLUMN_UNIT, Cut, Sizes, Split, cut_columns
 
@@ -192,17 +193,18 @@ def mixture_forward(
     """attention(block, h, cache): of normalised rows, before the output matrix."""
     matrix, vector = weights.matrix, weights.vector
 
-    def feed_forward(blk: str, h: Value, kind: str = "") -> Value:
-        return p.silu_gate(p.matmul(h, matrix(f"{blk}.ffn_gate{kind}.weight"), matrix(f"{blk}.ffn_up{kind}.weight")))
+    def gate_up(blk: str, kind: str = "") -> list[Matrix]:
+        return [matrix(f"{blk}.ffn_{name}{kind}.weight") for name in ("gate", "up")]
 
     def mixture(blk: str, x: Value, h: Value) -> Value:
         bias = vector(f"{blk}.{spec.style.bias}") if spec.biased else None
         routes = p.route_wanted(p.matmul(h, matrix(f"{blk}.ffn_gate_inp.weight")), spec.router, bias)
-        shared = []
-        if "shared_ffn" in spec.sizes:
-            shared = [(feed_forward(blk, h, "_shexp"), matrix(f"{blk}.ffn_down_shexp.weight"))]
-        h = p.silu_gate(p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up"))))
-        return p.add_experts(x, h, routes, matrix(f"{blk}.ffn_down_exps.weight"), *shared)
+        experts, down = gate_up(blk, "_exps"), matrix(f"{blk}.ffn_down_exps.weight")
+        if "shared_ffn" not in spec.sizes:
+            return p.add_experts(x, p.silu_gate(p.expert_matmul(h, routes, *experts)), routes, down)
+        made, shared = p.expert_and_shared_matmul(h, routes, experts, gate_up(blk, "_shexp"))
+        shared_down = matrix(f"{blk}.ffn_down_shexp.weight")
+        return p.add_experts(x, p.silu_gate(made), routes, down, (p.silu_gate(shared), shared_down))
 
     x = p.embed(matrix("token_embd.weight"), split.vocab.start)
     for layer, cache in p.layers(caches):
@@ -211,7 +213,7 @@ def mixture_forward(
         x = p.add_product(x, attention(blk, h, cache), matrix(f"{blk}.attn_output.weight"), factor=spec.attended_scale)
         h = p.rms_norm(x, vector(f"{blk}.{spec.style.ffn_norm}"), spec.epsilon)
         if layer < spec.dense_layers:
-            x = p.add_product(x, feed_forward(blk, h), matrix(f"{blk}.ffn_down.weight"))
+            x = p.add_product(x, p.silu_gate(p.matmul(h, *gate_up(blk))), matrix(f"{blk}.ffn_down.weight"))
         else:
             x = mixture(blk, x, h)
     x = p.rms_norm(x, vector("output_norm.weight"), spec.epsilon, logits_only=True)

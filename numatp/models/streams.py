@@ -95,9 +95,9 @@ def limited_experts(
 ) -> Value:  # fmt: skip
     """What a row's experts make of it and the one that all rows go through, added up over ranks."""
     blk, matrix = f"blk.{layer}", weights.matrix
-    shared = p.matmul(h, *(matrix(f"{blk}.ffn_{name}_shexp.weight") for name in ("gate", "up")))
+    experts, shared_expert = ([matrix(f"{blk}.ffn_{name}_{kind}.weight") for name in ("gate", "up")] for kind in ("exps", "shexp"))
+    inner, shared = p.expert_and_shared_matmul(h, routes, experts, shared_expert)
     shared = p.clamped_gate(shared, 1.0, spec.shared_limits[layer], shift=0.0)
-    inner = p.expert_matmul(h, routes, *(matrix(f"{blk}.ffn_{name}_exps.weight") for name in ("gate", "up")))
     inner = p.clamped_gate(inner, 1.0, spec.limits[layer], shift=0.0)
     down, shared_down = matrix(f"{blk}.ffn_down_exps.weight"), matrix(f"{blk}.ffn_down_shexp.weight")
     return p.experts_product(inner, routes, down, (shared, shared_down))

@@ -18,6 +18,8 @@ import numpy as np
 
 from numatp.kernels.compile import Kernel, make_all_ready
 from numatp.machine import native
+from numatp.program import division
+from numatp.program.division import Tiles
 from numatp.program.layout import LINE, Layout, lay_out
 from numatp.program.values import Access, Buffer, Pointer, ThreadStride
 
@@ -51,7 +53,8 @@ class Op:
     writes: list[Access]
     matrices: Sequence["Matrix"] = ()  # weights that it multiplies with
     num_bytes: int = 0  # of them, that the whole rank reads in it for one row, for the roofline
-    pieces: int = 0  # of equal size that the threads divide those among them by share() (kernels/compile.py)
+    tiles: Tiles | None = None  # that the threads divide among them
+    together: bool = False  # with those of the op before
     barrier: bool = False
 
     @property
@@ -136,24 +139,22 @@ class Program:
         return sum(op.num_bytes for op in self.ops)
 
     @cached_property
-    def sections(self) -> Counter[tuple[tuple[int, int], ...]]:
-        """How often the weights between two barriers are such products: of each (pieces, bytes) for one row."""
-        sections: list[list[tuple[int, int]]] = [[]]
+    def sections(self) -> Counter[tuple[tuple[Tiles, ...], ...]]:
+        """How often the weights between two barriers are such products, with those in one tuple that threads divide together."""
+        sections: list[list[tuple[Tiles, ...]]] = [[]]
         for op in self.ops:
             if op.barrier:
                 sections.append([])
-            if op.pieces:
-                sections[-1].append((op.pieces, op.num_bytes))
+            if op.tiles and op.together and sections[-1]:
+                sections[-1][-1] += (op.tiles,)
+            elif op.tiles:
+                sections[-1].append((op.tiles,))
         return Counter(map(tuple, sections))
 
     def shares(self, threads: int) -> Iterator[tuple[int, np.ndarray]]:
         """Of the weights for one row: how often threads read so much between two barriers, float64 (threads,) bytes."""
-        bounds = np.arange(threads + 1)
         for section, times in self.sections.items():
-            read = np.zeros(threads)
-            for pieces, num_bytes in section:
-                read += np.diff(pieces * bounds // threads) * (num_bytes / pieces)
-            yield times, read
+            yield times, np.sum([division.shares(together, threads) for together in section], axis=0) + np.zeros(threads)
 
     def busiest_bytes(self, threads: int) -> float:
         """Of the weights for one row, what one thread would read that were the busiest of `threads` between any two barriers."""
@@ -188,19 +189,18 @@ class Builder:
 
     def add(
         self, kernel: Kernel, reads: list[Access], writes: list[Access], matrices: Sequence["Matrix"] = (),
-        num_bytes: int | None = None, pieces: int | None = None, /, **args: float | Pointer | ThreadStride,
+        num_bytes: int | None = None, tiles: Tiles | None = None, together: bool = False, /,
+        **args: float | Pointer | ThreadStride,
     ) -> None:  # fmt: skip
         """Records one op; `args` are the fields of the kernel's argument record.
 
-        matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all; pieces: that threads
-        divide those among them, if not their tiles.
+        matrices: weights that it multiplies with; num_bytes: of them, that it reads for one row, if not all; tiles: that threads
+        divide among them; together: with those of the op before.
         """
         assert args.keys() == kernel.fields.keys(), (kernel.name, set(args) ^ set(kernel.fields))
         if num_bytes is None:
             num_bytes = sum(matrix.num_bytes for matrix in matrices)
-        if pieces is None:
-            pieces = sum(matrix.tiles for matrix in matrices)
-        self._append(Op(kernel.name, kernel, Arguments(kernel.dtype, args), reads, writes, matrices, num_bytes, pieces))
+        self._append(Op(kernel.name, kernel, Arguments(kernel.dtype, args), reads, writes, matrices, num_bytes, tiles, together))
 
     def _append(self, op: Op) -> None:
         op.barrier = self._conflicts(op)
@@ -257,6 +257,18 @@ class Builder:
         names = ("team", "rows", "row_bytes", "at", "host", "take")
         record = np.array([(team, rows, row_bytes, at, host, take)], dtype=[(name, np.uint64) for name in names])
         self._append(Op("pass", native.address_of("numatp_pass"), record, reads, writes))
+
+    def hand_on(self, team: int, sums: Access) -> None:
+        """What a thread wrote of `sums` before can be read by the next thread after its next take_over()."""
+        self._meet("hand_on", {"team": team}, sums)
+
+    def take_over(self, team: int, waits: int, sums: Access) -> None:
+        """waits: address of int64 (threads,), not 0 for each that goes on with what the thread before it has handed on."""
+        self._meet("take_over", {"team": team, "waits": waits}, sums)
+
+    def _meet(self, name: str, values: dict[str, int], sums: Access) -> None:
+        arguments = Arguments(np.dtype([(field, np.uint64) for field in values]), values)
+        self._append(Op(name, native.address_of(f"numatp_{name}"), arguments, [sums], [sums]))
 
     def finish(self, keep: list[object], until_end: Sequence[Buffer] = ()) -> Program:
         """until_end: buffers that may be read when the program is done."""

@@ -5,7 +5,7 @@ Two programs are recorded from one description: for Steps of one row, where ever
 """
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -106,7 +106,7 @@ class Recorder:
         self.room = max_rows + (0 if self.private else GROUP)
         self.digests: list[str] = []  # of what, in order
         self._builder = Builder(name, site.threads)
-        self._constants: list[np.ndarray] = []
+        self._constants: dict[int, np.ndarray] = {}  # by identity
         self._zeros: dict[int, int] = {}
         self._of_ones: dict[int, int] = {}
         self._row_numbers = Buffer("row numbers")  # 0, 1, 2, ...: for kernels that take some rows, and here take all
@@ -136,11 +136,11 @@ class Recorder:
     def finish(self) -> Program:
         """Its memory is counted, and taken by Program.place."""
         self._row_numbers.address = self._constant(np.arange(self._most_rows))
-        return self._builder.finish(list(self._constants), self._until_end)
+        return self._builder.finish(list(self._constants.values()), self._until_end)
 
     def _constant(self, array: np.ndarray) -> int:
         """The address of an array that lives as long as the program."""
-        self._constants.append(array)
+        self._constants[id(array)] = array
         return array.ctypes.data
 
     def _ones(self, count: int) -> int:
@@ -201,6 +201,8 @@ class Recorder:
         routes: it is wanted at the places of their experts; x has these places or the rows of the Step.
         """
         x.check()
+        if routes and self.private and not x.most and x.heads == 1:  # every place has the one row
+            return replace(self._activation(x, format), group_bytes=0)
         kernels = quants.kernels_of(format.name)
         tiled = kernels.expand is not None
         self._tiled |= tiled

@@ -241,7 +241,7 @@ class Routes:
     buffer: Buffer
     used: int  # experts of a row
     most: int  # places at most
-    counts: Pointer
+    counts: Pointer  # of places, and of active experts
     active: Pointer
     rows_of_places: Pointer
     experts_of_places: Pointer
@@ -249,6 +249,10 @@ class Routes:
     places: Pointer
     chosen: Pointer
     shares: Pointer
+
+    @property
+    def num_active(self) -> Pointer:
+        return replace(self.counts, offset=self.counts.offset + 8)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -35,9 +35,9 @@ finite, expand = values_finite(values_at), None  # plain numbers are multiplied 
 
 
 @device
-def dot_tile(tile, x, first, pitch, units, total):
+def dot_tile(tile, x, first, pitch, units, begin, end, total):
     x = offset(x, first * 4)
-    for k in range(units * 32):
+    for k in range(begin * 32, end * 32):
         total = add_outer(total, values_at(tile, k), offset(x, k * pitch * 4))
     return total
 

@@ -75,16 +75,17 @@ finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device
-def dot_tile(tile, x, first, pitch, units, total):
-    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
-    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
-    x = offset(x, first * 32)
-    for index in range(touched(tile, units)):
+def dot_tile(tile, x, first, pitch, units, begin, end, total):
+    place, first_super = begin * pitch + first, super_of(tile, begin)
+    here = shared(tile, first_super, SUPER_BYTES, TILE_BYTES)
+    x_scales, x_starts = offset(scales(x, units * pitch), place * 4), offset(starts(x, units * pitch), place * 4)
+    x = offset(x, place * 32)
+    for index in range(first_super, touched(tile, end)):
         d = widen(load_f16x16(here, 0))
         prefetch_unit(here, SUPER_BYTES)
         here = offset(here, SUPER_BYTES)
-        begin, stop = units_of(tile, index, units)
-        for _ in range(begin, stop):
+        start, stop = units_of(tile, index, end)
+        for _ in range(start, stop):
             weights = load_values(here)
             prefetch_unit(here, TILE_BYTES)
             total = add_dot_biased(total, weights, d * widen_i8(load_i8x16(here, 256)), x, x_scales, x_starts)

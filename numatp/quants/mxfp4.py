@@ -71,10 +71,11 @@ def finite(tile, units):
 
 
 @device
-def dot_tile(tile, x, first, pitch, units, total):
-    x_scales, x_starts = offset(scales(x, units * pitch), first * 4), offset(starts(x, units * pitch), first * 4)
-    x = offset(x, first * 32)
-    for _ in range(units):
+def dot_tile(tile, x, first, pitch, units, begin, end, total):
+    place = begin * pitch + first
+    x_scales, x_starts = offset(scales(x, units * pitch), place * 4), offset(starts(x, units * pitch), place * 4)
+    tile, x = offset(tile, begin * TILE_BYTES), offset(x, place * 32)
+    for _ in range(begin, end):
         weights = load_values(tile)
         prefetch_unit(tile, TILE_BYTES)
         d = half_powers(load_i8x16(tile, 256))

@@ -70,16 +70,18 @@ finite = supers_finite(SUPER_BYTES, TILE_BYTES)
 
 
 @device
-def dot_tile(tile, x, first, pitch, units, total):
-    here = shared(tile, 0, SUPER_BYTES, TILE_BYTES)
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(half_sums(x, units * pitch), first * 4)
-    x = offset(x, first * 32)
-    for index in range(touched(tile, units)):
+def dot_tile(tile, x, first, pitch, units, begin, end, total):
+    place, first_super = begin * pitch + first, super_of(tile, begin)
+    here = shared(tile, first_super, SUPER_BYTES, TILE_BYTES)
+    x_scales = offset(scales(x, units * pitch), place * 4)
+    x_sums = offset(half_sums(x, units * pitch), (place + begin * pitch) * 4)
+    x = offset(x, place * 32)
+    for index in range(first_super, touched(tile, end)):
         d, minus_dmin = widen(load_f16x16(here, 0)), negative(widen(load_f16x16(here, 16)))
         prefetch_unit(here, SUPER_BYTES)
         here = offset(here, SUPER_BYTES)
-        begin, stop = units_of(tile, index, units)
-        for _ in range(begin, stop):
+        start, stop = units_of(tile, index, end)
+        for _ in range(start, stop):
             weights = load_pairs(here)
             prefetch_unit(here, TILE_BYTES)
             constants = offset(here, 128)

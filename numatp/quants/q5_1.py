@@ -59,10 +59,11 @@ finite = units_finite(TILE_BYTES, 320, 2)
 
 
 @device
-def dot_tile(tile, x, first, pitch, units, total):
-    x_scales, x_sums = offset(scales(x, units * pitch), first * 4), offset(block_sums(x, units * pitch), first * 4)
-    x = offset(x, first * 32)
-    for _ in range(units):
+def dot_tile(tile, x, first, pitch, units, begin, end, total):
+    place = begin * pitch + first
+    x_scales, x_sums = offset(scales(x, units * pitch), place * 4), offset(block_sums(x, units * pitch), place * 4)
+    tile, x = offset(tile, begin * TILE_BYTES), offset(x, place * 32)
+    for _ in range(begin, end):
         weights = merged(load_nibbles(tile), load_fifth_bits(offset(tile, 256)))
         prefetch_unit(tile, TILE_BYTES)
         constants = offset(tile, 320)

@@ -51,14 +51,15 @@ CACHED = ("attention", "append", "latent", "unabsorbed")  # files that exist onc
 def left_out():
     """Names of kernels that are made as others are."""
     formats = ALIKE if OWN else FORMATS.keys() - BELOW
-    return {f"matmul_{name.lower()}.{kernel}" for name in formats for kernel in ("experts", "score")}
+    made = {f"matmul_{name.lower()}.{kernel}" for name in formats for kernel in ("experts", "score")}
+    return made | {f"dealt_{name.lower()}.multiply" for name in formats}
 
 
 def all_kernels():
     """But for those that are made as others are."""
     modules = [absorbed, activation, bias, compressed, convolution, delta, exchange, experts, gate, norm, pieces, rope, sampling]
     modules += [score, softcap, sparse, streams]
-    modules += [specialize("matmul", "quant", FORMATS[name].module) for name in TESTED]
+    modules += [specialize(file, "quant", FORMATS[name].module) for file in ("matmul", "dealt") for name in TESTED]
     modules += [specialize("thin", "quant", format.module) for format in FORMATS.values() if format.block == 1]
     modules += [specialize("quantizer", "quant", FORMATS[name].module) for name in quants.writable()]
     modules += [specialize(f, "cache", f"numatp.kernels.caches.{name}") for f in CACHED for name in CACHE_TYPES]

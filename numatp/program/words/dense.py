@@ -7,14 +7,15 @@ from numatp.kernels import bias, gate, norm
 from numatp.kernels.compile import Kernel, specialize
 from numatp.kernels.layout import PART_UNITS
 from numatp.kernels.simd import LANES
-from numatp.program.recorder import Recorder
+from numatp.program.division import Tiles, tiles_of
 from numatp.program.values import ANYHOW, Access, Buffer, Pointer, Value
+from numatp.program.words.dealt import ONE_MATRIX, Dealt, Product
 from numatp.weights.matrix import Matrix, Vector, joined, neighbours, side_by_side
 
 THIN_TILES = 32  # 512 experts
 
 
-class Dense(Recorder):
+class Dense(Dealt):
     # ------------------------------------------------------------ norms
 
     def rms_norm(self, x: Value, weight: Vector, epsilon: float, logits_only: bool = False, scale: float = 1.0) -> Value:
@@ -43,36 +44,59 @@ class Dense(Recorder):
 
     def matmul(self, x: Value, *weights: Matrix, room: int = 0) -> Value:
         """(rows, sum of the matrices' rows + room): the products side by side, and columns that another op writes."""
+        made, products = self._side_by_side(x, weights, room)
+        self._multiply(*products)
+        return made
+
+    def matmuls(self, x: Value, *wanted: Sequence[Matrix]) -> list[Value]:
+        """The same for several lists of matrices, each in memory of its own. Threads divide all these products together."""
+        made = [self._side_by_side(x, weights) for weights in wanted]
+        self._multiply(*(product for _, products in made for product in products))
+        return [value for value, _ in made]
+
+    def _side_by_side(self, x: Value, weights: Sequence[Matrix], room: int = 0) -> tuple[Value, list[Product]]:
+        """What matmul returns, and those products that are yet to be recorded."""
         # Whole tiles are written: only the last matrix may end inside one.
         assert all(weight.rows % LANES == 0 for weight in (weights if room else weights[:-1])), weights[0].name
         width = sum(weight.rows for weight in weights) + room
         out = self._product_buffer(width, weights)
-        parts, first = [], 0
+        parts, products, first = [], list[Product](), 0
         for group in neighbours(weights):
             last = first + 4 * -(-joined(group).rows // LANES) * LANES
             parts.append(range(first, last))
+            part = Access(out, self._columns(joined(group).rows), parts[-1])
             # How many rows of a cut matrix a rank has must not choose the order of sums where the bits shall not depend on it.
-            thin = is_thin(joined(group)) and not (self.site.segments and any(weight.cut for weight in group))
-            product = self._thin_product if thin else self._product
-            product(x, group, Access(out, self._columns(joined(group).rows), parts[-1]))
+            if is_thin(joined(group)) and not (self.site.segments and any(weight.cut for weight in group)):
+                self._thin_product(x, group, part)
+            else:
+                products.append(self._product(x, group, part))
             first = last
         if room:
             parts.append(range(first, first + 4 * room))
-        return self._made(out, width, x.rows, parts=tuple(parts))
+        return self._made(out, width, x.rows, parts=tuple(parts)), products
 
     def _product_buffer(self, width: int, weights: Sequence[Matrix], rows: int | None = None) -> Buffer:
         """For products side by side, each in whole tiles."""
         return self._buffer(" + ".join(map(shortened, weights)), -(-width // LANES) * LANES * 4, rows=rows)
 
-    def _product(self, x: Value, weights: Sequence[Matrix], out: Access, add: bool = False) -> None:
+    def _product(self, x: Value, weights: Sequence[Matrix], out: Access, add: bool = False) -> Product:
         """out = [out +] weights x; the matrices follow each other in memory."""
+        assert not (self.private and x.most), f"{x.name}: one row"
         weight, activation = joined(weights), self._activation(x, weights[0].format)
-        panels, scratch = self._panels()
-        self._builder.add(
-            kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out, *scratch], weights,
-            weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
-            rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
-            pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add, **panels,
+        tiles, (panels, scratch) = tiles_of(weight), self._panels()
+
+        def record(together: bool) -> None:
+            self._builder.add(
+                kernel_of(weight, "matmul"), [activation.access, out] if add else [activation.access], [out, *scratch], weights,
+                None, tiles, together,
+                weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units,
+                rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, x_thread_stride=activation.thread_stride,
+                pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, add=add, **panels,
+            )  # fmt: skip
+
+        return Product(
+            weights=weights, tiles=tiles, activation=activation, out=out, counted=x.rows, active=self._constant(ONE_MATRIX),
+            record=record, add=add,
         )  # fmt: skip
 
     def _thin_product(self, x: Value, weights: Sequence[Matrix], out: Access) -> None:
@@ -84,6 +108,7 @@ class Dense(Recorder):
         if not self.private:
             self._builder.add(
                 kernels.multiply_groups, [activation.access], [replace(out, division=ANYHOW)], weights,
+                None, Tiles(weight.tiles, weight.num_bytes),
                 rows=x.rows, x=activation.pointer, x_group=activation.group_bytes, pitch=self.pitch,
                 out=out.pointer, out_stride=out.buffer.stride, **matrix,
             )  # fmt: skip
@@ -91,7 +116,8 @@ class Dense(Recorder):
         parts = -(-weight.units // PART_UNITS)
         sums = self._buffer(f"parts of {out.buffer.name}", weight.tiles * parts * LANES * 4)
         self._builder.add(
-            kernels.multiply_parts, [activation.access], [Access(sums)], weights, None, weight.tiles * parts,
+            kernels.multiply_parts, [activation.access], [Access(sums)], weights,
+            None, Tiles(weight.tiles * parts, weight.num_bytes),
             x=activation.pointer, x_thread_stride=activation.thread_stride, sums=sums.at(0), **matrix,
         )  # fmt: skip
         self._builder.add(kernels.join_parts, [Access(sums)], [out], sums=sums.at(0), out=out.pointer, **shape)

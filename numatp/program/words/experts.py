@@ -8,8 +8,9 @@ import numpy as np
 from numatp.kernels import bias, experts
 from numatp.kernels.compile import Kernel
 from numatp.kernels.rows import MANY
-from numatp.kernels.simd import LANES
+from numatp.program.division import tiles_of
 from numatp.program.values import Access, Buffer, Pointer, Router, Routes, Value
+from numatp.program.words.dealt import Product
 from numatp.program.words.dense import kernel_of
 from numatp.program.words.together import Together, in_segments
 from numatp.weights.matrix import Matrix, Vector
@@ -95,23 +96,48 @@ class Experts(Together):
 
     def expert_matmul(self, x: Value, routes: Routes, *weights: Matrix) -> Value:
         """(places, sum of an expert's rows): the products side by side; x has a row for each row of the Step, or for each place."""
+        made, products = self._expert_products(x, routes, weights)
+        self._multiply(*products)
+        return made
+
+    def expert_and_shared_matmul(
+        self, x: Value, routes: Routes, weights: Sequence[Matrix], shared: Sequence[Matrix]
+    ) -> tuple[Value, Value]:
+        """expert_matmul(x, routes, *weights) and matmul(x, *shared). Threads divide all these products together."""
+        made, products = self._expert_products(x, routes, weights)
+        beside, more = self._side_by_side(x, shared)
+        self._multiply(*products, *more)
+        return made, beside
+
+    def _expert_products(self, x: Value, routes: Routes, weights: Sequence[Matrix]) -> tuple[Value, list[Product]]:
+        """What expert_matmul returns, and the products, which are yet to be recorded."""
         width = sum(weight.rows // weight.stacked for weight in weights)
         out = self._product_buffer(width, weights, rows=routes.most)
-        parts, first = [], 0
+        parts, products, first = [], list[Product](), 0
         for weight in weights:
-            rows = weight.rows // weight.stacked
-            parts.append(range(first, first + 4 * rows))
-            activation, (panels, scratch) = self._activation(x, weight.format, routes), self._panels()
+            last = first + 4 * (weight.rows // weight.stacked)
+            parts.append(range(first, last))
+            products.append(self._expert_product(x, routes, weight, Access(out, columns=parts[-1])))
+            first = last
+        return self._made(out, width, routes.counts, most=routes.most, parts=tuple(parts)), products
+
+    def _expert_product(self, x: Value, routes: Routes, weight: Matrix, out: Access) -> Product:
+        activation, (panels, scratch) = self._activation(x, weight.format, routes), self._panels()
+        tiles = tiles_of(weight, routes.used)
+
+        def record(together: bool) -> None:
             self._builder.add(
-                kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)],
-                [Access(out, columns=parts[-1]), *scratch],
-                [weight], weight.num_bytes // weight.stacked * routes.used, rows // LANES * routes.used,
-                weights=weight.address, tiles=rows // LANES, tile_bytes=weight.tile_bytes, units=weight.units, counts=routes.counts,
-                active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
-                x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.at(first), out_stride=out.stride, **panels,
+                kernel_of(weight, "experts"), [activation.access, Access(routes.buffer)], [out, *scratch], [weight],
+                tiles.num_bytes, tiles, together,
+                weights=weight.address, tiles=weight.tiles // weight.stacked, tile_bytes=weight.tile_bytes, units=weight.units,
+                counts=routes.counts, active=routes.active, x=activation.pointer, x_group=activation.group_bytes,
+                x_thread_stride=activation.thread_stride, pitch=self.pitch, out=out.pointer, out_stride=out.buffer.stride, **panels,
             )  # fmt: skip
-            first += 4 * rows
-        return self._made(out, width, routes.counts, most=routes.most, parts=tuple(parts))
+
+        return Product(
+            weights=[weight], tiles=tiles, activation=activation, out=out, counted=routes.num_active, active=routes.active,
+            record=record, reads=[Access(routes.buffer)],
+        )  # fmt: skip
 
     def add_expert_bias(self, x: Value, routes: Routes, *biases: Vector) -> Value:
         """x + the bias of each place's expert, in x's place; x is an expert_matmul of as many matrices; biases (experts, rows)."""
@@ -137,7 +163,7 @@ class Experts(Together):
         if beside:
             self._scale(parts, x.width, factor)
             for part, (own, columns) in zip(parts, in_segments(*beside), strict=True):
-                self._product(own, [columns], part, add=True)
+                self._multiply(self._product(own, [columns], part, add=True))
             factor = 1.0
         return self._add_exchanged(parts, x, factor)
 

@@ -6,6 +6,7 @@ from numatp.kernels import softcap
 from numatp.kernels.layout import TOP_BYTES
 from numatp.kernels.score import join_scores
 from numatp.kernels.simd import LANES
+from numatp.program.division import Tiles
 from numatp.program.values import PRIVATE, Access, Buffer, ThreadStride, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.weights.matrix import Matrix
@@ -23,7 +24,7 @@ class Logits(Dense):
         site = self.site
         out = Buffer("logits", site.logit_stride, address=site.logits + first_token * 4)
         mine = Access(out, self._columns(weight.rows))
-        self._product(x, [weight], mine)
+        self._multiply(self._product(x, [weight], mine))
         if cap:
             self._builder.add(
                 softcap.cap_columns, [mine], [mine],
@@ -41,6 +42,7 @@ class Logits(Dense):
         self._builder.add(
             kernel_of(weight, "score"), [activation.access],
             [Access(parts, mine), Access(tops, mine), Access(scratch, PRIVATE), *more], [weight],
+            None, Tiles(weight.tiles, weight.num_bytes),
             weights=weight.address, tiles=weight.tiles, tile_bytes=weight.tile_bytes, units=weight.units, vocab=weight.rows,
             first_token=first_token, targets=step.targets.ctypes.data, rows=x.rows, x=activation.pointer,
             x_group=activation.group_bytes, pitch=self.pitch, scratch=scratch.at(0), scratch_thread_stride=scratch.thread_stride,

@@ -188,7 +188,7 @@ class Together(Dense):
                 self._activation(own, columns.format)  # all before the first product: one barrier
         for i, term in enumerate(terms):
             for part, (own, columns) in zip(parts, term, strict=True):
-                self._product(own, [columns], part, add=i > 0)
+                self._multiply(self._product(own, [columns], part, add=i > 0))
         if bias_ and self.site.rank == 0:  # all parts of all ranks are added up
             first = parts[0]
             self._builder.add(

@@ -67,10 +67,22 @@ def main():
                 sections.append([])
             sections[-1].append(op)
         for section in sections:
+            done = [0] * THREADS
             for thread in order:
-                for op in section:
-                    KERNEL(op.address)(op.record.ctypes.data, thread, THREADS)
+                advance(section, done, thread, len(section))
         return results()
+
+    def advance(section, done, thread, end):
+        """A thread's next ops, up to the end-th; where it goes on with what the one before it has begun, that one's up to there."""
+        while done[thread] < end:
+            op = section[done[thread]]
+            if op.name == "take_over":
+                begun = max((i for i in range(done[thread]) if section[i].name == "hand_on"), default=0)
+                if ctypes.c_int64.from_address(op.arguments.values["waits"] + 8 * thread).value:
+                    advance(section, done, thread - 1, begun)
+            elif op.name != "hand_on":
+                KERNEL(op.address)(op.record.ctypes.data, thread, THREADS)
+            done[thread] += 1
 
     orders = (range(THREADS), range(THREADS)[::-1])
     barriers = [i for i, op in enumerate(program.ops) if op.barrier]
