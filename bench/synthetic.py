@@ -1,4 +1,4 @@
-"""A GGUF file of random weights at the shape of a known model: `python bench/synthetic.py llama-3.2-1b Q4_0 FILE [--layers N]`
+"""A GGUF file of random weights at the shape of a known model: `python bench/synthetic.py llama-3.2-1b Q4_0 FILE [--layers N|A:B]`
 
 For speed and memory, which do not depend on what the weights are. MODEL is one that `numatp plan` knows. TYPE is a format (all
 matrices, and Q6_K for the matrix that makes the logits, as llama.cpp quantises), or one of llama.cpp's mixes; --pure leaves the
@@ -28,16 +28,26 @@ NVFP4_SCALES = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8
 CHUNK = 32 << 20  # bytes of a matrix that are made and written at a time
 
 
-def shape_of(name: str, layers: int | None = None) -> Shape:
-    """Of a known model, or of its first layers, of which as many are dense as in all."""
+def shape_of(name: str, layers: int | range | None = None) -> Shape:
+    """Of a known model, or of so many of its first layers, of which as many are dense as in all, or of a run of its layers."""
     shape = shapes.SHAPES[shapes.find(name)]
     if layers is None:
         return shape
-    metadata = {key: value[:layers] if isinstance(value, list) else value for key, value in shape.metadata.items()}
+    run = layers if isinstance(layers, range) else range(layers)
+    metadata = {key: value[run.start : run.stop] if isinstance(value, list) else value for key, value in shape.metadata.items()}
     dense = "leading_dense_block_count"
-    if dense in metadata:
+    if dense in metadata and not isinstance(layers, range):
         metadata[dense] = round(metadata[dense] * layers / metadata["block_count"])
-    return dataclasses.replace(shape, metadata=metadata | {"block_count": layers})
+    for key in (dense, "hash_layer_count"):  # of layers that come first
+        if key in metadata and isinstance(layers, range):
+            metadata[key] = min(max(metadata[key] - run.start, 0), len(run))
+    return dataclasses.replace(shape, metadata=metadata | {"block_count": len(run)})
+
+
+def layers_of(text: str) -> int | range:
+    """Of the option."""
+    first, colon, behind = text.partition(":")
+    return range(int(first), int(behind)) if colon else int(text)
 
 
 def add_vocabulary(writer, size):
@@ -143,7 +153,7 @@ def main():
     kinds = [*MIXES, *SCALES, *WRITTEN]
     parser.add_argument("type", choices=kinds, metavar="TYPE", help=", ".join(kinds))
     parser.add_argument("file", type=Path)
-    parser.add_argument("--layers", type=int, metavar="N", help="instead of all")
+    parser.add_argument("--layers", type=layers_of, metavar="N", help="instead of all the first ones, or A:B, a run of them")
     parser.add_argument("--pure", action="store_true", help="the matrix that makes the logits in TYPE too")
     options = parser.parse_args()
     began = time.perf_counter()

@@ -24,9 +24,10 @@ pytestmark = [pytest.mark.cores, pytest.mark.skipif(bool(cluster.reason()), reas
 # Steps of [sequence, number of tokens]: prompts alone and side by side, beside a row that decodes, and decoding together.
 STEPS = [[[0, 30]], [[0, 1], [1, 20]], [[0, 1], [1, 1]], [[0, 40], [1, 5]], [[1, 1], [0, 1]]]
 # Dense, windows and two norms, experts, recurrent, latent rows, choices of tokens, layers in parallel, sinks of attention, chunks,
-# layers that read another's cache.
+# layers that read another's cache, a residual of several rows.
 KINDS = (
     "llama", "gemma3", "qwen3moe", "qwen3next", "deepseek2-flash", "glm-dsa", "command-r", "gpt-oss", "llama4", "gemma4-e2b",
+    "glm5-next",
 )  # fmt: skip
 GENERATE = ["generate", "-p", "1, 2, 3, 4, 5,", "-n", "16", "--temp", "0", "--check-ranks", "-m"]
 
@@ -202,7 +203,9 @@ def test_steps_in_halves(hosts, tmp_path, mpich, library, each, pipeline, kinds)
 
 def test_layers_on_hosts_of_several_ranks(hosts, tmp_path, mpich):
     """Two ranks cut the layers of each host."""
-    got, _ = ask(hosts, mpich, 2, tmp_path, ("llama", "qwen3moe", "qwen3next", "deepseek2-flash"), pipeline=True)
+    got, _ = ask(
+        hosts, mpich, 2, tmp_path, ("llama", "qwen3moe", "qwen3next", "deepseek2-flash", "deepseek4", "glm5-next"), pipeline=True
+    )
     same_bits(got, tmp_path, 2)
 
 

@@ -91,11 +91,14 @@ def _pipeline(spec: Spec, hosts: Hosts, alone: Draft, job: Job, slices: Sequence
     for room in alone.rooms:
         ranks = [rank for rank in alone.ranks if alone.holder(rank.node) == room.node]
         elsewhere = sum((rank.weight_bytes + rank.cache_bytes) * (1 - part) for rank in ranks)
-        passed = [sum(alone.sections.between_hosts(seats, host, rank.rank, True) for rank in ranks) for host in range(hosts.count)]
-        rooms.append(replace(room, needed_bytes=room.needed_bytes - int(elsewhere) + max(passed)))
+        arriving = [
+            sum(alone.sections.between_hosts(seats, host, rank.rank, True) for rank in ranks) for host in range(hosts.count)
+        ]
+        rooms.append(replace(room, needed_bytes=room.needed_bytes - int(elsewhere) + max(arriving)))
     one, link = alone.prediction, hosts.link
     told = link.seconds(alone.sections.step.num_bytes, hosts.count)
-    between = (hosts.count - 1) * link.seconds(message_bytes(spec), 2) + told + link.seconds(4 * spec.sizes.vocab, 2)
+    passed = message_bytes(spec) * spec.between // spec.sizes.width
+    between = (hosts.count - 1) * link.seconds(passed, 2) + told + link.seconds(4 * spec.sizes.vocab, 2)
     empty, full = (1 / (1 / rate + between) if rate else None for rate in (one.tokens_per_second, one.tokens_per_second_full))
     return Pipeline(tuple((stage.start, stage.stop) for stage in stages), fits(rooms, alone.limit), empty, full, between)
 

@@ -24,10 +24,23 @@ class Sections:
     logits: tuple[int, int]  # (max_spans, vocab), both padded, float32, in the part of seat 0
     step: StepShape  # in the part of seat 0
     half: bool = False  # whether sums go between hosts as BF16
+    times: int = 1  # how often as much goes from layer to layer as a partial has
 
     def slice_bytes(self, wire: int, wires: int) -> int:
         """Of the wire-th slice of the columns of a partial, as ranks exchange it with other hosts."""
-        width = self.partial // self.step_rows // 4
+        return self._slice_bytes(self.partial, wire, wires)
+
+    @property
+    def passed(self) -> int:
+        """What goes from layer to layer: (max_rows + ROWS_UNIT, Spec.between) float32."""
+        return self.times * self.partial
+
+    def passed_bytes(self, wire: int, wires: int) -> int:
+        """Of the wire-th slice of its columns, as ranks pass it on to another host."""
+        return self._slice_bytes(self.passed, wire, wires)
+
+    def _slice_bytes(self, whole: int, wire: int, wires: int) -> int:
+        width = whole // self.step_rows // 4
         size = self.step_rows * slice_columns(width, wire, wires) * (2 if self.half else 4)
         if size > MOST_MESSAGE_BYTES:
             raise UserError(
@@ -53,7 +66,7 @@ class Sections:
         total += self.step.num_bytes * (seat == 0)  # of a Step in two halves the first
         if layers:
             wires = [min(mine, seats[other]) for other in (host - 1, host + 1) if 0 <= other < count]
-            return total + self.partial + sum(self.slice_bytes(seat, each) for each in wires if seat < each)
+            return total + self.passed + sum(self.passed_bytes(seat, each) for each in wires if seat < each)
         wires = [min(seats), *([1] if min(seats) > 1 else [])]  # of many rows, and those that are tried for one
         for sections, each in zip((self, self.of_one_row), wires, strict=False):
             total += sections.wire_bytes(seat, mine, each, count) if seat < each else 0
@@ -87,4 +100,5 @@ def sections_of(spec: Spec, job: Job, context: int, num_tables: int) -> Sections
         tops=max_rows * TOP_BYTES,
         digests=MOST_DIGESTS_PER_LAYER * (len(spec.layers) + 1) * 8 * job.check_ranks, logits=(rows, vocab),
         step=StepShape(max_rows, job.max_sequences, num_blocks(context), num_tables, drafts), half=wire_of(job) == "bf16",
+        times=spec.between // width,
     )  # fmt: skip

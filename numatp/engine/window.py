@@ -91,15 +91,16 @@ def passages_of(world: World, sections: Sections, layout: Layout, mine: Stage) -
 
     def passage(other: int) -> Passage:
         count = min(host.seats, seats[other])
-        sizes = [sections.slice_bytes(wire, count) for wire in range(count)]
+        sizes = [sections.passed_bytes(wire, count) for wire in range(count)]
         parts = host.map_shared(sizes + [0] * (host.seats - count))
         return Passage(other, count, sections.half, np.array([part.ctypes.data for part in parts[:count]], np.uint64))
 
-    residuals = host.map_shared([sections.partial] * host.seats)
+    residuals = host.map_shared([sections.passed] * host.seats)
     before, after = None if mine.first else passage(index - 1), None if mine.last else passage(index + 1)
     earlier = {
         piece.format.name for piece in layout.elsewhere
         if piece.rule.in_tiles and piece.rule.layer is not None and piece.rule.layer < mine.layers.start
     }  # fmt: skip
     tiled = any(quants.kernels_of(name).expand is not None for name in earlier)
-    return Passages(mine.layers, before, after, residuals[host.seat].ctypes.data, tiled)
+    width = sections.passed // sections.step_rows // 4
+    return Passages(mine.layers, before, after, width, residuals[host.seat].ctypes.data, tiled)

@@ -104,14 +104,13 @@ def _read_ratios(file: ModelFile, layers: int) -> tuple[int, ...]:
 
 
 def _layer(ratio: int, head_size: int, index_size: int, window: int, top: int) -> Layer:
-    needs = 0  # one row of a token goes from host to host, and streams are several
-    tokens = SharedRows(head_size, window, needs=needs)
+    tokens = SharedRows(head_size, window)
     if not ratio:
         return tokens
     chosen = ratio == OVERLAPPING
     entries = SharedRows(head_size, None, ratio, *((top, index_size) if chosen else ()))
     state: InSlots = Recurrent(partial(_state_bytes, head_size, index_size if chosen else 0), piece=1)
-    return Several((tokens, entries, state), needs)
+    return Several((tokens, entries, state))
 
 
 def _state_bytes(head_size: int, index_size: int, split: Split) -> int:

@@ -3,7 +3,7 @@ that an indexer chooses in runs (kernels/pools.py); the others have Kimi Delta A
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +87,15 @@ def read_spec(file: ModelFile) -> Glm5NextSpec:
     indexes = read_indexes(file, min(full, default=0))
 
     def kept(number: int, layer: Layer) -> Layer:
-        needs = 0  # one row of a token goes from host to host, and streams are several
-        if isinstance(layer, Recurrent):
-            return replace(layer, needs=needs)
-        assert isinstance(layer, Attention)
+        if not isinstance(layer, Attention):
+            return layer
+        chooser = max(i for i in full if i <= number and indexes[i])
+        needs = None if chooser == number else chooser
         seen = IndexedAttention(
             layer.key_size, layer.value_size, heads=layer.heads, top=top + every - 1, every=every,
             index_size=size if indexes[number] else 0, needs=needs,
         )  # fmt: skip
-        return Several((seen, Recurrent(partial(_pool_bytes, size, every), needs=needs)), needs) if indexes[number] else seen
+        return Several((seen, Recurrent(partial(_pool_bytes, size, every)))) if indexes[number] else seen
 
     spec = read_delta(
         file, Glm5NextSpec, Style(), kept,

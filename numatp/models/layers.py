@@ -169,7 +169,6 @@ class Recurrent(InSlots):
 
     state_bytes: Callable[[Split], int]
     piece: int = PIECE
-    needs: int | None = None  # see InBlocks
 
     def slot_bytes(self, split: Split) -> int:
         return self.state_bytes(split)

@@ -31,6 +31,11 @@ class Spec:
         return self.first_exchanges + len(self.layers) * self.layer_exchanges
 
     @property
+    def between(self) -> int:
+        """Numbers of a token that go from layer to layer."""
+        return self.sizes.width
+
+    @property
     def piece(self) -> int:
         """Tokens that change the state of recurrent layers together (InSlots), the fewest of any layer; 0: there are none."""
         return min((kept.piece for kept in parts_of(self.layers) if isinstance(kept, InSlots)), default=0)

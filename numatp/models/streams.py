@@ -27,6 +27,11 @@ class StreamsSpec(Spec):
     rounds: int  # of Sinkhorn and Knopp
     least: float  # see kernels/streams.py
 
+    @property
+    def between(self) -> int:
+        """See Spec."""
+        return STREAMS * self.sizes.width
+
 
 def read_streams(file: ModelFile) -> dict[str, Any]:
     """What StreamsSpec has more than Spec."""

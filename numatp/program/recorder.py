@@ -50,6 +50,7 @@ class Passages:
     layers: range
     before: Passage | None
     after: Passage | None
+    width: int  # numbers of a token that go from layer to layer
     residual: int  # address of this rank's (max_rows + GROUP, width) float32, the rows between layers
     tiled: bool  # whether a product of an earlier layer, on another host, may take rows through tile registers
 
@@ -119,8 +120,13 @@ class Recorder:
         self._partials = [
             Buffer(f"partial{parity}", site.width * 4, address=int(site.partials[parity][site.seat])) for parity in (0, 1)
         ]
-        row_bytes = site.width * 4
-        self._residual = Buffer("residual", row_bytes, site.passages.residual if site.passages else None, self.room * row_bytes)
+        passages, row_bytes = site.passages, site.width * 4
+        self._residual = Buffer("residual", row_bytes, num_bytes=self.room * row_bytes)
+        self._passed = self._residual  # what goes from layer to layer, and from host to host
+        if passages:
+            self._passed = Buffer("rows between layers", passages.width * 4, passages.residual)
+            if passages.width == site.width:
+                self._residual = self._passed
         self._outgoing = Buffer("outgoing", address=site.wires.outgoing if site.wires else 0)
         self._arrived = Buffer("sums of hosts", address=0)  # several pieces, see Wires
         step = site.step

@@ -10,7 +10,7 @@ import numpy as np
 
 from numatp.kernels import bias, exchange, norm, scale
 from numatp.kernels.layout import slice_columns
-from numatp.program.recorder import NoLogits, Passage, Wires
+from numatp.program.recorder import NoLogits, Passage, Passages, Wires
 from numatp.program.values import Access, Buffer, Heads, Pointer, Value
 from numatp.program.words.dense import Dense, kernel_of
 from numatp.quants.table import UNIT
@@ -31,7 +31,7 @@ class Together(Dense):
         assert weight.columns == self.site.width
         self._until_end.append(self._residual)
         if self.site.passages and self.site.passages.before:
-            return self._arrive(self.site.passages.before)
+            return self._arrive(self.site.passages.before, self.site.passages)
         partial = self._look_up(weight, first_token, range(weight.columns), scale)
         return self._exchange(partial, self._residual, weight.columns, add=False)
 
@@ -44,7 +44,7 @@ class Together(Dense):
         for layer in passages.layers if passages else range(len(caches)):
             yield layer, caches[layer]
         if passages and passages.after:
-            self._leave(passages.after, passages.residual)
+            self._leave(passages.after, passages)
         if (passages and passages.after) or self.site.half == 0:
             raise NoLogits
 
@@ -280,12 +280,13 @@ class Together(Dense):
             width=width, half=wires.half, out=out.at(0), add=add,
         )  # fmt: skip
 
-    def _leave(self, passage: Passage, residual: int) -> None:
+    def _leave(self, passage: Passage, passages: Passages) -> None:
         """The rows go to the next host, in slices: each of this host's ranks holds all of them."""
-        site, rows = self.site, Access(self._residual)
+        site, rows = self.site, Access(self._passed)
         if site.seat >= passage.count:
             return
-        width, columns = site.width, slice_columns(site.width, site.seat, passage.count)
+        width, residual = passages.width, passages.residual
+        columns = slice_columns(width, site.seat, passage.count)
         sent, at = rows, residual
         if passage.count > 1 or passage.half:
             at = int(passage.slices[site.seat])
@@ -299,9 +300,9 @@ class Together(Dense):
         row_bytes = columns * (2 if passage.half else 4)
         self._builder.pass_rows(site.team, self._rows, row_bytes, at, passage.host, False, [sent], [])
 
-    def _arrive(self, passage: Passage) -> Value:
+    def _arrive(self, passage: Passage, passages: Passages) -> Value:
         """The rows of the host before, of which each of this host's ranks takes all slices."""
-        site, width, arrived, residual = self.site, self.site.width, self._arrived, self._residual
+        site, arrived, residual, width = self.site, self._arrived, self._passed, passages.width
         lane = self._lanes(width)
         if site.seat < passage.count:
             row_bytes = slice_columns(width, site.seat, passage.count) * (2 if passage.half else 4)
