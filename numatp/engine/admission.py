@@ -89,7 +89,8 @@ class Admission:
             slot = self._prefixes.checkpoint(sequence.known, sequence.done, sequence.fed)
             if slot is not None:
                 copies.append((sequence.place, slot))
-        self._copy_states(copies)
+        if copies:
+            self._copy_states(copies)
 
     def leave(self, sequence: Sequence) -> None:
         """It waits and runs no more; its place and its blocks, if it has some, are for others."""
