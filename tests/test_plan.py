@@ -238,9 +238,9 @@ def over_hosts(model, link, count=2, machine="2x-epyc-9654", **changes):
 def test_a_link_costs_what_was_seen():
     """Exchanges between namespaces, and what is said of cards (ms of 160 exchanges of 32 KB, from and to)."""
     for link, seen in {
-        "20us:10gbit": (35, 42, 48, 86, 261), "100us:10gbit": (116, 123, 129, 162, 665), "50us:1gbit": (66, 91, 146, 415, 1239)
+        "20us:10gbit": (35, 42, 48, 86), "100us:10gbit": (116, 123, 129, 162), "50us:1gbit": (66, 91, 146, 415)
     }.items():  # fmt: skip
-        for size, us in zip((8, 2304, 8192, 38000, 98304), seen, strict=True):
+        for size, us in zip((8, 2304, 8192, 38000), seen, strict=True):
             assert read_link(link).seconds(size, 2) == pytest.approx(us * 1e-6, rel=0.2)
     assert read_link("20us:10gbit").seconds(32768, 2) == pytest.approx(80e-6, rel=0.2)
     for name, (low, high) in {"10gbe": (6.6, 9), "25gbe": (3.6, 6), "100gbe": (2, 4), "ib": (0.6, 0.9)}.items():

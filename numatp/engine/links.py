@@ -2,7 +2,7 @@
 
 An exchange of partial sums between H hosts sends each host's whole vector to the others and takes theirs, at the same time:
 
-    seconds = delay + software + (H - 1) x bytes x (1 / rate + copy), of more than LONG bytes + 4 x delay + 2 x software
+    seconds = delay + software + (H - 1) x bytes x (1 / rate + copy), of more than LONG bytes + 2 x (delay + software)
 
 delay: of the wire and the switch, one way. software: of the sending and the receiving program and their kernels, for a message of a
 few bytes. rate: of a host's sending. copy: of each byte between program and card, which TCP's kernels make and RDMA does not. LONG:
@@ -12,9 +12,10 @@ Where the constants are from. software of TCP: half a round trip of a 32 KB mess
 to 30 us on 10 GbE, 12 to 25 on 25 GbE and 10 to 20 on 100 GbE; these are recalled, of no one source, and the least of them is
 taken, as copies come on top. InfiniBand and RoCE: 1 to 3 us; MPI over 40 GbE with kernel bypass was seen at 1.93 us (a blog of
 Cisco's). For a link of one's own: our exchanges between two network namespaces of one machine with two cores, Open MPI 5.0.11,
-us, medians of 300 of 8, 2304, 8192, 38000 and 98304 B, delay and rate made by a BPF program: without any 13, 15, 18, 27, 70; with
-20 us and 10 Gbit/s 35, 42, 48, 86, 261; 100 us and 10 Gbit/s 116, 123, 129, 162, 665; 50 us and 1 Gbit/s 66, 91, 146, 415, 1239. So
-software is 13 us, a copied byte 0.3 ns, and what is asked first takes four more delays. No card was in that, and none was tried.
+us, medians of 300 of 8, 2304, 8192 and 38000 B, delay and rate made by a BPF program: without any 13, 15, 18, 27; with 20 us and
+10 Gbit/s 35, 42, 48, 86; 100 us and 10 Gbit/s 116, 123, 129, 162; 50 us and 1 Gbit/s 66, 91, 146, 415. So software is 13 us and a
+copied byte 0.3 ns. Logits of 128 kB, which go one way, took two more delays; long messages both ways at once four, where the
+emulation holds the sending core. No card was in that, and none was tried.
 """
 
 import re
@@ -47,8 +48,8 @@ class Link:
         sent = (hosts - 1) * num_bytes
         if self.seen and sent <= self.seen[-1][0]:
             return float(np.interp(sent, [size for size, _ in self.seen], [seconds for _, seconds in self.seen]))
-        asked = 4 * self.delay + 2 * self.software if num_bytes > LONG and not self.seen else 0.0
-        return self.delay + self.software + asked + sent * (1 / self.rate + self.copy)
+        asked = 2 * (num_bytes > LONG and not self.seen)
+        return (1 + asked) * (self.delay + self.software) + sent * (1 / self.rate + self.copy)
 
     @classmethod
     def measured(cls, seen: Sequence[tuple[int, float]]) -> "Link":
