@@ -180,7 +180,7 @@ def test_serving_with_layers_on_hosts(hosts, tmp_path, words_path):
     [
         ("openmpi", 1, False, (*KINDS, "minimax-m2", "deepseek4", "kimi-linear", "glm5-next")),  # also more than one sum a product
         ("mpich", 2, False, ("llama", "qwen3moe", "qwen3next")),
-        ("openmpi", 1, True, [name for name in KINDS if name != "gemma4-e2b"]),
+        ("openmpi", 1, True, [*(name for name in KINDS if name != "gemma4-e2b"), "deepseek4"]),
     ],
     ids=["1 each", "2 each", "layers"],
 )
