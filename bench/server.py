@@ -122,6 +122,8 @@ def gap(model, options):
             answer = Thread(target=stream, args=(client, ids(chances, 16), 400, came))
             answer.start()
             while len(came) < 20:
+                if not answer.is_alive():
+                    sys.exit("the stream of 400 tokens has ended before its 20th")
                 time.sleep(0.02)
             began = time.perf_counter()
             stream(client, ids(chances, options.prompt), 1)
