@@ -23,7 +23,11 @@ from numatp.quants.table import FORMATS
 WRITTEN = ("F32", "F16", "BF16", "MXFP4", "TQ2_0")  # by the gguf package; the codes of random bytes have another mean in TQ2_0
 VECTORS = {"ssm_a": -0.5}  # of which values all others are 1: a state loses half of its logarithm's softplus with each token
 # Types of which random bytes make weights.
-SCALES = {name: row.scales for name, row in FORMATS.items() if name == "NVFP4" or (row.scales and name not in WRITTEN)}
+SCALES = {
+    name: row.scales
+    for name, row in FORMATS.items()
+    if name == "NVFP4" or (row.scales and name not in WRITTEN and name in gguf.GGMLQuantizationType.__members__)
+}
 NVFP4_SCALES = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(np.arange(127, dtype=np.uint8))  # of each byte
 CHUNK = 32 << 20  # bytes of a matrix that are made and written at a time
 

@@ -120,7 +120,7 @@ def sound(draw):
     end, places = 0, {}
     for name, (kind, blocks, others, gap) in tensors.items():
         row = TENSOR_TYPES[kind]
-        dims, num_bytes = [blocks * row.block, *others], blocks * row.block_bytes * math.prod(others)
+        dims, num_bytes = [blocks * row.block, *others], (row.row_bytes + blocks * row.block_bytes) * math.prod(others)
         start = (-(-end // (alignment or 32)) + gap) * (alignment or 32)
         file.string(name)
         file.number(len(dims), 4)
@@ -223,11 +223,12 @@ def check(file, data):
     assert (file.size, len(file.tensors), len(file.metadata)) == (len(data), *struct.unpack_from("<QQ", data, 8))
     for key in file.metadata:
         plain(file.metadata[key])
-    types = {row.name: (row.block, row.block_bytes) for row in TENSOR_TYPES.values()}
+    types = {row.name: row for row in TENSOR_TYPES.values()}
     for name, info in file.tensors.items():
-        per_block, block_bytes = types[info.type]
         assert info.name == name and info.path == file.path and 1 <= len(info.shape) <= 4 and min(info.shape) > 0
-        assert info.num_bytes * per_block == math.prod(info.shape) * block_bytes and info.shape[-1] % per_block == 0
+        row, columns = types[info.type], info.shape[-1]
+        row_bytes = row.row_bytes + columns // row.block * row.block_bytes
+        assert info.num_bytes == math.prod(info.shape[:-1]) * row_bytes and columns % row.block == 0
         assert info.offset > 0 and info.offset + info.num_bytes <= len(data)
     places = sorted((info.offset, info.offset + info.num_bytes) for info in file.tensors.values())
     assert all(one[1] <= other[0] for one, other in itertools.pairwise(places))

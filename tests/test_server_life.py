@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -157,18 +158,32 @@ def cpu_ns(process):
 # ---------------------------------------------------------------- start
 
 
-def test_a_port_that_answers_before_the_model_is_there(model_path):
-    for _ in range(5):  # on a busy machine a load may be over before this process has its turn
-        server = Server(model_path, "--ranks", 1, "-c", 512, "--api-key", "a-key,another", "-to", 0.2)
-        first = server.client.get("/health")  # most of a load is still to come
-        if first.status_code == 503:
-            break
-        server.close()
+# numatp, whose load waits for a file.
+WAITING = """
+import os, sys, time
+from numatp.weights.load import Weights
+load, file = Weights.load, sys.argv[1]
+def after_file(*arguments):
+    while not os.path.exists(file):
+        time.sleep(0.01)
+    load(*arguments)
+Weights.load = after_file
+from numatp.cli.main import main
+del sys.argv[1:3]
+main()
+"""
+
+
+def test_a_port_that_answers_before_the_model_is_there(model_path, tmp_path):
+    launcher = (sys.executable, "-c", WAITING, tmp_path / "loads")
+    server = Server(model_path, "--ranks", 1, "-c", 512, "--api-key", "a-key,another", "-to", 0.2, launcher=launcher)
     try:
+        first = server.client.get("/health")
         assert first.status_code == 503 and first.json()["status"] == "loading"
         for_all = {"authorization": "Bearer a-key"}
         early = server.post(CHAT, {"messages": HELLO}, headers=for_all)
         assert early.status_code == 503 and early.json()["error"]["message"] == "Loading model" and early.headers["retry-after"]
+        (tmp_path / "loads").touch()
         server.ready()
         check_keys(server)
         late = server.post(CHAT, ENDLESS, headers=for_all)

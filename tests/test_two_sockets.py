@@ -27,10 +27,8 @@ MAKE_GROUP = (
     "echo 0-1 > cpuset.cpus && echo 0 > cpuset.mems"
 )
 ON_NODE_0 = ("bind", 0)  # as numactl --membind=0
-# What waits starts no process, which takes the emulator as long as many instructions of the ranks; what is read from 7 never comes.
-REST = "read -rt 0.5 -u 7"
 # When it has begun, and its process, where mpirun has started `numatp audit` or `numatp generate`.
-AFTER_RANK_1 = f"until read -rd '' text </tmp/err; [[ $text == *'rank 1 on node 1'* ]]; do {REST}; done"
+AFTER_RANK_1 = "until grep -q 'rank 1 on node 1' /tmp/err; do sleep 0.5; done"
 RANK_1 = "for p in $(pgrep -f numatp); do grep -qz OMPI_COMM_WORLD_RANK=1 /proc/$p/environ && echo $p; done | tail -1"
 
 
@@ -76,11 +74,13 @@ def texts(folder):
 
 
 def killed(command, seen):
-    """Kills rank 1 when more bytes than `seen` were written. Said then: which it was, and which processes and files are left."""
+    """Kills rank 1 when more bytes than `seen` were written. Said then: which it was, and which processes and files are left.
+
+    What waits here starts few processes, each of which the emulator would rather give to the ranks.
+    """
     return (
-        f"export LC_ALL=C; mkfifo /tmp/never; exec 7<>/tmp/never; {command} >/tmp/out 2>/tmp/err & job=$!; "
-        f"{AFTER_RANK_1}; victim=$({RANK_1}); "
-        f"until read -rd '' -N {seen + 1} text </tmp/out; do {REST}; done; "
+        f"export LC_ALL=C; {command} >/tmp/out 2>/tmp/err & job=$!; {AFTER_RANK_1}; victim=$({RANK_1}); "
+        f"until read -rd '' -N {seen + 1} text </tmp/out; do sleep 0.5; done; "
         "kill -9 $victim; wait $job; status=$?; cat /tmp/out; cat /tmp/err >&2; echo; echo victim $victim; "
         "echo left $(pgrep -x numatp) $(ls /dev/shm); exit $status"
     )
